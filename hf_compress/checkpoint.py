@@ -1,0 +1,98 @@
+"""Saving a compressed model: a folder that `from_pretrained` reads, once the model is what its recipe promises."""
+
+import copy
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_compress.quantization import fake_quantized
+from hf_compress.quantizer import CompressionConfig, CompressionQuantizer
+from hf_compress.recipe import Recipe
+from hf_compress.sparsity import zero_counts
+from hf_compress.targets import prunable, quantizable
+
+RECIPE_NAME = "recipe.json"
+
+
+def save_compressed(
+    model: PreTrainedModel,
+    folder: str | Path,
+    recipe: Recipe,
+    processing_class: PreTrainedTokenizerBase | None = None,
+) -> Path:
+    """The folder with the compressed `model`, which it is written to: weights, config, recipe and tokenizer.
+
+    After `import hf_compress`, `AutoModelFor*.from_pretrained(folder)` gives a model whose logits equal those of the
+    trained one bit for bit on the same device. The model itself is left as it is. The folder appears when it is
+    complete, never half-written.
+
+    Args:
+        model: as it came out of training with the callbacks of `recipe`.
+        folder: a path that does not exist yet, or an empty folder.
+        processing_class: the tokenizer, saved beside the model if given.
+
+    Raises:
+        ValueError: the folder is not empty, or the model is not what the recipe promises: too few zeros, or layers that
+            were never quantized.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"`{folder}` is not empty. Give a new folder for the compressed checkpoint, or remove that one."
+        )
+    _check_promise(model, recipe)
+    config = CompressionConfig(
+        scheme=asdict(recipe.quantization.scheme) if recipe.quantization.enabled else None,
+        quantized=[target.name for target in quantizable(model, recipe.quantization.quant_exclude)]
+        if recipe.quantization.enabled
+        else [],
+        pruned=[target.name for target in prunable(model, recipe.pruning.prune_exclude)]
+        if recipe.pruning.enabled
+        else [],
+    )
+    packs = bool(config.quantized or config.pruned)
+    # Modules and weights are shared with the model; only what saving writes to is our own.
+    shallow = copy.copy(model)
+    shallow.config = copy.deepcopy(model.config)
+    shallow.hf_quantizer = CompressionQuantizer(config) if packs else None
+    shallow.config.quantization_config = config if packs else None
+    if not packs:
+        del shallow.config.quantization_config
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    shallow.save_pretrained(aside, save_original_format=not packs)
+    if processing_class is not None:
+        processing_class.save_pretrained(aside)
+    recipe.save(aside / RECIPE_NAME)
+    if folder.exists():
+        folder.rmdir()
+    return aside.rename(folder)
+
+
+def _check_promise(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Refuse a model that is denser than the recipe says, or not quantized where it says so."""
+    if recipe.pruning.enabled:
+        weights = [target.weight for target in prunable(model, recipe.pruning.prune_exclude)]
+        numbers = [weight.numel() for weight in weights]
+        zeros = sum(numbers) - sum(int(weight.count_nonzero()) for weight in weights)
+        if zeros < sum(zero_counts(numbers, recipe.pruning.prune_sparsity, recipe.pruning.prune_scope)):
+            raise ValueError(
+                f"the recipe asks for `--prune_sparsity {recipe.pruning.prune_sparsity}`, the model has {zeros / sum(numbers):.4f} "
+                "of its prunable weights at zero. Train it with `callbacks=recipe.callbacks()` until `--prune_end`."
+            )
+    if recipe.quantization.enabled:
+        layers = fake_quantized(model)
+        missing = [
+            name
+            for name in [target.name for target in quantizable(model, recipe.quantization.quant_exclude)]
+            if name not in layers
+        ]
+        idle = [name for name, layer in layers.items() if not layer.ready]
+        if missing or idle:
+            raise ValueError(
+                f"the recipe asks for `--quant_scheme {recipe.quantization.quant_scheme}`, but {len(missing) + len(idle)} "
+                f"layers, such as {(missing + idle)[0]}, were not trained for it. Train with `callbacks=recipe.callbacks()` "
+                "beyond `--quant_begin`."
+            )

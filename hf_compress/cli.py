@@ -1,0 +1,166 @@
+"""The program `hf-compress`: look into a compressed model, push it, see a demonstration."""
+
+# Nothing heavy is imported up here: `hf-compress --help` must not wait for torch.
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from hf_compress.inventory import TensorFacts
+
+app = typer.Typer(
+    help="Distil, prune and quantize Transformers models inside the Trainer; look at and share what comes out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@contextmanager
+def _clean_errors() -> Iterator[None]:
+    """Errors that are the user's to mend become one message and exit status 1; all others keep their traceback."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except (ValueError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def inspect(
+    path_or_repo: Annotated[str, typer.Argument(metavar="PATH_OR_REPO", help="A compressed folder, or its Hub id.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="One line per stored tensor, not per layer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Facts of every tensor, as JSON.")] = False,
+) -> None:
+    """Show what a compressed model consists of: bits per weight, sparsity, bytes on disk, entropy bound."""
+    with _clean_errors():
+        from hf_compress import inventory
+
+        folder = _local(path_or_repo)
+        facts = inventory.tensors(folder)
+        if as_json:
+            typer.echo(
+                json.dumps({"tensors": [_row(fact.name, [fact]) for fact in facts], "total": _row("total", facts)})
+            )
+            return
+        on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        # A pipe has no width to fit into, and folded names cannot be searched.
+        console = Console() if sys.stdout.isatty() else Console(width=200)
+        console.print(_table(facts, by_tensor=tensors))
+        console.print(f"{path_or_repo}: {on_disk:,} bytes in safetensors files with headers", highlight=False)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A finished folder: weights, report and card.")],
+    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub; created if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Hide a repository that is created.")] = False,
+) -> None:
+    """Upload a finished folder to the Hub in one commit, after checking that card and report agree."""
+    with _clean_errors():
+        from hf_compress import hub
+
+        typer.echo(hub.push(folder, repo_id, private=private))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the result.")] = Path("demo"),
+) -> None:
+    """Train a small teacher on synthetic sentences and compress it with all three methods, without the Hub."""
+    with _clean_errors():
+        from hf_compress import demo as demonstration
+
+        demonstration.main(out)
+
+
+def _local(path_or_repo: str) -> Path:
+    """The folder with the model: the path itself, or the files that `inspect` needs, fetched from the Hub."""
+    path = Path(path_or_repo)
+    if path.exists():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path_or_repo, allow_patterns=["*.json", "model.safetensors"]))
+    except HFValidationError as error:
+        raise ValueError(f"PATH_OR_REPO must be a folder or a Hub id; {path_or_repo!r} is neither. {error}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"There is no folder {path_or_repo}, and the Hub did not give it: {error}") from error
+
+
+def _row(name: str, facts: Sequence["TensorFacts"]) -> dict[str, Any]:
+    """The facts of one tensor, or the sums of several, under the name `name`."""
+    numel, stored = sum(fact.numel for fact in facts), sum(fact.stored_bytes for fact in facts)
+    return {
+        "name": name,
+        "part": facts[0].part if len({fact.part for fact in facts}) == 1 else None,
+        "shape": list(facts[0].shape) if len(facts) == 1 else None,
+        "weights": numel,
+        "bits_per_weight": 8 * stored / numel if numel else 0.0,
+        "sparsity": sum(fact.sparsity * fact.numel for fact in facts) / numel if numel else 0.0,
+        "dense_bytes": sum(fact.dense_bytes for fact in facts),
+        "stored_bytes": stored,
+        "entropy_bytes": round(sum(fact.entropy_bytes for fact in facts)),
+        "codec": facts[0].codec if len({fact.codec for fact in facts}) == 1 else None,
+    }
+
+
+def _layer(fact: "TensorFacts") -> str:
+    """The group of a tensor: its name up to the layer's number, or else its part of the model."""
+    pieces = fact.name.split(".")
+    numbers = [index for index, piece in enumerate(pieces) if piece.isdecimal()]
+    if numbers:
+        return ".".join(pieces[: numbers[0] + 1])
+    return "rest of the encoder" if fact.part == "encoder" else fact.part
+
+
+def _grouped(facts: Sequence["TensorFacts"]) -> dict[str, list["TensorFacts"]]:
+    """The tensors by layer, in the order of the model: embeddings, layers by their number, the rest, the head."""
+    groups: dict[str, list[TensorFacts]] = {}
+    for fact in facts:
+        groups.setdefault(_layer(fact), []).append(fact)
+
+    def place(name: str) -> tuple[int, str, int]:
+        prefix, _, last = name.rpartition(".")
+        number = int(last) if last.isdecimal() else sys.maxsize
+        return ("embeddings", "encoder", "head").index(groups[name][0].part), prefix or "~", number
+
+    return {name: groups[name] for name in sorted(groups, key=place)}
+
+
+def _table(facts: Sequence["TensorFacts"], *, by_tensor: bool) -> Table:
+    table = Table(
+        box=box.SIMPLE,
+        caption="bits: on disk, per weight. entropy: the order-0 bound in bytes. fp32: bytes of the dense tensor.",
+        caption_justify="left",
+    )
+    table.add_column("tensor" if by_tensor else "part or layer", overflow="fold")
+    for heading in ("shape" if by_tensor else "weights", "bits", "zeros", "bytes", "entropy", "fp32"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    groups = {fact.name: [fact] for fact in facts} if by_tensor else _grouped(facts)
+    rows = [_row(name, group) for name, group in groups.items()]
+    for row in [*rows, _row("total", facts)]:
+        if row["name"] == "total":
+            table.add_section()
+        table.add_row(
+            row["name"],
+            " x ".join(map(str, row["shape"])) if by_tensor and row["shape"] is not None else f"{row['weights']:,}",
+            f"{row['bits_per_weight']:.2f}",
+            f"{100 * row['sparsity']:.1f} %",
+            f"{row['stored_bytes']:,}",
+            f"{row['entropy_bytes']:,}",
+            f"{row['dense_bytes']:,}",
+        )
+    return table

@@ -1,0 +1,308 @@
+"""Knowledge distillation: the arguments, and the mixin that teaches any Trainer to learn from a teacher."""
+
+import contextlib
+import copy
+import inspect
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
+
+from hf_compress.heads import Head, bare, find_head
+from hf_compress.losses import BINARY_LOSSES, LOSSES, mse
+from hf_compress.options import changed
+from hf_compress.teacher import SELF, check_separate, check_tokenizer, freeze, load_teacher, match_teacher
+
+TERMS = ("distill_loss", "label_loss")
+# Arguments of a forward that would make the teacher compute a loss.
+LABELS = {"labels", "label", "label_ids", "shift_labels", "start_positions", "end_positions"}
+
+
+@dataclass
+class DistillationArguments:
+    """Options of knowledge distillation; off unless `distill_teacher` is given."""
+
+    distill_teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "The teacher: a path, a Hub id, or `self` for a frozen copy of the model as training finds it."
+        },
+    )
+    distill_loss: str = field(
+        default="kl",
+        metadata={
+            "choices": list(LOSSES),
+            "help": "Distance to the teacher. `kl`: divergence of the softened distributions. `ce`: cross-entropy "
+            "with the teacher's soft labels. `mse`: squared difference of logits, which regression always uses.",
+        },
+    )
+    distill_temperature: float = field(
+        default=2.0,
+        metadata={"help": "Divides both models' logits in `kl` and `ce`; above 0. Higher is softer."},
+    )
+    distill_alpha: float = field(
+        default=0.9,
+        metadata={"help": "Weight of the distillation loss, in [0, 1]; the loss on the labels has the rest."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.distill_teacher is not None and not self.distill_teacher.strip():
+            raise ValueError(
+                f"`--distill_teacher` must be a path, a Hub id or `{SELF}`, got an empty name. Leave the option out "
+                "to train without a teacher."
+            )
+        if self.distill_loss not in LOSSES:
+            raise ValueError(
+                f"`--distill_loss` must be one of {', '.join(LOSSES)}, got {self.distill_loss!r}. Choose one of them."
+            )
+        if not (math.isfinite(self.distill_temperature) and self.distill_temperature > 0):
+            raise ValueError(
+                f"`--distill_temperature` must be a number above 0, got {self.distill_temperature}. Values from 1 to "
+                "10 are usual."
+            )
+        if not 0 <= self.distill_alpha <= 1:
+            raise ValueError(
+                f"`--distill_alpha` must lie in [0, 1], got {self.distill_alpha}. It is the weight of the "
+                "distillation loss; 0.9 leaves 0.1 for the labels."
+            )
+        if self.distill_loss == "mse" and "distill_temperature" in changed(self):
+            warnings.warn(
+                f"`--distill_temperature {self.distill_temperature}` has no effect with `--distill_loss mse`, which "
+                "compares the logits themselves. Leave it out.",
+                stacklevel=3,
+            )
+
+    @property
+    def enabled(self) -> bool:
+        return self.distill_teacher is not None
+
+
+class DistillationMixin(Trainer):
+    """A `Trainer` that also learns from a teacher; put it before any other Trainer class to mix it in.
+
+    With `d` the distillation loss and `l` the loss on the labels, training minimises
+    `distill_alpha * d + (1 - distill_alpha) * l`, both being means over the positions that count (`Head`). Both
+    appear in the logs beside `loss`. Evaluation is the plain Trainer's: `eval_loss` is the loss on the labels and the
+    teacher costs nothing. Without a teacher the class is the plain Trainer, to the last bit, except for the next
+    paragraph.
+
+    **Accumulation and processes.** Transformers lets a model divide its loss by `num_items_in_batch`, the count of
+    labels in the whole accumulated batch, and takes for granted that every model whose forward has `**kwargs` does.
+    Few do: the classification heads of BERT and most others take the mean over the micro-batch whatever they are
+    given, which makes gradients too large by the number of accumulation steps. Nothing here asks which do: under
+    accumulation or on several processes a model with a known head is left to take its mean, and that mean is weighted
+    by the micro-batch's share of the counted positions. 4 x 4 is 16 x 1, also where counts are uneven. Two cases stay
+    as Transformers has them: a causal language model without a teacher, which it gets right, and a
+    `compute_loss_func` of the user's.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: PreTrainedModel | None = None,
+        distillation: DistillationArguments | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Takes what the Trainer class takes, and a teacher.
+
+        Args:
+            teacher: a model for the same task and vocabulary. It is put in evaluation mode, its gradients are switched
+                off and it moves to the training device; its dtype stays. It must not share weights with `model`.
+            distillation: the settings; `distill_teacher` in it is the other way to give a teacher.
+
+        Raises:
+            ValueError: two teachers, a teacher that does not fit the model, or a setting that excludes a teacher.
+        """
+        self.distillation = distillation or DistillationArguments()
+        model = args[0] if args else kwargs.get("model")
+        self._check_choice(model, teacher)
+        if self.distillation.distill_teacher == SELF:
+            # Before `super().__init__`, whose `on_init_end` lets callbacks replace the model's layers.
+            teacher = copy.deepcopy(model)
+        super().__init__(*args, **kwargs)
+        self.teacher = teacher
+        self.head: Head | None = None
+        if self.distillation.enabled or teacher is not None:
+            self.head = find_head(self.model)
+            self._set_up_teacher()
+        else:
+            # Transformers trains models with heads that nothing here knows; without a teacher nothing has to.
+            with contextlib.suppress(ValueError):
+                self.head = find_head(self.model)
+        self._sums: Tensor | None = None
+        self._summed_steps = 0
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of one optimizer step, and how many positions count in them on all processes together."""
+        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        if not self._weighs_batches:
+            return batches, num_items_in_batch
+        assert self.head is not None
+        counts = [self.head.count(batch) if isinstance(batch, Mapping) else None for batch in batches]
+        known = [count.to(self.args.device) for count in counts if count is not None]
+        if not known or len(known) < len(counts):
+            return batches, None
+        total = torch.stack(known).sum()
+        if self.args.average_tokens_across_devices:
+            total = self.accelerator.gather(total).sum()
+        return batches, total
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The loss of one micro-batch: plain in evaluation, mixed with the distillation loss in training.
+
+        Where batches are weighed (accumulation, several processes) it is the micro-batch's share of the mean over the
+        whole accumulated batch, so that the shares add up to that mean.
+        """
+        if not model.training or (self.teacher is None and not self._weighs_batches):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        assert self.head is not None
+        # A micro-batch whose labels all are -100 has no mean, even with no weight: 0 * NaN is NaN.
+        labelled = self.head.relabelled(inputs, fill_empty=self._weighs_batches)
+        share: Tensor | float = 1.0
+        if self._weighs_batches:
+            share = self._share(inputs, num_items_in_batch)
+            num_items_in_batch = None
+            # Here rather than in __init__: a subclass that overrides this method answers for its own loss.
+            self.loss_is_scaled_for_ga = True
+        label_loss, outputs = super().compute_loss(model, labelled, True, num_items_in_batch)
+        if self.teacher is None:
+            loss = label_loss * share
+        else:
+            label_loss = label_loss.mean() * share  # `nn.DataParallel` returns one loss per device
+            distill_loss = self._distance(outputs, self._teach(model, inputs), inputs) * share
+            alpha = self.distillation.distill_alpha
+            loss = alpha * distill_loss + (1 - alpha) * label_loss
+            self._record(distill_loss, label_loss)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds `distill_loss` and `label_loss` beside `loss`: means over the steps since they were logged last."""
+        if "loss" in logs and self._sums is not None and self._summed_steps:
+            sums = self.accelerator.gather(self._sums).reshape(-1, len(TERMS)).mean(0)
+            terms = dict(zip(TERMS, (sums / self._summed_steps).tolist(), strict=True))
+            logs = {"loss": logs["loss"], **terms, **logs}
+        if "loss" in logs or "train_loss" in logs:
+            self._sums, self._summed_steps = None, 0
+        super().log(logs, *args, **kwargs)
+
+    @property
+    def _weighs_batches(self) -> bool:
+        """Whether the loss of a micro-batch is weighted here rather than by the model or by Trainer."""
+        if self.head is None or self.compute_loss_func is not None:
+            return False
+        if self.head.kind == "causal" and self.teacher is None and self.model_accepts_loss_kwargs:
+            return False
+        # Trainer may count a causal model's first labels, which nothing predicts: with a teacher both terms are means.
+        taught_causal = self.head.kind == "causal" and self.teacher is not None
+        return taught_causal or self.args.gradient_accumulation_steps > 1 or self.accelerator.num_processes > 1
+
+    def _share(self, inputs: Mapping[str, Any], total: Tensor | int | None) -> Tensor | float:
+        """The weight of this micro-batch's mean in the mean over the accumulated batch."""
+        assert self.head is not None
+        count = self.head.count(inputs)
+        if count is None or total is None:
+            return 1 / self.current_gradient_accumulation_steps
+        # Gradients (and logged losses) are averaged over processes; a share of the total over all has to be summed.
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        total = torch.as_tensor(total, device=self.args.device)
+        return count.to(self.args.device) * processes / total.clamp(min=1)
+
+    def _teach(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """The teacher's outputs for the inputs that its forward takes, labels left out."""
+        assert self.teacher is not None
+        assert self.head is not None
+        taken = {name: value for name, value in inputs.items() if name in self._teacher_inputs}
+        if self.head.kind == "seq2seq" and "decoder_input_ids" not in taken:
+            taken["decoder_input_ids"] = bare(model).prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+        if self._teacher_caches:
+            taken["use_cache"] = False
+        with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
+            return self.teacher(**taken)
+
+    def _distance(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """The distillation loss: a mean over the positions that count, and over the two ends of an answer."""
+        assert self.head is not None
+        problem = self.head.problem(inputs)
+        losses = BINARY_LOSSES if problem == "multi_label_classification" else LOSSES
+        loss = mse if problem == "regression" else losses[self.distillation.distill_loss]
+        means = []
+        for ours, theirs in zip(
+            self.head.positions(student, inputs), self.head.positions(teacher, inputs), strict=True
+        ):
+            theirs = theirs.to(ours)
+            if self._teacher_classes is not None:
+                theirs = theirs[:, self._teacher_classes]
+            distances = loss(ours, theirs, self.distillation.distill_temperature)
+            means.append(distances.sum() / max(len(distances), 1))
+        return torch.stack(means).mean()
+
+    def _record(self, *terms: Tensor) -> None:
+        """Adds the terms to what the next log line shows, on the device: reading them would stop it at every step."""
+        sums = torch.stack([term.detach().float() for term in terms])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._summed_steps += int(self.accelerator.sync_gradients)
+
+    def _check_choice(self, model: Any, teacher: PreTrainedModel | None) -> None:
+        """Refuses what cannot be meant, before anything is loaded or changed."""
+        settings = self.distillation
+        if teacher is None and not settings.enabled:
+            for option in changed(settings):
+                warnings.warn(
+                    f"`--{option} {getattr(settings, option)}` has no effect without a teacher. Give "
+                    "`--distill_teacher`, or leave the option out.",
+                    stacklevel=4,
+                )
+            return
+        if teacher is not None and settings.enabled:
+            raise ValueError(
+                f"There are two teachers: `teacher` is a {type(teacher).__name__} and `--distill_teacher` is "
+                f"{settings.distill_teacher!r}. Give one of them."
+            )
+        if settings.distill_teacher == SELF and not isinstance(model, nn.Module):
+            raise ValueError(
+                f"`--distill_teacher {SELF}` copies the model that the trainer is given, but it was given "
+                f"{'`model_init`' if model is None else type(model).__name__} instead. Pass a loaded `model`, or the "
+                "path of a teacher."
+            )
+        if teacher is not None and isinstance(model, nn.Module):
+            check_separate(model, teacher)
+
+    def _set_up_teacher(self) -> None:
+        """Loads the teacher where only its name is known, checks that it fits the student, and freezes it."""
+        assert self.head is not None
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "`compute_loss_func` cannot be combined with a teacher, because it does not say whether it returns a "
+                "mean or a share of the accumulated batch. Drop it, or override `compute_loss` in a subclass of the "
+                "trainer."
+            )
+        name = self.distillation.distill_teacher
+        if self.teacher is None:
+            assert name is not None
+            self.teacher = load_teacher(name, self.head)
+            check_tokenizer(name, self.processing_class)
+        order = match_teacher(self.model, self.teacher)
+        self._teacher_classes = None if order is None else torch.tensor(order, device=self.args.device)
+        freeze(self.teacher, self.args.device)
+        arguments = set(inspect.signature(bare(self.teacher).forward).parameters)
+        self._teacher_inputs = arguments - LABELS - set(self.label_names)
+        self._teacher_caches = "use_cache" in arguments
+
+
+class DistillationTrainer(DistillationMixin):
+    """`transformers.Trainer` with a teacher; see `DistillationMixin`."""
+
+
+class Seq2SeqDistillationTrainer(DistillationMixin, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` with a teacher; see `DistillationMixin`."""

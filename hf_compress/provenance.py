@@ -1,0 +1,104 @@
+"""Where a result came from: the command, the settings, the software and the machine, as found and never as typed."""
+
+import os
+import platform
+import re
+import shlex
+import sys
+from dataclasses import fields
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+PACKAGES = ("hf-compress", "transformers", "torch", "accelerate", "datasets", "tokenizers")
+# What every report states, and what it states when it is not the default of this Transformers.
+ALWAYS = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "per_device_train_batch_size", "optim")
+UNLESS_DEFAULT = (
+    "max_steps",
+    "gradient_accumulation_steps",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "bf16",
+    "fp16",
+    "bf16_full_eval",
+    "fp16_full_eval",
+    "tf32",
+    "data_seed",
+    "full_determinism",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "gradient_checkpointing",
+    "torch_compile",
+    "neftune_noise_alpha",
+)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def command() -> str:
+    """The command line of this process, quoted for a shell, with paths as they were given."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is not None:
+        return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *sys.argv[1:]])
+    program = sys.argv[0]
+    if program.endswith(".py"):
+        return shlex.join(["python", *sys.argv])
+    # An installed program: the shell found it, and its folder is of this machine only.
+    return shlex.join([Path(program).name or "python", *sys.argv[1:]])
+
+
+def hyperparameters(arguments: TrainingArguments) -> dict[str, Any]:
+    """The settings of `arguments` that shape a result: the main ones always, the others if not the default."""
+    defaults = {field.name: field.default for field in fields(arguments)}
+    values = {name: getattr(arguments, name) for name in (*ALWAYS, *UNLESS_DEFAULT)}
+    # Some switches are None by default and False once the arguments are complete: off either way.
+    kept = {n: v for n, v in values.items() if n in ALWAYS or not (v == defaults[n] or v is None or v is False)}
+    if arguments.max_steps > 0:
+        kept.pop("num_train_epochs")  # which then has no effect
+    if arguments.world_size > 1:
+        kept["processes"] = arguments.world_size
+    return {name: value.value if isinstance(value, Enum) else value for name, value in kept.items()}
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide numbers; "not installed" for one that is not."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package.replace("-", "_")] = version(package)
+        except PackageNotFoundError:
+            found[package.replace("-", "_")] = "not installed"
+    return found
+
+
+def hardware(device: torch.device) -> str:
+    """The GPUs by name and number, or the CPU by name and the number of cores that this process may use."""
+    if device.type == "cuda":
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return f"{_processor()}, {cores} cores"
+
+
+def hub_id(name: str) -> str | None:
+    """`name` if it can only be the id of a Hub model ("owner/name", and no folder here is called so), else None.
+
+    An id without an owner ("bert-base-uncased") looks like a folder that is gone, and has to be declared as an id.
+    """
+    return name if HUB_ID.fullmatch(name) and not Path(name).exists() else None
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        found = re.search(r"^model name\s*:\s*(.+)$", information.read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()

@@ -1,0 +1,291 @@
+"""Gradual magnitude pruning: the arguments, and the callback that sets the smallest weights to zero in any Trainer."""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_compress.options import warn_idle
+from hf_compress.sparsity import CRITERIA, SCHEDULES, SCOPES, Scope, disagreements, zero_counts
+from hf_compress.targets import Target, prunable
+
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # The integers as wide as a weight, by bytes.
+
+
+@dataclass
+class PruningArguments:
+    """Options of gradual magnitude pruning; off unless `prune_sparsity` is above 0."""
+
+    prune_sparsity: float = field(
+        default=0.0,
+        metadata={"help": "Share of the weights of the body's linear layers to set to zero, in [0, 1); 0: none."},
+    )
+    prune_schedule: str = field(
+        default="cubic",
+        metadata={
+            "choices": list(SCHEDULES),
+            "help": "How sparsity grows. `cubic`: fast at first, then ever slower. `linear`: evenly.",
+        },
+    )
+    prune_initial_sparsity: float = field(
+        default=0.0,
+        metadata={"help": "Share of weights set to zero at `prune_begin` already, in [0, `prune_sparsity`]."},
+    )
+    prune_begin: float = field(
+        default=0.1,
+        metadata={"help": "Share of training, in [0, 1], after which pruning begins."},
+    )
+    prune_end: float = field(
+        default=0.6,
+        metadata={"help": "Share of training, in (`prune_begin`, 1], after which the sparsity is reached and kept."},
+    )
+    prune_every: int = field(
+        default=10,
+        metadata={"help": "Optimizer steps, at least 1, from one choice of the weights to prune to the next."},
+    )
+    prune_scope: str = field(
+        default="layer",
+        metadata={
+            "choices": list(SCOPES),
+            "help": "`layer`: every layer reaches the sparsity. `global`: all together do, some more and some less.",
+        },
+    )
+    prune_exclude: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Regular expressions; layers in whose name one is found stay dense."},
+    )
+
+    @property
+    def enabled(self) -> bool:
+        return self.prune_sparsity > 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prune_sparsity < 1:
+            raise ValueError(
+                f"`--prune_sparsity` must be a share of weights in [0, 1); got {self.prune_sparsity}. Give 0.6 to set "
+                "60 % of the weights to zero, or 0 to prune nothing."
+            )
+        if not 0 <= self.prune_begin <= 1:
+            raise ValueError(
+                f"`--prune_begin` must be a share of training in [0, 1]; got {self.prune_begin}. Give 0.1 to begin "
+                "after the first tenth of the steps."
+            )
+        if not self.prune_begin < self.prune_end <= 1:
+            raise ValueError(
+                f"`--prune_end` must be a share of training in (`--prune_begin`, 1] = ({self.prune_begin}, 1]; got "
+                f"{self.prune_end}. Raise it, or lower `--prune_begin`; 0.6 leaves the last 40 % of the steps to "
+                "recover in."
+            )
+        if not self.prune_every >= 1:
+            raise ValueError(
+                f"`--prune_every` must be at least 1 optimizer step; got {self.prune_every}. Give 10 to choose the "
+                "weights anew every ten steps."
+            )
+        for option, choices in (("prune_schedule", SCHEDULES), ("prune_scope", SCOPES)):
+            if getattr(self, option) not in choices:
+                raise ValueError(
+                    f"`--{option}` must be one of {', '.join(choices)}; got {getattr(self, option)!r}. Choose one of "
+                    "them."
+                )
+        if not self.enabled:
+            warn_idle(self, "prune_sparsity")
+        elif not 0 <= self.prune_initial_sparsity <= self.prune_sparsity:
+            raise ValueError(
+                f"`--prune_initial_sparsity` must lie in [0, `--prune_sparsity`] = [0, {self.prune_sparsity}]; got "
+                f"{self.prune_initial_sparsity}. Lower it: sparsity only grows."
+            )
+
+
+class PruningCallback(TrainerCallback):
+    """Gradual magnitude pruning in any Trainer: zeros in the body's linear layers, on schedule and to the last weight.
+
+    Between the shares `prune_begin` and `prune_end` of the optimizer steps, every `prune_every` steps and in the very
+    last, the smallest weights are chosen anew and set to zero. In between, the masks are applied after each optimizer
+    step, so that neither momentum nor weight decay moves a pruned weight. Embeddings and head stay dense, and
+    parameters the objects that the optimizer knows.
+
+    Nothing is added to checkpoints: a pruned weight is one that is zero. Masks take one byte per prunable weight.
+
+    The Trainer's logs gain `sparsity`. What was the best model before the target was reached is forgotten when it is:
+    `load_best_model_at_end` and `save_total_limit` choose among models of the target sparsity.
+
+    Source: Zhu & Gupta, 2017.
+
+    Raises, at the start of training:
+        ValueError: an exclude pattern matches nothing, nothing is left to prune, the run is too short for the
+            schedule, or the weights are sharded or carry an adapter.
+
+    Raises, later:
+        ValueError: a weight became NaN.
+        RuntimeError: processes disagree about a mask, training ended before the target was reached, or the model that
+            it ends with falls short of it.
+    """
+
+    def __init__(self, arguments: PruningArguments) -> None:
+        if not arguments.enabled:
+            raise ValueError(
+                f"`--prune_sparsity` must lie in (0, 1) for a PruningCallback; got {arguments.prune_sparsity}. Raise "
+                "it, or train without the callback: `Recipe.callbacks()` leaves it out."
+            )
+        self.arguments = arguments
+        self._scope = cast(Scope, arguments.prune_scope)
+        self._targets: list[Target] = []
+        self._begin = self._end = 0
+        self._masks: list[Tensor] | None = None  # int8: all bits set where a weight is kept, none where it is pruned.
+        self._sparsity = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Selects the layers, lays out the schedule and finds a resumed run's masks in its weights."""
+        model = kwargs["model"]
+        _refuse_adapters(model)
+        selected = prunable(model, self.arguments.prune_exclude)
+        self._targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
+        for target in self._targets:
+            _refuse_shard(target)
+        self._plan(state.max_steps)
+        self._choose(state.global_step)
+
+    @torch.no_grad()
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Chooses the weights to prune when it is time to, and sets the chosen ones to zero."""
+        step = state.global_step + 1  # Trainer counts the step after this event.
+        if step == self._last_choice(step):
+            self._choose(step)
+        if self._masks is not None:
+            for target, mask in zip(self._targets, self._masks, strict=True):
+                # On the bits, unlike a product, it leaves no negative zeros and no NaN, and is as fast as any.
+                weight = target.weight.detach()
+                weight.view(BITS[weight.element_size()]).bitwise_and_(mask)
+        if step == self._end:
+            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Forgets the masks as the checkpoint does, and finds them in the weights as a run resumed from it will."""
+        # They could differ if training has moved a kept weight to exactly zero.
+        self._choose(state.global_step)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Adds `sparsity`, the share of zeros among prunable weights, to the logs of training."""
+        logs = kwargs["logs"]
+        if "loss" in logs:
+            logs["sparsity"] = self._sparsity
+            for copied in state.log_history[-1:]:  # Trainer puts its copy there before this event.
+                copied["sparsity"] = self._sparsity
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Fails unless the model that training ends with has the target sparsity."""
+        self._masks = None
+        if state.is_hyper_param_search and not control.should_training_stop:
+            return  # A trial that the search gives up on; its model is thrown away.
+        asked = f"`--prune_sparsity {self.arguments.prune_sparsity}`"
+        if state.global_step < self._end:
+            raise RuntimeError(
+                f"training stopped at step {state.global_step} of {state.max_steps} with a sparsity of "
+                f"{self._sparsity:.4f}, but {asked} is reached at step {self._end}. Lower `--prune_end` (now "
+                f"{self.arguments.prune_end}), or let training go on for longer, say by a greater "
+                "`early_stopping_patience`."
+            )
+        if args.load_best_model_at_end and state.best_model_checkpoint is None:
+            raise RuntimeError(
+                f"`--load_best_model_at_end` finds no checkpoint that was evaluated and saved after {asked} was "
+                f"reached at step {self._end}. Evaluate and save more often (`--eval_steps`, `--save_steps`), or "
+                f"lower `--prune_end` (now {self.arguments.prune_end})."
+            )
+        sizes = [target.weight.numel() for target in self._targets]
+        zeros = [int((target.weight == 0).sum()) for target in self._targets]
+        names = [target.name for target in self._targets]
+        if self._scope == "global":
+            zeros, names = [sum(zeros)], ["the whole model"]
+        least = zero_counts(sizes, self.arguments.prune_sparsity, self._scope)
+        short = [name for name, found, wanted in zip(names, zeros, least, strict=True) if found < wanted]
+        if short:
+            raise RuntimeError(
+                f"{asked} was reached and lost again: {sum(zeros)} of {sum(sizes)} prunable weights are zero at the "
+                f"end, too few in {', '.join(short[:3])}. Another callback changed the weights, or the best "
+                "checkpoint that was loaded is not from this run. Let no other callback write to pruned weights, and "
+                "start from an empty `--output_dir`."
+            )
+
+    def _plan(self, max_steps: int) -> None:
+        # The first choice is made after the first step at the earliest.
+        self._begin = max(1, round(self.arguments.prune_begin * max_steps))
+        self._end = round(self.arguments.prune_end * max_steps)
+        if self._end <= self._begin:
+            raise ValueError(
+                f"`--prune_begin {self.arguments.prune_begin}` and `--prune_end {self.arguments.prune_end}` leave no "
+                f"step to prune in: of {max_steps} optimizer steps (`max_steps`), pruning would begin at "
+                f"{self._begin} and end at {self._end}. Train longer (`--max_steps`, `--num_train_epochs`), or raise "
+                "`--prune_end`."
+            )
+        if self._end - self._begin <= self.arguments.prune_every:
+            warnings.warn(
+                f"`--prune_every {self.arguments.prune_every}` prunes in one leap: only {self._end - self._begin} of "
+                f"{max_steps} steps lie between `--prune_begin` and `--prune_end`. Lower it, or train longer.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _last_choice(self, step: int) -> int:
+        """The latest step up to `step` at which masks are chosen; 0 before the first."""
+        if step < self._begin:
+            return 0
+        if step >= self._end:
+            return self._end
+        return step - (step - self._begin) % self.arguments.prune_every
+
+    @torch.no_grad()
+    def _choose(self, step: int) -> None:
+        """Derives the masks in force at `step` from the weights as they are."""
+        self._masks, self._sparsity = None, 0.0  # Gone before the new ones come: never two bytes per weight.
+        choice = self._last_choice(step)
+        if choice == 0:
+            return
+        progress = (choice - self._begin) / (self._end - self._begin)
+        schedule = SCHEDULES[self.arguments.prune_schedule]
+        sparsity = schedule(progress, self.arguments.prune_initial_sparsity, self.arguments.prune_sparsity)
+        weights = [target.weight.detach() for target in self._targets]
+        sizes = [weight.numel() for weight in weights]
+        zeros = sum(zero_counts(sizes, sparsity, self._scope))
+        if zeros == 0:
+            return
+        masks = CRITERIA["magnitude"](weights, sparsity, self._scope)
+        different = disagreements(masks)
+        if different:
+            raise RuntimeError(
+                f"processes have chosen different weights to prune in {len(different)} of {len(masks)} layers, the "
+                f"first being {self._targets[different[0]].name}: their weights differ. Start every process from the "
+                "same weights and train under DDP, and change weights on all processes alike."
+            )
+        self._masks = [mask.view(torch.int8).neg_() for mask in masks]
+        self._sparsity = zeros / sum(sizes)
+
+
+def _refuse_adapters(model: nn.Module) -> None:
+    adapted = next((name for name, _ in model.named_modules() if name.endswith(".base_layer")), None)
+    if adapted is not None:
+        raise ValueError(
+            f"`--prune_sparsity` cannot prune {adapted.removesuffix('.base_layer')}, which carries a PEFT adapter: "
+            "merging the adapter would fill the zeros again. Call `model.merge_and_unload()` first, or train without "
+            "an adapter."
+        )
+
+
+def _refuse_shard(target: Target) -> None:
+    weight = target.weight
+    # FSDP's first version leaves flat views of a weight, ZeRO-3 leaves it empty.
+    if isinstance(weight, DTensor) or weight.ndim != 2 or weight.numel() == 0:
+        raise ValueError(
+            f"`--prune_sparsity` needs whole weights, but {target.name} is sharded over processes "
+            f"({type(weight).__name__} of shape {tuple(weight.shape)}), so that each would choose by its own part. "
+            "Use DDP, DeepSpeed ZeRO-1 or ZeRO-2 in place of FSDP and ZeRO-3."
+        )

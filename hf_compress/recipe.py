@@ -1,0 +1,86 @@
+"""The plan of a run: the arguments of the three methods together, their name and their JSON."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from hf_compress.distillation import DistillationArguments
+from hf_compress.pruning import PruningArguments, PruningCallback
+from hf_compress.quantization import QuantizationArguments, QuantizationCallback
+
+# For `HfArgumentParser((TrainingArguments, *ARGUMENTS))`.
+ARGUMENTS = (DistillationArguments, PruningArguments, QuantizationArguments)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run promises to do to a model: any of the eight subsets of distillation, pruning and quantization.
+
+    The fields are in the order of `ARGUMENTS`, so that `Recipe(*parsed)` holds for what `HfArgumentParser` returns.
+    """
+
+    distillation: DistillationArguments = field(default_factory=DistillationArguments)
+    pruning: PruningArguments = field(default_factory=PruningArguments)
+    quantization: QuantizationArguments = field(default_factory=QuantizationArguments)
+
+    @property
+    def name(self) -> str:
+        """A short name, such as `kd+mp60+int8`; `dense` if no method is on."""
+        methods = []
+        if self.distillation.enabled:
+            methods.append("kd")
+        if self.pruning.enabled:
+            methods.append(f"mp{self.pruning.prune_sparsity * 100:g}")
+        if self.quantization.enabled:
+            methods.append(str(self.quantization.quant_scheme))
+        return "+".join(methods) or "dense"
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """The callbacks for any Trainer. Distillation has none: it changes the loss, which `DistillationTrainer` does."""
+        callbacks: list[TrainerCallback] = []
+        if self.pruning.enabled:
+            callbacks.append(PruningCallback(self.pruning))
+        if self.quantization.enabled:
+            callbacks.append(QuantizationCallback(self.quantization))
+        return callbacks
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """The recipe as plain values, one mapping a method."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, dict[str, Any]]) -> "Recipe":
+        """The recipe that `to_dict` made the mapping from.
+
+        Raises:
+            ValueError: an unknown method or option, or a value outside its range.
+        """
+        kinds = dict(zip(cls.__dataclass_fields__, ARGUMENTS, strict=True))
+        unknown = [f"`{method}`" for method in values if method not in kinds]
+        for method, options in values.items():
+            known = kinds[method].__dataclass_fields__ if method in kinds else options
+            unknown += [f"`{method}.{option}`" for option in options if option not in known]
+        if unknown:
+            raise ValueError(
+                f"A recipe has the methods {', '.join(kinds)} and their options; it has no {', '.join(unknown)}."
+            )
+        return cls(**{method: kinds[method](**options) for method, options in values.items()})
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe as JSON to the file `path`."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recipe":
+        """The recipe in the JSON file `path`.
+
+        Raises:
+            ValueError: the file is no JSON of a recipe.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no recipe: {error}. Write one with `Recipe.save`.") from error

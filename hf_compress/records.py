@@ -1,0 +1,73 @@
+"""Dataclasses as JSON values and back, without loss and without guessing."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+
+def encode(value: Any) -> Any:
+    """`value` as JSON values: dataclasses become objects; floats that JSON cannot carry ("nan", "inf") strings.
+
+    Raises:
+        ValueError: something of another type than dataclass, mapping, list, tuple, str, bool, int, float or None.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): encode(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    raise ValueError(f"A record holds only JSON values; got {value!r} ({type(value).__name__}).")
+
+
+def decode(hint: Any, value: Any, where: str) -> Any:
+    """The value of type `hint` that `encode` turned into `value`; `where` names it in errors.
+
+    Raises:
+        ValueError: an unknown or missing field, or a value of another type, named from the root.
+    """
+    if hint is Any:
+        return value
+    if isinstance(hint, UnionType):
+        if value is None and NoneType in get_args(hint):
+            return None
+        (inner,) = (option for option in get_args(hint) if option is not NoneType)
+        return decode(inner, value, where)
+    if is_dataclass(hint):
+        return _decode_dataclass(hint, value, where)
+    if get_origin(hint) is dict:
+        _expect(isinstance(value, dict), "an object", value, where)
+        return {name: decode(get_args(hint)[1], item, f"{where}.{name}") for name, item in value.items()}
+    if get_origin(hint) is list:
+        _expect(isinstance(value, list), "a list", value, where)
+        return [decode(get_args(hint)[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if hint is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        _expect(number or value in ("nan", "inf", "-inf"), "a number", value, where)
+        return float(value)
+    _expect(isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), hint.__name__, value, where)
+    return value
+
+
+def _decode_dataclass(hint: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), "an object", value, where)
+    known = {field.name: field for field in fields(hint)}
+    unknown = [name for name in value if name not in known]
+    missing = [name for name in known if name not in value]
+    for problem, names in (("does not know the field", unknown), ("lacks the field", missing)):
+        if names:
+            listed = ", ".join(f"`{name}`" for name in names)
+            raise ValueError(f"{where} {problem} {listed}. It must come from this version of hf_compress.")
+    hints = get_type_hints(hint)
+    return hint(**{name: decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def _expect(holds: bool, what: str, value: Any, where: str) -> None:
+    if not holds:
+        raise ValueError(f"{where} must be {what}; got {value!r}.")

@@ -1,0 +1,266 @@
+"""What was measured: one frozen `Report` per compressed checkpoint, as `report.json` beside it."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from transformers import PreTrainedModel, Trainer
+
+from hf_compress import inventory, provenance, records, targets
+from hf_compress.heads import Head, bare, find_head
+from hf_compress.recipe import Recipe
+from hf_compress.sizes import Size, measured_size
+
+REPORT_NAME = "report.json"
+SCHEMA = "hf_compress.report/1"
+PARITY_BATCHES = 8
+TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What the model was trained and evaluated on.
+
+    `hub_id` is the id of the Hub dataset that the rows are (also when a local copy was read), None for anything else:
+    without it no card claims a Hub dataset. Rows are counted as used, after any truncation of the split.
+    """
+
+    name: str
+    config: str | None
+    train_split: str
+    train_rows: int
+    eval_split: str
+    eval_rows: int
+    hub_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is known about one compressed checkpoint, each number measured.
+
+    `dense`, `teacher` and `compressed` map metric names to scores on the same evaluation rows; `compressed` belongs to
+    the artefact as reloaded from disk. `sparsity` is the share of zeros of every prunable tensor in that artefact,
+    `achieved_sparsity` the share over all of them; with few bits these count weights that rounding sent to zero, too.
+    `parity` is the largest absolute difference of a logit between the trained and the reloaded model, over
+    `parity_rows` evaluation rows per process. `base_model` is the name or path as given; `base_model_hub_id` is set
+    only if that is a model of the Hub. `head` names what is predicted (`Head.name`).
+    """
+
+    recipe: Recipe
+    base_model: str
+    base_model_hub_id: str | None
+    base_model_revision: str | None
+    model_class: str
+    auto_class: str
+    head: str
+    pipeline_tag: str
+    task: str
+    dataset: DatasetFacts
+    main_metric: str
+    dense: dict[str, float]
+    teacher: dict[str, float] | None
+    compressed: dict[str, float]
+    size: Size
+    sparsity: dict[str, float]
+    achieved_sparsity: float
+    parity: float
+    parity_rows: int
+    train_seconds: float
+    train_steps: int
+    hyperparameters: dict[str, Any]
+    seed: int
+    command: str
+    hardware: str
+    versions: dict[str, str]
+    created: str
+
+    def __post_init__(self) -> None:
+        for name, scores in (("dense", self.dense), ("teacher", self.teacher), ("compressed", self.compressed)):
+            if scores is not None and self.main_metric not in scores:
+                raise ValueError(
+                    f"`main_metric` must be one of the `{name}` scores ({', '.join(scores) or 'there are none'}); got "
+                    f"{self.main_metric!r}. Name a metric that `compute_metrics` returns."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values, its schema first; non-finite floats are strings, since JSON has none."""
+        encoded: dict[str, Any] = records.encode({field.name: getattr(self, field.name) for field in fields(self)})
+        return {"schema": SCHEMA, **encoded}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The report that `to_dict` described.
+
+        Raises:
+            ValueError: another schema, an unknown or missing field, or a value of the wrong type, each by its name.
+        """
+        schema = values.get("schema")
+        if schema != SCHEMA:
+            raise ValueError(f"`schema` must be {SCHEMA!r}; got {schema!r}. Use the hf_compress that wrote it.")
+        report: Self = records.decode(cls, {k: v for k, v in values.items() if k != "schema"}, "report")
+        return report
+
+    def save(self, folder: str | Path) -> Path:
+        """The path of the `report.json` written into `folder`."""
+        path = Path(folder) / REPORT_NAME
+        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """The report of `folder`, equal to the one saved.
+
+        Raises:
+            ValueError: there is no `report.json`, or it is not what this version writes.
+        """
+        path = Path(folder) / REPORT_NAME
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no {REPORT_NAME}. Give a folder that `measure` has reported on.")
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}. Write it anew with `Report.save`.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold a JSON object; got {type(values).__name__}.")
+        return cls.from_dict(values)
+
+
+def clean_scores(metrics: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:
+    """The scores in what `Trainer.evaluate` returned: without the prefix, the timings and the epoch."""
+    named = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name != "epoch"}
+    return {name: float(value) for name, value in named.items() if not name.endswith(TIMINGS)}
+
+
+@contextmanager
+def evaluating(trainer: Trainer, model: PreTrainedModel) -> Iterator[None]:
+    """A context in which `trainer` evaluates `model`; afterwards the trainer is as it was, but for its log.
+
+    The accelerator forgets its models meanwhile, or it would not prepare this one (mixed precision, compilation).
+    """
+    names = ("model", "model_wrapped", "deepspeed", "model_preparation_time")
+    kept = {name: trainer.__dict__[name] for name in names if name in trainer.__dict__}
+    kept_models, kept_callback_model = trainer.accelerator._models, trainer.callback_handler.model
+    trainer.model = trainer.model_wrapped = trainer.callback_handler.model = model
+    trainer.accelerator._models = []
+    try:
+        yield
+    finally:
+        for name in names:
+            trainer.__dict__.pop(name, None)
+        trainer.__dict__.update(kept)
+        trainer.accelerator._models, trainer.callback_handler.model = kept_models, kept_callback_model
+
+
+def logit_difference(trainer: Trainer, reloaded: PreTrainedModel, head: Head) -> tuple[float, int]:
+    """The largest absolute difference of a logit between `trainer.model` and `reloaded`, and the rows compared.
+
+    Both run in evaluation mode, under the trainer's autocast, on its first `PARITY_BATCHES` evaluation batches. Every
+    process of a distributed run must call it: the difference is the largest of all of them, the rows are its own.
+    """
+    trained, training = trainer.model, trainer.model.training
+    dataset = next(iter(trainer.eval_dataset)) if isinstance(trainer.eval_dataset, dict) else None
+    largest, rows = torch.zeros((), dtype=torch.float64), 0
+    trained.eval(), reloaded.eval()
+    try:
+        for _, batch in zip(range(PARITY_BATCHES), trainer.get_eval_dataloader(dataset), strict=False):
+            inputs = trainer._prepare_inputs(batch)
+            with torch.no_grad(), trainer.compute_loss_context_manager():
+                ours, theirs = (head.logits(model(**inputs)) for model in (trained, reloaded))
+            rows += len(ours[0])
+            for one, other in zip(ours, theirs, strict=True):
+                difference = (one.double() - other.double()).abs().max().cpu()
+                # torch.maximum, unlike max(), lets a NaN through: a model that broke must not report parity.
+                largest = torch.maximum(largest, difference)
+    finally:
+        trained.train(training)
+    return float(trainer.accelerator.gather(largest.float().to(trainer.args.device)).max()), rows
+
+
+def measure(
+    trainer: Trainer,
+    folder: str | Path,
+    recipe: Recipe,
+    *,
+    base_model: str,
+    task: str,
+    dataset: DatasetFacts,
+    main_metric: str,
+    dense: Mapping[str, float],
+    teacher: Mapping[str, float] | None = None,
+    base_model_hub_id: str | None = None,
+    base_model_revision: str | None = None,
+) -> Report:
+    """The report on `folder`, which `save_compressed` wrote from `trainer.model`; nothing is written.
+
+    The folder is loaded as its user will load it, and evaluated with the trainer's own `evaluate` on its evaluation
+    set. Every process of a distributed run must call this.
+
+    Args:
+        trainer: the one that trained the model, with its evaluation set and `compute_metrics`.
+        folder: what `save_compressed` returned.
+        recipe: the one that the model was compressed by.
+        base_model: the name or path of the model that training started from, as the user gave it.
+        task: a short name of the task, such as "sst2".
+        dataset: the rows that the trainer used.
+        main_metric: the score that heads the card; without `eval_` in front.
+        dense: scores on the same rows of the dense model, as `Trainer.evaluate` returns them.
+        teacher: the same of the teacher, if there was one.
+        base_model_hub_id: the Hub id of `base_model`; by default `base_model` itself if it can only be such an id.
+        base_model_revision: its commit; by default the one that the model's configuration was loaded from, if any.
+
+    Raises:
+        ValueError: the trainer has no evaluation set, `main_metric` is no score, or the folder cannot be loaded.
+    """
+    if trainer.eval_dataset is None:
+        raise ValueError("`eval_dataset` must be given to the Trainer: a report scores the reloaded model on it.")
+    folder, source = Path(folder), bare(trainer.model)
+    # The same attention kernel on both sides, or parity would measure that choice and not what was stored.
+    reloaded = type(source).from_pretrained(folder, attn_implementation=source.config._attn_implementation)
+    reloaded.to(trainer.args.device)
+    head = find_head(reloaded)
+    with evaluating(trainer, reloaded):
+        compressed = clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
+    parity, parity_rows = logit_difference(trainer, reloaded, head)
+
+    with torch.device("meta"):
+        dense_model: PreTrainedModel = type(source)(copy.deepcopy(source.config))
+    exclude = recipe.pruning.prune_exclude if recipe.pruning.enabled else ()
+    prunable = {target.name: target for target in targets.prunable(reloaded, exclude)}
+    zeros = {name: int((target.weight == 0).sum()) for name, target in prunable.items()}
+    seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
+    hub_id = base_model_hub_id or provenance.hub_id(base_model)
+    return Report(
+        recipe=recipe,
+        base_model=base_model,
+        base_model_hub_id=hub_id,
+        base_model_revision=base_model_revision or getattr(source.config, "_commit_hash", None) if hub_id else None,
+        model_class=type(source).__name__,
+        auto_class=head.auto_class.__name__,
+        head=head.name,
+        pipeline_tag=head.pipeline_tag,
+        task=task,
+        dataset=dataset,
+        main_metric=main_metric,
+        dense=clean_scores(dense),
+        teacher=None if teacher is None else clean_scores(teacher),
+        compressed=compressed,
+        size=measured_size(folder, dense_model, inventory.tensors(folder), recipe),
+        sparsity={name: zeros[name] / target.weight.numel() for name, target in prunable.items()},
+        achieved_sparsity=sum(zeros.values()) / sum(target.weight.numel() for target in prunable.values()),
+        parity=parity,
+        parity_rows=parity_rows,
+        train_seconds=float(seconds[-1]) if seconds else 0.0,
+        train_steps=trainer.state.global_step,
+        hyperparameters=provenance.hyperparameters(trainer.args),
+        seed=trainer.args.seed,
+        command=provenance.command(),
+        hardware=provenance.hardware(trainer.args.device),
+        versions=provenance.versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

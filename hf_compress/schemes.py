@@ -1,0 +1,163 @@
+"""Number formats: the grids that weights and activations are rounded to, and rounding with a straight-through gradient."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+# Smallest scale: below it a row is zero for every purpose, and dividing by it stays finite.
+SMALLEST_SCALE = 1e-30
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Integers of `bits` bits that share a scale `per` row of a weight, group of it, token or whole tensor.
+
+    A grid per row, group or token is symmetric: its scale is the largest magnitude over `2**(bits - 1) - 1`, zero is
+    exact and nothing is clipped. The grid per tensor is affine, with a zero point, over a range that was observed.
+    """
+
+    bits: int
+    per: Literal["row", "group", "token", "tensor"]
+    group_size: int | None = None
+
+    @property
+    def largest(self) -> int:
+        """The largest integer of a symmetric grid."""
+        return 2 ** (self.bits - 1) - 1
+
+    @property
+    def levels(self) -> int:
+        """The number of steps of an affine grid."""
+        return 2**self.bits - 1
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The grids of linear weights, of embeddings and of the inputs of linear layers (`None`: floating point)."""
+
+    weight: Grid
+    embedding: Grid
+    activation: Grid | None
+
+
+ROW_INT8 = Grid(bits=8, per="row")
+
+SCHEMES: dict[str, Scheme] = {
+    # Jacob et al., 2018; Zafrir et al., 2019 (Q8BERT).
+    "int8": Scheme(weight=ROW_INT8, embedding=ROW_INT8, activation=Grid(bits=8, per="tensor")),
+    "int8-dynamic": Scheme(weight=ROW_INT8, embedding=ROW_INT8, activation=Grid(bits=8, per="token")),
+    "int8-weight": Scheme(weight=ROW_INT8, embedding=ROW_INT8, activation=None),
+    "int4-weight": Scheme(weight=Grid(bits=4, per="group", group_size=64), embedding=ROW_INT8, activation=None),
+}
+
+
+def symmetric_scale(values: Float[Tensor, "*rows width"], grid: Grid) -> Float[Tensor, "*rows scales"]:
+    """The float32 scales of `values` along their last dimension: one a row, or one a group of it.
+
+    Jacob et al., 2018, sec. 3: the largest magnitude maps to the largest integer. Scales are rounded up to 16 significant
+    bits, so that an integer of up to 8 bits times its scale is exact: rounding is then idempotent to the last bit.
+
+    Args:
+        values: weights with one row per output feature or vocabulary entry, or activations with one row per token.
+            A width that is no multiple of the group size leaves a shorter last group.
+    """
+    magnitude = values.detach().float().abs()
+    if grid.per == "group":
+        width, group = values.shape[-1], _group_size(grid)
+        padded = torch.nn.functional.pad(magnitude, (0, -width % group))
+        largest = padded.unflatten(-1, (-1, group)).amax(-1)
+    else:
+        largest = magnitude.amax(-1, keepdim=True)
+    return _round_up(largest.div_(grid.largest).clamp_(min=SMALLEST_SCALE))
+
+
+def to_integers(
+    values: Float[Tensor, "*rows width"], scale: Float[Tensor, "*rows scales"], grid: Grid
+) -> Float[Tensor, "*rows width"]:
+    """The nearest integers of `values` on a symmetric grid, half to even, still as float32."""
+    return torch.div(values.detach().float(), _spread(scale, values.shape[-1], grid)).round_()
+
+
+def from_integers(
+    integers: Shaped[Tensor, "*rows width"], scale: Float[Tensor, "*rows scales"], grid: Grid
+) -> Float[Tensor, "*rows width"]:
+    """The float32 numbers that `integers` of a symmetric grid stand for."""
+    return integers * _spread(scale, integers.shape[-1], grid)
+
+
+def fake_quantize_symmetric(values: Float[Tensor, "*rows width"], grid: Grid) -> Float[Tensor, "*rows width"]:
+    """`values` rounded to their symmetric grid, in their own dtype.
+
+    The grid follows the values, so that nothing lies outside it and the gradient is straight-through everywhere
+    (Bengio et al., 2013). Scales and rounding are float32 under autocast too.
+    """
+    return _RoundSymmetric.apply(values, grid)
+
+
+def affine_parameters(
+    low: Float[Tensor, ""], high: Float[Tensor, ""], grid: Grid
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Scale and zero point of the affine grid over the range [`low`, `high`], widened to hold zero exactly.
+
+    Jacob et al., 2018, sec. 3; the zero point is an integer in [0, 2**bits - 1], as float32.
+    """
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = ((high - low) / grid.levels).clamp(min=SMALLEST_SCALE)
+    return scale, (-low / scale).round().clamp(0, grid.levels)
+
+
+def fake_quantize_affine(
+    values: Float[Tensor, "*shape"], scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], grid: Grid
+) -> Float[Tensor, "*shape"]:
+    """`values` rounded to the affine grid and clipped to its range, in their own dtype.
+
+    The gradient is straight-through inside the range and zero outside it.
+    """
+    return _RoundAffine.apply(values, scale, zero_point, grid.levels)
+
+
+def _round_up(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Positive float32 numbers rounded up to 16 significant bits."""
+    return scale.view(torch.int32).add_(0xFF).bitwise_and_(~0xFF).view(torch.float32)
+
+
+def _group_size(grid: Grid) -> int:
+    assert grid.group_size is not None, "a grid per group has a group size"
+    return grid.group_size
+
+
+def _spread(scale: Float[Tensor, "*rows scales"], width: int, grid: Grid) -> Float[Tensor, "*rows spread"]:
+    """The scales laid out so that they broadcast over rows of `width` values."""
+    if grid.per != "group":
+        return scale
+    return scale.repeat_interleave(_group_size(grid), dim=-1)[..., :width]
+
+
+class _RoundSymmetric(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, grid: Grid) -> Tensor:
+        scale = symmetric_scale(values, grid)
+        return to_integers(values, scale, grid).mul_(_spread(scale, values.shape[-1], grid)).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _RoundAffine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
+        # Counted from the zero point, so that it is neither added nor subtracted: activations are large.
+        integers = torch.div(values.detach().float(), scale).round_()
+        clipped = integers.clamp(-zero_point, levels - zero_point)
+        inside: Bool[Tensor, "..."] = integers == clipped
+        ctx.save_for_backward(inside)
+        return clipped.mul_(scale).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None, None

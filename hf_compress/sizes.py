@@ -1,0 +1,92 @@
+"""How large a model is: as files, by the paper's formula, and by the entropy of its integers."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from hf_compress import targets
+from hf_compress.inventory import TensorFacts
+from hf_compress.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """Bytes of one part's tensors in the dense fp32 file and in the packed one, file headers aside."""
+
+    dense_bytes: int
+    packed_bytes: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """The sizes of one model, in bytes.
+
+    `dense_bytes` and `packed_bytes` are files: the fp32 safetensors of the dense model and the `model.safetensors`
+    that was written. `analytic_bytes` is the formula of Movva et al. (2022), which counts no mask, scale or header and
+    is the size of no file. `entropy_bytes` is the order-0 entropy of the coded integers plus the raw bytes of the
+    rest: what an ideal coder without context would need.
+    """
+
+    dense_bytes: int
+    packed_bytes: int
+    parts: dict[str, PartSize]
+    analytic_bytes: int
+    entropy_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the packed file is than the dense fp32 one."""
+        return self.dense_bytes / self.packed_bytes
+
+
+def dense_size(dense: PreTrainedModel) -> tuple[int, dict[str, int]]:
+    """The bytes of `dense` as an fp32 safetensors file, by writing one of zeros, and its number of weights per part.
+
+    Tied weights count once, as `save_pretrained` has it. Values do not matter: a model on the meta device will do.
+    """
+    parameters = dict(dense.named_parameters())
+    named = dict(dense.named_buffers())
+    buffers = {name: tensor for name, tensor in dense.state_dict().items() if name in named}
+    numbers: dict[str, int] = {}
+    for name, parameter in parameters.items():
+        part = targets.part(dense, name)
+        numbers[part] = numbers.get(part, 0) + parameter.numel()
+    zeros = {name: torch.zeros(tensor.shape) for name, tensor in parameters.items()}
+    zeros |= {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in buffers.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.safetensors"
+        save_file(zeros, file, metadata={"format": "pt"})
+        return file.stat().st_size, numbers
+
+
+def analytic_bytes(embeddings: int, others: int, recipe: Recipe) -> int:
+    """The size in bytes of Movva et al. (2022): bytes per weight x (embeddings + (1 - sparsity) x everything else).
+
+    `embeddings` and `others` are numbers of weights, the sparsity is the one asked for. Neither masks nor scales nor
+    indices are counted, so it is the size of no file. A scheme whose embeddings have bits of their own counts those.
+    """
+    bits, embedding_bits = 32, 32
+    if recipe.quantization.enabled:
+        scheme = recipe.quantization.scheme
+        bits, embedding_bits = scheme.weight.bits, scheme.embedding.bits
+    sparsity = recipe.pruning.prune_sparsity if recipe.pruning.enabled else 0.0
+    return round((embedding_bits * embeddings + bits * (1 - sparsity) * others) / 8)
+
+
+def measured_size(folder: Path, dense: PreTrainedModel, facts: Sequence[TensorFacts], recipe: Recipe) -> Size:
+    """The sizes of the checkpoint in `folder`, whose tensors are `facts`, against those of the model `dense`."""
+    dense_bytes, numbers = dense_size(dense)
+    packed = {part: sum(fact.stored_bytes for fact in facts if fact.part == part) for part in numbers}
+    embeddings = numbers.get("embeddings", 0)
+    return Size(
+        dense_bytes=dense_bytes,
+        packed_bytes=(folder / "model.safetensors").stat().st_size,
+        parts={part: PartSize(4 * numbers[part], packed[part]) for part in sorted(numbers)},
+        analytic_bytes=analytic_bytes(embeddings, sum(numbers.values()) - embeddings, recipe),
+        entropy_bytes=round(sum(fact.entropy_bytes for fact in facts)),
+    )

@@ -1,0 +1,130 @@
+"""The teacher of a distillation: loading it, and whether it fits the student."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file, logging
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from hf_compress.heads import Head, bare, class_order, find_head, has_default_labels
+
+logger = logging.get_logger(__name__)
+
+SELF = "self"
+
+
+def load_teacher(name: str, head: Head) -> PreTrainedModel:
+    """The model at a path or Hub id, with the student's kind of head, in the dtype that it was saved in.
+
+    Raises:
+        ValueError: nothing can be loaded from there, or what is there has no trained head of that kind.
+    """
+    # Not a step of the random state: training with a teacher draws the same batches as training without.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            teacher, info = head.auto_class.from_pretrained(name, dtype="auto", output_loading_info=True)
+        except OSError as error:
+            raise ValueError(
+                f"`--distill_teacher {name}` must be a path or Hub id of a model for {head.name}, or `{SELF}`; "
+                f"loading it failed: {error}"
+            ) from error
+    # An adapter's weights are not those that the base model misses.
+    if info["missing_keys"] and find_adapter_config_file(name) is None:
+        raise ValueError(
+            f"`--distill_teacher {name}` has no weights for {', '.join(sorted(info['missing_keys']))}: a teacher "
+            f"whose head is random teaches noise. Give a model that was trained for {head.name}."
+        )
+    return teacher
+
+
+def check_tokenizer(name: str, processing_class: Any) -> None:
+    """Refuses a teacher whose tokenizer, if it has one beside it, gives tokens other numbers than the student's.
+
+    Raises:
+        ValueError: the vocabularies differ.
+    """
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        return
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    if not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files):
+        return
+    theirs, ours = AutoTokenizer.from_pretrained(name).get_vocab(), processing_class.get_vocab()
+    if theirs != ours:
+        differing = sorted(token for token, _ in theirs.items() ^ ours.items())
+        raise ValueError(
+            f"`--distill_teacher {name}` has another vocabulary than the `processing_class`: they differ in "
+            f"{len(set(differing))} tokens, such as {differing[0]!r}. The teacher would read other words than the "
+            "student. Use a teacher with the student's tokenizer."
+        )
+
+
+def check_separate(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuses a teacher that is the student, or any of whose weights are.
+
+    Raises:
+        ValueError: a parameter belongs to both.
+    """
+    own = {id(parameter) for parameter in student.parameters()}
+    if any(id(parameter) in own for parameter in teacher.parameters()):
+        raise ValueError(
+            "`teacher` shares its weights with `model`, so it would change as the model learns. Pass "
+            f"`copy.deepcopy(model)`, or `--distill_teacher {SELF}`."
+        )
+
+
+def freeze(teacher: PreTrainedModel, device: torch.device) -> None:
+    """Makes a model a teacher, in place: evaluation mode, no gradients, on the device, in the dtype that it has."""
+    teacher.eval().requires_grad_(False)
+    # A model that is quantized or spread over devices refuses to be moved, even to where it is.
+    if teacher.device != device:
+        teacher.to(device)
+
+
+def match_teacher(student: nn.Module, teacher: nn.Module) -> list[int] | None:
+    """The order in which to read the teacher's classes so that they are the student's; None where it is the same.
+
+    Raises:
+        ValueError: the two have other heads, numbers of classes, class names or vocabulary sizes.
+    """
+    ours, theirs = find_head(student), find_head(teacher)
+    student_config, teacher_config = bare(student).config, bare(teacher).config
+    if ours.kind != theirs.kind:
+        raise ValueError(f"The teacher does {theirs.name}, the student {ours.name}. Use a teacher for the same task.")
+    if ours.num_labels != theirs.num_labels:
+        raise ValueError(
+            f"The teacher has num_labels={theirs.num_labels}, the student {ours.num_labels}. Use a teacher for the "
+            "same task, or load the student with the teacher's number of labels."
+        )
+    if ours.problem_type and theirs.problem_type and ours.problem_type != theirs.problem_type:
+        raise ValueError(
+            f"The teacher was configured for {theirs.problem_type}, the student for {ours.problem_type}. Use a "
+            "teacher for the same task, or correct `config.problem_type`."
+        )
+    sizes = [config.get_text_config().vocab_size for config in (student_config, teacher_config)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"The teacher has a vocabulary of {sizes[1]} tokens, the student one of {sizes[0]}. The teacher would "
+            "read other words than the student: use a teacher with the student's tokenizer."
+        )
+    read = [inspect.signature(bare(model).forward).parameters for model in (student, teacher)]
+    if "token_type_ids" in read[1] and "token_type_ids" not in read[0] and teacher_config.type_vocab_size > 1:
+        logger.warning(
+            "The teacher tells the two sentences of a pair apart by `token_type_ids`, which the student does not "
+            "take: the teacher will read a pair as one sentence."
+        )
+    if not ours.classifies:
+        return None
+    order = class_order(student_config, teacher_config)
+    if order is not None:
+        return None if order == sorted(order) else order
+    names = [list(config.id2label.values()) for config in (student_config, teacher_config)]
+    if has_default_labels(student_config) or has_default_labels(teacher_config):
+        logger.warning(f"The student's labels {names[0]} are taken to be the teacher's {names[1]}, in this order.")
+        return None
+    raise ValueError(
+        f"The student's labels {names[0]} are not the teacher's {names[1]}. Give the student the teacher's "
+        "`id2label`, if they mean the same; else use a teacher for the same task."
+    )

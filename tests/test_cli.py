@@ -1,0 +1,118 @@
+"""`hf-compress` shows what a folder holds, and says what is wrong in one line."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification
+from typer.testing import CliRunner
+
+from hf_compress import hub, inventory
+from hf_compress.checkpoint import save_compressed
+from hf_compress.cli import app
+from hf_compress.pruning import PruningArguments
+from hf_compress.recipe import Recipe
+from hf_compress.targets import prunable
+
+runner = CliRunner(env={"COLUMNS": "160"})
+
+
+@pytest.fixture
+def folder(tiny_bert: BertForSequenceClassification, tmp_path: Path) -> Path:
+    """A tiny BERT with half of its prunable weights zero, packed."""
+    with torch.no_grad():
+        for target in prunable(tiny_bert):
+            target.weight.view(-1)[::2] = 0
+    return save_compressed(tiny_bert, tmp_path / "compressed", Recipe(pruning=PruningArguments(prune_sparsity=0.5)))
+
+
+def test_inspect_sums_up_by_layer_and_in_all(folder: Path) -> None:
+    result = runner.invoke(app, ["inspect", str(folder)])
+    assert result.exit_code == 0, result.output
+    rows = {
+        line.split("  ")[1].strip(): line
+        for line in result.stdout.splitlines()
+        if line.strip() and line.startswith("  ")
+    }
+    layers = ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+    assert list(rows) == ["part or layer", "embeddings", *layers, "rest of the encoder", "head", "total"]
+    facts = inventory.tensors(folder)
+    assert f"{sum(fact.stored_bytes for fact in facts):,}" in rows["total"]
+    assert f"{sum(fact.numel for fact in facts):,}" in rows["total"]
+    assert f"{(folder / 'model.safetensors').stat().st_size:,} bytes in safetensors files" in result.stdout
+
+
+def test_inspect_shows_each_tensor_with_its_shape(folder: Path) -> None:
+    result = runner.invoke(app, ["inspect", str(folder), "--tensors"])
+    assert result.exit_code == 0, result.output
+    (row,) = [line for line in result.stdout.splitlines() if "layer.0.intermediate.dense.weight" in line]
+    assert "64 x 32" in row
+    assert "50.0 %" in row
+
+
+def test_the_json_of_inspect_holds_every_tensor_and_their_sum(folder: Path) -> None:
+    result = runner.invoke(app, ["inspect", str(folder), "--json"])
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert {row["name"]: row["stored_bytes"] for row in values["tensors"]} == {
+        fact.name: fact.stored_bytes for fact in inventory.tensors(folder)
+    }
+    for key in ("weights", "stored_bytes", "dense_bytes"):
+        assert values["total"][key] == sum(row[key] for row in values["tensors"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "EMPTY"], "EMPTY"),
+        (["inspect", "no such folder/at all"], "PATH_OR_REPO must be a folder or a Hub id"),
+        (["inspect", "someone/nothing"], "There is no folder someone/nothing, and the Hub did not give it"),
+        (["push", "EMPTY", "someone/small"], "lacks report.json"),
+    ],
+)
+def test_a_user_s_mistake_is_one_message_without_traceback(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = runner.invoke(app, [argument.replace("EMPTY", str(tmp_path)) for argument in arguments])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert message.replace("EMPTY", str(tmp_path)) in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_push_prints_the_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = []
+
+    def push(folder: Path, repo_id: str, private: bool) -> str:
+        calls.append((folder, repo_id, private))
+        return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(hub, "push", push)
+    result = runner.invoke(app, ["push", str(tmp_path), "someone/small", "--private"])
+    assert (result.exit_code, result.stdout) == (0, "https://hub/someone/small\n")
+    assert calls == [(tmp_path, "someone/small", True)]
+
+
+def test_demo_runs_the_demonstration_in_the_folder_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folders: list[Path] = []
+    demonstration = SimpleNamespace(main=folders.append)
+    monkeypatch.setitem(sys.modules, "hf_compress.demo", demonstration)
+    monkeypatch.setattr("hf_compress.demo", demonstration, raising=False)
+    assert runner.invoke(app, ["demo", "--out", str(tmp_path)]).exit_code == 0
+    assert folders == [tmp_path]
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(folder: Path) -> list[object]:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(checkpoint, "tensors", broken)
+    assert isinstance(runner.invoke(app, ["inspect", str(tmp_path)]).exception, AssertionError)
+
+
+def test_help_names_the_commands() -> None:
+    result = runner.invoke(app, ["--help"])
+    assert result.exit_code == 0
+    assert all(command in result.stdout for command in ("inspect", "push", "demo"))

@@ -1,0 +1,62 @@
+"""Recipes: names, JSON there and back, and the eight subsets as one set of flags."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from transformers import HfArgumentParser
+
+from hf_compress.pruning import PruningCallback
+from hf_compress.quantization import QuantizationCallback
+from hf_compress.recipe import ARGUMENTS, Recipe
+
+FLAGS = {
+    "kd": ["--distill_teacher", "self"],
+    "mp60": ["--prune_sparsity", "0.6"],
+    "int8": ["--quant_scheme", "int8"],
+}
+SUBSETS = [subset for size in range(4) for subset in itertools.combinations(FLAGS, size)]
+
+
+def _parsed(*flags: str) -> Recipe:
+    return Recipe(*HfArgumentParser(ARGUMENTS).parse_args_into_dataclasses(list(flags)))
+
+
+@pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
+def test_each_of_the_eight_subsets_is_one_set_of_flags(subset: tuple[str, ...], tmp_path: Path) -> None:
+    recipe = _parsed(*itertools.chain.from_iterable(FLAGS[method] for method in subset))
+    assert recipe.name == ("+".join(subset) or "dense")
+    kinds = [type(callback) for callback in recipe.callbacks()]
+    assert kinds == [PruningCallback] * ("mp60" in subset) + [QuantizationCallback] * ("int8" in subset)
+    recipe.save(tmp_path / "recipe.json")
+    assert Recipe.load(tmp_path / "recipe.json") == recipe
+
+
+def test_a_fractional_sparsity_keeps_its_fraction_in_the_name() -> None:
+    assert _parsed("--prune_sparsity", "0.975").name == "mp97.5"
+
+
+def test_callbacks_are_new_each_time_so_that_two_trainers_share_no_state() -> None:
+    recipe = _parsed("--prune_sparsity", "0.6")
+    assert recipe.callbacks()[0] is not recipe.callbacks()[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"magic": {}}, "no `magic`"), ({"pruning": {"prune_hard": 1}}, "no `pruning.prune_hard`")],
+)
+def test_unknown_methods_and_options_are_refused_by_name(change: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Recipe.from_dict(change)
+
+
+def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("kd+mp60")
+    with pytest.raises(ValueError, match="is no recipe"):
+        Recipe.load(tmp_path / "recipe.json")
+
+
+def test_json_of_a_recipe_is_plain_values(tmp_path: Path) -> None:
+    _parsed(*FLAGS["mp60"]).save(tmp_path / "recipe.json")
+    assert json.loads((tmp_path / "recipe.json").read_text())["pruning"]["prune_sparsity"] == 0.6
