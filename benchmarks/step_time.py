@@ -144,9 +144,9 @@ def main() -> None:
 
     plain = np.array(board.seconds["plain"][WARM_UP:])
     table = {}
-    print(
-        f"\n{torch.get_num_threads()} threads, batch {options.batch_size}, {len(plain)} rounds, plain {np.median(plain) * 1e3:.0f} ms"
-    )
+    milliseconds = np.median(plain) * 1e3
+    setting = f"{torch.get_num_threads()} threads, batch {options.batch_size}, {len(plain)} rounds"
+    print(f"\n{setting}, plain {milliseconds:.0f} ms")
     print(f"{'variant':12} {'ratio to plain':>14} {'middle half':>16} {'95 % of the median':>20}")
     draw = np.random.default_rng(0)
     for name in names[1:]:

@@ -37,14 +37,11 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 # --- hf_compress: begin ---
-from hf_compress.card import save_card
-from hf_compress.checkpoint import save_compressed
+from hf_compress import ARGUMENTS, DatasetFacts, DistillationTrainer, Recipe, measure, save_card, save_compressed
 from hf_compress.comparison import comparison_table
-from hf_compress.distillation import DistillationTrainer
 from hf_compress.glue import REGRESSION, TASKS, compute_metrics
 from hf_compress.heads import class_order
-from hf_compress.recipe import ARGUMENTS, Recipe
-from hf_compress.report import DatasetFacts, evaluating, measure
+from hf_compress.report import evaluating
 
 # --- hf_compress: end ---
 

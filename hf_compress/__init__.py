@@ -1,4 +1,4 @@
-"""Distillation, gradual pruning and quantization-aware training inside the Trainer, and files that are as small as they say.
+"""Distillation, gradual pruning and quantization-aware training inside the Trainer, and files as small as they say.
 
 Importing the package teaches `from_pretrained` and `pipeline` to load what `save_compressed` writes.
 """
@@ -10,6 +10,7 @@ from hf_compress.distillation import DistillationMixin as DistillationMixin
 from hf_compress.distillation import DistillationTrainer as DistillationTrainer
 from hf_compress.distillation import Seq2SeqDistillationTrainer as Seq2SeqDistillationTrainer
 from hf_compress.hub import push as push
+from hf_compress.provenance import __version__ as __version__
 from hf_compress.pruning import PruningArguments as PruningArguments
 from hf_compress.pruning import PruningCallback as PruningCallback
 from hf_compress.quantization import QuantizationArguments as QuantizationArguments
@@ -19,5 +20,3 @@ from hf_compress.recipe import Recipe as Recipe
 from hf_compress.report import DatasetFacts as DatasetFacts
 from hf_compress.report import Report as Report
 from hf_compress.report import measure as measure
-
-__version__ = "0.1.0"

@@ -4,13 +4,14 @@ import copy
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_compress.quantization import fake_quantized
+from hf_compress.layers import fake_quantized
 from hf_compress.quantizer import CompressionConfig, CompressionQuantizer
 from hf_compress.recipe import Recipe
-from hf_compress.sparsity import zero_counts
+from hf_compress.sparsity import Scope, zero_counts
 from hf_compress.targets import prunable, quantizable
 
 RECIPE_NAME = "recipe.json"
@@ -34,8 +35,8 @@ def save_compressed(
         processing_class: the tokenizer, saved beside the model if given.
 
     Raises:
-        ValueError: the folder is not empty, or the model is not what the recipe promises: too few zeros, or layers that
-            were never quantized.
+        ValueError: the folder is not empty, or the model is not what the recipe promises: too few zeros, or layers
+            that were never quantized.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -77,10 +78,11 @@ def _check_promise(model: PreTrainedModel, recipe: Recipe) -> None:
         weights = [target.weight for target in prunable(model, recipe.pruning.prune_exclude)]
         numbers = [weight.numel() for weight in weights]
         zeros = sum(numbers) - sum(int(weight.count_nonzero()) for weight in weights)
-        if zeros < sum(zero_counts(numbers, recipe.pruning.prune_sparsity, recipe.pruning.prune_scope)):
+        sparsity, scope = recipe.pruning.prune_sparsity, cast(Scope, recipe.pruning.prune_scope)
+        if zeros < sum(zero_counts(numbers, sparsity, scope)):
             raise ValueError(
-                f"the recipe asks for `--prune_sparsity {recipe.pruning.prune_sparsity}`, the model has {zeros / sum(numbers):.4f} "
-                "of its prunable weights at zero. Train it with `callbacks=recipe.callbacks()` until `--prune_end`."
+                f"the recipe asks for `--prune_sparsity {sparsity}`, the model has {zeros / sum(numbers):.4f} of its "
+                "prunable weights at zero. Train it with `callbacks=recipe.callbacks()` until `--prune_end`."
             )
     if recipe.quantization.enabled:
         layers = fake_quantized(model)
@@ -92,7 +94,7 @@ def _check_promise(model: PreTrainedModel, recipe: Recipe) -> None:
         idle = [name for name, layer in layers.items() if not layer.ready]
         if missing or idle:
             raise ValueError(
-                f"the recipe asks for `--quant_scheme {recipe.quantization.quant_scheme}`, but {len(missing) + len(idle)} "
-                f"layers, such as {(missing + idle)[0]}, were not trained for it. Train with `callbacks=recipe.callbacks()` "
-                "beyond `--quant_begin`."
+                f"the recipe asks for `--quant_scheme {recipe.quantization.quant_scheme}`, but "
+                f"{len(missing) + len(idle)} layers, such as {(missing + idle)[0]}, were not trained for it. Train "
+                "with `callbacks=recipe.callbacks()` beyond `--quant_begin`."
             )

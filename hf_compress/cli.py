@@ -61,6 +61,23 @@ def inspect(
 
 
 @app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that hold a report.json each.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+) -> None:
+    """Show the sizes and scores of several compressed models in one table."""
+    with _clean_errors():
+        from hf_compress.comparison import markdown_table, terminal_table
+        from hf_compress.report import Report
+
+        reports = [Report.load(folder) for folder in folders]
+        if markdown:
+            typer.echo(markdown_table(reports))
+        else:
+            Console(width=None if sys.stdout.isatty() else 200).print(terminal_table(reports))
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="A finished folder: weights, report and card.")],
     repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub; created if it is not there.")],

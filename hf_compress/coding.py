@@ -160,11 +160,10 @@ class _Sections:
             raise ValueError(
                 f"a section of {length} bytes (method {method}) does not fit a packed tensor: it is damaged"
             )
-        if method == 1:
-            part = _decompress(part, expected)
-        if len(part) != expected:
-            raise ValueError(f"a section should hold {expected} bytes and holds {len(part)}: it is damaged")
-        return bytes(part)
+        content: bytes | memoryview = _decompress(part, expected) if method == 1 else part
+        if len(content) != expected:
+            raise ValueError(f"a section should hold {expected} bytes and holds {len(content)}: it is damaged")
+        return bytes(content)
 
     def finish(self) -> None:
         if self.at != len(self.data):
@@ -182,4 +181,4 @@ def _decompress(part: memoryview, expected: int) -> bytes:
 
 
 def _bytes(packed: Tensor) -> memoryview:
-    return memoryview(packed.detach().cpu().contiguous().numpy()).cast("B")
+    return packed.detach().cpu().contiguous().numpy().data.cast("B")

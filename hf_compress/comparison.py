@@ -1,4 +1,6 @@
-"""A `Report` as a table for the terminal: dense model, teacher and compressed model side by side."""
+"""Reports as tables: one against its dense model and teacher, or several against each other."""
+
+from collections.abc import Sequence
 
 from rich.table import Table
 
@@ -30,6 +32,58 @@ def comparison_table(report: Report) -> Table:
             "" if dense is None else f"{score - dense:+.4f}",
         )
     table.add_row(
-        "zeros in linear layers", "", *([""] if report.teacher else []), f"{100 * report.achieved_sparsity:.1f} %", ""
+        "zeros (linear)", "", *([""] if report.teacher else []), f"{100 * report.achieved_sparsity:.1f} %", ""
     )
+    return table
+
+
+HEADINGS = ("task", "methods", "MB", "smaller", "to entropy", "analytic MB", "compressed", "dense", "difference")
+    "task",
+    "methods",
+    "MB on disk",
+    "smaller",
+    "to entropy",
+    "analytic MB",
+    "compressed",
+    "dense",
+    "difference",
+)
+
+
+def report_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
+    """One row of `HEADINGS` a report, by task and size: bytes on disk, their ratios, and the main metric.
+
+    "Smaller" is against the dense fp32 file, "to entropy" against the order-0 bound of this one's integers, "analytic"
+    the paper's formula; the difference of the main metric is in points of a hundred.
+    """
+    ordered = sorted(reports, key=lambda report: (report.task, -report.size.packed_bytes, report.recipe.name))
+    return [
+        (
+            report.task,
+            report.recipe.name,
+            f"{report.size.packed_bytes / 1e6:.2f}",
+            f"{report.size.ratio:.2f}x",
+            f"{report.size.packed_bytes / report.size.entropy_bytes:.3f}x",
+            f"{report.size.analytic_bytes / 1e6:.2f}",
+            f"{report.main_metric} {100 * report.compressed[report.main_metric]:.2f}",
+            f"{100 * report.dense[report.main_metric]:.2f}",
+            f"{100 * (report.compressed[report.main_metric] - report.dense[report.main_metric]):+.2f}",
+        )
+        for report in ordered
+    ]
+
+
+def markdown_table(reports: Sequence[Report]) -> str:
+    """The rows of several reports as a Markdown table."""
+    lines = [HEADINGS, ("---", "---", *(["---:"] * (len(HEADINGS) - 2))), *report_rows(reports)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def terminal_table(reports: Sequence[Report]) -> Table:
+    """The rows of several reports as a table for the terminal."""
+    table = Table()
+    for index, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if index < 2 else "right")
+    for row in report_rows(reports):
+        table.add_row(*row)
     return table

@@ -38,14 +38,25 @@ RECIPE = Recipe(
     QuantizationArguments(quant_scheme="int8"),
 )
 
-THINGS = (
-    "film story plot script cast song album novel chapter ending scene show meal soup wine service room trip".split()
+THINGS = ("film", "story", "plot", "script", "cast", "song", "album", "novel", "scene", "show", "meal", "soup", "room")
+VERBS = ("is", "was", "seems", "seemed")
+GOOD = (
+    "good",
+    "great",
+    "clever",
+    "warm",
+    "moving",
+    "funny",
+    "fresh",
+    "bright",
+    "lovely",
+    "elegant",
+    "honest",
+    "witty",
 )
-VERBS = "is was seems seemed".split()
-GOOD = "good great clever warm moving funny fresh bright lovely charming superb gripping elegant honest witty".split()
-BAD = "bad dull clumsy cold boring stale flat weak ugly tedious awful shallow messy bland silly".split()
-NEGATIONS = "not never hardly".split()
-DEGREES = "very rather quite really truly so".split()
+BAD = ("bad", "dull", "clumsy", "cold", "boring", "stale", "flat", "weak", "ugly", "tedious", "shallow", "silly")
+NEGATIONS = ("not", "never", "hardly")
+DEGREES = ("very", "rather", "quite", "really", "truly", "so")
 TIMES = ("today", "again", "in the end", "at first", "for once", "as usual")
 
 
@@ -58,15 +69,8 @@ def sentences(rows: int, seed: int) -> list[tuple[str, int]]:
     draw = random.Random(seed)
     found: dict[str, int] = {}
     while len(found) < rows:
-        label, other = draw.randrange(2), draw.randrange(2)
-        main, aside = _clause(draw, label), _clause(draw, other)
-        form = draw.choice(("plain", "plain", "but", "although first", "although last"))
-        text = {
-            "plain": main,
-            "but": f"{aside} , but {main}",
-            "although first": f"although {aside} , {main}",
-            "although last": f"{main} , although {aside}",
-        }[form]
+        label, form = draw.randrange(2), draw.choice(("{main}", "{aside} , but {main}", "although {aside} , {main}"))
+        text = form.format(main=_clause(draw, label), aside=_clause(draw, draw.randrange(2)))
         found[text] = label
     return list(found.items())
 
@@ -102,8 +106,8 @@ def main(
     *,
     rows: int = 12_000,
     eval_rows: int = 1_000,
-    dense_steps: int = 500,
-    steps: int = 500,
+    dense_steps: int = 400,
+    steps: int = 400,
     layers: int = 4,
     width: int = 128,
     seed: int = 0,
@@ -201,6 +205,7 @@ def _arguments(folder: Path, steps: int, learning_rate: float, seed: int) -> Tra
         per_device_eval_batch_size=100,
         logging_strategy="no",
         save_strategy="no",
+        dataloader_pin_memory=False,
         report_to="none",
         seed=seed,
     )

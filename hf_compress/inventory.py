@@ -72,8 +72,9 @@ def tensors(folder: str | Path) -> list[TensorFacts]:
 
 def _facts(path: Path, model: PreTrainedModel) -> Iterator[TensorFacts]:
     with opened(path) as file:
-        names = set(file.keys())
-        for key in file.keys():
+        keys = file.keys()  # The handle is no dict and cannot be iterated.
+        names = set(keys)
+        for key in keys:
             if key.endswith(SCALE) and key.removesuffix(SCALE) + PACKED in names:
                 continue
             name, tensor = key.removesuffix(PACKED), file.get_tensor(key)

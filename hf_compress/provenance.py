@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+__version__ = "0.1.0"
+
 PACKAGES = ("hf-compress", "transformers", "torch", "accelerate", "datasets", "tokenizers")
 # What every report states, and what it states when it is not the default of this Transformers.
 ALWAYS = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "per_device_train_batch_size", "optim")

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +16,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_compress.coding import declared, pack, unpack
-from hf_compress.quantization import restore_layers
+from hf_compress.layers import restore_layers
 from hf_compress.schemes import Grid, Scheme, from_integers, symmetric_scale, to_integers
 from hf_compress.targets import Kind, kind
 
@@ -50,7 +50,8 @@ class CompressionConfig(QuantizationConfigMixin):
         self.scheme, self.quantized, self.pruned, self.version = scheme, quantized or [], pruned or [], version
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. Upgrade hf_compress to read it."
+                f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. Upgrade hf_compress to "
+                "read it."
             )
         if self.quantized and scheme is None:
             raise ValueError("`quantization_config.scheme` must name the grids of the quantized layers; got None.")
@@ -70,11 +71,12 @@ class CompressionConfig(QuantizationConfigMixin):
 
 
 def _scheme(values: dict[str, Any]) -> Scheme:
-    return Scheme(**{name: None if grid is None else Grid(**grid) for name, grid in values.items()})
+    grids: dict[str, Any] = {name: None if grid is None else Grid(**grid) for name, grid in values.items()}
+    return Scheme(**grids)
 
 
 class Unpack(ConversionOps):
-    """The load operation of one weight: packed bytes, and scales if they are integers, to the weight they stand for."""
+    """The load operation of a weight: packed bytes, and scales if they are integers, to the weight they stand for."""
 
     def __init__(self, hf_quantizer: "CompressionQuantizer") -> None:
         self.hf_quantizer = hf_quantizer
@@ -95,7 +97,7 @@ class CompressionQuantizer(HfQuantizer):
     """Packs weights when a model is saved and unpacks them, one at a time, when it is loaded."""
 
     quantization_config: CompressionConfig
-    serialized_names = {"weight": [f"weight{PACKED}", f"weight{SCALE}"]}
+    serialized_names: ClassVar[dict[str, list[str]]] = {"weight": [f"weight{PACKED}", f"weight{SCALE}"]}
 
     def is_serializable(self) -> bool:
         return True
@@ -163,7 +165,7 @@ class CompressionQuantizer(HfQuantizer):
         return to_integers(rows, scale, grid).to(torch.int8), scale
 
     def packed_shape(self, model: PreTrainedModel, name: str, quantized: bool) -> tuple[int, ...]:
-        """The shape in which the weight `name` of `model` is packed: integers of rows, also where layers have columns."""
+        """The shape in which weight `name` of `model` is packed: integers of rows, also where layers have columns."""
         shape = tuple(model.get_parameter(name).shape)
         transposed = quantized and kind(_layer(model, name.removesuffix(".weight"))) == "conv1d"
         return tuple(reversed(shape)) if transposed else shape
@@ -221,6 +223,6 @@ def _layer(model: PreTrainedModel, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError as error:
         raise ValueError(
-            f"`quantization_config` names the layer {name}, which {type(model).__name__} does not have. Load the checkpoint "
-            "with the class it was saved from."
+            f"`quantization_config` names the layer {name}, which {type(model).__name__} does not have. Load the "
+            "checkpoint with the class it was saved from."
         ) from error

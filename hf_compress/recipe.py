@@ -39,7 +39,10 @@ class Recipe:
         return "+".join(methods) or "dense"
 
     def callbacks(self) -> list[TrainerCallback]:
-        """The callbacks for any Trainer. Distillation has none: it changes the loss, which `DistillationTrainer` does."""
+        """The callbacks for any Trainer.
+
+        Distillation has none: it changes the loss, which `DistillationTrainer` does.
+        """
         callbacks: list[TrainerCallback] = []
         if self.pruning.enabled:
             callbacks.append(PruningCallback(self.pruning))
@@ -58,7 +61,7 @@ class Recipe:
         Raises:
             ValueError: an unknown method or option, or a value outside its range.
         """
-        kinds = dict(zip(cls.__dataclass_fields__, ARGUMENTS, strict=True))
+        kinds: dict[str, type[Any]] = dict(zip(cls.__dataclass_fields__, ARGUMENTS, strict=True))
         unknown = [f"`{method}`" for method in values if method not in kinds]
         for method, options in values.items():
             known = kinds[method].__dataclass_fields__ if method in kinds else options

@@ -1,4 +1,4 @@
-"""Number formats: the grids that weights and activations are rounded to, and rounding with a straight-through gradient."""
+"""Number formats: the grids weights and activations are rounded to, and rounding with a straight-through gradient."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,8 +57,9 @@ SCHEMES: dict[str, Scheme] = {
 def symmetric_scale(values: Float[Tensor, "*rows width"], grid: Grid) -> Float[Tensor, "*rows scales"]:
     """The float32 scales of `values` along their last dimension: one a row, or one a group of it.
 
-    Jacob et al., 2018, sec. 3: the largest magnitude maps to the largest integer. Scales are rounded up to 16 significant
-    bits, so that an integer of up to 8 bits times its scale is exact: rounding is then idempotent to the last bit.
+    Jacob et al., 2018, sec. 3: the largest magnitude maps to the largest integer. Scales are rounded up to 16
+    significant bits, so that an integer of up to 8 bits times its scale is exact: rounding is then idempotent to the
+    last bit.
 
     Args:
         values: weights with one row per output feature or vocabulary entry, or activations with one row per token.

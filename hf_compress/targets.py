@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -29,7 +29,7 @@ class Target:
 
     @property
     def weight(self) -> nn.Parameter:
-        return self.module.weight
+        return cast(nn.Parameter, self.module.weight)
 
     @property
     def row_dim(self) -> int:
@@ -67,7 +67,7 @@ def quantizable(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[Tar
 
 
 def tied(model: PreTrainedModel, targets: Sequence[Target]) -> list[Target]:
-    """The layers outside `targets` whose weight is one of theirs, such as an output projection tied to the embeddings."""
+    """The layers outside `targets` whose weight is one of theirs, such as an output projection tied to embeddings."""
     modules, weights = [target.module for target in targets], [target.weight for target in targets]
     return [
         Target(name, module, layer, shares_embedding=True)
@@ -105,7 +105,7 @@ def _select(model: PreTrainedModel, kinds: Sequence[Kind], exclude: Sequence[str
     body = [
         Target(name, module, layer, shares_embedding=layer == "embedding")
         for name, module in model.named_modules()
-        if (layer := kind(module)) in kinds and not _in_head(model, name)
+        if (layer := kind(module)) is not None and layer in kinds and not _in_head(model, name)
     ]
     names = [target.name for target in body]
     excluded: set[str] = set()
@@ -116,8 +116,9 @@ def _select(model: PreTrainedModel, kinds: Sequence[Kind], exclude: Sequence[str
             raise ValueError(f"`--{option} {pattern}` is not a regular expression: {error}.") from error
         if not matched:
             raise ValueError(
-                f"`--{option} {pattern}` matches none of the {len(names)} modules that could be excluded. Give a regular "
-                f"expression that is found in a module name, such as {', '.join(names[:3])}; or drop the pattern."
+                f"`--{option} {pattern}` matches none of the {len(names)} modules that could be excluded. Give a "
+                f"regular expression that is found in a module name, such as {', '.join(names[:3])}; or drop the "
+                "pattern."
             )
         excluded |= matched
     targets = [target for target in body if target.name not in excluded]

@@ -1,5 +1,6 @@
 """What every test stands on: no network, one thread, fixed seeds, shapes checked, deprecations fatal, tiny models."""
 
+import gc
 import logging
 import os
 import random
@@ -75,6 +76,16 @@ def no_logged_deprecations() -> Iterator[None]:
     yield
     logger.removeHandler(handler)
     assert not handler.messages, "Transformers deprecates what was called:\n" + "\n".join(handler.messages)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cheap_collections() -> Iterator[None]:
+    """Every training collects garbage, which takes longer than the training unless what is imported is left out."""
+    # Once per file rather than per session: Transformers imports lazily, so that there is more to leave out by then.
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

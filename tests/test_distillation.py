@@ -1,5 +1,4 @@
 import copy
-import gc
 import math
 import warnings
 from itertools import product
@@ -152,15 +151,6 @@ def rows(model_class: type = BertForSequenceClassification, **settings) -> list[
             example["labels"] = torch.where(kept, ids, -100)
         examples.append(example)
     return examples
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cheap_collections():
-    """Every training collects garbage, which takes longer than the training unless what is imported is left out."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 class Norms(TrainerCallback):

@@ -10,15 +10,8 @@ import torch
 from datasets import Dataset
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from hf_compress.quantization import (
-    RANGE_MOMENTUM,
-    FakeQuantizedEmbedding,
-    FakeQuantizedLinear,
-    QuantizationArguments,
-    QuantizationCallback,
-    fake_quantize_modules,
-    fake_quantized,
-)
+from hf_compress.layers import FakeQuantizedEmbedding, FakeQuantizedLinear, fake_quantize_modules, fake_quantized
+from hf_compress.quantization import RANGE_MOMENTUM, QuantizationArguments, QuantizationCallback
 from hf_compress.schemes import SCHEMES, fake_quantize_symmetric
 
 MakeBert = Callable[..., BertForSequenceClassification]

@@ -1,0 +1,155 @@
+"""The fake-quantized layers: linear layers and embeddings that compute with numbers on their grids."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_compress.schemes import Grid, Scheme, affine_parameters, fake_quantize_affine, fake_quantize_symmetric
+from hf_compress.targets import Kind, kind, quantizable, tied
+
+
+class FakeQuantized(nn.Module):
+    """What the fake-quantized layers share: their grids, the switches and the observed range of their input.
+
+    Layers are never built but turned into (`fake_quantize_modules`), so that parameters, hooks and names stay. The one
+    addition to the state dict is the buffer `input_range` (2,) of layers whose input has a static range: the float32
+    moving average of its least and largest value, infinite and crossed before the first observation.
+    """
+
+    weight: Tensor
+    weight_grid: Grid | None
+    input_grid: Grid | None
+    input_range: Tensor
+    step_range: Tensor | None  # Extremes since the last optimizer step. No buffer: DDP would overwrite it from rank 0.
+    observing: bool
+    quantizing: bool
+
+    @property
+    def has_range(self) -> bool:
+        return self.input_grid is not None and self.input_grid.per == "tensor"
+
+    @property
+    def ready(self) -> bool:
+        """Whether the layer was trained on its grids: rounding was on and the range, if it has one, was observed."""
+        return self.quantizing and not (self.has_range and bool(self.input_range.isinf().any()))
+
+    def rounded_weight(self) -> Tensor:
+        """The weight as a matrix of rows, on its grid once quantization has begun."""
+        if not self.quantizing or self.weight_grid is None:
+            return self.weight
+        return fake_quantize_symmetric(self.weight, self.weight_grid)
+
+    def rounded_input(self, values: Tensor) -> Tensor:
+        """The layer's input, observed while ranges move, on its grid once quantization has begun."""
+        if self.input_grid is None:
+            return values
+        if self.has_range and self.observing and self.training:
+            self._observe(values)
+        if not self.quantizing:
+            return values
+        if not self.has_range:
+            return fake_quantize_symmetric(values, self.input_grid)
+        scale, zero_point = affine_parameters(self.input_range[0], self.input_range[1], self.input_grid)
+        return fake_quantize_affine(values, scale, zero_point, self.input_grid)
+
+    @torch.no_grad()
+    def _observe(self, values: Tensor) -> None:
+        low, high = torch.aminmax(values.detach())
+        seen = torch.stack([low, high]).float()
+        if self.step_range is not None:
+            seen = torch.stack(
+                [torch.minimum(self.step_range[0], seen[0]), torch.maximum(self.step_range[1], seen[1])]
+            )
+        self.step_range = seen
+
+
+class FakeQuantizedLinear(FakeQuantized, nn.Linear):
+    """A linear layer that computes with its weight, and its input if the scheme says so, on their grids."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(self.rounded_input(input), self.rounded_weight(), self.bias)
+
+
+class FakeQuantizedConv1D(FakeQuantized, Conv1D):
+    """GPT-2's linear layer, whose weight has shape (inputs, outputs), on its grids."""
+
+    bias: Tensor
+    nf: int
+
+    def rounded_weight(self) -> Tensor:
+        if not self.quantizing or self.weight_grid is None:
+            return self.weight
+        # Contiguous as the stored weight will be: another layout may make the matrix product differ in the last bit.
+        return fake_quantize_symmetric(self.weight.t(), self.weight_grid).t().contiguous()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.rounded_input(x).reshape(-1, x.shape[-1])
+        return torch.addmm(self.bias, rows, self.rounded_weight()).view(*x.shape[:-1], self.nf)
+
+
+class FakeQuantizedEmbedding(FakeQuantized, nn.Embedding):
+    """An embedding that returns its rows on their grid; only the rows looked up are rounded."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = super().forward(input)
+        if not self.quantizing or self.weight_grid is None:
+            return rows
+        return fake_quantize_symmetric(rows, self.weight_grid)
+
+
+LAYERS: dict[Kind, type[FakeQuantized]] = {
+    "linear": FakeQuantizedLinear,
+    "conv1d": FakeQuantizedConv1D,
+    "embedding": FakeQuantizedEmbedding,
+}
+
+
+def fake_quantize_modules(model: PreTrainedModel, scheme: Scheme, exclude: Sequence[str] = ()) -> list[FakeQuantized]:
+    """The layers of `model` that `scheme` rounds, turned in place into fake-quantized ones, still switched off.
+
+    Parameters, hooks, names and ties stay as they are. A head tied to an embedding computes with the embedding's grid.
+    Layers turned before keep their ranges.
+
+    Raises:
+        ValueError: an exclude pattern matches nothing, or nothing is left to quantize.
+    """
+    targets = quantizable(model, exclude)
+    layers = []
+    for target in targets + tied(model, targets):
+        grids: tuple[Grid, Grid | None] = scheme.weight, scheme.activation
+        if target.shares_embedding:
+            grids = scheme.embedding, None
+        layers.append(_turn(target.module, target.kind, *grids))
+    return layers
+
+
+def restore_layers(model: PreTrainedModel, names: Sequence[str], input_grid: Grid) -> None:
+    """Turn the linear layers `names` into ones that round their inputs; their weights are on their grids already."""
+    for name in names:
+        module = model.get_submodule(name)
+        layer_kind = kind(module)
+        assert layer_kind is not None, "checked by `CompressionQuantizer`"
+        layer = _turn(module, layer_kind, weight_grid=None, input_grid=input_grid)
+        layer.quantizing = True
+
+
+def fake_quantized(model: nn.Module) -> dict[str, FakeQuantized]:
+    """The fake-quantized layers of `model` by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantized)}
+
+
+def _turn(layer: nn.Module, layer_kind: Kind, weight_grid: Grid | None, input_grid: Grid | None) -> FakeQuantized:
+    layer.__class__ = LAYERS[layer_kind]
+    assert isinstance(layer, FakeQuantized)
+    layer.weight_grid, layer.input_grid = weight_grid, input_grid
+    layer.observing = layer.quantizing = False
+    layer.step_range = None
+    if layer.has_range and "input_range" not in layer._buffers:
+        unseen = torch.tensor([math.inf, -math.inf], device=layer.weight.device, dtype=torch.float32)
+        layer.register_buffer("input_range", unseen)
+    return layer

