@@ -228,17 +228,19 @@ class Rows:
         numbers = {name.lower(): number for name, number in config.label2id.items()}
         # `Rows` stays out of the closure: datasets hashes that to find its cache, and could not hash us.
         value_to_number = {value: numbers[name.lower()] for value, name in of_dataset.items()}
-        label_column, length = arguments.label_column, min(arguments.max_seq_length, tokenizer.model_max_length)
+        length, given = min(arguments.max_seq_length, tokenizer.model_max_length), "given_label"
+        if labelled:
+            # A column that keeps its name keeps its type as well: words would stay words.
+            rows = rows.select_columns([*columns, arguments.label_column]).rename_column(arguments.label_column, given)
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             encoded = tokenizer(*(batch[column] for column in columns), truncation=True, max_length=length)
             if labelled and names is None:
-                encoded["label"] = [float(value) for value in batch[label_column]]
+                encoded["label"] = [float(value) for value in batch[given]]
             elif labelled:
-                encoded["label"] = [value_to_number[value] for value in batch[label_column]]
+                encoded["label"] = [value_to_number[value] for value in batch[given]]
             return encoded
 
-        # A column of text that is called like one of ours must not stay.
         return rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"Tokenizing {split}")
 
     def _load(self, cache_dir: str | None) -> DatasetDict:

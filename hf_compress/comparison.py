@@ -38,16 +38,6 @@ def comparison_table(report: Report) -> Table:
 
 
 HEADINGS = ("task", "methods", "MB", "smaller", "to entropy", "analytic MB", "compressed", "dense", "difference")
-    "task",
-    "methods",
-    "MB on disk",
-    "smaller",
-    "to entropy",
-    "analytic MB",
-    "compressed",
-    "dense",
-    "difference",
-)
 
 
 def report_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
