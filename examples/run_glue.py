@@ -484,7 +484,9 @@ def main() -> None:
 
     if reporting and model_args.dense_baseline == TRAIN:
         model = train_dense(model, rows, model_args, training_args, common)
-    dense = Trainer(model=model, args=training_args, **common).evaluate() if reporting else {}
+    # On a copy: a model that one Trainer has prepared, if only for evaluation, the next would neither wrap for several
+    # processes nor for mixed precision.
+    dense = Trainer(model=copy.deepcopy(model), args=training_args, **common).evaluate() if reporting else {}
 
     # --- hf_compress: begin ---
     trainer = DistillationTrainer(

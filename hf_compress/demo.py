@@ -162,7 +162,8 @@ def main(
 
     console.print(f"\n[bold]2. Compress it[/bold] ({RECIPE.name}, {steps} steps, the dense model as teacher)")
     trainer = DistillationTrainer(
-        model=model,
+        # Read anew: a model that one Trainer has prepared, the next would not prepare again.
+        model=BertForSequenceClassification.from_pretrained(partial / DENSE),
         args=_arguments(partial, steps, 5e-4, seed),
         distillation=RECIPE.distillation,
         callbacks=RECIPE.callbacks(),

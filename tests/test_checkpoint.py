@@ -280,3 +280,12 @@ def test_a_moved_folder_still_loads(folder: Path, tmp_path: Path) -> None:
     before = _logits(AutoModelForSequenceClassification.from_pretrained(folder))
     shutil.move(folder, tmp_path / "elsewhere")
     assert torch.equal(_logits(AutoModelForSequenceClassification.from_pretrained(tmp_path / "elsewhere")), before)
+
+
+def test_a_truncated_file_is_refused_by_inspection_and_by_loading(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors is no intact safetensors file"):
+        tensors(folder)
+    with pytest.raises(ValueError, match=r"model\.safetensors is no intact safetensors file"):
+        AutoModelForSequenceClassification.from_pretrained(folder)

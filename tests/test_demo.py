@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from hf_compress.demo import BAD, GOOD, NEGATIONS, main, sentences
 from hf_compress.report import Report
 
-SMALL = {"rows": 64, "eval_rows": 32, "dense_steps": 4, "steps": 8, "layers": 1, "width": 64}
+SMALL = {"rows": 64, "eval_rows": 32, "dense_steps": 4, "steps": 30, "layers": 1, "width": 64}
 
 
 def sentiment(text: str) -> int:
