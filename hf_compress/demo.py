@@ -2,9 +2,12 @@
 
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
@@ -101,6 +104,18 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=48, **special)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A context in which torch computes with one thread, since layers this small lose time to a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def main(
     folder: Path,
     *,
