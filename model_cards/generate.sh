@@ -21,7 +21,7 @@ shared=(--model_name_or_path "$model" --base_model_hub_id sentence-transformers/
     --per_device_train_batch_size 32 --per_device_eval_batch_size 64 --train_sampling_strategy group_by_length
     --save_strategy no --report_to none --disable_tqdm True --logging_steps 50)
 sst2=(--task_name sst2 --max_train_samples 12000 --num_train_epochs 3)
-stsb=(--task_name stsb --num_train_epochs 3)
+stsb=(--task_name stsb --learning_rate 1e-4 --num_train_epochs 5)
 teacher=(--distill_teacher self)
 prune=(--prune_sparsity 0.6)
 int8=(--quant_scheme int8)
@@ -46,6 +46,11 @@ running() { while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done; }
 
 run runs/sst2-dense eval_results.json "${sst2[@]}" --num_train_epochs 2
 running; cell sst2 kd+mp60+int8 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}" &
+running
+(
+    run runs/stsb-dense eval_results.json "${stsb[@]}" --num_train_epochs 4
+    cell stsb kd+mp60+int8 "${stsb[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}"
+) &
 running; cell sst2 kd+int8 "${sst2[@]}" "${teacher[@]}" "${int8[@]}" &
 running; cell sst2 kd+mp60 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" &
 running; cell sst2 mp60+int8 "${sst2[@]}" "${prune[@]}" "${int8[@]}" &
@@ -53,7 +58,5 @@ running; cell sst2 int8 "${sst2[@]}" "${int8[@]}" &
 running; cell sst2 mp60 "${sst2[@]}" "${prune[@]}" &
 running; cell sst2 kd "${sst2[@]}" "${teacher[@]}" &
 running; cell sst2 dense "${sst2[@]}" &
-running; run runs/stsb-dense eval_results.json "${stsb[@]}"
-running; cell stsb kd+mp60+int8 "${stsb[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}" &
 wait
 hf-compress compare model_cards/*/
