@@ -8,7 +8,7 @@ from typing import cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_compress.layers import fake_quantized
+from hf_compress.layers import fake_quantized, rounded
 from hf_compress.quantizer import CompressionConfig, CompressionQuantizer
 from hf_compress.recipe import Recipe
 from hf_compress.sparsity import Scope, zero_counts
@@ -46,7 +46,7 @@ def save_compressed(
     _check_promise(model, recipe)
     config = CompressionConfig(
         scheme=asdict(recipe.quantization.scheme) if recipe.quantization.enabled else None,
-        quantized=[target.name for target in quantizable(model, recipe.quantization.quant_exclude)]
+        quantized=[target.name for target in rounded(model, quantizable(model, recipe.quantization.quant_exclude))]
         if recipe.quantization.enabled
         else [],
         pruned=[target.name for target in prunable(model, recipe.pruning.prune_exclude)]
@@ -75,7 +75,8 @@ def save_compressed(
 def _check_promise(model: PreTrainedModel, recipe: Recipe) -> None:
     """Refuse a model that is denser than the recipe says, or not quantized where it says so."""
     if recipe.pruning.enabled:
-        weights = [target.weight for target in prunable(model, recipe.pruning.prune_exclude)]
+        targets = prunable(model, recipe.pruning.prune_exclude)
+        weights = list({id(target.weight): target.weight for target in targets}.values())  # Tied ones count once.
         numbers = [weight.numel() for weight in weights]
         zeros = sum(numbers) - sum(int(weight.count_nonzero()) for weight in weights)
         sparsity, scope = recipe.pruning.prune_sparsity, cast(Scope, recipe.pruning.prune_scope)
@@ -86,12 +87,11 @@ def _check_promise(model: PreTrainedModel, recipe: Recipe) -> None:
             )
     if recipe.quantization.enabled:
         layers = fake_quantized(model)
-        missing = [
-            name
-            for name in [target.name for target in quantizable(model, recipe.quantization.quant_exclude)]
-            if name not in layers
-        ]
-        idle = [name for name, layer in layers.items() if not layer.ready]
+        targets = quantizable(model, recipe.quantization.quant_exclude)
+        missing = [target.name for target in targets if target.name not in layers]
+        idle = [name for name, layer in layers.items() if not layer.quantizing or (layer.rounded and not layer.ready)]
+        if not rounded(model, targets):
+            idle = idle or list(layers)
         if missing or idle:
             raise ValueError(
                 f"the recipe asks for `--quant_scheme {recipe.quantization.quant_scheme}`, but "

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_compress.schemes import Grid, Scheme, affine_parameters, fake_quantize_affine, fake_quantize_symmetric
-from hf_compress.targets import Kind, kind, quantizable, tied
+from hf_compress.targets import Kind, Target, kind, quantizable, tied
 
 
 class FakeQuantized(nn.Module):
@@ -28,6 +29,7 @@ class FakeQuantized(nn.Module):
     step_range: Tensor | None  # Extremes since the last optimizer step. No buffer: DDP would overwrite it from rank 0.
     observing: bool
     quantizing: bool
+    rounded: bool  # Whether the weight was ever used on its grid; no code but the layer's own forward rounds it.
 
     @property
     def has_range(self) -> bool:
@@ -42,6 +44,7 @@ class FakeQuantized(nn.Module):
         """The weight as a matrix of rows, on its grid once quantization has begun."""
         if not self.quantizing or self.weight_grid is None:
             return self.weight
+        self.rounded = True
         return fake_quantize_symmetric(self.weight, self.weight_grid)
 
     def rounded_input(self, values: Tensor) -> Tensor:
@@ -84,6 +87,7 @@ class FakeQuantizedConv1D(FakeQuantized, Conv1D):
     def rounded_weight(self) -> Tensor:
         if not self.quantizing or self.weight_grid is None:
             return self.weight
+        self.rounded = True
         # Contiguous as the stored weight will be: another layout may make the matrix product differ in the last bit.
         return fake_quantize_symmetric(self.weight.t(), self.weight_grid).t().contiguous()
 
@@ -99,6 +103,7 @@ class FakeQuantizedEmbedding(FakeQuantized, nn.Embedding):
         rows = super().forward(input)
         if not self.quantizing or self.weight_grid is None:
             return rows
+        self.rounded = True
         return fake_quantize_symmetric(rows, self.weight_grid)
 
 
@@ -143,13 +148,35 @@ def fake_quantized(model: nn.Module) -> dict[str, FakeQuantized]:
     return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantized)}
 
 
+def rounded(model: PreTrainedModel, targets: Sequence[Target]) -> list[Target]:
+    """Those of `targets` whose weight some layer has computed with on its grid.
+
+    The others are never called: an unused pooler, or DeBERTa's `rel_embeddings`, whose weight the encoder reads past
+    their forward. Training has not seen them rounded, so that they must not be stored so.
+    """
+    used = {id(layer.weight) for layer in fake_quantized(model).values() if layer.rounded}
+    return [target for target in targets if id(target.weight) in used]
+
+
 def _turn(layer: nn.Module, layer_kind: Kind, weight_grid: Grid | None, input_grid: Grid | None) -> FakeQuantized:
-    layer.__class__ = LAYERS[layer_kind]
+    layer.__class__ = _fake_quantized_class(type(layer), layer_kind)
     assert isinstance(layer, FakeQuantized)
     layer.weight_grid, layer.input_grid = weight_grid, input_grid
-    layer.observing = layer.quantizing = False
+    layer.observing = layer.quantizing = layer.rounded = False
     layer.step_range = None
     if layer.has_range and "input_range" not in layer._buffers:
         unseen = torch.tensor([math.inf, -math.inf], device=layer.weight.device, dtype=torch.float32)
         layer.register_buffer("input_range", unseen)
     return layer
+
+
+@cache
+def _fake_quantized_class(layer_class: type[nn.Module], layer_kind: Kind) -> type[nn.Module]:
+    """The fake-quantized class of a layer's class; `forward` of one that has its own, as Bart's embeddings, stays."""
+    ours = LAYERS[layer_kind]
+    if issubclass(layer_class, FakeQuantized):
+        return layer_class
+    if issubclass(ours, layer_class):
+        return ours
+    # Ours comes last, so that it is what their `super().forward` calls.
+    return type(f"FakeQuantized{layer_class.__name__}", (layer_class, ours), {})

@@ -89,7 +89,8 @@ class QuantizationCallback(TrainerCallback):
     ranges and rounding are float32.
 
     Raises, from Trainer's construction or at the start of training:
-        ValueError: an exclude pattern matches nothing, or the run is too short for quantization ever to begin.
+        ValueError: an exclude pattern matches nothing, the run is too short for quantization ever to begin, or one
+            process is to train on several GPUs.
 
     Raises, at the end of training:
         RuntimeError: it stopped before quantization began, or the best model is to be loaded and none was quantized.
@@ -107,6 +108,12 @@ class QuantizationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"`--quant_scheme` cannot train one process on {args.n_gpu} GPUs (`nn.DataParallel`), whose copies of "
+                "the model forget what they observe. Launch one process per GPU (`torchrun --nproc_per_node "
+                f"{args.n_gpu}`, `accelerate launch`), or show it one (`CUDA_VISIBLE_DEVICES=0`)."
+            )
         if not self._layers:  # Added to a Trainer that was already built.
             self.on_init_end(args, state, control, **kwargs)
         if self._begin_step(state) >= state.max_steps:

@@ -146,8 +146,10 @@ class CompressionQuantizer(HfQuantizer):
         config = self.quantization_config
         state: dict[str, Tensor] = {}
         for name, tensor in remove_tied_weights_from_state_dict(model.state_dict(), model).items():
-            layer = name.removesuffix(".weight")
-            if not name.endswith(".weight") or layer not in {*config.quantized, *config.pruned}:
+            layer, _, leaf = name.rpartition(".")
+            if leaf == "input_range" and layer not in config.quantized:
+                continue  # Of a layer that is never called: it is stored and loaded as an ordinary one.
+            if leaf != "weight" or layer not in {*config.quantized, *config.pruned}:
                 state[name] = tensor
             elif layer in config.quantized:
                 integers, scale = self._integers(tensor, kind(_layer(model, layer)))

@@ -7,10 +7,19 @@ from typing import Literal, cast
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 Kind = Literal["linear", "conv1d", "embedding"]
 KINDS: dict[type[nn.Module], Kind] = {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding"}
+
+# The classes that `AutoModel` makes: all body.
+_HEADLESS = {name for names in MODEL_MAPPING_NAMES.values() for name in ([names] if isinstance(names, str) else names)}
+_LEGACY_HEADS = {"DebertaForMaskedLM", "DebertaV2ForMaskedLM"}
+_REMEDIES = {
+    "prune_exclude": "Embeddings and heads are never pruned: leave `--prune_sparsity` out for this model.",
+    "quant_exclude": "Heads are never quantized: leave `--quant_scheme` out for this model.",
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,13 @@ class Target:
 def prunable(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[Target]:
     """Linear layers of the body whose weights magnitude pruning may set to zero.
 
-    Embeddings and the head are never pruned (Movva et al., 2022); BERT's pooler belongs to the body and is, since the
-    paper's size formula counts everything but embeddings as pruned.
+    Embeddings and the head are never pruned (Movva et al., 2022). The body is what `AutoModel` loads from the
+    checkpoint, so that BERT's and ALBERT's poolers belong to it, and the dense layers that RoBERTa, DistilBERT,
+    DeBERTa and ModernBERT put before their classifiers belong to the head.
 
     Args:
-        exclude: regular expressions, searched in the qualified module names; what matches is left dense.
+        exclude: regular expressions, searched in the qualified module names; what matches is left dense, under every
+            name that it is tied to.
 
     Raises:
         ValueError: a pattern that is no regular expression or matches nothing, or nothing is left to prune.
@@ -58,12 +69,22 @@ def quantizable(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[Tar
     that is tied to an embedding is that embedding, and is stored and rounded with it.
 
     Args:
-        exclude: regular expressions, searched in the qualified module names; what matches stays in floating point.
+        exclude: regular expressions, searched in the qualified module names; what matches stays in floating point,
+            under every name that it is tied to.
 
     Raises:
-        ValueError: a pattern that is no regular expression or matches nothing, or nothing is left to quantize.
+        ValueError: a pattern that is no regular expression or matches nothing, nothing is left to quantize, or a head
+            that reads the embeddings where nothing rounds them.
     """
-    return _select(model, ("linear", "conv1d", "embedding"), exclude, "quant_exclude")
+    targets = _select(model, ("linear", "conv1d", "embedding"), exclude, "quant_exclude")
+    # This head multiplies by the weight of the embeddings without calling them: it would not see it rounded.
+    reads_embeddings = type(model).__name__ in _LEGACY_HEADS and not model.config.legacy
+    if reads_embeddings and any(target.module is model.get_input_embeddings() for target in targets):
+        raise ValueError(
+            f"`--quant_scheme` cannot round the word embeddings of {type(model).__name__} with `config.legacy` False, "
+            "whose head reads their weight past the layer that rounds it. Give `--quant_exclude word_embeddings`."
+        )
+    return targets
 
 
 def tied(model: PreTrainedModel, targets: Sequence[Target]) -> list[Target]:
@@ -96,9 +117,11 @@ def _in_head(model: PreTrainedModel, name: str) -> bool:
     """Whether the module called `name` lies outside the body (`base_model`) or is the output projection."""
     if model.get_output_embeddings() is model.get_submodule(name):
         return True
-    if model.base_model is model:
-        return False
-    return not f"{name}.".startswith(f"{model.base_model_prefix}.")
+    if model.base_model is not model:
+        return not f"{name}.".startswith(f"{model.base_model_prefix}.")
+    headless = type(model).__name__ in _HEADLESS
+    # Without a base, as in T5, a linear layer beside encoder and decoder is the head; ALBERT's own base has a pooler.
+    return "." not in name and kind(model.get_submodule(name)) in ("linear", "conv1d") and not headless
 
 
 def _select(model: PreTrainedModel, kinds: Sequence[Kind], exclude: Sequence[str], option: str) -> list[Target]:
@@ -121,10 +144,12 @@ def _select(model: PreTrainedModel, kinds: Sequence[Kind], exclude: Sequence[str
                 "pattern."
             )
         excluded |= matched
-    targets = [target for target in body if target.name not in excluded]
+    # By weight: were one of its layers to round it and another not, no file could hold what both compute with.
+    dense = {id(target.weight) for target in body if target.name in excluded}
+    targets = [target for target in body if id(target.weight) not in dense]
     if not targets:
         raise ValueError(
             f"{type(model).__name__} has no {' or '.join(kinds)} module to compress in its body"
-            + (f" once `--{option}` is applied. Exclude less." if excluded else ".")
+            + (f" once `--{option}` is applied. Exclude less." if excluded else f". {_REMEDIES[option]}")
         )
     return targets

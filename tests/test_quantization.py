@@ -1,14 +1,26 @@
 """Quantization-aware training in a Trainer: what is turned, when it rounds, and what its ranges depend on."""
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 
 from hf_compress.layers import FakeQuantizedEmbedding, FakeQuantizedLinear, fake_quantize_modules, fake_quantized
 from hf_compress.quantization import RANGE_MOMENTUM, QuantizationArguments, QuantizationCallback
@@ -219,3 +231,21 @@ def test_excluded_modules_stay_as_they_are(tiny_bert: Any) -> None:
     fake_quantize_modules(tiny_bert, SCHEMES["int8"], exclude=["embeddings", r"layer\.0\."])
     turned = fake_quantized(tiny_bert)
     assert turned and not any("embeddings" in name or "layer.0." in name for name in turned)
+
+
+def test_one_process_on_several_gpus_is_refused_before_its_first_step() -> None:
+    callback = QuantizationCallback(QuantizationArguments(quant_scheme="int8"))
+    with pytest.raises(ValueError, match=r"`--quant_scheme` cannot train one process on 2 GPUs .*torchrun"):
+        callback.on_train_begin(SimpleNamespace(n_gpu=2), TrainerState(max_steps=10), TrainerControl())
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_it_and_rounds_inside() -> None:
+    layer = BartScaledWordEmbedding(7, 8, padding_idx=0, embed_scale=3.0)
+    model = BertModel(BertConfig(vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+    model.embeddings.word_embeddings = layer
+    fake_quantize_modules(model, SCHEMES["int8"])
+    assert isinstance(layer, FakeQuantizedEmbedding) and isinstance(layer, BartScaledWordEmbedding)
+    layer.quantizing = True
+    expected = 3.0 * fake_quantize_symmetric(layer.weight, SCHEMES["int8"].embedding)
+    assert torch.equal(layer(torch.arange(7)), expected)
+    assert isinstance(copy.deepcopy(layer), FakeQuantizedEmbedding)

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
+    AlbertModel,
     BertConfig,
     BertForMaskedLM,
     BertForQuestionAnswering,
@@ -24,6 +25,9 @@ from transformers import (
     RobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
+    T5ForQuestionAnswering,
+    T5ForSequenceClassification,
+    T5ForTokenClassification,
 )
 
 from hf_compress.targets import KINDS, kind, part, prunable, quantizable, tied
@@ -111,6 +115,27 @@ def test_an_encoder_and_its_decoder_are_both_body() -> None:
     selected = names(prunable(model))
     assert {"encoder.block.0.layer.0.SelfAttention.q", "decoder.block.0.layer.1.EncDecAttention.q"} <= selected
     assert "lm_head" not in selected
+
+
+@pytest.mark.parametrize("head", ["qa_outputs", "classifier", "classification_head"])
+def test_t5s_heads_are_heads_whether_or_not_a_base_holds_the_rest(head: str) -> None:
+    classes = {
+        "qa_outputs": T5ForQuestionAnswering,
+        "classifier": T5ForTokenClassification,
+        "classification_head": T5ForSequenceClassification,
+    }
+    model = classes[head](t5().config)
+    assert part(model, next(name for name, _ in model.named_parameters() if name.startswith(head))) == "head"
+    assert not [name for name in names(quantizable(model)) if name.startswith(head)]
+
+
+def test_the_pooler_of_albert_is_body_where_albert_is_all_there_is() -> None:
+    sizes = {"vocab_size": 12, "embedding_size": 4, "hidden_size": 8, "intermediate_size": 16}
+    assert "pooler" in names(prunable(AlbertModel(AlbertConfig(**sizes, num_attention_heads=2))))
+
+
+def test_what_is_excluded_under_one_name_is_excluded_under_every_name_it_is_tied_to() -> None:
+    assert not {"shared", "encoder.embed_tokens", "decoder.embed_tokens"} & names(quantizable(t5(), ["^shared$"]))
 
 
 def test_layers_that_are_used_several_times_are_listed_once() -> None:
