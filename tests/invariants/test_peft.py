@@ -79,7 +79,7 @@ def make(model: torch.nn.Module, rows: Dataset, folder: Path, recipe: Recipe, **
 
 
 def logits(model: torch.nn.Module, rows: Dataset) -> torch.Tensor:
-    batch = {name: torch.tensor(rows[name][:16]) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    batch = {name: torch.tensor(rows[name][:16]) for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         return model.eval()(**batch).logits
 
@@ -160,7 +160,6 @@ def test_masks_are_chosen_by_the_merged_weight_and_pruned_weights_stay_pruned(
     make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     model = adapted(make_bert(), init_lora_weights=False)
-    # Where the adapter makes a column of the base's weights large, base magnitudes would choose others.
     seen: list[torch.Tensor] = []
     trainer = make(model, tiny_dataset, tmp_path, RECIPES["pruned"])
     layer = next(target.module for target in prunable(model) if target.name == QUERY)
@@ -192,15 +191,30 @@ def test_the_adapter_switched_off_is_the_dense_base_model(
         assert torch.equal(logits(model, tiny_dataset), logits(make_bert(), tiny_dataset))
 
 
+def test_under_autocast_and_gradient_checkpointing_the_merged_weight_stays_float32_and_the_file_exact(
+    make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    model = adapted(make_bert())
+    model.enable_input_require_grads()
+    make(
+        model, tiny_dataset, tmp_path, RECIPES["both"], arguments={"bf16": True, "gradient_checkpointing": True}
+    ).train()
+    reloaded = BertForSequenceClassification.from_pretrained(
+        save_compressed(model, tmp_path / "compressed", RECIPES["both"])
+    )
+    assert torch.equal(logits(reloaded, tiny_dataset), logits(model, tiny_dataset))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(logits(reloaded, tiny_dataset), logits(model, tiny_dataset))
+
+
 def test_conv1d_layers_are_merged_and_compressed(tiny_dataset: Dataset, tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=16, pad_token_id=0)
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     model = adapted(GPT2ForSequenceClassification(config), target_modules=["c_attn"], fan_in_fan_out=True)
-    rows = tiny_dataset.remove_columns("token_type_ids").map(lambda row: {"token_type_ids": row["attention_mask"]})
-    make(model, rows, tmp_path, RECIPES["both"]).train()
+    make(model, tiny_dataset, tmp_path, RECIPES["both"]).train()
     folder = save_compressed(model, tmp_path / "compressed", RECIPES["both"])
     reloaded = GPT2ForSequenceClassification.from_pretrained(folder)
-    assert torch.equal(logits(reloaded, rows), logits(model, rows))
+    assert torch.equal(logits(reloaded, tiny_dataset), logits(model, tiny_dataset))
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------
