@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
+from peft import LoraConfig, TaskType, get_peft_model
 from rich.console import Console
 from transformers import (
     AutoConfig,
@@ -51,7 +52,7 @@ TRAIN = "train"
 LAST = ("last", "true")
 # What a run leaves in its output folder.
 RUN_FILES = ("checkpoint-*", "model*.safetensors", "config.json", "trainer_state.json", "*_results.json", "dense")
-RUN_FILES += ("compressed", ".compressed.partial", "predictions.csv")
+RUN_FILES += ("adapter_*", "compressed", ".compressed.partial", "predictions.csv")
 
 
 @dataclass
@@ -111,6 +112,42 @@ class ModelArguments:
         """What to tell `from_pretrained` about the model `name`."""
         revision = self.model_revision if name == self.model_name_or_path else None
         return {"cache_dir": self.cache_dir, "revision": revision or "main"}
+
+
+@dataclass
+class AdapterArguments:
+    """Whether all weights are trained, or an adapter beside them."""
+
+    peft: str | None = field(
+        default=None,
+        metadata={
+            "choices": ["lora"],
+            "help": "Train a LoRA adapter and the head; the other weights stay. The dense baseline is trained whole.",
+        },
+    )
+    lora_r: int = field(default=8, metadata={"help": "Rank of the adapter; at least 1."})
+    lora_alpha: int = field(default=16, metadata={"help": "The adapter is scaled by this number over its rank."})
+    lora_targets: list[str] | None = field(
+        default=None,
+        metadata={"help": "Ends of the names of the layers to adapt, such as query. By default all linear layers."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.lora_r < 1:
+            raise ValueError(f"`--lora_r` must be at least 1, got {self.lora_r}. Give 8, for instance.")
+        if self.peft is None and (self.lora_r, self.lora_alpha, self.lora_targets) != (8, 16, None):
+            raise ValueError("`--lora_r`, `--lora_alpha` and `--lora_targets` belong to `--peft lora`. Add that.")
+
+    def adapted(self, model: PreTrainedModel) -> Any:
+        """The `model`, in a PEFT model with a new adapter if one was asked for."""
+        if self.peft is None:
+            return model
+        targets = self.lora_targets or "all-linear"
+        # No dropout: what is compressed is the weight merged with the adapter, and dropout has no such weight.
+        return get_peft_model(
+            model,
+            LoraConfig(task_type=TaskType.SEQ_CLS, r=self.lora_r, lora_alpha=self.lora_alpha, target_modules=targets),
+        )
 
 
 @dataclass
@@ -389,7 +426,7 @@ def score_teacher(trainer: DistillationTrainer, rows: Dataset) -> dict[str, floa
     """The teacher's scores on `rows`, its classes in the student's order; None without a teacher."""
     if trainer.teacher is None:
         return None
-    with evaluating(trainer, trainer.teacher):
+    with trainer.teaching() as teacher, evaluating(trainer, teacher):
         output = trainer.predict(rows)
     logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
     order = None if logits.shape[-1] == 1 else class_order(trainer.model.config, trainer.teacher.config)
@@ -399,13 +436,13 @@ def score_teacher(trainer: DistillationTrainer, rows: Dataset) -> dict[str, floa
 
 def main() -> None:
     """Run the script with the options in `sys.argv`, or in the one JSON or YAML file that is named there."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments, *ARGUMENTS))
+    parser = HfArgumentParser((ModelArguments, AdapterArguments, DataArguments, TrainingArguments, *ARGUMENTS))
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
-        model_args, data_args, training_args, *methods = parser.parse_json_file(sys.argv[1])
+        model_args, adapter_args, data_args, training_args, *methods = parser.parse_json_file(sys.argv[1])
     elif len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
-        model_args, data_args, training_args, *methods = parser.parse_yaml_file(sys.argv[1])
+        model_args, adapter_args, data_args, training_args, *methods = parser.parse_yaml_file(sys.argv[1])
     else:
-        model_args, data_args, training_args, *methods = parser.parse_args_into_dataclasses()
+        model_args, adapter_args, data_args, training_args, *methods = parser.parse_args_into_dataclasses()
 
     # --- hf_compress: begin ---
     recipe = Recipe(*methods)
@@ -487,6 +524,7 @@ def main() -> None:
     # On a copy: a model that one Trainer has prepared, if only for evaluation, the next would neither wrap for several
     # processes nor for mixed precision.
     dense = Trainer(model=copy.deepcopy(model), args=training_args, **common).evaluate() if reporting else {}
+    model = adapter_args.adapted(model)
 
     # --- hf_compress: begin ---
     trainer = DistillationTrainer(

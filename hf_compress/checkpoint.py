@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_compress.layers import fake_quantized, rounded
@@ -18,7 +19,7 @@ RECIPE_NAME = "recipe.json"
 
 
 def save_compressed(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     folder: str | Path,
     recipe: Recipe,
     processing_class: PreTrainedTokenizerBase | None = None,
@@ -30,7 +31,7 @@ def save_compressed(
     complete, never half-written.
 
     Args:
-        model: as it came out of training with the callbacks of `recipe`.
+        model: as it came out of training with the callbacks of `recipe`; an adapter is merged, on a copy.
         folder: a path that does not exist yet, or an empty folder.
         processing_class: the tokenizer, saved beside the model if given.
 
@@ -43,6 +44,8 @@ def save_compressed(
         raise ValueError(
             f"`{folder}` is not empty. Give a new folder for the compressed checkpoint, or remove that one."
         )
+    if isinstance(model, PeftModel):
+        model = cast(PreTrainedModel, copy.deepcopy(model).merge_and_unload())
     _check_promise(model, recipe)
     config = CompressionConfig(
         scheme=asdict(recipe.quantization.scheme) if recipe.quantization.enabled else None,
@@ -89,9 +92,10 @@ def _check_promise(model: PreTrainedModel, recipe: Recipe) -> None:
         layers = fake_quantized(model)
         targets = quantizable(model, recipe.quantization.quant_exclude)
         missing = [target.name for target in targets if target.name not in layers]
-        idle = [name for name, layer in layers.items() if not layer.quantizing or (layer.rounded and not layer.ready)]
+        own = {name: layer for name, layer in layers.items() if layer.weight_grid is not None}
+        idle = [name for name, layer in own.items() if not layer.quantizing or (layer.rounded and not layer.ready)]
         if not rounded(model, targets):
-            idle = idle or list(layers)
+            idle = idle or list(own)
         if missing or idle:
             raise ValueError(
                 f"the recipe asks for `--quant_scheme {recipe.quantization.quant_scheme}`, but "

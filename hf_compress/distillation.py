@@ -1,22 +1,22 @@
 """Knowledge distillation: the arguments, and the mixin that teaches any Trainer to learn from a teacher."""
 
 import contextlib
-import copy
 import inspect
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 
 from hf_compress.heads import Head, bare, find_head
 from hf_compress.losses import BINARY_LOSSES, LOSSES, mse
 from hf_compress.options import changed
-from hf_compress.teacher import SELF, check_separate, check_tokenizer, freeze, load_teacher, match_teacher
+from hf_compress.teacher import SELF, adapter_off, check_separate, freeze, load_teacher, match_teacher, own_teacher
 
 TERMS = ("distill_loss", "label_loss")
 # Arguments of a forward that would make the teacher compute a loss.
@@ -30,7 +30,8 @@ class DistillationArguments:
     distill_teacher: str | None = field(
         default=None,
         metadata={
-            "help": "The teacher: a path, a Hub id, or `self` for a frozen copy of the model as training finds it."
+            "help": "The teacher: a path or Hub id, of a model or an adapter; or `self`, the model as training finds "
+            "it: a frozen copy, or beside a new adapter the base model itself."
         },
     )
     distill_loss: str = field(
@@ -121,9 +122,10 @@ class DistillationMixin(Trainer):
         self.distillation = distillation or DistillationArguments()
         model = args[0] if args else kwargs.get("model")
         self._check_choice(model, teacher)
+        self._adapted: PeftModel | None = None  # The student, where the teacher is its own base model.
         if self.distillation.distill_teacher == SELF:
             # Before `super().__init__`, whose `on_init_end` lets callbacks replace the model's layers.
-            teacher = copy.deepcopy(model)
+            teacher, self._adapted = own_teacher(cast(nn.Module, model))
         super().__init__(*args, **kwargs)
         self.teacher = teacher
         self.head: Head | None = None
@@ -220,15 +222,21 @@ class DistillationMixin(Trainer):
 
     def _teach(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
         """The teacher's outputs for the inputs that its forward takes, labels left out."""
-        assert self.teacher is not None
         assert self.head is not None
         taken = {name: value for name, value in inputs.items() if name in self._teacher_inputs}
         if self.head.kind == "seq2seq" and "decoder_input_ids" not in taken:
             taken["decoder_input_ids"] = bare(model).prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
         if self._teacher_caches:
             taken["use_cache"] = False
-        with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
-            return self.teacher(**taken)
+        with self.teaching() as teacher, torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
+            return teacher(**taken)
+
+    @contextlib.contextmanager
+    def teaching(self) -> Iterator[PreTrainedModel]:
+        """A context that gives the teacher; where that is the student with its adapter off, it is off meanwhile."""
+        assert self.teacher is not None
+        with contextlib.nullcontext() if self._adapted is None else adapter_off(self._adapted):
+            yield self.teacher
 
     def _distance(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
         """The distillation loss: a mean over the positions that count, and over the two ends of an answer."""
@@ -237,9 +245,8 @@ class DistillationMixin(Trainer):
         losses = BINARY_LOSSES if problem == "multi_label_classification" else LOSSES
         loss = mse if problem == "regression" else losses[self.distillation.distill_loss]
         means = []
-        for ours, theirs in zip(
-            self.head.positions(student, inputs), self.head.positions(teacher, inputs), strict=True
-        ):
+        both = (self.head.positions(outputs, inputs) for outputs in (student, teacher))
+        for ours, theirs in zip(*both, strict=True):
             theirs = theirs.to(ours)
             if self._teacher_classes is not None:
                 theirs = theirs[:, self._teacher_classes]
@@ -287,14 +294,13 @@ class DistillationMixin(Trainer):
                 "mean or a share of the accumulated batch. Drop it, or override `compute_loss` in a subclass of the "
                 "trainer."
             )
-        name = self.distillation.distill_teacher
         if self.teacher is None:
-            assert name is not None
-            self.teacher = load_teacher(name, self.head)
-            check_tokenizer(name, self.processing_class)
+            assert self.distillation.distill_teacher is not None
+            self.teacher = load_teacher(self.distillation.distill_teacher, self.head, self.processing_class)
         order = match_teacher(self.model, self.teacher)
         self._teacher_classes = None if order is None else torch.tensor(order, device=self.args.device)
-        freeze(self.teacher, self.args.device)
+        if self._adapted is None:
+            freeze(self.teacher, self.args.device)
         arguments = set(inspect.signature(bare(self.teacher).forward).parameters)
         self._teacher_inputs = arguments - LABELS - set(self.label_names)
         self._teacher_caches = "use_cache" in arguments

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_compress.schemes import Grid, Scheme, affine_parameters, fake_quantize_affine, fake_quantize_symmetric
-from hf_compress.targets import Kind, Target, kind, quantizable, tied
+from hf_compress.targets import KINDS, Kind, Target, kind, quantizable, tied
 
 
 class FakeQuantized(nn.Module):
@@ -20,6 +22,10 @@ class FakeQuantized(nn.Module):
     Layers are never built but turned into (`fake_quantize_modules`), so that parameters, hooks and names stay. The one
     addition to the state dict is the buffer `input_range` (2,) of layers whose input has a static range: the float32
     moving average of its least and largest value, infinite and crossed before the first observation.
+
+    Beside a PEFT adapter (`adapters`) the layer carries its own mask, since the weight that is pruned, merged with the
+    adapter, is computed anew in every forward and cannot be set to zero. While the adapter is disabled the layer is
+    the plain one that it was made from. A layer that is only masked has no grids.
     """
 
     weight: Tensor
@@ -30,6 +36,20 @@ class FakeQuantized(nn.Module):
     observing: bool
     quantizing: bool
     rounded: bool  # Whether the weight was ever used on its grid; no code but the layer's own forward rounds it.
+    mask: Tensor | None = None  # True where a weight is kept. No buffer: DDP would send it round at every step.
+    adapter: tuple[LoraLayer, ...] = ()  # In a tuple, or it would become a submodule: this layer's own, or any other.
+
+    @property
+    def plain(self) -> bool:
+        """Whether neither mask nor grids are in force, because the adapter is disabled."""
+        return any(adapter.disable_adapters for adapter in self.adapter)
+
+    def masked(self, weight: Tensor) -> Tensor:
+        """`weight`, this layer's or what stands for it, with zeros where it is pruned."""
+        if self.mask is None or self.plain:
+            return weight
+        # Unlike a product it leaves no negative zeros, and no NaN.
+        return torch.where(self.mask.to(weight.device), weight, 0.0)
 
     @property
     def has_range(self) -> bool:
@@ -42,14 +62,15 @@ class FakeQuantized(nn.Module):
 
     def rounded_weight(self) -> Tensor:
         """The weight as a matrix of rows, on its grid once quantization has begun."""
-        if not self.quantizing or self.weight_grid is None:
-            return self.weight
+        weight = self.masked(self.weight)
+        if not self.quantizing or self.plain or self.weight_grid is None:
+            return weight
         self.rounded = True
-        return fake_quantize_symmetric(self.weight, self.weight_grid)
+        return fake_quantize_symmetric(weight, self.weight_grid)
 
     def rounded_input(self, values: Tensor) -> Tensor:
         """The layer's input, observed while ranges move, on its grid once quantization has begun."""
-        if self.input_grid is None:
+        if self.input_grid is None or self.plain:
             return values
         if self.has_range and self.observing and self.training:
             self._observe(values)
@@ -59,6 +80,22 @@ class FakeQuantized(nn.Module):
             return fake_quantize_symmetric(values, self.input_grid)
         scale, zero_point = affine_parameters(self.input_range[0], self.input_range[1], self.input_grid)
         return fake_quantize_affine(values, scale, zero_point, self.input_grid)
+
+    @torch.no_grad()
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """What PEFT puts in the layer's place when it unloads its adapters: the layer, its mask gone into the weight.
+
+        Args:
+            merge: False to get back the plain layer of the model that the adapter was made for.
+        """
+        if merge and self.mask is not None:
+            self.weight.copy_(self.masked(self.weight))
+        if not merge or self.weight_grid is None:
+            self.__class__ = PLAIN[type(self)]
+        self.mask, self.adapter = None, ()
+        return self
 
     @torch.no_grad()
     def _observe(self, values: Tensor) -> None:
@@ -85,11 +122,12 @@ class FakeQuantizedConv1D(FakeQuantized, Conv1D):
     nf: int
 
     def rounded_weight(self) -> Tensor:
-        if not self.quantizing or self.weight_grid is None:
-            return self.weight
+        weight = self.masked(self.weight)
+        if not self.quantizing or self.plain or self.weight_grid is None:
+            return weight
         self.rounded = True
         # Contiguous as the stored weight will be: another layout may make the matrix product differ in the last bit.
-        return fake_quantize_symmetric(self.weight.t(), self.weight_grid).t().contiguous()
+        return fake_quantize_symmetric(weight.t(), self.weight_grid).t().contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.rounded_input(x).reshape(-1, x.shape[-1])
@@ -101,7 +139,7 @@ class FakeQuantizedEmbedding(FakeQuantized, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         rows = super().forward(input)
-        if not self.quantizing or self.weight_grid is None:
+        if not self.quantizing or self.plain or self.weight_grid is None:
             return rows
         self.rounded = True
         return fake_quantize_symmetric(rows, self.weight_grid)
@@ -112,9 +150,16 @@ LAYERS: dict[Kind, type[FakeQuantized]] = {
     "conv1d": FakeQuantizedConv1D,
     "embedding": FakeQuantizedEmbedding,
 }
+PLAIN: dict[type[FakeQuantized], type[nn.Module]] = {
+    LAYERS[layer_kind]: layer_class for layer_class, layer_kind in KINDS.items()
+}
 
 
-def fake_quantize_modules(model: PreTrainedModel, scheme: Scheme, exclude: Sequence[str] = ()) -> list[FakeQuantized]:
+def fake_quantize_modules(
+    model: PreTrainedModel | PeftModel,
+    scheme: Scheme,
+    exclude: Sequence[str] = (),
+) -> list[FakeQuantized]:
     """The layers of `model` that `scheme` rounds, turned in place into fake-quantized ones, still switched off.
 
     Parameters, hooks, names and ties stay as they are. A head tied to an embedding computes with the embedding's grid.
@@ -131,6 +176,14 @@ def fake_quantize_modules(model: PreTrainedModel, scheme: Scheme, exclude: Seque
             grids = scheme.embedding, None
         layers.append(_turn(target.module, target.kind, *grids))
     return layers
+
+
+def maskable_modules(targets: Sequence[Target]) -> list[FakeQuantized]:
+    """The layers of `targets`, turned in place into ones that may carry a mask, where they are not yet."""
+    return [
+        target.module if isinstance(target.module, FakeQuantized) else _turn(target.module, target.kind, None, None)
+        for target in targets
+    ]
 
 
 def restore_layers(model: PreTrainedModel, names: Sequence[str], input_grid: Grid) -> None:

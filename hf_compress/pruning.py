@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_compress.adapters import current_weight, merge_in_forward
+from hf_compress.layers import FakeQuantized, maskable_modules
 from hf_compress.options import warn_idle
 from hf_compress.sparsity import CRITERIA, SCHEDULES, SCOPES, Scope, disagreements, zero_counts
 from hf_compress.targets import Target, prunable
@@ -110,6 +113,9 @@ class PruningCallback(TrainerCallback):
 
     Nothing is added to checkpoints: a pruned weight is one that is zero. Masks take one byte per prunable weight.
 
+    Where the model carries a LoRA adapter, weights stay as they are: what is ranked, and masked in every forward, is
+    the weight merged with the adapter. Its masks are in the adapter's checkpoint, one bit per weight.
+
     The Trainer's logs gain `sparsity`. What was the best model before the target was reached is forgotten when it is:
     `load_best_model_at_end` and `save_total_limit` choose among models of the target sparsity.
 
@@ -117,7 +123,7 @@ class PruningCallback(TrainerCallback):
 
     Raises, at the start of training:
         ValueError: an exclude pattern matches nothing, nothing is left to prune, the run is too short for the
-            schedule, or the weights are sharded or carry an adapter.
+            schedule, the weights are sharded, or an adapter is not supported.
 
     Raises, later:
         ValueError: a weight became NaN.
@@ -138,13 +144,20 @@ class PruningCallback(TrainerCallback):
         self._masks: list[Tensor] | None = None  # int8: all bits set where a weight is kept, none where it is pruned.
         self._sparsity = 0.0
 
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Prepares layers beside an adapter to carry masks, before a checkpoint that has some is loaded."""
+        if isinstance(kwargs["model"], PeftModel):
+            maskable_modules(prunable(kwargs["model"], self.arguments.prune_exclude))
+            merge_in_forward(kwargs["model"])
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Selects the layers, lays out the schedule and finds a resumed run's masks in its weights."""
-        model = kwargs["model"]
-        _refuse_adapters(model)
-        selected = prunable(model, self.arguments.prune_exclude)
+        self.on_init_end(args, state, control, **kwargs)  # For a Trainer that was built before it had this callback.
+        selected = prunable(kwargs["model"], self.arguments.prune_exclude)
         self._targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
         for target in self._targets:
             _refuse_shard(target)
@@ -202,7 +215,7 @@ class PruningCallback(TrainerCallback):
                 f"lower `--prune_end` (now {self.arguments.prune_end})."
             )
         sizes = [target.weight.numel() for target in self._targets]
-        zeros = [int((target.weight == 0).sum()) for target in self._targets]
+        zeros = [int((current_weight(target.module) == 0).sum()) for target in self._targets]
         names = [target.name for target in self._targets]
         if self._scope == "global":
             zeros, names = [sum(zeros)], ["the whole model"]
@@ -253,7 +266,7 @@ class PruningCallback(TrainerCallback):
         progress = (choice - self._begin) / (self._end - self._begin)
         schedule = SCHEDULES[self.arguments.prune_schedule]
         sparsity = schedule(progress, self.arguments.prune_initial_sparsity, self.arguments.prune_sparsity)
-        weights = [target.weight.detach() for target in self._targets]
+        weights = [current_weight(target.module).detach() for target in self._targets]
         sizes = [weight.numel() for weight in weights]
         zeros = sum(zero_counts(sizes, sparsity, self._scope))
         if zeros == 0:
@@ -266,18 +279,13 @@ class PruningCallback(TrainerCallback):
                 f"first being {self._targets[different[0]].name}: their weights differ. Start every process from the "
                 "same weights and train under DDP, and change weights on all processes alike."
             )
-        self._masks = [mask.view(torch.int8).neg_() for mask in masks]
         self._sparsity = zeros / sum(sizes)
-
-
-def _refuse_adapters(model: nn.Module) -> None:
-    adapted = next((name for name, _ in model.named_modules() if name.endswith(".base_layer")), None)
-    if adapted is not None:
-        raise ValueError(
-            f"`--prune_sparsity` cannot prune {adapted.removesuffix('.base_layer')}, which carries a PEFT adapter: "
-            "merging the adapter would fill the zeros again. Call `model.merge_and_unload()` first, or train without "
-            "an adapter."
-        )
+        carriers = [target.module for target in self._targets if isinstance(target.module, FakeQuantized)]
+        if any(carrier.adapter for carrier in carriers):
+            for carrier, mask in zip(carriers, masks, strict=True):
+                carrier.mask = mask
+        else:
+            self._masks = [mask.view(torch.int8).neg_() for mask in masks]
 
 
 def _refuse_shard(target: Target) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_compress.adapters import merge_in_forward
 from hf_compress.layers import FakeQuantized, fake_quantize_modules
 from hf_compress.options import warn_idle
 from hf_compress.schemes import SCHEMES, Scheme
@@ -86,7 +88,8 @@ class QuantizationCallback(TrainerCallback):
     processes.
 
     The head stays in floating point, BERT's pooler belongs to the body and is rounded; under 16-bit autocast scales,
-    ranges and rounding are float32.
+    ranges and rounding are float32. Beside a LoRA adapter the weight merged with it is rounded, and ranges are in the
+    adapter's checkpoint.
 
     Raises, from Trainer's construction or at the start of training:
         ValueError: an exclude pattern matches nothing, the run is too short for quantization ever to begin, or one
@@ -104,6 +107,8 @@ class QuantizationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._layers = fake_quantize_modules(kwargs["model"], self.arguments.scheme, self.arguments.quant_exclude)
+        if isinstance(kwargs["model"], PeftModel):
+            merge_in_forward(kwargs["model"])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

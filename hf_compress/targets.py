@@ -1,10 +1,13 @@
 """Which modules a method touches: the one place that knows heads, tied weights and layer classes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
@@ -26,7 +29,8 @@ _REMEDIES = {
 class Target:
     """One module that a method may touch.
 
-    `name` is the qualified name in the model; `row_dim` is the dimension of `weight` that enumerates output
+    `name` is the qualified name in the model, or in the merged one if it carries a PEFT adapter; `module` is then the
+    layer that the adapter was added to. `row_dim` is the dimension of `weight` that enumerates output
     features (a linear layer, GPT-2's `Conv1D`) or vocabulary entries (an embedding): one scale belongs to one row.
     `shares_embedding` says that the weight is an embedding's, whatever the layer.
     """
@@ -45,7 +49,7 @@ class Target:
         return 1 if self.kind == "conv1d" else 0
 
 
-def prunable(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[Target]:
+def prunable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ()) -> list[Target]:
     """Linear layers of the body whose weights magnitude pruning may set to zero.
 
     Embeddings and the head are never pruned (Movva et al., 2022). The body is what `AutoModel` loads from the
@@ -62,7 +66,7 @@ def prunable(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[Target
     return _select(model, ("linear", "conv1d"), exclude, "prune_exclude")
 
 
-def quantizable(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[Target]:
+def quantizable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ()) -> list[Target]:
     """Linear layers and embeddings of the body, whose weights and inputs quantization may round.
 
     The head stays in floating point: it holds a thousandth of the weights and its error meets no further layer. A head
@@ -87,15 +91,13 @@ def quantizable(model: PreTrainedModel, exclude: Sequence[str] = ()) -> list[Tar
     return targets
 
 
-def tied(model: PreTrainedModel, targets: Sequence[Target]) -> list[Target]:
+def tied(model: PreTrainedModel | PeftModel, targets: Sequence[Target]) -> list[Target]:
     """The layers outside `targets` whose weight is one of theirs, such as an output projection tied to embeddings."""
     modules, weights = [target.module for target in targets], [target.weight for target in targets]
     return [
         Target(name, module, layer, shares_embedding=True)
-        for name, module in model.named_modules()
-        if (layer := kind(module)) is not None
-        and not any(module is known for known in modules)
-        and any(module.weight is weight for weight in weights)
+        for name, module, layer in _layers(_base(model))
+        if not any(module is known for known in modules) and any(module.weight is weight for weight in weights)
     ]
 
 
@@ -105,7 +107,7 @@ def part(model: PreTrainedModel, name: str) -> Literal["embeddings", "encoder", 
     module = model.get_submodule(owner)
     if isinstance(module, nn.Embedding):
         return "embeddings"
-    return "head" if _in_head(model, owner) else "encoder"
+    return "head" if _in_head(model, owner, module) else "encoder"
 
 
 def kind(module: nn.Module) -> Kind | None:
@@ -113,9 +115,32 @@ def kind(module: nn.Module) -> Kind | None:
     return next((layer for layer_class, layer in KINDS.items() if isinstance(module, layer_class)), None)
 
 
-def _in_head(model: PreTrainedModel, name: str) -> bool:
-    """Whether the module called `name` lies outside the body (`base_model`) or is the output projection."""
-    if model.get_output_embeddings() is model.get_submodule(name):
+def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+
+
+def _layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, Kind]]:
+    """Every layer of a kind that methods touch, under its name in the merged model; adapters themselves are none."""
+    wrapped: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if name.startswith(wrapped):
+            continue
+        inner: list[tuple[str, nn.Module]] = [(name, module)]
+        if isinstance(module, BaseTunerLayer):
+            inner = [(name, module.get_base_layer())]
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            inner = [(f"{name}.{part}".rstrip("."), leaf) for part, leaf in module.original_module.named_modules()]
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            wrapped += (f"{name}.",)
+        for own_name, layer in inner:
+            if (layer_kind := kind(layer)) is not None:
+                yield own_name, layer, layer_kind
+
+
+def _in_head(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
+    """Whether `module`, called `name`, lies outside the body (`base_model`) or is the output projection."""
+    output = model.get_output_embeddings()
+    if output is not None and (output is module or getattr(output, "base_layer", None) is module):
         return True
     if model.base_model is not model:
         return not f"{name}.".startswith(f"{model.base_model_prefix}.")
@@ -124,11 +149,14 @@ def _in_head(model: PreTrainedModel, name: str) -> bool:
     return "." not in name and kind(model.get_submodule(name)) in ("linear", "conv1d") and not headless
 
 
-def _select(model: PreTrainedModel, kinds: Sequence[Kind], exclude: Sequence[str], option: str) -> list[Target]:
+def _select(
+    model: PreTrainedModel | PeftModel, kinds: Sequence[Kind], exclude: Sequence[str], option: str
+) -> list[Target]:
+    base = _base(model)
     body = [
         Target(name, module, layer, shares_embedding=layer == "embedding")
-        for name, module in model.named_modules()
-        if (layer := kind(module)) is not None and layer in kinds and not _in_head(model, name)
+        for name, module, layer in _layers(base)
+        if layer in kinds and not _in_head(base, name, module)
     ]
     names = [target.name for target in body]
     excluded: set[str] = set()
@@ -149,7 +177,7 @@ def _select(model: PreTrainedModel, kinds: Sequence[Kind], exclude: Sequence[str
     targets = [target for target in body if id(target.weight) not in dense]
     if not targets:
         raise ValueError(
-            f"{type(model).__name__} has no {' or '.join(kinds)} module to compress in its body"
+            f"{type(base).__name__} has no {' or '.join(kinds)} module to compress in its body"
             + (f" once `--{option}` is applied. Exclude less." if excluded else f". {_REMEDIES[option]}")
         )
     return targets

@@ -1,9 +1,17 @@
 """The teacher of a distillation: loading it, and whether it fits the student."""
 
+import contextlib
+import copy
 import inspect
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
+from peft import PeftConfig, PeftModel, PeftType
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
@@ -16,28 +24,110 @@ logger = logging.get_logger(__name__)
 SELF = "self"
 
 
-def load_teacher(name: str, head: Head) -> PreTrainedModel:
+def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrainedModel:
     """The model at a path or Hub id, with the student's kind of head, in the dtype that it was saved in.
 
+    An adapter's folder stands for its base model and the adapter, merged if it is LoRA.
+
     Raises:
-        ValueError: nothing can be loaded from there, or what is there has no trained head of that kind.
+        ValueError: nothing can be loaded from there, what is there has no trained head of that kind, or it has another
+            tokenizer beside it than `processing_class`.
     """
+    source, options = name, {}
+    config = PeftConfig.from_pretrained(name) if find_adapter_config_file(name) is not None else None
+    if config is not None:
+        source, options = str(config.base_model_name_or_path), {"revision": config.revision or "main"}
+        if head.num_labels is not None:  # A base model without a head of its own does not say how many it gets.
+            options["num_labels"] = head.num_labels
     # Not a step of the random state: training with a teacher draws the same batches as training without.
     with torch.random.fork_rng(devices=[]):
         try:
-            teacher, info = head.auto_class.from_pretrained(name, dtype="auto", output_loading_info=True)
+            teacher, info = head.auto_class.from_pretrained(source, dtype="auto", output_loading_info=True, **options)
         except OSError as error:
             raise ValueError(
                 f"`--distill_teacher {name}` must be a path or Hub id of a model for {head.name}, or `{SELF}`; "
-                f"loading it failed: {error}"
+                f"loading {'it' if config is None else f'the base model {source} of that adapter'} failed: {error}"
             ) from error
-    # An adapter's weights are not those that the base model misses.
-    if info["missing_keys"] and find_adapter_config_file(name) is None:
+        missing = set(info["missing_keys"])
+        if config is not None:
+            missing -= _adapter_names(name)
+            teacher = PeftModel.from_pretrained(teacher, name, config=config)
+    if missing:
         raise ValueError(
-            f"`--distill_teacher {name}` has no weights for {', '.join(sorted(info['missing_keys']))}: a teacher "
-            f"whose head is random teaches noise. Give a model that was trained for {head.name}."
+            f"`--distill_teacher {name}` has no weights for {', '.join(sorted(missing))}: a teacher whose head is "
+            f"random teaches noise. Give a model that was trained for {head.name}."
         )
-    return teacher
+    if config is not None and config.peft_type == PeftType.LORA:
+        teacher = teacher.merge_and_unload()
+    check_tokenizer(name, processing_class)
+    return cast(PreTrainedModel, teacher)
+
+
+def _adapter_names(name: str) -> set[str]:
+    """The names, in the base model, of the base model's weights that the adapter `name` brings.
+
+    Raises:
+        ValueError: it is from the course of a compression, where an adapter without its masks and ranges is no model.
+    """
+    names = {key.removeprefix("base_model.model.") for key in load_peft_weights(name, device="cpu")}
+    if any(key.startswith("base_model.compression.") for key in names):
+        raise ValueError(
+            f"`--distill_teacher {name}` is a checkpoint of a run that compresses its model. Give the folder that "
+            "`save_compressed` wrote after that run."
+        )
+    return names
+
+
+def own_teacher(model: nn.Module) -> tuple[PreTrainedModel, PeftModel | None]:
+    """The teacher `self` of the student `model`: a copy, or its base model; and in that case `model` once more.
+
+    The base model is the teacher where it needs no copy, while the adapter is off (`adapter_off`).
+    """
+    if isinstance(model, PeftModel) and starts_at_base(model):
+        return bare(model), model
+    return cast(PreTrainedModel, copy.deepcopy(model)), None
+
+
+def starts_at_base(model: PeftModel) -> bool:
+    """Whether `model` is its base model still, and will find it again by disabling its adapter after training.
+
+    So it is with a LoRA adapter that starts at zero, beside which nothing is trained but copies of base modules.
+    """
+    adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    copies = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    own: set[int] = set()  # The parameters that disabling the adapter takes out of the model.
+    for adapter in adapters:
+        if not isinstance(adapter, LoraLayer) or adapter.lora_variant or adapter.merged or adapter.disable_adapters:
+            return False
+        ends = [*adapter.lora_B.parameters(), *adapter.lora_embedding_A.parameters()]
+        if any(bool(end.count_nonzero()) for end in ends):
+            return False
+        of_base = {id(parameter) for parameter in adapter.get_base_layer().parameters()}
+        own |= {id(parameter) for parameter in adapter.parameters()} - of_base
+    for copied in copies:
+        original = copied.original_module.state_dict()
+        for module in copied.modules_to_save.values():
+            if any(not torch.equal(value, original[key]) for key, value in module.state_dict().items()):
+                return False
+        own |= {id(parameter) for parameter in copied.modules_to_save.parameters()}
+    return bool(adapters) and all(id(weight) in own for weight in model.parameters() if weight.requires_grad)
+
+
+@contextlib.contextmanager
+def adapter_off(model: PeftModel) -> Iterator[None]:
+    """A context in which `model` is its base model in evaluation mode; afterwards it is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    # PEFT thaws all of the adapter afterwards, also what was frozen on purpose.
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, required in gradients:
+            parameter.requires_grad_(required)
 
 
 def check_tokenizer(name: str, processing_class: Any) -> None:

@@ -42,7 +42,7 @@ cell() { # task name flags...: compress the dense model of the task, and keep it
     cp "runs/$task-$name/compressed"/{README.md,report.json,size.png} "model_cards/$task-$name/"
 }
 
-running() { while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done; }
+running() { while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; done; }  # One that fails stops no other.
 
 run runs/sst2-dense eval_results.json "${sst2[@]}" --num_train_epochs 2
 running; cell sst2 kd+mp60+int8 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}" &

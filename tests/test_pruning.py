@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -524,12 +523,6 @@ def test_an_exclude_pattern_that_matches_nothing_is_refused_before_the_first_ste
     with pytest.raises(ValueError, match="`--prune_exclude decoder` matches none"):
         run.train()
     assert not watcher.sparsity
-
-
-def test_a_model_with_adapters_is_refused(tiny_bert, tiny_dataset: Dataset, tmp_path: Path) -> None:
-    model = get_peft_model(tiny_bert, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
-    with pytest.raises(ValueError, match=r"layer\.0\.attention\.self\.query, which carries a PEFT adapter.*merge_and"):
-        trainer(model, tiny_dataset, tmp_path).train()
 
 
 def begin(model: PreTrainedModel) -> PruningCallback:

@@ -243,6 +243,7 @@ def test_labels_follow_the_numbers_that_the_model_gives_their_names(
         ("--model_name_or_path m", "There is no data.*`--task_name`"),
         ("--model_name_or_path m --task_name sst2 --max_train_samples 0", "`--max_train_samples` must be at least 1"),
         ("--model_name_or_path m --task_name sst2 --dense_epochs 2", "`--dense_epochs` belongs to"),
+        ("--model_name_or_path m --task_name sst2 --lora_r 4", "`--lora_r`.*belong to `--peft lora`"),
         ("--model_name_or_path m --task_name sst2 --prune_sparsity 0.5", "`--do_train` is missing"),
         ("--model_name_or_path m --dataset_name d --train_file t.csv", "exclude each other"),
         ("--model_name_or_path m --train_file t.txt --do_train", r"must be of one kind.*got t\.txt"),
@@ -289,3 +290,25 @@ def test_two_processes_write_one_compressed_model(encoder: Path, files: list[obj
     assert report.hyperparameters["processes"] == 2
     assert report.parity == 0
     assert launched.stdout.count("The compressed model and its card are in") == 1
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+def test_an_adapter_is_trained_with_its_base_as_the_teacher_and_the_merged_model_is_small(
+    run: Run, encoder: Path, files: list[object], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ["--model_name_or_path", encoder, *files, "--output_dir", out, "--do_train", "--do_eval", *ALL_THREE]
+    options += ["--dense_baseline", "train", "--peft", "lora", "--lora_r", 2, "--save_strategy", "steps"]
+    run(*options, "--save_steps", 4)
+    report = Report.load(out / "compressed")
+    assert report.parity == 0
+    assert report.achieved_sparsity >= 0.5
+    assert report.teacher is not None
+    assert report.teacher["accuracy"] == report.dense["accuracy"]
+    assert (out / "checkpoint-4" / "adapter_model.safetensors").is_file()
+    assert not (out / "checkpoint-4" / "model.safetensors").exists()
+    weights = (out / "compressed" / "model.safetensors").read_bytes()
+    shutil.rmtree(out / "compressed")
+    shutil.rmtree(out / "checkpoint-8")
+    run(*options, "--save_steps", 4, "--resume_from_checkpoint", "last")
+    assert (out / "compressed" / "model.safetensors").read_bytes() == weights
