@@ -38,7 +38,7 @@ UNLESS_DEFAULT = (
     "full_determinism",
     "load_best_model_at_end",
     "metric_for_best_model",
-    "gradient_checkpointing",
+    "activation_checkpointing",
     "torch_compile",
     "neftune_noise_alpha",
 )

@@ -197,7 +197,7 @@ def test_under_autocast_and_gradient_checkpointing_the_merged_weight_stays_float
     model = adapted(make_bert())
     model.enable_input_require_grads()
     make(
-        model, tiny_dataset, tmp_path, RECIPES["both"], arguments={"bf16": True, "gradient_checkpointing": True}
+        model, tiny_dataset, tmp_path, RECIPES["both"], arguments={"bf16": True, "activation_checkpointing": True}
     ).train()
     reloaded = BertForSequenceClassification.from_pretrained(
         save_compressed(model, tmp_path / "compressed", RECIPES["both"])
