@@ -60,7 +60,7 @@ def command() -> str:
 def hyperparameters(arguments: TrainingArguments) -> dict[str, Any]:
     """The settings of `arguments` that shape a result: the main ones always, the others if not the default."""
     defaults = {field.name: field.default for field in fields(arguments)}
-    values = {name: getattr(arguments, name) for name in (*ALWAYS, *UNLESS_DEFAULT)}
+    values = {name: getattr(arguments, name) for name in (*ALWAYS, *UNLESS_DEFAULT) if name in defaults}
     # Some switches are None by default and False once the arguments are complete: off either way.
     kept = {n: v for n, v in values.items() if n in ALWAYS or not (v == defaults[n] or v is None or v is False)}
     if arguments.max_steps > 0:
