@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -90,7 +91,7 @@ class FakeQuantized(nn.Module):
         if merge and self.mask is not None:
             self.weight.copy_(self.masked(self.weight))
         if not merge or self.weight_grid is None:
-            self.__class__ = PLAIN[type(self)]
+            cast(nn.Module, self).__class__ = PLAIN[type(self)]
         self.mask, self.adapter = None, ()
         return self
 
