@@ -28,7 +28,7 @@ class MergedLora(lora.Linear):
 
     def merged_weight(self) -> Tensor:
         """The weight of the base layer with the adapter added, as `merge` would leave it: never in 16-bit autocast."""
-        weight: Tensor = self.base_layer.weight
+        weight = cast(Tensor, self.base_layer.weight)
         if self.merged:
             return weight
         with torch.autocast(weight.device.type, enabled=False):
@@ -55,7 +55,7 @@ class MergedLora(lora.Linear):
         """The base layer that stays when PEFT unloads its adapters: merged, and zero where it is pruned."""
         base = self.get_base_layer()
         if merge and adapter_names is None and not safe_merge:
-            base.weight.copy_(self.merged_weight())
+            cast(Tensor, base.weight).copy_(self.merged_weight())
         elif merge:
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         elif self.merged:

@@ -103,7 +103,7 @@ def starts_at_base(model: PeftModel) -> bool:
         if any(bool(end.count_nonzero()) for end in ends):
             return False
         of_base = {id(parameter) for parameter in adapter.get_base_layer().parameters()}
-        own |= {id(parameter) for parameter in adapter.parameters()} - of_base
+        own |= {id(parameter) for parameter in cast(nn.Module, adapter).parameters()} - of_base
     for copied in copies:
         original = copied.original_module.state_dict()
         for module in copied.modules_to_save.values():
