@@ -1,6 +1,6 @@
 """Compression beside a LoRA adapter: what is masked, rounded and stored is the weight merged with the adapter."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class MergedLora(lora.Linear):
 
     def merged_weight(self) -> Tensor:
         """The weight of the base layer with the adapter added, as `merge` would leave it: never in 16-bit autocast."""
-        weight: Tensor = self.base_layer.weight
+        weight = cast(Tensor, self.base_layer.weight)
         if self.merged:
             return weight
         with torch.autocast(weight.device.type, enabled=False):
@@ -55,7 +55,7 @@ class MergedLora(lora.Linear):
         """The base layer that stays when PEFT unloads its adapters: merged, and zero where it is pruned."""
         base = self.get_base_layer()
         if merge and adapter_names is None and not safe_merge:
-            base.weight.copy_(self.merged_weight())
+            cast(Tensor, base.weight).copy_(self.merged_weight())
         elif merge:
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         elif self.merged:
@@ -85,7 +85,7 @@ class CompressionState(nn.Module):
                 destination[prefix + name + RANGE] = layer.input_range.detach()
 
     @torch.no_grad()
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         for name, layer in self.layers.items():
             bits, seen = (state_dict.pop(prefix + name + part, None) for part in (MASK, RANGE))
             if bits is not None:
@@ -104,7 +104,7 @@ def merge_in_forward(model: PeftModel) -> None:
     Raises:
         ValueError: an adapter that is no plain LoRA of linear layers, or more than one at a time.
     """
-    adapters = {
+    adapters: dict[str, Any] = {
         name.removeprefix(PREFIX): module
         for name, module in model.named_modules()
         if isinstance(module, BaseTunerLayer)
@@ -139,7 +139,7 @@ def merge_in_forward(model: PeftModel) -> None:
 
 def current_weight(layer: nn.Module) -> Tensor:
     """The weight that `layer` computes with, before rounding: merged with its adapter, zero where it is pruned."""
-    weight: Tensor = layer.weight
+    weight = cast(Tensor, layer.weight)
     if not isinstance(layer, FakeQuantized):
         return weight
     for adapter in layer.adapter:
@@ -148,14 +148,13 @@ def current_weight(layer: nn.Module) -> Tensor:
     return layer.masked(weight)
 
 
-def _check(name: str, adapter: nn.Module) -> None:
+def _check(name: str, adapter: Any) -> None:
     """Refuse an adapter that does not amount to one weight, the same in training as in evaluation."""
     if type(adapter) not in (lora.Linear, MergedLora) or kind(adapter.get_base_layer()) is None:
         raise _unsupported(
             f"has a {type(adapter).__module__}.{type(adapter).__name__} at {name}",
             "Give LoRA linear layers in full precision as `target_modules`.",
         )
-    assert isinstance(adapter, lora.Linear)
     active = [one for one in adapter.active_adapters if one in adapter.lora_A]
     if len(active) > 1:
         raise _unsupported(f"has the adapters {', '.join(active)} active at once", "Activate one by `set_adapter`.")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -93,7 +94,7 @@ class FakeQuantized(nn.Module):
         if merge and self.mask is not None:
             self.weight.copy_(self.masked(self.weight))
         if not merge or self.weight_grid is None:
-            self.__class__ = PLAIN[type(self)]
+            cast(nn.Module, self).__class__ = PLAIN[type(self)]
         self.mask, self.adapter = None, ()
         return self
 

@@ -33,7 +33,7 @@ def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrai
         ValueError: nothing can be loaded from there, what is there has no trained head of that kind, or it has another
             tokenizer beside it than `processing_class`.
     """
-    source, options = name, {}
+    source, options = name, dict[str, Any]()
     config = PeftConfig.from_pretrained(name) if find_adapter_config_file(name) is not None else None
     if config is not None:
         source, options = str(config.base_model_name_or_path), {"revision": config.revision or "main"}
@@ -93,8 +93,8 @@ def starts_at_base(model: PeftModel) -> bool:
 
     So it is with a LoRA adapter that starts at zero, beside which nothing is trained but copies of base modules.
     """
-    adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    copies = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    adapters: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    copies: list[Any] = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     own: set[int] = set()  # The parameters that disabling the adapter takes out of the model.
     for adapter in adapters:
         if not isinstance(adapter, LoraLayer) or adapter.lora_variant or adapter.merged or adapter.disable_adapters:
@@ -103,7 +103,7 @@ def starts_at_base(model: PeftModel) -> bool:
         if any(bool(end.count_nonzero()) for end in ends):
             return False
         of_base = {id(parameter) for parameter in adapter.get_base_layer().parameters()}
-        own |= {id(parameter) for parameter in adapter.parameters()} - of_base
+        own |= {id(parameter) for parameter in cast(nn.Module, adapter).parameters()} - of_base
     for copied in copies:
         original = copied.original_module.state_dict()
         for module in copied.modules_to_save.values():
