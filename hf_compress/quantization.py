@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_compress.layers import FakeQuantized, fake_quantize_modules
+from hf_compress.layers import FakeQuantized, fake_quantize_modules, fake_quantized
 from hf_compress.options import warn_idle
 from hf_compress.schemes import SCHEMES, Scheme
+from hf_compress.targets import quantizable, transformer
 
 # Weight of the past in the moving average of activation ranges (Jacob et al., 2018, sec. 3.1: "close to 1").
 RANGE_MOMENTUM = 0.95
@@ -89,7 +90,8 @@ class QuantizationCallback(TrainerCallback):
     ranges and rounding are float32.
 
     Raises, from Trainer's construction or at the start of training:
-        ValueError: an exclude pattern matches nothing, or the run is too short for quantization ever to begin.
+        ValueError: an exclude pattern matches nothing, the run is too short for quantization ever to begin, or it is
+            resumed without the ranges that it had.
 
     Raises, at the end of training:
         RuntimeError: it stopped before quantization began, or the best model is to be loaded and none was quantized.
@@ -102,27 +104,37 @@ class QuantizationCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._layers = fake_quantize_modules(kwargs["model"], self.arguments.scheme, self.arguments.quant_exclude)
+        fake_quantize_modules(transformer(kwargs["model"]), self.arguments.scheme, self.arguments.quant_exclude)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not self._layers:  # Added to a Trainer that was already built.
+        model = transformer(kwargs["model"])
+        targets = quantizable(model, self.arguments.quant_exclude)
+        if not all(isinstance(target.module, FakeQuantized) for target in targets):
+            # `model_init` has made a new model, or the Trainer was built without this callback.
             self.on_init_end(args, state, control, **kwargs)
+        self._layers = list(fake_quantized(model).values())
+        ranges = [layer.input_range for layer in self._layers if layer.has_range]
+        if state.global_step > 0 and ranges and all(bool(bounds.isinf().any()) for bounds in ranges):
+            raise ValueError(
+                f"`--quant_scheme {self.arguments.quant_scheme}` cannot resume here: the checkpoint has no ranges, or "
+                "was loaded before the layers could hold them. Build the Trainer with this callback and with `model` "
+                "in place of `model_init`, or start anew."
+            )
         if self._begin_step(state) >= state.max_steps:
             raise ValueError(
                 f"`--quant_begin {self.arguments.quant_begin}` leaves none of the {state.max_steps} optimizer steps "
                 "to quantize in; quantization begins after the first step at the earliest. Train longer "
                 "(`--max_steps`, `--num_train_epochs`) or lower `--quant_begin`."
             )
+        # As the last step before a checkpoint left them: there may be no other to come.
+        self._switch(state.global_step - 1, state)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        quantizing = state.global_step >= self._begin_step(state)
-        observing = state.global_step < math.ceil(self.arguments.quant_freeze * state.max_steps)
-        for layer in self._layers:
-            layer.quantizing, layer.observing = quantizing, observing
+        self._switch(state.global_step, state)
 
     @torch.no_grad()
     def on_pre_optimizer_step(
@@ -152,6 +164,7 @@ class QuantizationCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._layers = []  # They would keep a model in memory that a search has done with.
         if state.is_hyper_param_search and not control.should_training_stop:
             return  # A trial that the search gives up on; its model is thrown away.
         if state.global_step <= self._begin_step(state):
@@ -166,6 +179,13 @@ class QuantizationCallback(TrainerCallback):
                 f"at step {self._begin_step(state)}. Evaluate and save more often (`--eval_steps`, `--save_steps`), "
                 f"or lower `--quant_begin` (now {self.arguments.quant_begin})."
             )
+
+    def _switch(self, step: int, state: TrainerState) -> None:
+        """Sets the layers to what they do in the step that `step` others have gone before."""
+        quantizing = step >= self._begin_step(state)
+        observing = step < math.ceil(self.arguments.quant_freeze * state.max_steps)
+        for layer in self._layers:
+            layer.quantizing, layer.observing = quantizing, observing
 
     def _begin_step(self, state: TrainerState) -> int:
         # Ranges are unknown in the first step.
