@@ -10,9 +10,10 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 STATE_NAME = "trainer_state.json"  # Trainer writes it last.
-WEIGHTS = ("*.safetensors", "pytorch_model*", "*/*.safetensors")
-# Trainer writes these together or, under `save_only_model`, not at all. DeepSpeed keeps its optimizer in global_step*.
-COMPANIONS = (("scheduler*",), ("rng_state*",), ("optimizer*", "global_step*", "rank*-of-*"))
+# DeepSpeed keeps everything but the random state in global_step*.
+WEIGHTS = ("*.safetensors", "pytorch_model*", "*/*.safetensors", "global_step*")
+# Trainer writes these together or, under `save_only_model`, not at all.
+COMPANIONS = (("scheduler*", "global_step*"), ("rng_state*",), ("optimizer*", "global_step*"))
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:

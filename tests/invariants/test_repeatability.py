@@ -66,7 +66,7 @@ def test_a_model_that_is_built_anew_is_compressed_like_one_that_is_given(
     methods: Sequence[str], tmp_path: Path
 ) -> None:
     given = trained(tmp_path, methods)
-    built = trained(tmp_path, methods, build={"model_init": bert})
+    built = trained(tmp_path, methods, build={"model_init": lambda: bert()})
     assert same(outcome(given), outcome(built))
     thrown_away = built.model
     built.train()
@@ -83,8 +83,8 @@ def test_a_trainer_that_was_built_without_the_callback_quantizes_all_the_same(tm
 
 def test_resuming_with_ranges_that_nothing_could_load_is_refused(tmp_path: Path) -> None:
     settings = {"save_strategy": "steps", "save_steps": 6}
-    trained(tmp_path, (QUANT,), build={"model_init": bert}, **settings)
-    run = make(tmp_path, (QUANT,), build={"model_init": bert}, **settings)
+    trained(tmp_path, (QUANT,), build={"model_init": lambda: bert()}, **settings)
+    run = make(tmp_path, (QUANT,), build={"model_init": lambda: bert()}, **settings)
     with pytest.raises(
         ValueError, match=r"`--quant_scheme int8` cannot resume here.*`model` in place of `model_init`"
     ):
@@ -106,14 +106,14 @@ def search(run: Trainer, trials: list[dict[str, Any]]) -> list[float]:
 
 
 def test_every_trial_of_a_search_starts_from_a_fresh_model(tmp_path: Path) -> None:
-    run = make(tmp_path, METHODS, build={"model_init": bert})
+    run = make(tmp_path, METHODS, build={"model_init": lambda: bert()})
     scores = search(run, [{"learning_rate": rate} for rate in (5e-3, 1e-3, 5e-3)])
     assert scores[0] == scores[2] != scores[1]
 
 
 def test_no_model_outlives_its_trial(tmp_path: Path) -> None:
     """A search over large models would run out of memory."""
-    run = trained(tmp_path, (PRUNE, QUANT), build={"model_init": bert}, max_steps=6)
+    run = trained(tmp_path, (PRUNE, QUANT), build={"model_init": lambda: bert()}, max_steps=6)
     ours = [
         held for held in run.callback_handler.callbacks if isinstance(held, PruningCallback | QuantizationCallback)
     ]
@@ -124,7 +124,7 @@ def test_no_model_outlives_its_trial(tmp_path: Path) -> None:
 
 def test_hyperparameter_search_works(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
-    run = make(tmp_path, METHODS, trainer_class=DistillationTrainer, build={"model_init": bert})
+    run = make(tmp_path, METHODS, trainer_class=DistillationTrainer, build={"model_init": lambda: bert()})
     best = run.hyperparameter_search(
         hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", [1e-4, 5e-3])},
         n_trials=2,
