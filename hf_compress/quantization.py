@@ -140,17 +140,22 @@ class QuantizationCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        observed = [(layer, step) for layer in self._layers if (step := layer.step_range) is not None]
-        if not observed:
+        layers = [layer for layer in self._layers if layer.has_range and layer.observing]
+        if not layers:
             return
+        # One process may have seen what another has not; all must send messages of the same length, or none.
+        unseen = layers[0].input_range.new_tensor([math.inf, -math.inf])
+        steps = torch.stack([unseen if layer.step_range is None else layer.step_range for layer in layers])
         # Extremes of all processes in one message: the negated minimum makes both a maximum.
-        extremes = torch.stack([step * step.new_tensor([-1.0, 1.0]) for _, step in observed])
+        sign = unseen.new_tensor([-1.0, 1.0])
+        extremes = steps * sign
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-        seen = extremes * extremes.new_tensor([-1.0, 1.0])
-        past = torch.stack([layer.input_range for layer, _ in observed])
+        seen = extremes * sign
+        past = torch.stack([layer.input_range for layer in layers])
         average = torch.where(past.isinf(), seen, torch.lerp(seen, past, RANGE_MOMENTUM))
-        for (layer, _), moved in zip(observed, average, strict=True):
+        average = torch.where(seen.isinf(), past, average)
+        for layer, moved in zip(layers, average, strict=True):
             layer.input_range.copy_(moved)
             layer.step_range = None
 
