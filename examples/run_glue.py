@@ -35,7 +35,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 # --- hf_compress: begin ---
 from hf_compress import ARGUMENTS, DatasetFacts, DistillationTrainer, Recipe, measure, save_card, save_compressed
@@ -43,6 +42,7 @@ from hf_compress.comparison import comparison_table
 from hf_compress.glue import REGRESSION, TASKS, compute_metrics
 from hf_compress.heads import class_order
 from hf_compress.report import evaluating
+from hf_compress.resume import is_complete, last_complete_checkpoint
 
 # --- hf_compress: end ---
 
@@ -377,11 +377,12 @@ def prepare_output(model_args: ModelArguments, training_args: TrainingArguments)
                 "or start anew with another `--output_dir`."
             )
         if str(resume).lower() in LAST:
-            return get_last_checkpoint(folder) if folder.is_dir() else None
-        if not Path(resume).is_dir():
+            return last_complete_checkpoint(folder)
+        if not is_complete(resume):
+            what = "was not written to its end" if Path(resume).is_dir() else "is not there"
             raise ValueError(
-                "`--resume_from_checkpoint` must be a checkpoint's folder, or `last` for the last one in "
-                f"`--output_dir`; got {resume}."
+                "`--resume_from_checkpoint` must be a checkpoint's folder, or `last` for the last complete one in "
+                f"`--output_dir`; got {resume}, which {what}."
             )
         return resume
     found = sorted({path for pattern in RUN_FILES for path in folder.glob(pattern)})
@@ -596,7 +597,7 @@ def train_dense(
     # Its scores are written last, so that they say it is complete.
     if not (folder / "eval_results.json").is_file():
         trainer = Trainer(model=model, args=arguments, **common)
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
         trainer.save_model()
         scores = trainer.evaluate()
         trainer.log_metrics("dense", scores)

@@ -17,6 +17,8 @@ from hf_compress.quantization import QuantizationArguments as QuantizationArgume
 from hf_compress.quantization import QuantizationCallback as QuantizationCallback
 from hf_compress.recipe import ARGUMENTS as ARGUMENTS
 from hf_compress.recipe import Recipe as Recipe
+from hf_compress.recipe import RecipeCallback as RecipeCallback
 from hf_compress.report import DatasetFacts as DatasetFacts
 from hf_compress.report import Report as Report
 from hf_compress.report import measure as measure
+from hf_compress.resume import last_complete_checkpoint as last_complete_checkpoint

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 
+from hf_compress.batches import without_borrowed
 from hf_compress.heads import Head, bare, find_head
 from hf_compress.losses import BINARY_LOSSES, LOSSES, mse
 from hf_compress.options import changed
@@ -97,9 +98,9 @@ class DistillationMixin(Trainer):
     Few do: the classification heads of BERT and most others take the mean over the micro-batch whatever they are
     given, which makes gradients too large by the number of accumulation steps. Nothing here asks which do: under
     accumulation or on several processes a model with a known head is left to take its mean, and that mean is weighted
-    by the micro-batch's share of the counted positions. 4 x 4 is 16 x 1, also where counts are uneven. Two cases stay
-    as Transformers has them: a causal language model without a teacher, which it gets right, and a
-    `compute_loss_func` of the user's.
+    by the micro-batch's share of the counted positions. 4 x 4 is 16 x 1, also where counts are uneven; rows with which
+    accelerate fills up the last batch of an epoch do not count. Two cases stay as Transformers has them: a causal
+    language model without a teacher, which it gets right, and a `compute_loss_func` of the user's.
     """
 
     def __init__(
@@ -138,14 +139,20 @@ class DistillationMixin(Trainer):
                 self.head = find_head(self.model)
         self._sums: Tensor | None = None
         self._summed_steps = 0
+        self._borrows = False  # Whether the last micro-batch of this step has no row of its own.
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of one optimizer step, and how many positions count in them on all processes together."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None  # Resumed after its last step; Trainer would take another.
         batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
         if not self._weighs_batches:
             return batches, num_items_in_batch
         assert self.head is not None
+        batches, self._borrows = without_borrowed(batches, self.args.train_batch_size, self.accelerator)
         counts = [self.head.count(batch) if isinstance(batch, Mapping) else None for batch in batches]
+        if self._borrows and counts[-1] is not None:
+            counts[-1] = torch.zeros_like(counts[-1])
         known = [count.to(self.args.device) for count in counts if count is not None]
         if not known or len(known) < len(counts):
             return batches, None
@@ -174,6 +181,9 @@ class DistillationMixin(Trainer):
         share: Tensor | float = 1.0
         if self._weighs_batches:
             share = self._share(inputs, num_items_in_batch)
+            if self._borrows and self.accelerator.sync_gradients:
+                share = 0.0
+                model.eval()  # For this forward: nothing that layers observe in training may come from these rows.
             num_items_in_batch = None
             # Here rather than in __init__: a subclass that overrides this method answers for its own loss.
             self.loss_is_scaled_for_ga = True

@@ -1,7 +1,7 @@
 """The fake-quantized layers: linear layers and embeddings that compute with numbers on their grids."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import cast
 
@@ -94,7 +94,7 @@ class FakeQuantized(nn.Module):
         if merge and self.mask is not None:
             self.weight.copy_(self.masked(self.weight))
         if not merge or self.weight_grid is None:
-            cast(nn.Module, self).__class__ = PLAIN[type(self)]
+            cast(nn.Module, self).__class__ = _plain_class(type(self))
         self.mask, self.adapter = None, ()
         return self
 
@@ -150,9 +150,6 @@ LAYERS: dict[Kind, type[FakeQuantized]] = {
     "linear": FakeQuantizedLinear,
     "conv1d": FakeQuantizedConv1D,
     "embedding": FakeQuantizedEmbedding,
-}
-PLAIN: dict[type[FakeQuantized], type[nn.Module]] = {
-    LAYERS[layer_kind]: layer_class for layer_class, layer_kind in KINDS.items()
 }
 
 
@@ -213,7 +210,7 @@ def rounded(model: PreTrainedModel, targets: Sequence[Target]) -> list[Target]:
 
 
 def _turn(layer: nn.Module, layer_kind: Kind, weight_grid: Grid | None, input_grid: Grid | None) -> FakeQuantized:
-    layer.__class__ = _fake_quantized_class(type(layer), layer_kind)
+    layer.__class__ = _fake_quantized_class(cast(Hashable, type(layer)), layer_kind)
     assert isinstance(layer, FakeQuantized)
     layer.weight_grid, layer.input_grid = weight_grid, input_grid
     layer.observing = layer.quantizing = layer.rounded = False
@@ -234,3 +231,9 @@ def _fake_quantized_class(layer_class: type[nn.Module], layer_kind: Kind) -> typ
         return ours
     # Ours comes last, so that it is what their `super().forward` calls.
     return type(f"FakeQuantized{layer_class.__name__}", (layer_class, ours), {})
+
+
+def _plain_class(layer_class: type[FakeQuantized]) -> type[nn.Module]:
+    """The class that `_fake_quantized_class` made the given one from."""
+    plain = {LAYERS[layer_kind]: plain_class for plain_class, layer_kind in KINDS.items()}
+    return plain[layer_class] if layer_class in plain else layer_class.__bases__[0]

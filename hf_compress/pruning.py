@@ -14,7 +14,7 @@ from hf_compress.adapters import current_weight, merge_in_forward
 from hf_compress.layers import FakeQuantized, maskable_modules
 from hf_compress.options import warn_idle
 from hf_compress.sparsity import CRITERIA, SCHEDULES, SCOPES, Scope, disagreements, zero_counts
-from hf_compress.targets import Target, prunable
+from hf_compress.targets import Target, prunable, transformer
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # The integers as wide as a weight, by bytes.
 
@@ -157,7 +157,7 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Selects the layers, lays out the schedule and finds a resumed run's masks in its weights."""
         self.on_init_end(args, state, control, **kwargs)  # For a Trainer that was built before it had this callback.
-        selected = prunable(kwargs["model"], self.arguments.prune_exclude)
+        selected = prunable(transformer(kwargs["model"]), self.arguments.prune_exclude)
         self._targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
         for target in self._targets:
             _refuse_shard(target)
@@ -198,6 +198,7 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Fails unless the model that training ends with has the target sparsity."""
         self._masks = None
+        targets, self._targets = self._targets, []  # They would keep a model in memory that a search has done with.
         if state.is_hyper_param_search and not control.should_training_stop:
             return  # A trial that the search gives up on; its model is thrown away.
         asked = f"`--prune_sparsity {self.arguments.prune_sparsity}`"
@@ -214,9 +215,9 @@ class PruningCallback(TrainerCallback):
                 f"reached at step {self._end}. Evaluate and save more often (`--eval_steps`, `--save_steps`), or "
                 f"lower `--prune_end` (now {self.arguments.prune_end})."
             )
-        sizes = [target.weight.numel() for target in self._targets]
-        zeros = [int((current_weight(target.module) == 0).sum()) for target in self._targets]
-        names = [target.name for target in self._targets]
+        sizes = [target.weight.numel() for target in targets]
+        zeros = [int((current_weight(target.module) == 0).sum()) for target in targets]
+        names = [target.name for target in targets]
         if self._scope == "global":
             zeros, names = [sum(zeros)], ["the whole model"]
         least = zero_counts(sizes, self.arguments.prune_sparsity, self._scope)

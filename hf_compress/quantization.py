@@ -10,9 +10,10 @@ from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_compress.adapters import merge_in_forward
-from hf_compress.layers import FakeQuantized, fake_quantize_modules
+from hf_compress.layers import FakeQuantized, fake_quantize_modules, fake_quantized
 from hf_compress.options import warn_idle
 from hf_compress.schemes import SCHEMES, Scheme
+from hf_compress.targets import quantizable, transformer
 
 # Weight of the past in the moving average of activation ranges (Jacob et al., 2018, sec. 3.1: "close to 1").
 RANGE_MOMENTUM = 0.95
@@ -92,8 +93,8 @@ class QuantizationCallback(TrainerCallback):
     adapter's checkpoint.
 
     Raises, from Trainer's construction or at the start of training:
-        ValueError: an exclude pattern matches nothing, the run is too short for quantization ever to begin, or one
-            process is to train on several GPUs.
+        ValueError: an exclude pattern matches nothing, the run is too short for quantization ever to begin, it is
+            resumed without the ranges that it had, or one process is to train on several GPUs.
 
     Raises, at the end of training:
         RuntimeError: it stopped before quantization began, or the best model is to be loaded and none was quantized.
@@ -106,9 +107,10 @@ class QuantizationCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._layers = fake_quantize_modules(kwargs["model"], self.arguments.scheme, self.arguments.quant_exclude)
-        if isinstance(kwargs["model"], PeftModel):
-            merge_in_forward(kwargs["model"])
+        model = transformer(kwargs["model"])
+        fake_quantize_modules(model, self.arguments.scheme, self.arguments.quant_exclude)
+        if isinstance(model, PeftModel):
+            merge_in_forward(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -119,38 +121,53 @@ class QuantizationCallback(TrainerCallback):
                 "the model forget what they observe. Launch one process per GPU (`torchrun --nproc_per_node "
                 f"{args.n_gpu}`, `accelerate launch`), or show it one (`CUDA_VISIBLE_DEVICES=0`)."
             )
-        if not self._layers:  # Added to a Trainer that was already built.
+        model = transformer(kwargs["model"])
+        targets = quantizable(model, self.arguments.quant_exclude)
+        if not all(isinstance(target.module, FakeQuantized) for target in targets):
+            # `model_init` has made a new model, or the Trainer was built without this callback.
             self.on_init_end(args, state, control, **kwargs)
+        self._layers = list(fake_quantized(model).values())
+        ranges = [layer.input_range for layer in self._layers if layer.has_range]
+        if state.global_step > 0 and ranges and all(bool(bounds.isinf().any()) for bounds in ranges):
+            raise ValueError(
+                f"`--quant_scheme {self.arguments.quant_scheme}` cannot resume here: the checkpoint has no ranges, or "
+                "was loaded before the layers could hold them. Build the Trainer with this callback and with `model` "
+                "in place of `model_init`, or start anew."
+            )
         if self._begin_step(state) >= state.max_steps:
             raise ValueError(
                 f"`--quant_begin {self.arguments.quant_begin}` leaves none of the {state.max_steps} optimizer steps "
                 "to quantize in; quantization begins after the first step at the earliest. Train longer "
                 "(`--max_steps`, `--num_train_epochs`) or lower `--quant_begin`."
             )
+        # As the last step before a checkpoint left them: there may be no other to come.
+        self._switch(state.global_step - 1, state)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        quantizing = state.global_step >= self._begin_step(state)
-        observing = state.global_step < math.ceil(self.arguments.quant_freeze * state.max_steps)
-        for layer in self._layers:
-            layer.quantizing, layer.observing = quantizing, observing
+        self._switch(state.global_step, state)
 
     @torch.no_grad()
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        observed = [(layer, step) for layer in self._layers if (step := layer.step_range) is not None]
-        if not observed:
+        layers = [layer for layer in self._layers if layer.has_range and layer.observing]
+        if not layers:
             return
+        # One process may have seen what another has not; all must send messages of the same length, or none.
+        unseen = layers[0].input_range.new_tensor([math.inf, -math.inf])
+        steps = torch.stack([unseen if layer.step_range is None else layer.step_range for layer in layers])
         # Extremes of all processes in one message: the negated minimum makes both a maximum.
-        extremes = torch.stack([step * step.new_tensor([-1.0, 1.0]) for _, step in observed])
+        sign = unseen.new_tensor([-1.0, 1.0])
+        extremes = steps * sign
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-        seen = extremes * extremes.new_tensor([-1.0, 1.0])
-        past = torch.stack([layer.input_range for layer, _ in observed])
+        seen = extremes * sign
+        past = torch.stack([layer.input_range for layer in layers])
         average = torch.where(past.isinf(), seen, torch.lerp(seen, past, RANGE_MOMENTUM))
-        for (layer, _), moved in zip(observed, average, strict=True):
+        average = torch.where(seen.isinf(), past, average)
+        for layer, moved in zip(layers, average, strict=True):
             layer.input_range.copy_(moved)
             layer.step_range = None
 
@@ -164,6 +181,7 @@ class QuantizationCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._layers = []  # They would keep a model in memory that a search has done with.
         if state.is_hyper_param_search and not control.should_training_stop:
             return  # A trial that the search gives up on; its model is thrown away.
         if state.global_step <= self._begin_step(state):
@@ -178,6 +196,13 @@ class QuantizationCallback(TrainerCallback):
                 f"at step {self._begin_step(state)}. Evaluate and save more often (`--eval_steps`, `--save_steps`), "
                 f"or lower `--quant_begin` (now {self.arguments.quant_begin})."
             )
+
+    def _switch(self, step: int, state: TrainerState) -> None:
+        """Sets the layers to what they do in the step that `step` others have gone before."""
+        quantizing = step >= self._begin_step(state)
+        observing = step < math.ceil(self.arguments.quant_freeze * state.max_steps)
+        for layer in self._layers:
+            layer.quantizing, layer.observing = quantizing, observing
 
     def _begin_step(self, state: TrainerState) -> int:
         # Ranges are unknown in the first step.

@@ -1,11 +1,11 @@
-"""The plan of a run: the arguments of the three methods together, their name and their JSON."""
+"""The plan of a run: the arguments of the three methods together, named, as JSON, and kept to by a resumed run."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_compress.distillation import DistillationArguments
 from hf_compress.pruning import PruningArguments, PruningCallback
@@ -39,7 +39,7 @@ class Recipe:
         return "+".join(methods) or "dense"
 
     def callbacks(self) -> list[TrainerCallback]:
-        """The callbacks for any Trainer.
+        """The callbacks for any Trainer: those of the methods, and the one that keeps a resumed run to its recipe.
 
         Distillation has none: it changes the loss, which `DistillationTrainer` does.
         """
@@ -48,7 +48,7 @@ class Recipe:
             callbacks.append(PruningCallback(self.pruning))
         if self.quantization.enabled:
             callbacks.append(QuantizationCallback(self.quantization))
-        return callbacks
+        return [*callbacks, RecipeCallback(self)]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The recipe as plain values, one mapping a method."""
@@ -87,3 +87,47 @@ class Recipe:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is no recipe: {error}. Write one with `Recipe.save`.") from error
+
+
+class RecipeCallback(TrainerCallback):
+    """Keeps a resumed run to the recipe that it was begun with.
+
+    Checkpoints name the recipe in `trainer_state.json`; one that names none was trained without compression.
+
+    Raises, at the start of training:
+        ValueError: the run goes on from a checkpoint of another recipe.
+    """
+
+    # Not the class's name: Trainer would take the record for that of a callback to be rebuilt.
+    RECORD = "hf_compress"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Compares the recipe with the checkpoint's, if there is one, and has it written into those to come."""
+        planned = self.recipe.to_dict()
+        if state.global_step > 0:
+            begun = state.stateful_callbacks.get(self.RECORD, {})
+            differing = [
+                f"`--{option}` is {_said(value)}, but was {_said(then)}"
+                for method, defaults in Recipe().to_dict().items()
+                for option, default in defaults.items()
+                if (value := planned[method][option]) != (then := begun.get(method, {}).get(option, default))
+            ]
+            if differing:
+                raise ValueError(
+                    f"the checkpoint of step {state.global_step} was trained by another recipe: "
+                    f"{'; '.join(differing)}. Resume with the options as they were, or start anew from a model and "
+                    "with another `--output_dir`."
+                )
+        state.stateful_callbacks[self.RECORD] = planned
+
+
+def _said(value: Any) -> str:
+    """The value of an option as it is said on the command line."""
+    if value is None or value == []:
+        return "not given"
+    return " ".join(value) if isinstance(value, list) else str(value)

@@ -162,9 +162,10 @@ class _RoundAffine(torch.autograd.Function):
         source = values.detach().float().contiguous()
         rounded, inside = torch.empty_like(source), torch.empty_like(source, dtype=torch.bool)
         # Counted from the zero point, so that it is neither added nor subtracted.
-        step, low, high = scale, -zero_point, levels - zero_point
+        bounds: tuple[Any, Any, Any] = scale, -zero_point, levels - zero_point
         if source.device.type == "cpu":  # As numbers: clamping by tensors is slow there, reading them costs nothing.
-            step, low, high = step.item(), low.item(), high.item()
+            bounds = scale.item(), -zero_point.item(), levels - zero_point.item()
+        step, low, high = bounds
         scratch = torch.empty_like(_pieces(source)[0])
         for part, into, kept in zip(_pieces(source), _pieces(rounded), _pieces(inside), strict=True):
             integers = torch.div(part, step, out=scratch[: len(part)]).round_()

@@ -49,6 +49,24 @@ class Target:
         return 1 if self.kind == "conv1d" else 0
 
 
+def transformer(model: nn.Module) -> PreTrainedModel | PeftModel:
+    """The Transformers model that `model` is, with any adapter, or that it is built around as in sentence-transformers.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    if isinstance(model, PreTrainedModel | PeftModel):
+        return model
+    inner = {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    outermost = [name for name in inner if not any(name.startswith(f"{other}.") for other in inner)]
+    if len(outermost) != 1:
+        raise ValueError(
+            f"{type(model).__name__} holds {', '.join(outermost) or 'no Transformers model'}; compressed can be a "
+            "`PreTrainedModel`, or a module around one. Train the models one by one."
+        )
+    return inner[outermost[0]]
+
+
 def prunable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ()) -> list[Target]:
     """Linear layers of the body whose weights magnitude pruning may set to zero.
 

@@ -9,7 +9,7 @@ from transformers import HfArgumentParser
 
 from hf_compress.pruning import PruningCallback
 from hf_compress.quantization import QuantizationCallback
-from hf_compress.recipe import ARGUMENTS, Recipe
+from hf_compress.recipe import ARGUMENTS, Recipe, RecipeCallback
 
 FLAGS = {
     "kd": ["--distill_teacher", "self"],
@@ -27,7 +27,8 @@ def _parsed(*flags: str) -> Recipe:
 def test_each_of_the_eight_subsets_is_one_set_of_flags(subset: tuple[str, ...], tmp_path: Path) -> None:
     recipe = _parsed(*itertools.chain.from_iterable(FLAGS[method] for method in subset))
     assert recipe.name == ("+".join(subset) or "dense")
-    kinds = [type(callback) for callback in recipe.callbacks()]
+    *kinds, last = [type(callback) for callback in recipe.callbacks()]
+    assert last is RecipeCallback
     assert kinds == [PruningCallback] * ("mp60" in subset) + [QuantizationCallback] * ("int8" in subset)
     recipe.save(tmp_path / "recipe.json")
     assert Recipe.load(tmp_path / "recipe.json") == recipe

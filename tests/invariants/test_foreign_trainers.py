@@ -1,0 +1,180 @@
+"""Point 10: the callbacks in Trainers that are not ours."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+)
+
+from hf_compress import PruningCallback, save_compressed
+from hf_compress.layers import fake_quantized
+from hf_compress.targets import prunable, transformer
+from tests.invariants.harness import PRUNE, QUANT, SETTINGS, STILL, bert, make, recipe, rows
+
+BOTH = (PRUNE, QUANT)
+
+
+def check(model: PreTrainedModel, auto_class: Any, inputs: dict[str, torch.Tensor], folder: Path) -> None:
+    """The model is as sparse as was asked for, and what is loaded from its file computes the same bits."""
+    save_compressed(model.eval(), folder, recipe(BOTH))
+    reloaded = auto_class.from_pretrained(folder, attn_implementation=model.config._attn_implementation)
+    assert fake_quantized(model)
+    with torch.no_grad():
+        ours, theirs = model(**inputs), reloaded(**inputs)
+    assert torch.equal(ours[0], theirs[0])
+    for target in prunable(model):
+        assert int((target.weight == 0).sum()) == round(0.6 * target.weight.numel()), target.name
+
+
+class Weighted(Trainer):
+    """A user's Trainer with a loss of its own."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        loss = nn.functional.cross_entropy(outputs.logits, inputs["labels"], weight=torch.tensor([1.0, 3.0]))
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("trainer_class", [Trainer, Weighted])
+def test_a_plain_trainer_and_a_users_own(trainer_class: type[Trainer], tmp_path: Path) -> None:
+    run = make(tmp_path, BOTH, model=bert(**STILL), trainer_class=trainer_class)
+    run.train()
+    inputs = {name: value[None] for name, value in rows(1)[0].items() if name != "labels"}
+    check(run.model, AutoModelForSequenceClassification, inputs, tmp_path / "compressed")
+
+
+def test_a_seq2seq_trainer_that_generates(tmp_path: Path) -> None:
+    config = T5Config(
+        vocab_size=40,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+        dropout_rate=0.0,
+    )
+    data = [{"input_ids": row["input_ids"], "labels": row["input_ids"].clone()} for row in rows(32)]
+    run = Seq2SeqTrainer(
+        T5ForConditionalGeneration(config),
+        Seq2SeqTrainingArguments(
+            str(tmp_path), predict_with_generate=True, generation_max_length=6, **SETTINGS | {"max_steps": 12}
+        ),
+        train_dataset=data,
+        eval_dataset=data[:8],
+        callbacks=recipe(BOTH).callbacks(),
+    )
+    run.train()
+    assert run.predict(data[:8]).predictions.shape[0] == 8
+    inputs = {name: data[0][name][None] for name in ("input_ids", "labels")}
+    check(run.model, AutoModelForSeq2SeqLM, inputs, tmp_path / "compressed")
+
+
+# --- sentence-transformers -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def embedder(tmp_path: Path, tiny_tokenizer: Any) -> Any:
+    library = pytest.importorskip("sentence_transformers")
+    BertModel(bert(**STILL).config).save_pretrained(tmp_path / "encoder")
+    tiny_tokenizer.save_pretrained(tmp_path / "encoder")
+    return library.SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
+
+
+@pytest.fixture
+def pairs(tiny_sentences: Dataset) -> Dataset:
+    words = tiny_sentences["sentence"]
+    return Dataset.from_dict({"anchor": words[:32], "positive": words[32:]})
+
+
+def embedding_trainer(model: Any, pairs: Dataset, folder: Path, **settings: Any) -> Trainer:
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+    return SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(str(folder), **SETTINGS | settings),
+        train_dataset=pairs,
+        loss=MultipleNegativesRankingLoss(model),
+        callbacks=recipe(BOTH).callbacks(),
+    )
+
+
+def test_the_trainer_of_sentence_transformers(embedder: Any, pairs: Dataset, tmp_path: Path) -> None:
+    run = embedding_trainer(embedder, pairs, tmp_path / "run")
+    run.train()
+    model = transformer(embedder)
+    assert isinstance(model, BertModel)
+    inputs = {name: value[None] for name, value in rows(1)[0].items() if name != "labels"}
+    check(model, AutoModel, {name: value % 29 for name, value in inputs.items()}, tmp_path / "compressed")
+
+
+def test_sentence_transformers_loses_ranges_when_it_resumes_and_says_so(
+    embedder: Any, pairs: Dataset, tmp_path: Path
+) -> None:
+    """It builds a plain model from the checkpoint and copies that one's weights, all of which must be there."""
+    run = embedding_trainer(embedder, pairs, tmp_path / "run", save_strategy="steps", save_steps=6)
+    run.train()
+    with pytest.raises(RuntimeError, match=r"Missing key.*input_range"):
+        run.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+
+
+# --- TRL -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_supervised_trainer_of_trl(tiny_tokenizer: Any, tiny_sentences: Dataset, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    config = GPT2Config(vocab_size=29, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=3)
+    run = trl.SFTTrainer(
+        model=GPT2LMHeadModel(config),
+        args=trl.SFTConfig(str(tmp_path), max_length=16, **SETTINGS),
+        train_dataset=tiny_sentences.rename_column("sentence", "text").remove_columns("label"),
+        processing_class=tiny_tokenizer,
+        callbacks=recipe(BOTH).callbacks(),
+    )
+    run.train()
+    save_compressed(run.model, tmp_path / "compressed", recipe(BOTH))
+
+
+# --- what cannot be compressed ---------------------------------------------------------------------------------------
+
+
+class TwoModels(nn.Module):
+    """Two Transformers models side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = bert(), bert()
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.one(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"), [(TwoModels, "TwoModels holds one, other"), (nn.Linear, "Linear holds no Transformers model")]
+)
+def test_a_module_that_is_not_around_one_model_is_refused(model: Any, said: str, tmp_path: Path) -> None:
+    built = model(2, 2) if model is nn.Linear else model()
+    with pytest.raises(ValueError, match=said):
+        transformer(built)
+    with pytest.raises(ValueError, match=said):
+        make(tmp_path, (QUANT,), model=built, trainer_class=Trainer)
+    run = Trainer(built, make(tmp_path).args, train_dataset=rows(), callbacks=[PruningCallback(recipe(BOTH).pruning)])
+    with pytest.raises(ValueError, match=said):
+        run.train()

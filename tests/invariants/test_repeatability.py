@@ -1,0 +1,143 @@
+"""Point 11: same seed, same bits; any order of callbacks; training again, and with a model that is built anew."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Trainer, TrainerCallback
+
+from hf_compress import DistillationTrainer, PruningCallback, QuantizationCallback, save_compressed
+from hf_compress.layers import fake_quantized
+from hf_compress.targets import prunable
+from tests.invariants.harness import METHODS, NAMED, PRUNE, QUANT, SUBSETS, bert, logged, make, recipe, same, trained
+
+
+def outcome(run: Trainer) -> dict[str, Any]:
+    """What a finished run leaves: weights and ranges, optimizer, losses."""
+    return {
+        "weights": dict(run.model.state_dict()),
+        "optimizer": run.optimizer.state_dict(),
+        "losses": logged(run, "loss", "grad_norm"),
+    }
+
+
+@pytest.mark.parametrize("methods", SUBSETS, ids=NAMED)
+def test_the_same_seed_gives_the_same_bits(methods: Sequence[str], tmp_path: Path) -> None:
+    runs = [trained(tmp_path, methods) for _ in range(2)]
+    assert same(outcome(runs[0]), outcome(runs[1]))
+
+
+def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
+    runs = [trained(tmp_path, METHODS, seed=seed) for seed in (1, 2)]
+    assert not same(outcome(runs[0]), outcome(runs[1]))
+
+
+class Bystander(TrainerCallback):
+    """A callback of the user's."""
+
+
+def test_the_order_of_callbacks_does_not_matter(tmp_path: Path) -> None:
+    plan, results = recipe((PRUNE, QUANT)), []
+    for order in itertools.permutations(range(3)):
+        callbacks = [PruningCallback(plan.pruning), QuantizationCallback(plan.quantization), Bystander()]
+        results.append(outcome(trained(tmp_path, callbacks=[callbacks[place] for place in order])))
+    assert all(same(result, results[0]) for result in results[1:])
+
+
+@pytest.mark.parametrize("methods", SUBSETS, ids=NAMED)
+def test_training_twice_goes_on_with_the_model_and_keeps_what_is_promised(
+    methods: Sequence[str], tmp_path: Path
+) -> None:
+    run = trained(tmp_path, methods)
+    first = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    run.train()
+    assert run.state.global_step == 12
+    assert not same(dict(run.model.state_dict()), first)
+    save_compressed(run.model, tmp_path / "compressed", recipe(methods))
+
+
+# --- a model that is built anew --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("methods", SUBSETS, ids=NAMED)
+def test_a_model_that_is_built_anew_is_compressed_like_one_that_is_given(
+    methods: Sequence[str], tmp_path: Path
+) -> None:
+    given = trained(tmp_path, methods)
+    built = trained(tmp_path, methods, build={"model_init": lambda: bert()})
+    assert same(outcome(given), outcome(built))
+    thrown_away = built.model
+    built.train()
+    assert built.model is not thrown_away
+    assert same(outcome(given), outcome(built))
+
+
+def test_a_trainer_that_was_built_without_the_callback_quantizes_all_the_same(tmp_path: Path) -> None:
+    before, after = trained(tmp_path, (QUANT,)), make(tmp_path)
+    after.add_callback(QuantizationCallback(recipe((QUANT,)).quantization))
+    after.train()
+    assert same(outcome(before), outcome(after))
+
+
+def test_resuming_with_ranges_that_nothing_could_load_is_refused(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 6}
+    trained(tmp_path, (QUANT,), build={"model_init": lambda: bert()}, **settings)
+    run = make(tmp_path, (QUANT,), build={"model_init": lambda: bert()}, **settings)
+    with pytest.raises(
+        ValueError, match=r"`--quant_scheme int8` cannot resume here.*`model` in place of `model_init`"
+    ):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+def search(run: Trainer, trials: list[dict[str, Any]]) -> list[float]:
+    """The trials as the backends of `hyperparameter_search` run them; none of these is needed for it."""
+    scores = []
+    for trial in trials:
+        for name, value in trial.items():
+            setattr(run.args, name, value)
+        run.train()
+        scores.append(run.evaluate()["eval_loss"])
+        # What Transformers does after a trial, "to free GPU memory".
+        run.model_wrapped = run.model = None
+        run.accelerator.clear()
+    return scores
+
+
+def test_every_trial_of_a_search_starts_from_a_fresh_model(tmp_path: Path) -> None:
+    run = make(tmp_path, METHODS, build={"model_init": lambda: bert()})
+    scores = search(run, [{"learning_rate": rate} for rate in (5e-3, 1e-3, 5e-3)])
+    assert scores[0] == scores[2] != scores[1]
+
+
+def test_no_model_outlives_its_trial(tmp_path: Path) -> None:
+    """A search over large models would run out of memory."""
+    run = trained(tmp_path, (PRUNE, QUANT), build={"model_init": lambda: bert()}, max_steps=6)
+    ours = [
+        held for held in run.callback_handler.callbacks if isinstance(held, PruningCallback | QuantizationCallback)
+    ]
+    assert len(ours) == 2
+    for callback in ours:
+        assert not any(value for value in vars(callback).values() if isinstance(value, list)), vars(callback)
+
+
+def test_hyperparameter_search_works(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    run = make(tmp_path, METHODS, trainer_class=DistillationTrainer, build={"model_init": lambda: bert()})
+    best = run.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", [1e-4, 5e-3])},
+        n_trials=2,
+        backend="optuna",
+        direction="minimize",
+    )
+    assert best.hyperparameters["learning_rate"] in (1e-4, 5e-3)
+
+
+def test_a_trained_model_goes_through_another_trainer(tmp_path: Path) -> None:
+    model = bert()
+    for _ in range(2):
+        trained(tmp_path, (PRUNE, QUANT), model=model)
+    save_compressed(model, tmp_path / "compressed", recipe((PRUNE, QUANT)))
+    assert all(layer.ready for layer in fake_quantized(model).values())
+    assert prunable(model)
