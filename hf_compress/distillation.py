@@ -17,7 +17,15 @@ from hf_compress.batches import without_borrowed
 from hf_compress.heads import Head, bare, find_head
 from hf_compress.losses import BINARY_LOSSES, LOSSES, mse
 from hf_compress.options import changed
-from hf_compress.teacher import SELF, adapter_off, check_separate, freeze, load_teacher, match_teacher, own_teacher
+from hf_compress.teacher import (
+    SELF,
+    adapter_off,
+    check_choice,
+    freeze,
+    load_teacher,
+    match_teacher,
+    own_teacher,
+)
 
 TERMS = ("distill_loss", "label_loss")
 # Arguments of a forward that would make the teacher compute a loss.
@@ -122,7 +130,7 @@ class DistillationMixin(Trainer):
         """
         self.distillation = distillation or DistillationArguments()
         model = args[0] if args else kwargs.get("model")
-        self._check_choice(model, teacher)
+        check_choice(self.distillation, model, teacher)
         self._adapted: PeftModel | None = None  # The student, where the teacher is its own base model.
         if self.distillation.distill_teacher == SELF:
             # Before `super().__init__`, whose `on_init_end` lets callbacks replace the model's layers.
@@ -269,31 +277,6 @@ class DistillationMixin(Trainer):
         sums = torch.stack([term.detach().float() for term in terms])
         self._sums = sums if self._sums is None else self._sums + sums
         self._summed_steps += int(self.accelerator.sync_gradients)
-
-    def _check_choice(self, model: Any, teacher: PreTrainedModel | None) -> None:
-        """Refuses what cannot be meant, before anything is loaded or changed."""
-        settings = self.distillation
-        if teacher is None and not settings.enabled:
-            for option in changed(settings):
-                warnings.warn(
-                    f"`--{option} {getattr(settings, option)}` has no effect without a teacher. Give "
-                    "`--distill_teacher`, or leave the option out.",
-                    stacklevel=4,
-                )
-            return
-        if teacher is not None and settings.enabled:
-            raise ValueError(
-                f"There are two teachers: `teacher` is a {type(teacher).__name__} and `--distill_teacher` is "
-                f"{settings.distill_teacher!r}. Give one of them."
-            )
-        if settings.distill_teacher == SELF and not isinstance(model, nn.Module):
-            raise ValueError(
-                f"`--distill_teacher {SELF}` copies the model that the trainer is given, but it was given "
-                f"{'`model_init`' if model is None else type(model).__name__} instead. Pass a loaded `model`, or the "
-                "path of a teacher."
-            )
-        if teacher is not None and isinstance(model, nn.Module):
-            check_separate(model, teacher)
 
     def _set_up_teacher(self) -> None:
         """Loads the teacher where only its name is known, checks that it fits the student, and freezes it."""

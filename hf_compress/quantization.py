@@ -142,6 +142,10 @@ class QuantizationCallback(TrainerCallback):
             )
         # As the last step before a checkpoint left them: there may be no other to come.
         self._switch(state.global_step - 1, state)
+        if state.global_step >= state.max_steps:
+            # No step is left in which layers could show that they round; what has seen its inputs did.
+            for layer in self._layers:
+                layer.rounded = layer.ready
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

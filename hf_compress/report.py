@@ -170,7 +170,7 @@ def logit_difference(trainer: Trainer, reloaded: PreTrainedModel, head: Head) ->
     try:
         for _, batch in zip(range(PARITY_BATCHES), trainer.get_eval_dataloader(dataset), strict=False):
             inputs = trainer._prepare_inputs(batch)
-            with torch.no_grad(), trainer.compute_loss_context_manager():
+            with torch.no_grad(), trainer.accelerator.autocast():
                 ours, theirs = (head.logits(model(**inputs)) for model in (trained, reloaded))
             rows += len(ours[0])
             for one, other in zip(ours, theirs, strict=True):

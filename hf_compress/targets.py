@@ -50,7 +50,7 @@ class Target:
 
 
 def transformer(model: nn.Module) -> PreTrainedModel | PeftModel:
-    """The Transformers model that `model` is, with any adapter, or that it is built around as in sentence-transformers.
+    """The Transformers model that `model` is, with any adapter, or is built around as in sentence-transformers.
 
     Raises:
         ValueError: there is none, or more than one.

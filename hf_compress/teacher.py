@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -18,10 +19,36 @@ from transformers.utils import cached_file, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_compress.heads import Head, bare, class_order, find_head, has_default_labels
+from hf_compress.options import changed
 
 logger = logging.get_logger(__name__)
 
 SELF = "self"
+
+
+def check_choice(settings: Any, model: Any, teacher: PreTrainedModel | None) -> None:
+    """Refuses what `settings`, the `DistillationArguments`, cannot mean, before anything is loaded or changed."""
+    if teacher is None and not settings.enabled:
+        for option in changed(settings):
+            warnings.warn(
+                f"`--{option} {getattr(settings, option)}` has no effect without a teacher. Give "
+                "`--distill_teacher`, or leave the option out.",
+                stacklevel=4,
+            )
+        return
+    if teacher is not None and settings.enabled:
+        raise ValueError(
+            f"There are two teachers: `teacher` is a {type(teacher).__name__} and `--distill_teacher` is "
+            f"{settings.distill_teacher!r}. Give one of them."
+        )
+    if settings.distill_teacher == SELF and not isinstance(model, nn.Module):
+        raise ValueError(
+            f"`--distill_teacher {SELF}` copies the model that the trainer is given, but it was given "
+            f"{'`model_init`' if model is None else type(model).__name__} instead. Pass a loaded `model`, or the "
+            "path of a teacher."
+        )
+    if teacher is not None and isinstance(model, nn.Module):
+        check_separate(model, teacher)
 
 
 def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrainedModel:
@@ -34,7 +61,12 @@ def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrai
             tokenizer beside it than `processing_class`.
     """
     source, options = name, dict[str, Any]()
-    config = PeftConfig.from_pretrained(name) if find_adapter_config_file(name) is not None else None
+    try:
+        config = PeftConfig.from_pretrained(name) if find_adapter_config_file(name) is not None else None
+    except OSError as error:
+        raise ValueError(
+            f"`--distill_teacher {name}` must be a path or Hub id of a model for {head.name}, or `{SELF}`: {error}"
+        ) from error
     if config is not None:
         source, options = str(config.base_model_name_or_path), {"revision": config.revision or "main"}
         if head.num_labels is not None:  # A base model without a head of its own does not say how many it gets.

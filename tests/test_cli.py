@@ -108,7 +108,7 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, t
     def broken(folder: Path) -> list[object]:
         raise AssertionError("a bug")
 
-    monkeypatch.setattr(checkpoint, "tensors", broken)
+    monkeypatch.setattr(inventory, "tensors", broken)
     assert isinstance(runner.invoke(app, ["inspect", str(tmp_path)]).exception, AssertionError)
 
 

@@ -105,7 +105,7 @@ def pairs(tiny_sentences: Dataset) -> Dataset:
 
 def embedding_trainer(model: Any, pairs: Dataset, folder: Path, **settings: Any) -> Trainer:
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-    from sentence_transformers.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     return SentenceTransformerTrainer(
         model=model,
