@@ -9,8 +9,6 @@ from torch import Tensor
 
 # Smallest scale: below it a row is zero for every purpose, and dividing by it stays finite.
 SMALLEST_SCALE = 1e-30
-# Numbers that are rounded at a time on a CPU: activations take several times as long when they leave its cache.
-PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -139,12 +137,6 @@ def _spread(scale: Float[Tensor, "*rows scales"], width: int, grid: Grid) -> Flo
     return scale.repeat_interleave(_group_size(grid), dim=-1)[..., :width]
 
 
-def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Flat views that together are `tensor`: on a CPU so small that the steps of rounding find them in its cache."""
-    flat = tensor.view(-1)
-    return flat.split(PIECE) if tensor.device.type == "cpu" else (flat,)
-
-
 class _RoundSymmetric(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, grid: Grid) -> Tensor:
@@ -159,21 +151,15 @@ class _RoundSymmetric(torch.autograd.Function):
 class _RoundAffine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
-        source = values.detach().float().contiguous()
-        rounded, inside = torch.empty_like(source), torch.empty_like(source, dtype=torch.bool)
-        # Counted from the zero point, so that it is neither added nor subtracted.
+        # Counted from the zero point, so that it is neither added nor subtracted: activations are large.
         bounds: tuple[Any, Any, Any] = scale, -zero_point, levels - zero_point
-        if source.device.type == "cpu":  # As numbers: clamping by tensors is slow there, reading them costs nothing.
+        if values.device.type == "cpu":  # As numbers: clamping by tensors is slow there, reading them costs nothing.
             bounds = scale.item(), -zero_point.item(), levels - zero_point.item()
         step, low, high = bounds
-        scratch = torch.empty_like(_pieces(source)[0])
-        for part, into, kept in zip(_pieces(source), _pieces(rounded), _pieces(inside), strict=True):
-            integers = torch.div(part, step, out=scratch[: len(part)]).round_()
-            torch.clamp(integers, low, high, out=into)
-            torch.eq(integers, into, out=kept)
-            into.mul_(step)
-        ctx.save_for_backward(inside)
-        return rounded.to(values.dtype)
+        integers = torch.div(values.detach().float(), step).round_()
+        rounded = integers.clamp(low, high)
+        ctx.save_for_backward(integers == rounded)
+        return rounded.mul_(step).to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
