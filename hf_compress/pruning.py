@@ -107,9 +107,9 @@ class PruningCallback(TrainerCallback):
     """Gradual magnitude pruning in any Trainer: zeros in the body's linear layers, on schedule and to the last weight.
 
     Between the shares `prune_begin` and `prune_end` of the optimizer steps, every `prune_every` steps and in the very
-    last, the smallest weights are chosen anew and set to zero. In between, the masks are applied after each optimizer
-    step, so that neither momentum nor weight decay moves a pruned weight. Embeddings and head stay dense, and
-    parameters the objects that the optimizer knows.
+    last, more of the smallest weights are chosen and set to zero. The masks are applied after each optimizer step, so
+    that no optimizer moves a pruned weight, however large its steps: what is pruned stays so. Embeddings and head stay
+    dense, and parameters the objects that the optimizer knows.
 
     Nothing is added to checkpoints: a pruned weight is one that is zero. Masks take one byte per prunable weight.
 
@@ -168,15 +168,13 @@ class PruningCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Chooses the weights to prune when it is time to, and sets the chosen ones to zero."""
+        """Sets the pruned weights to zero again, and chooses more of them when it is time to."""
         step = state.global_step + 1  # Trainer counts the step after this event.
+        self._apply()
         if step == self._last_choice(step):
+            # Among weights of which the pruned ones are zero: an optimizer may have moved one far enough to be kept.
             self._choose(step)
-        if self._masks is not None:
-            for target, mask in zip(self._targets, self._masks, strict=True):
-                # On the bits, unlike a product, it leaves no negative zeros and no NaN, and is as fast as any.
-                weight = target.weight.detach()
-                weight.view(BITS[weight.element_size()]).bitwise_and_(mask)
+            self._apply()
         if step == self._end:
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
@@ -229,6 +227,15 @@ class PruningCallback(TrainerCallback):
                 "checkpoint that was loaded is not from this run. Let no other callback write to pruned weights, and "
                 "start from an empty `--output_dir`."
             )
+
+    def _apply(self) -> None:
+        """Sets the weights that the masks in force prune to zero; beside an adapter every forward does."""
+        if self._masks is None:
+            return
+        for target, mask in zip(self._targets, self._masks, strict=True):
+            # On the bits, unlike a product, it leaves no negative zeros and no NaN, and is as fast as any.
+            weight = target.weight.detach()
+            weight.view(BITS[weight.element_size()]).bitwise_and_(mask)
 
     def _plan(self, max_steps: int) -> None:
         # The first choice is made after the first step at the earliest.
