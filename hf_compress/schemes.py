@@ -153,7 +153,8 @@ class _RoundAffine(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
         # Counted from the zero point, so that it is neither added nor subtracted: activations are large.
         bounds: tuple[Any, Any, Any] = scale, -zero_point, levels - zero_point
-        if values.device.type == "cpu":  # As numbers: clamping by tensors is slow there, reading them costs nothing.
+        # As numbers: on a CPU clamping by tensors is slow and reading them costs nothing, but ends a compiler's graph.
+        if values.device.type == "cpu" and not torch.compiler.is_compiling():
             bounds = scale.item(), -zero_point.item(), levels - zero_point.item()
         step, low, high = bounds
         integers = torch.div(values.detach().float(), step).round_()
