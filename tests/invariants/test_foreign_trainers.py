@@ -138,6 +138,7 @@ def test_sentence_transformers_loses_ranges_when_it_resumes_and_says_so(
 # --- TRL -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # TRL 1.16 sets it
 def test_the_supervised_trainer_of_trl(tiny_tokenizer: Any, tiny_sentences: Dataset, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     config = GPT2Config(vocab_size=29, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=3)
