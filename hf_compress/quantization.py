@@ -116,6 +116,7 @@ class QuantizationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        args = kwargs.get("st_args", args)  # SetFit hands over arguments of its own, and its trainer's beside them.
         if args.n_gpu > 1:
             raise ValueError(
                 f"`--quant_scheme` cannot train one process on {args.n_gpu} GPUs (`nn.DataParallel`), whose copies of "

@@ -93,9 +93,8 @@ def check(folder: Path, backend: str, settings: dict[str, Any], graphs: int) -> 
     assert torch.equal(logits(reloaded), logits(compiled.model))
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(name, marks=[pytest.mark.slow] if name != "all methods" else []) for name in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_a_compiled_run_has_the_bits_of_a_plain_one_and_compiles_a_few_times(case: str, tmp_path: Path) -> None:
     assert in_a_process(check, tmp_path, "aot_eager", *CASES[case]) == 0
 
