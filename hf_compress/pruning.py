@@ -7,12 +7,12 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_compress.adapters import current_weight, merge_in_forward
 from hf_compress.layers import FakeQuantized, maskable_modules
 from hf_compress.options import warn_idle
+from hf_compress.sharding import Shards, count_zeros, local, refuse_shards, reshard
 from hf_compress.sparsity import CRITERIA, SCHEDULES, SCOPES, Scope, disagreements, zero_counts
 from hf_compress.targets import Target, prunable, transformer
 
@@ -111,7 +111,8 @@ class PruningCallback(TrainerCallback):
     step, so that neither momentum nor weight decay moves a pruned weight. Embeddings and head stay dense, and
     parameters the objects that the optimizer knows.
 
-    Nothing is added to checkpoints: a pruned weight is one that is zero. Masks take one byte per prunable weight.
+    Nothing is added to checkpoints: a pruned weight is one that is zero. Masks take one byte per prunable weight, on
+    each process for the weights that it holds: those sharded by FSDP2 stay where they are.
 
     Where the model carries a LoRA adapter, weights stay as they are: what is ranked, and masked in every forward, is
     the weight merged with the adapter. Its masks are in the adapter's checkpoint, one bit per weight.
@@ -123,7 +124,7 @@ class PruningCallback(TrainerCallback):
 
     Raises, at the start of training:
         ValueError: an exclude pattern matches nothing, nothing is left to prune, the run is too short for the
-            schedule, the weights are sharded, or an adapter is not supported.
+            schedule, the weights are sharded otherwise than by FSDP2, or an adapter is not supported.
 
     Raises, later:
         ValueError: a weight became NaN.
@@ -157,10 +158,10 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Selects the layers, lays out the schedule and finds a resumed run's masks in its weights."""
         self.on_init_end(args, state, control, **kwargs)  # For a Trainer that was built before it had this callback.
+        reshard(kwargs["model"])
         selected = prunable(transformer(kwargs["model"]), self.arguments.prune_exclude)
         self._targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
-        for target in self._targets:
-            _refuse_shard(target)
+        refuse_shards(kwargs["model"], {target.name: target.weight for target in self._targets}, "--prune_sparsity")
         self._plan(state.max_steps)
         self._choose(state.global_step)
 
@@ -175,7 +176,7 @@ class PruningCallback(TrainerCallback):
         if self._masks is not None:
             for target, mask in zip(self._targets, self._masks, strict=True):
                 # On the bits, unlike a product, it leaves no negative zeros and no NaN, and is as fast as any.
-                weight = target.weight.detach()
+                weight = local(target.weight)
                 weight.view(BITS[weight.element_size()]).bitwise_and_(mask)
         if step == self._end:
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
@@ -183,6 +184,7 @@ class PruningCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Forgets the masks as the checkpoint does, and finds them in the weights as a run resumed from it will."""
         # They could differ if training has moved a kept weight to exactly zero.
+        reshard(kwargs["model"])
         self._choose(state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -215,8 +217,9 @@ class PruningCallback(TrainerCallback):
                 f"reached at step {self._end}. Evaluate and save more often (`--eval_steps`, `--save_steps`), or "
                 f"lower `--prune_end` (now {self.arguments.prune_end})."
             )
+        reshard(kwargs["model"])
         sizes = [target.weight.numel() for target in targets]
-        zeros = [int((current_weight(target.module) == 0).sum()) for target in targets]
+        zeros = count_zeros([current_weight(target.module) for target in targets])
         names = [target.name for target in targets]
         if self._scope == "global":
             zeros, names = [sum(zeros)], ["the whole model"]
@@ -273,7 +276,7 @@ class PruningCallback(TrainerCallback):
         if zeros == 0:
             return
         masks = CRITERIA["magnitude"](weights, sparsity, self._scope)
-        different = disagreements(masks)
+        different = disagreements(masks, Shards.of(weights))
         if different:
             raise RuntimeError(
                 f"processes have chosen different weights to prune in {len(different)} of {len(masks)} layers, the "
@@ -287,14 +290,3 @@ class PruningCallback(TrainerCallback):
                 carrier.mask = mask
         else:
             self._masks = [mask.view(torch.int8).neg_() for mask in masks]
-
-
-def _refuse_shard(target: Target) -> None:
-    weight = target.weight
-    # FSDP's first version leaves flat views of a weight, ZeRO-3 leaves it empty.
-    if isinstance(weight, DTensor) or weight.ndim != 2 or weight.numel() == 0:
-        raise ValueError(
-            f"`--prune_sparsity` needs whole weights, but {target.name} is sharded over processes "
-            f"({type(weight).__name__} of shape {tuple(weight.shape)}), so that each would choose by its own part. "
-            "Use DDP, DeepSpeed ZeRO-1 or ZeRO-2 in place of FSDP and ZeRO-3."
-        )
