@@ -72,6 +72,7 @@ def save_compressed(
     shallow = object.__new__(type(model))
     vars(shallow).update(vars(model))
     shallow.config = copy.deepcopy(model.config)
+    vars(shallow.config).pop("distributed_config", None)  # By it, saving would gather again, on this process alone.
     shallow.hf_quantizer = None
     shallow.config.quantization_config = config if packs else None
     if not packs:

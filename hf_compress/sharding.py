@@ -1,7 +1,9 @@
 """Weights of which several processes hold the rows: this process's part, what all parts add up to, and the whole."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,6 +15,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+T = TypeVar("T")
+Search = Generator[np.ndarray, np.ndarray, T]
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,10 @@ class Shards:
 
     @classmethod
     def of(cls, weights: Sequence[Tensor]) -> "Shards":
-        """The processes that hold `weights`, all of them on the same ones (`refuse_shards`)."""
-        return cls(next((weight.device_mesh for weight in weights if isinstance(weight, DTensor)), None))
+        """The processes that hold `weights`: all of them the same ones, once `reshard` was called."""
+        meshes = {weight.device_mesh if isinstance(weight, DTensor) else None for weight in weights}
+        assert len(meshes) <= 1, "checked by `refuse_shards`"
+        return cls(*meshes)
 
     @property
     def whole(self) -> bool:
@@ -45,14 +52,35 @@ class Shards:
         dist.all_reduce(sums, group=self.mesh.get_group(self.mesh.ndim - 1))
         return sums.cpu().numpy()
 
-    def ahead(self, numbers: Int[np.ndarray, "weights"]) -> Int[np.ndarray, "weights"]:
+    def together(self, searches: Sequence[Search[T]]) -> list[T]:
+        """What `searches` return, which go on side by side: all that they yield at a time is added up in one message.
+
+        Each yields numbers and is sent their sums over the shards. It must yield as often as its like on the others.
+        """
+        if self.whole:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                return list(pool.map(_alone, searches))
+        found: dict[int, T] = {}
+        sums: dict[int, Any] = dict.fromkeys(range(len(searches)))
+        while True:
+            asked: dict[int, np.ndarray] = {}
+            for index, answer in sums.items():
+                try:
+                    asked[index] = searches[index].send(answer)
+                except StopIteration as end:
+                    found[index] = end.value
+            if not asked:
+                return [found[index] for index in range(len(searches))]
+            message = self.total(np.concatenate(list(asked.values())))
+            ends = np.cumsum([len(numbers) for numbers in asked.values()])
+            sums = dict(zip(asked, np.split(message, ends[:-1]), strict=True))
+
+    def ahead(self, numbers: Int[np.ndarray, "weights"]) -> "Search[Int[np.ndarray, 'weights']]":
         """For each weight, what lies before this process's part of it: in the weights before it, and in its own."""
-        parts, own = numbers[None], 0
-        if self.mesh is not None:
-            group = self.mesh.get_group(self.mesh.ndim - 1)
-            parts, own = np.zeros((dist.get_world_size(group), numbers.size), numbers.dtype), dist.get_rank(group)
-            parts[own] = numbers
-            parts = self.total(parts.reshape(-1)).reshape(parts.shape)
+        size, own = (1, 0) if self.mesh is None else (self.mesh.size(-1), self.mesh.get_local_rank(self.mesh.ndim - 1))
+        parts = np.zeros((size, numbers.size), np.int64)
+        parts[own] = numbers
+        parts = (yield parts.reshape(-1)).reshape(parts.shape)
         sums = parts.sum(0)
         return sums.cumsum() - sums + parts[:own].sum(0)
 
@@ -72,6 +100,16 @@ class Shards:
     def _replicas(self) -> list[dist.ProcessGroup | None]:
         """The groups of processes that hold the same as this one; None is all there are."""
         return [None] if self.mesh is None else [self.mesh.get_group(number) for number in range(self.mesh.ndim - 1)]
+
+
+def _alone(search: Search[T]) -> T:
+    """What `search` returns where there is nothing to add to its numbers."""
+    numbers: Any = None
+    while True:
+        try:
+            numbers = search.send(numbers)
+        except StopIteration as end:
+            return cast(T, end.value)
 
 
 def local(weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -12,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from hf_compress.sharding import Shards, local
+from hf_compress.sharding import Search, Shards, local
 
 Scope = Literal["layer", "global"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -70,12 +69,10 @@ def magnitude_masks(
     if not weights:
         return []
     counts = zero_counts([weight.numel() for weight in weights], sparsity, scope)
-    if scope == "global":
-        return _keep_largest(weights, counts[0])
-    # Processes that share weights talk about one after the other, which threads would mix up.
-    threads = torch.get_num_threads() if Shards.of(weights).whole else 1
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda weight, count: _keep_largest([weight], count)[0], weights, counts))
+    groups = [weights] if scope == "global" else [[weight] for weight in weights]
+    shards = Shards.of(weights)
+    searches = [_keep_largest(group, count, shards) for group, count in zip(groups, counts, strict=True)]
+    return [mask for masks in shards.together(searches) for mask in masks]
 
 
 CRITERIA: dict[str, Callable[[Sequence[Tensor], float, Scope], list[Tensor]]] = {"magnitude": magnitude_masks}
@@ -107,20 +104,19 @@ def _checksum(mask: Tensor) -> Tensor:
 # in torch on two, and do not wait for each other's threads on a busy machine.
 Array = Any  # np.ndarray if the weights are on a CPU, else Tensor
 BITS = {4: np.uint32, 8: np.uint64}  # The integers as wide as a magnitude, by bytes.
-DIGIT = 11  # Bits by which processes narrow down a number together.
+DIGIT = 8  # Bits by which processes narrow down a number together.
 
 
-@torch.no_grad()
-def _keep_largest(weights: Sequence[Tensor], count: int) -> list[Tensor]:
+def _keep_largest(weights: Sequence[Tensor], count: int, shards: Shards) -> Search[list[Tensor]]:
     """Masks over one group, of this process's parts, that are False at the group's `count` smallest magnitudes."""
-    parts, shards = [local(weight) for weight in weights], Shards.of(weights)
+    parts = [local(weight) for weight in weights]
     if count == 0:
         return [torch.ones_like(part, dtype=torch.bool) for part in parts]
     dtype = torch.float64 if any(part.dtype == torch.float64 for part in parts) else torch.float32
     total = sum(weight.numel() for weight in weights)
-    for low, high in (_bracket(parts, dtype, count, total, shards), (-1.0, math.inf)):
+    for low, high in ((yield from _bracket(parts, dtype, count, total, shards)), (-1.0, math.inf)):
         split = _split(parts, dtype, low, high)
-        below, candidates, *broken = shards.total(np.array([split.below, split.candidates.size, *split.broken]))
+        below, candidates, *broken = yield np.array([split.below, split.candidates.size, *split.broken])
         for index, weight in enumerate(weights):
             if broken[index]:
                 raise ValueError(
@@ -130,7 +126,7 @@ def _keep_largest(weights: Sequence[Tensor], count: int) -> list[Tensor]:
                 )
         if 0 <= count - below <= candidates:  # Or else the sample misled, or too many weights tie at `low`.
             break
-    split.keep_all_but(int(count - below), shards)
+    yield from split.keep_all_but(int(count - below), shards)
     return [torch.as_tensor(mask).view(part.shape) for mask, part in zip(split.masks, parts, strict=True)]
 
 
@@ -148,12 +144,12 @@ class _Split:
     candidates: np.ndarray
     broken: list[int]
 
-    def keep_all_but(self, count: int, shards: Shards) -> None:
+    def keep_all_but(self, count: int, shards: Shards) -> Search[None]:
         """Sets the masks to True inside the bracket too, except at the `count` smallest candidates of all shards."""
-        threshold, ties = _smallest(self.candidates, count, shards) if count > 0 else (-1.0, 0)
+        threshold, ties = (yield from _smallest(self.candidates, count, shards)) if count > 0 else (-1.0, 0)
         ends = np.cumsum([len(places) for places in self.places])
         tied = [np.flatnonzero(inside == threshold) for inside in np.split(self.candidates, ends[:-1])]
-        ahead = shards.ahead(np.array([len(one) for one in tied]))
+        ahead = yield from shards.ahead(np.array([len(one) for one in tied]))
         keep = np.split(self.candidates > threshold, ends[:-1])
         for mask, places, kept, equal, before in zip(self.masks, self.places, keep, tied, ahead, strict=True):
             kept[equal[max(0, ties - before) :]] = True
@@ -178,7 +174,7 @@ def _split(parts: Sequence[Tensor], dtype: torch.dtype, low: float, high: float)
 
 def _bracket(
     parts: Sequence[Tensor], dtype: torch.dtype, count: int, total: int, shards: Shards
-) -> tuple[float, float]:
+) -> Search[tuple[float, float]]:
     """Two magnitudes between which, in all likelihood, the `count`-th smallest of `total` lies."""
     # A sample in proportion to total^(2/3) balances its own cost against that of the candidates it leaves.
     spacing = max(1, round(total ** (1 / 3) / 2))
@@ -190,16 +186,16 @@ def _bracket(
             stride += 1
         samples.append(_on_cpu(_magnitudes(part.reshape(-1)[::stride], dtype)))
     sample = np.concatenate(samples)
-    (size,) = shards.total(np.array([sample.size]))
+    (size,) = yield np.array([sample.size])
     share = count / total
     margin = 4 * math.sqrt(size * share * (1 - share)) + 1  # 4 standard deviations of a random sample's rank
     first, last = math.floor(share * size - margin) + 1, math.ceil(share * size + margin) + 1
-    low = _smallest(sample, first, shards)[0] if first > 0 else -1.0
-    high = _smallest(sample, last, shards)[0] if last <= size else math.inf
+    low = (yield from _smallest(sample, first, shards))[0] if first > 0 else -1.0
+    high = (yield from _smallest(sample, last, shards))[0] if last <= size else math.inf
     return low, high
 
 
-def _smallest(magnitudes: np.ndarray, rank: int, shards: Shards) -> tuple[float, int]:
+def _smallest(magnitudes: np.ndarray, rank: int, shards: Shards) -> Search[tuple[float, int]]:
     """The `rank`-th smallest magnitude, from 1, of those on all shards, and its rank among the ones equal to it."""
     if shards.whole:  # Several times faster than what follows, where nothing has to be agreed upon.
         threshold = np.partition(magnitudes, rank - 1)[rank - 1]
@@ -209,7 +205,7 @@ def _smallest(magnitudes: np.ndarray, rank: int, shards: Shards) -> tuple[float,
     bits, found = magnitudes.view(BITS[magnitudes.itemsize]), 0
     for shift in reversed(range(0, 8 * magnitudes.itemsize, DIGIT)):
         digits = (bits >> bits.dtype.type(shift)).astype(np.int64) & (2**DIGIT - 1)
-        numbers = np.cumsum(shards.total(np.bincount(digits, minlength=2**DIGIT)))
+        numbers = np.cumsum((yield np.bincount(digits, minlength=2**DIGIT)))
         digit = int(np.searchsorted(numbers, rank))
         rank -= int(numbers[digit - 1]) if digit else 0
         bits, found = bits[digits == digit], found << DIGIT | digit
