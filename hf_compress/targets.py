@@ -161,7 +161,7 @@ def _layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, Kind]]:
                 yield own_name, layer, layer_kind
 
 
-def _class_name(model: PreTrainedModel) -> str:
+def _class_name(model: nn.Module) -> str:
     return type(model).__name__.removeprefix("FSDP")  # FSDP2 makes a class of its own of every class that it shards.
 
 
