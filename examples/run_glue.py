@@ -552,8 +552,7 @@ def main() -> None:
     # --- hf_compress: begin ---
     if reporting:
         folder = Path(training_args.output_dir) / "compressed"
-        if trainer.is_world_process_zero():
-            save_compressed(trainer.model, folder, recipe, processing_class=tokenizer)
+        save_compressed(trainer.model, folder, recipe, processing_class=tokenizer)
         trainer.accelerator.wait_for_everyone()
         report = measure(
             trainer,

@@ -9,11 +9,13 @@ import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.distributed.fsdp import is_fsdp_enabled
 
 from hf_compress.adapters import merge_in_forward
 from hf_compress.layers import FakeQuantized, fake_quantize_modules, fake_quantized
 from hf_compress.options import warn_idle
 from hf_compress.schemes import SCHEMES, Scheme
+from hf_compress.sharding import refuse_shards, reshard
 from hf_compress.targets import quantizable, transformer
 
 # Weight of the past in the moving average of activation ranges (Jacob et al., 2018, sec. 3.1: "close to 1").
@@ -95,7 +97,8 @@ class QuantizationCallback(TrainerCallback):
 
     Raises, from Trainer's construction or at the start of training:
         ValueError: an exclude pattern matches nothing, the run is too short for quantization ever to begin, it is
-            resumed without the ranges that it had, or one process is to train on several GPUs.
+            resumed without the ranges that it had, one process is to train on several GPUs, the weights are sharded
+            otherwise than by FSDP2, or accelerate is to load them in a way that has no room for ranges.
 
     Raises, at the end of training:
         RuntimeError: it stopped before quantization began, or the best model is to be loaded and none was quantized.
@@ -109,7 +112,14 @@ class QuantizationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model = transformer(kwargs["model"])
-        fake_quantize_modules(model, self.arguments.scheme, self.arguments.quant_exclude)
+        layers = fake_quantize_modules(model, self.arguments.scheme, self.arguments.quant_exclude)
+        # True with `cpu_ram_efficient_loading` only.
+        if is_fsdp_enabled() and any(layer.has_range for layer in layers):
+            raise ValueError(
+                f"`--quant_scheme {self.arguments.quant_scheme}` keeps ranges in buffers, which accelerate cannot "
+                "load with `cpu_ram_efficient_loading`. Set that to false in `--fsdp_config` or accelerate's own "
+                "configuration, or choose a scheme without ranges, such as `int8-dynamic`."
+            )
         if isinstance(model, PeftModel):
             merge_in_forward(model)
 
@@ -124,7 +134,9 @@ class QuantizationCallback(TrainerCallback):
                 f"{args.n_gpu}`, `accelerate launch`), or show it one (`CUDA_VISIBLE_DEVICES=0`)."
             )
         model = transformer(kwargs["model"])
+        reshard(model)
         targets = quantizable(model, self.arguments.quant_exclude)
+        refuse_shards(kwargs["model"], {target.name: target.weight for target in targets}, "--quant_scheme")
         if not all(isinstance(target.module, FakeQuantized) for target in targets):
             # `model_init` has made a new model, or the Trainer was built without this callback.
             self.on_init_end(args, state, control, **kwargs)
@@ -147,7 +159,7 @@ class QuantizationCallback(TrainerCallback):
         if state.global_step >= state.max_steps:
             # No step is left in which layers could show that they round; what has seen its inputs did.
             for layer in self._layers:
-                layer.rounded = layer.ready
+                layer.rounded = layer.weight.dtype if layer.ready else None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

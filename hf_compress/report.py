@@ -240,7 +240,7 @@ def measure(
         base_model=base_model,
         base_model_hub_id=hub_id,
         base_model_revision=base_model_revision or getattr(source.config, "_commit_hash", None) if hub_id else None,
-        model_class=type(source).__name__,
+        model_class=type(reloaded).__name__,
         auto_class=head.auto_class.__name__,
         head=head.name,
         pipeline_tag=head.pipeline_tag,
