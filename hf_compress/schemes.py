@@ -167,7 +167,9 @@ class _RoundAffine(torch.autograd.Function):
         (values,), (low, high) = ctx.saved_tensors, ctx.bounds
         if _reads_numbers(values):
             return torch.ops.aten.hardtanh_backward(gradients[0], values, low.item(), high.item()), None, None, None
-        return torch.where((values > low) & (values < high), gradients[0], 0.0), None, None, None
+        # With a dimension each, or a comparison would round them to the 16 bits that values may have.
+        inside = (values > low.view(1)) & (values < high.view(1))
+        return torch.where(inside, gradients[0], 0.0), None, None, None
 
 
 def _reads_numbers(values: Tensor) -> bool:

@@ -101,3 +101,22 @@ def test_scales_are_float32_and_values_keep_their_16_bit_dtype(dtype: torch.dtyp
     assert fake_quantize_symmetric(values, grid).dtype == dtype
     expected = fake_quantize_symmetric(values.float(), grid).to(dtype)
     assert torch.equal(fake_quantize_symmetric(values, grid), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_bounds_read_as_numbers_and_bounds_left_in_tensors_are_the_same(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one is for a CPU, the other for a GPU and for compilers."""
+    grid = SCHEMES["int8"].activation
+    values = (torch.randn(100_000) * 1.3).to(dtype).requires_grad_()
+    scale, zero_point = affine_parameters(torch.tensor(-0.7), torch.tensor(1.1), grid)
+    results = []
+    for reads in (True, False):
+        monkeypatch.setattr("hf_compress.schemes._reads_numbers", lambda _, reads=reads: reads)
+        rounded = fake_quantize_affine(values, scale, zero_point, grid)
+        (gradient,) = torch.autograd.grad(rounded.sum(), values)
+        results.append((rounded, gradient))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert 0 < int((results[0][1] == 0).sum()) < len(values)
