@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from click import UNPROCESSED
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -88,6 +89,20 @@ def push(
         from hf_compress import hub
 
         typer.echo(hub.push(folder, repo_id, private=private))
+
+
+@app.command(
+    # All is left to the launcher: what is not ours belongs to the script, `--help` too.
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
+    add_help_option=False,
+)
+def run(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT.py ...", click_type=UNPROCESSED)] = None,
+) -> None:
+    """Run any Trainer script, unmodified, and compress what it trains: SCRIPT.py, its arguments, and our flags."""
+    from hf_compress import launch
+
+    raise typer.Exit(launch.main(arguments or []))
 
 
 @app.command()
