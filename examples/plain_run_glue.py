@@ -1,4 +1,4 @@
-"""Fine-tune a model on GLUE, or on sentences of your own in CSV files: an ordinary script that knows of no compression.
+"""Fine-tune a model on GLUE, or on sentences of your own in CSV files: an ordinary script that does not compress.
 
     python examples/plain_run_glue.py --model_name_or_path google-bert/bert-base-uncased --task_name rte \\
         --output_dir rte --do_train --do_eval

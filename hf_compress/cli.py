@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from click import UNPROCESSED
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -97,7 +96,7 @@ def push(
     add_help_option=False,
 )
 def run(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT.py ...", click_type=UNPROCESSED)] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT.py ...")] = None,
 ) -> None:
     """Run any Trainer script, unmodified, and compress what it trains: SCRIPT.py, its arguments, and our flags."""
     from hf_compress import launch

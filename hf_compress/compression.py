@@ -78,10 +78,11 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
     trainer = cast(DistillationMixin, trainer)
     trainer.begin_distillation(recipe.distillation)
     trainer.remove_callback(RecipeCallback)
-    for callback in recipe.callbacks():
+    callbacks = recipe.callbacks()
+    # In front, so that what they add to the logs is seen by those that print it or send it away.
+    trainer.callback_handler.callbacks[:0] = callbacks
+    for callback in callbacks:
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
-        trainer.add_callback(callback)
-    trainer.reporters_last()
     trainer.origin = origin
     return trainer
 
@@ -202,7 +203,7 @@ def _evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> d
             f"`evaluate` of {type(trainer).__name__} returned {type(metrics).__name__}, where a report needs scores "
             "by name. Return what `super().evaluate()` returns."
         )
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and name != "epoch"}
     # A script's own `evaluate` may put another prefix than it is told.
     return {f"eval_{n.removeprefix(f'{prefix}_').removeprefix('eval_')}": float(v) for n, v in numbers.items()}
 

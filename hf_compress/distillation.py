@@ -18,15 +18,7 @@ from hf_compress.batches import without_borrowed
 from hf_compress.heads import Head, bare, find_head
 from hf_compress.losses import BINARY_LOSSES, LOSSES, mse
 from hf_compress.options import changed
-from hf_compress.teacher import (
-    SELF,
-    adapter_off,
-    check_choice,
-    freeze,
-    load_teacher,
-    match_teacher,
-    own_teacher,
-)
+from hf_compress.teacher import SELF, adapter_off, check_choice, freeze, load_teacher, match_teacher, own_teacher
 
 REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
 TERMS = ("distill_loss", "label_loss")
@@ -138,16 +130,12 @@ class DistillationMixin(Trainer):
         self._learn_from(teacher)
 
     def begin_distillation(self, distillation: DistillationArguments) -> None:
-        """Does what construction does, for a trainer that was built as one of another class.
-
-        Raises:
-            ValueError: as on construction.
-        """
+        """Does, and refuses, what construction does, for a trainer that was built as one of another class."""
         self.distillation = distillation
         self._learn_from(self._choose_teacher(None if self.model_init is not None else self.model, None))
 
     def _choose_teacher(self, model: Any, teacher: PreTrainedModel | None) -> PreTrainedModel | None:
-        """The `teacher` given, or the model's own; None where there is none, or only its name is known yet."""
+        """The teacher given, or the model's own; None where there is none, or only its name is known yet."""
         check_choice(self.distillation, model, teacher)
         self._adapted: PeftModel | None = None  # The student, where the teacher is its own base model.
         if self.distillation.distill_teacher == SELF:
@@ -167,10 +155,7 @@ class DistillationMixin(Trainer):
         self._sums: Tensor | None = None
         self._summed_steps = 0
         self._borrows = False  # Whether the last micro-batch of this step has no row of its own.
-        self.reporters_last()
-
-    def reporters_last(self) -> None:
-        """Puts the callbacks that send logs away (TensorBoard, ...) behind those that add to them."""
+        # What sends logs away (TensorBoard, ...) must see what other callbacks add to them.
         self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, REPORTERS))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
