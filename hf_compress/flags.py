@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import difflib
+import itertools
 import json
 import shutil
 import tempfile
@@ -236,7 +237,7 @@ def _split_file(file: Path) -> tuple[dict[str, Any], str]:
 
 
 def _warn_of_misspellings(rest: Sequence[str]) -> None:
-    for token in rest:
+    for token in itertools.takewhile("--".__ne__, rest):
         name = token.removeprefix("--").partition("=")[0].replace("-", "_")
         if token.startswith("--") and name.startswith(PREFIXES) and "_" in name:
             close = difflib.get_close_matches(name, _names(), n=1, cutoff=0.8)

@@ -120,21 +120,21 @@ def run(argv: Sequence[str], command: str | None = None) -> int:
     if not argv or list(argv) in ([HELP[0]], [HELP[1]]):
         _print_help("usage: " + USAGE)
         return 0 if argv else 2
-    own = ["hf-compress", *argv]
-    helped = any(token in HELP for token in argv)
-    flags = take_flags(own)
-    script, arguments = (own[1], own[2:]) if len(own) > 1 else ("", [])
-    if not Path(script).is_file():
+    if not Path(argv[0]).is_file():
         raise ValueError(
-            f"The first argument must be the path of a script; got {script!r}, where there is no file. The usage is\n"
+            f"The first argument must be the path of a script; got {argv[0]!r}, where there is no file. The usage is\n"
             f"       {USAGE}"
         )
+    argv = list(argv)
+    helped = any(token in HELP for token in argv)
+    flags = take_flags(argv)
+    script = _Script(*argv)
     if helped or not flags.given:
-        status = _Script(script, arguments).run()
+        status = script.run()
         if helped:
             _print_help("\nFlags of hf_compress, which go beside those above:")
         return status
-    return _run_compressed(_Script(script, arguments), flags, command or provenance.command())
+    return _run_compressed(script, flags, command or provenance.command())
 
 
 def _run_compressed(script: "_Script", flags: Flags, command: str) -> int:
@@ -163,7 +163,7 @@ def _run_compressed(script: "_Script", flags: Flags, command: str) -> int:
 class _Script:
     """A script to be run as `python SCRIPT.py` runs it."""
 
-    def __init__(self, path: str, arguments: list[str]) -> None:
+    def __init__(self, path: str, *arguments: str) -> None:
         self.path, self._arguments = path, arguments
         self._module = ModuleType("__main__")
         self._module.__file__ = os.path.abspath(path)  # noqa: PTH100 (as Python does, which resolves no links here)
