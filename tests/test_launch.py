@@ -50,10 +50,10 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Scripts that load a metric find it in the working directory; afterwards nothing of the launcher is left."""
     monkeypatch.chdir(SCRIPTS)
     before = {name: Trainer.__dict__[name] for name in ("train", "init_hf_repo", "push_to_hub")}
-    state = sys.argv, sys.path[:], sys.modules["__main__"]
+    state = sys.argv, sys.path[0], sys.modules["__main__"]
     yield
     assert {name: Trainer.__dict__[name] for name in before} == before
-    assert (sys.argv, sys.path, sys.modules["__main__"]) == state
+    assert (sys.argv, sys.path[0], sys.modules["__main__"]) == state
 
 
 @pytest.fixture
@@ -348,7 +348,7 @@ def test_two_processes_leave_one_report_and_the_same_weights_twice(text_options:
     script = str(SCRIPTS / "train_text.py")
     weights = []
     for attempt in range(2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
         command += ["-m", "hf_compress.launch", script, *text_options, "--do_train", "--do_eval", *ALL]
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr[-3000:]
