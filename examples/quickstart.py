@@ -21,7 +21,8 @@ from transformers import (
 import hf_compress
 from hf_compress.demo import build_tokenizer, sentences
 
-name, folder = [*sys.argv[1:], "", "quickstart"][:2] if len(sys.argv) < 3 else sys.argv[1:3]
+name = sys.argv[1] if len(sys.argv) > 1 else ""
+folder = sys.argv[2] if len(sys.argv) > 2 else "quickstart"
 texts, labels = zip(*sentences(1200, seed=0), strict=True)
 
 # %% A model and its tokenizer
@@ -30,7 +31,14 @@ if name:
     model = AutoModelForSequenceClassification.from_pretrained(name)
 else:
     tokenizer = build_tokenizer(list(texts))
-    config = BertConfig(len(tokenizer), 64, 2, 2, 128, max_position_embeddings=48, num_labels=2)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=48,
+    )
     model = AutoModelForSequenceClassification.from_config(config)
 data = Dataset.from_dict({**tokenizer(list(texts), return_token_type_ids=False), "label": labels})
 

@@ -1,4 +1,4 @@
-"""The examples: what is left without their marked lines is an ordinary script, and the launcher makes the same of it."""
+"""The examples: without their marked lines they are ordinary scripts, and the launcher makes the same of those."""
 
 import itertools
 import json
@@ -49,14 +49,25 @@ def tiny(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[[s
     def make(script: str) -> list[str]:
         size = len(tiny_tokenizer)
         models: dict[str, Callable[[], Any]] = {
-            "run_ner": lambda: BertForTokenClassification(BertConfig(size, **BERT)),
-            "run_qa": lambda: BertForQuestionAnswering(BertConfig(size, **BERT)),
-            "run_mlm": lambda: BertForMaskedLM(BertConfig(size, **BERT)),
+            "run_ner": lambda: BertForTokenClassification(BertConfig(vocab_size=size, **BERT)),
+            "run_qa": lambda: BertForQuestionAnswering(BertConfig(vocab_size=size, **BERT)),
+            "run_mlm": lambda: BertForMaskedLM(BertConfig(vocab_size=size, **BERT)),
             "run_summarization": lambda: T5ForConditionalGeneration(
-                T5Config(size, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0)
+                T5Config(
+                    vocab_size=size, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0
+                )
             ),
             "train_sft": lambda: GPT2LMHeadModel(
-                GPT2Config(size, 32, 32, 1, 2, bos_token_id=2, eos_token_id=3, pad_token_id=0)
+                GPT2Config(
+                    vocab_size=size,
+                    n_positions=32,
+                    n_embd=32,
+                    n_layer=1,
+                    n_head=2,
+                    bos_token_id=2,
+                    eos_token_id=3,
+                    pad_token_id=0,
+                )
             ),
         }
         models[script]().save_pretrained(tmp_path / "model")
@@ -66,15 +77,13 @@ def tiny(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[[s
             range(24), itertools.cycle(itertools.product(("film", "song"), ("warm", "dull")))
         ):
             text = f"the {thing} was {word}" + " today" * (index % 3)
-            rows.append(
-                {
-                    "run_ner": {"tokens": text.split(), "tags": ["thing" if w == thing else "o" for w in text.split()]},
-                    "run_qa": {
-                        "question": f"the {thing}", "context": text, "answer": word, "answer_start": text.index(word)
-                    },
-                    "run_summarization": {"document": text, "summary": f"{thing} {word}"},
-                }.get(script, {"text": text})
-            )  # fmt: skip
+            words, at = text.split(), text.index(word)
+            columns: dict[str, dict[str, Any]] = {
+                "run_ner": {"tokens": words, "tags": ["thing" if word == thing else "o" for word in words]},
+                "run_qa": {"question": f"the {thing}", "context": text, "answer": word, "answer_start": at},
+                "run_summarization": {"document": text, "summary": f"{thing} {word}"},
+            }
+            rows.append(columns.get(script, {"text": text}))
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         file = str(tmp_path / "rows.jsonl")
         options = ["--model_name_or_path", str(tmp_path / "model"), "--train_file", file, "--validation_file", file]
