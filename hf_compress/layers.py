@@ -75,7 +75,7 @@ class FakeQuantized(nn.Module):
         """The layer's input, observed while ranges move, on its grid once quantization has begun."""
         if self.input_grid is None or self.plain:
             return values
-        if self.has_range and self.observing and self.training:
+        if self.has_range and self.training and self.observing:
             self._observe(values)
         if not self.quantizing:
             return values

@@ -4,6 +4,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -107,9 +108,9 @@ class PruningCallback(TrainerCallback):
     """Gradual magnitude pruning in any Trainer: zeros in the body's linear layers, on schedule and to the last weight.
 
     Between the shares `prune_begin` and `prune_end` of the optimizer steps, every `prune_every` steps and in the very
-    last, the smallest weights are chosen anew and set to zero. In between, the masks are applied after each optimizer
-    step, so that neither momentum nor weight decay moves a pruned weight. Embeddings and head stay dense, and
-    parameters the objects that the optimizer knows.
+    last, more of the smallest weights are chosen and set to zero. The masks are applied after each optimizer step, so
+    that no optimizer moves a pruned weight, however large its steps: what is pruned stays so. Embeddings and head stay
+    dense, and parameters the objects that the optimizer knows.
 
     Nothing is added to checkpoints: a pruned weight is one that is zero. Masks take one byte per prunable weight, on
     each process for the weights that it holds: those sharded by FSDP2 stay where they are.
@@ -163,21 +164,21 @@ class PruningCallback(TrainerCallback):
         self._targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
         refuse_shards(kwargs["model"], {target.name: target.weight for target in self._targets}, "--prune_sparsity")
         self._plan(state.max_steps)
+        if self._scope == "global" and state.global_step == 0:
+            self._warn_of_emptied()
         self._choose(state.global_step)
 
     @torch.no_grad()
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Chooses the weights to prune when it is time to, and sets the chosen ones to zero."""
+        """Sets the pruned weights to zero again, and chooses more of them when it is time to."""
         step = state.global_step + 1  # Trainer counts the step after this event.
+        self._apply()
         if step == self._last_choice(step):
+            # Among weights of which the pruned ones are zero: an optimizer may have moved one far enough to be kept.
             self._choose(step)
-        if self._masks is not None:
-            for target, mask in zip(self._targets, self._masks, strict=True):
-                # On the bits, unlike a product, it leaves no negative zeros and no NaN, and is as fast as any.
-                weight = local(target.weight)
-                weight.view(BITS[weight.element_size()]).bitwise_and_(mask)
+            self._apply()
         if step == self._end:
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
@@ -233,6 +234,15 @@ class PruningCallback(TrainerCallback):
                 "start from an empty `--output_dir`."
             )
 
+    def _apply(self) -> None:
+        """Sets the weights that the masks in force prune to zero; beside an adapter every forward does."""
+        if self._masks is None:
+            return
+        for target, mask in zip(self._targets, self._masks, strict=True):
+            # On the bits, unlike a product, it leaves no negative zeros and no NaN, and is as fast as any.
+            weight = local(target.weight)
+            weight.view(BITS[weight.element_size()]).bitwise_and_(mask)
+
     def _plan(self, max_steps: int) -> None:
         # The first choice is made after the first step at the earliest.
         self._begin = max(1, round(self.arguments.prune_begin * max_steps))
@@ -248,6 +258,23 @@ class PruningCallback(TrainerCallback):
             warnings.warn(
                 f"`--prune_every {self.arguments.prune_every}` prunes in one leap: only {self._end - self._begin} of "
                 f"{max_steps} steps lie between `--prune_begin` and `--prune_end`. Lower it, or train longer.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    @torch.no_grad()
+    def _warn_of_emptied(self) -> None:
+        """Warns of layers that one threshold for all would leave without a weight, by the weights at the start."""
+        weights = [current_weight(target.module).detach() for target in self._targets]
+        masks = CRITERIA["magnitude"](weights, self.arguments.prune_sparsity, self._scope)
+        kept = Shards.of(weights).total(np.array([int(mask.count_nonzero()) for mask in masks]))
+        emptied = [target.name for target, count in zip(self._targets, kept, strict=True) if count == 0]
+        if emptied:
+            warnings.warn(
+                f"`--prune_scope global` at `--prune_sparsity {self.arguments.prune_sparsity}` would set all weights "
+                f"of {len(emptied)} of {len(kept)} layers to zero ({', '.join(emptied[:3])}): they are smaller than "
+                "those of other layers, as those of an untrained layer are. Use `--prune_scope layer`, or keep such "
+                f"layers dense (`--prune_exclude {emptied[0]}`).",
                 UserWarning,
                 stacklevel=2,
             )

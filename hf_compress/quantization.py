@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import PeftModel
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.distributed.fsdp import is_fsdp_enabled
 
@@ -125,6 +126,7 @@ class QuantizationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        args = kwargs.get("st_args", args)  # SetFit hands over arguments of its own, and its trainer's beside them.
         if args.n_gpu > 1:
             raise ValueError(
                 f"`--quant_scheme` cannot train one process on {args.n_gpu} GPUs (`nn.DataParallel`), whose copies of "
@@ -172,10 +174,9 @@ class QuantizationCallback(TrainerCallback):
         if not layers:
             return
         # One process may have seen what another has not; all must send messages of the same length, or none.
-        unseen = layers[0].input_range.new_tensor([math.inf, -math.inf])
-        steps = torch.stack([unseen if layer.step_range is None else layer.step_range for layer in layers])
+        steps = torch.stack([_unseen(layer) if layer.step_range is None else layer.step_range for layer in layers])
         # Extremes of all processes in one message: the negated minimum makes both a maximum.
-        sign = unseen.new_tensor([-1.0, 1.0])
+        sign = steps.new_tensor([-1.0, 1.0])
         extremes = steps * sign
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
@@ -185,7 +186,7 @@ class QuantizationCallback(TrainerCallback):
         average = torch.where(seen.isinf(), past, average)
         for layer, moved in zip(layers, average, strict=True):
             layer.input_range.copy_(moved)
-            layer.step_range = None
+            layer.step_range = _unseen(layer)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -219,7 +220,17 @@ class QuantizationCallback(TrainerCallback):
         observing = step < math.ceil(self.arguments.quant_freeze * state.max_steps)
         for layer in self._layers:
             layer.quantizing, layer.observing = quantizing, observing
+            if observing and layer.has_range and layer.step_range is None:
+                layer.step_range = _unseen(layer)
 
     def _begin_step(self, state: TrainerState) -> int:
         # Ranges are unknown in the first step.
         return max(1, round(self.arguments.quant_begin * state.max_steps))
+
+
+def _unseen(layer: FakeQuantized) -> Tensor:
+    """The range before anything was seen: what a compiled forward finds is then always a tensor, and of its own.
+
+    None in the first micro-batch of a step, or one tensor for all layers, would double the graphs of the compiler.
+    """
+    return layer.input_range.new_tensor([math.inf, -math.inf])

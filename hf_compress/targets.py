@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -50,15 +50,17 @@ class Target:
         return 1 if self.kind == "conv1d" else 0
 
 
-def transformer(model: nn.Module) -> PreTrainedModel | PeftModel:
-    """The Transformers model that `model` is, with any adapter, or is built around as in sentence-transformers.
+def transformer(model: object) -> PreTrainedModel | PeftModel:
+    """The Transformers model that `model` is, with any adapter, or is around, as in sentence-transformers and SetFit.
 
     Raises:
         ValueError: there is none, or more than one.
     """
     if isinstance(model, PreTrainedModel | PeftModel):
         return model
-    inner = {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    # SetFit's model is no module: it holds one, and a classifier.
+    around: Any = getattr(model, "model_body", model)
+    inner = {name: module for name, module in around.named_modules() if isinstance(module, PreTrainedModel)}
     outermost = [name for name in inner if not any(name.startswith(f"{other}.") for other in inner)]
     if len(outermost) != 1:
         raise ValueError(
