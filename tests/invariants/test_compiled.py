@@ -14,7 +14,9 @@ from transformers import AutoModelForSequenceClassification, Trainer, default_da
 
 from hf_compress import save_compressed
 from hf_compress.adapters import current_weight
+from hf_compress.heads import find_head
 from hf_compress.layers import fake_quantize_modules
+from hf_compress.report import logit_difference
 from hf_compress.schemes import SCHEMES
 from hf_compress.targets import prunable
 from tests.invariants.harness import (
@@ -33,6 +35,7 @@ from tests.invariants.harness import (
     trained,
 )
 
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 
 
@@ -66,12 +69,6 @@ def run(folder: Path, backend: str | None, *, lora: bool = False, **settings: An
     return trained(folder, METHODS, model=adapted(model) if lora else model, max_steps=16, **compiler | settings)
 
 
-def logits(model: Any) -> torch.Tensor:
-    inputs = default_data_collator(rows(16))
-    with torch.no_grad():
-        return model.eval()(**inputs).logits
-
-
 def check(folder: Path, backend: str, settings: dict[str, Any], graphs: int) -> None:
     """Compiled and not, a run comes to the same weights, masks, ranges and losses, and its file to its logits."""
     plain, compiled = run(folder, None, **settings), run(folder, backend, **settings)
@@ -88,9 +85,13 @@ def check(folder: Path, backend: str, settings: dict[str, Any], graphs: int) -> 
     else:
         assert same(ours, theirs)
         assert same(logged(compiled, "loss"), logged(plain, "loss"))
+    check_file(compiled, folder)
+
+
+def check_file(compiled: Trainer, folder: Path) -> None:
     save_compressed(compiled.model, folder / "compressed", recipe(METHODS))
     reloaded = AutoModelForSequenceClassification.from_pretrained(folder / "compressed", attn_implementation="sdpa")
-    assert torch.equal(logits(reloaded), logits(compiled.model))
+    assert logit_difference(compiled, reloaded.to(compiled.args.device), find_head(reloaded)) == (0, 16)
 
 
 @pytest.mark.slow
@@ -103,6 +104,18 @@ def test_a_compiled_run_has_the_bits_of_a_plain_one_and_compiles_a_few_times(cas
 @pytest.mark.slow
 def test_inductor_has_the_masks_of_a_plain_run(tmp_path: Path) -> None:
     assert in_a_process(check, tmp_path, "inductor", *CASES["all methods"]) == 0
+
+
+@GPU
+@pytest.mark.slow
+def test_inductor_trains_on_a_gpu_and_the_file_has_the_trained_logits(tmp_path: Path) -> None:
+    assert in_a_process(check_gpu, tmp_path) == 0
+
+
+def check_gpu(folder: Path) -> None:
+    compiled = run(folder, "inductor", use_cpu=False, bf16=True)
+    assert not counters["graph_break"]
+    check_file(compiled, folder)
 
 
 def check_schemes() -> None:

@@ -58,7 +58,6 @@ ON_GPU: dict[str, Any] = {
     "cuda": {},
     "cuda bf16": {"bf16": True},
     "cuda fp16": {"fp16": True},
-    "cuda tf32 inductor": {"torch_compile_backend": "inductor", "bf16": True},
     "cuda fused": {"optim": "adamw_torch_fused", "fp16": True},
 }
 
