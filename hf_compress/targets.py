@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -58,9 +58,7 @@ def transformer(model: object) -> PreTrainedModel | PeftModel:
     """
     if isinstance(model, PreTrainedModel | PeftModel):
         return model
-    # SetFit's model is no module: it holds one, and a classifier.
-    around: Any = getattr(model, "model_body", model)
-    inner = {name: module for name, module in around.named_modules() if isinstance(module, PreTrainedModel)}
+    inner = {name: module for name, module in whole(model).named_modules() if isinstance(module, PreTrainedModel)}
     outermost = [name for name in inner if not any(name.startswith(f"{other}.") for other in inner)]
     if len(outermost) != 1:
         raise ValueError(
@@ -68,6 +66,11 @@ def transformer(model: object) -> PreTrainedModel | PeftModel:
             "`PreTrainedModel`, or a module around one. Train the models one by one."
         )
     return inner[outermost[0]]
+
+
+def whole(model: object) -> nn.Module:
+    """The module that a trainer gives its callbacks: `model`, or what SetFit's holds, which is none itself."""
+    return cast(nn.Module, getattr(model, "model_body", model))
 
 
 def prunable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ()) -> list[Target]:
