@@ -1,6 +1,9 @@
 """What `config.json` says of a compressed checkpoint, as Transformers reads and writes it."""
 
 import copy
+import json
+import zlib
+from collections.abc import Iterable
 from typing import Any
 
 from transformers.quantizers import register_quantization_config
@@ -10,7 +13,8 @@ from hf_compress.schemes import Grid, Scheme
 from hf_compress.targets import Kind
 
 METHOD = "hf_compress"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SEALED = ("version", "scheme", "quantized", "pruned")
 
 
 @register_quantization_config(METHOD)
@@ -39,16 +43,28 @@ class CompressionConfig(QuantizationConfigMixin):
                 f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. Upgrade hf_compress to "
                 "read it."
             )
+        for field in ("quantized", "pruned"):
+            names = getattr(self, field)
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"`quantization_config.{field}` must be a list of names; got {names!r}.")
         if self.quantized and scheme is None:
             raise ValueError("`quantization_config.scheme` must name the grids of the quantized layers; got None.")
         try:
             self.grids = None if scheme is None else _scheme(scheme)
-        except (TypeError, KeyError) as error:
+        except (AttributeError, TypeError) as error:
             raise ValueError(f"`quantization_config.scheme` is no scheme of hf_compress: {scheme!r}.") from error
 
     def to_dict(self) -> dict[str, Any]:
         names = ("quant_method", "version", "scheme", "quantized", "pruned")
         return {name: copy.deepcopy(getattr(self, name)) for name in names}
+
+    def seal(self, names: Iterable[str]) -> int:
+        """The number that all tensors of a checkpoint with these `names` share: a CRC-32 of names and configuration.
+
+        Whatever is taken away, added, renamed or edited, in the file or in `config.json`, changes it.
+        """
+        described = [{field: getattr(self, field) for field in SEALED}, sorted(names)]
+        return zlib.crc32(json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
 
     def grid(self, layer: Kind) -> Grid:
         """The grid of the weights of a quantized layer."""
