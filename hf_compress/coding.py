@@ -11,23 +11,26 @@ import zstandard
 from jaxtyping import Shaped, UInt
 from torch import Tensor
 
-# In the order of their numbers in the file.
-CODECS: tuple[str, ...] = ("symbols", "mask", "pairs", "mask+pairs")
-# Literals leave zstandard little but Huffman's code, which all levels do alike; a mask may repeat itself.
-LEVEL, MASK_LEVEL = 1, 9
+# In the order of their numbers in the file: how the values are written, after how their places are.
+CODECS: tuple[str, ...] = ("planes", "pairs", "mask planes", "mask pairs", "gaps planes", "gaps pairs")
+LEVEL = 1  # What is left to win is Huffman's code, which all levels of zstandard do alike.
 NIBBLE = 8  # Added to a value in [-8, 7], so that it fits four bits.
+LONG = 255  # A gap of so many zeros that no value follows.
 
+_COUNT = struct.Struct("<I")
 _SECTION = struct.Struct("<IB")
 _BOTH_NIBBLES = np.array([low | high << 8 for high in range(16) for low in range(16)], dtype="<u2")
 
 
 def encode(words: UInt[np.ndarray, " count"], codec: str) -> bytes | None:
     """`words` in `codec`, or None if it cannot hold them; the same words give the same bytes."""
-    if not codec.startswith("mask"):
-        return _encode_all(words, codec)
-    kept = words != 0
-    values = _encode_all(words[kept], codec.removeprefix("mask+").replace("mask", "symbols"))
-    return None if values is None else _section(np.packbits(kept, bitorder="little"), MASK_LEVEL) + values
+    *places, values = codec.split()
+    head = b""
+    if places:
+        kept = words != 0
+        head, words = _encode_mask(kept) if places == ["mask"] else _encode_gaps(kept), words[kept]
+    data = encode_planes(words) if values == "planes" else _encode_pairs(words)
+    return None if data is None else head + data
 
 
 def encode_shortest(words: UInt[np.ndarray, " count"]) -> tuple[int, bytes]:
@@ -44,21 +47,21 @@ def decode(sections: "Sections", codec: int, count: int, width: int) -> UInt[np.
     """
     if codec >= len(CODECS):
         raise ValueError(f"a codec is a number below {len(CODECS)}, this is {codec}: upgrade hf_compress to read it")
-    name = CODECS[codec]
-    if not name.startswith("mask"):
-        return _decode_all(sections, name, count, width)
-    bits = np.frombuffer(sections.read((count + 7) // 8), dtype=np.uint8)
+    *places, values = CODECS[codec].split()
+    decode_values = decode_planes if values == "planes" else _decode_pairs
+    if not places:
+        return decode_values(sections, count, width)
     # Writing at places that were looked up is ten times as fast as writing through a mask.
-    places = np.flatnonzero(np.unpackbits(bits, count=count, bitorder="little").view(bool))
+    kept = _decode_mask(sections, count) if places == ["mask"] else _decode_gaps(sections, count)
     words = np.zeros(count, dtype=f"<u{width}")
-    words[places] = _decode_all(sections, name.removeprefix("mask+").replace("mask", "symbols"), len(places), width)
+    words[kept] = decode_values(sections, len(kept), width)
     return words
 
 
 def encode_planes(words: UInt[np.ndarray, " count"]) -> bytes:
     """Byte by byte of all words, a section each: in floats the exponents are alike, the last mantissa bits noise."""
     planes = words.view(np.uint8).reshape(len(words), words.itemsize)
-    return b"".join(_section(np.ascontiguousarray(planes[:, plane]), LEVEL) for plane in range(words.itemsize))
+    return b"".join(_section(np.ascontiguousarray(planes[:, plane])) for plane in range(words.itemsize))
 
 
 def decode_planes(sections: "Sections", count: int, width: int) -> UInt[np.ndarray, " count"]:
@@ -103,36 +106,69 @@ class Sections:
             raise ValueError(f"a section should hold {expected} bytes and holds {len(content)}: it is damaged")
         return content
 
+    def number(self, largest: int) -> int:
+        """The number that stands here, at most `largest`."""
+        if self.at + _COUNT.size > len(self.data):
+            raise ValueError("the data ends before its sections do: it is truncated")
+        (value,) = _COUNT.unpack_from(self.data, self.at)
+        self.at += _COUNT.size
+        if value > largest:
+            raise ValueError(f"{value} gaps cannot lie between {largest} values: it is damaged")
+        return int(value)
+
     def finish(self) -> None:
         """Refuse bytes that follow the last section."""
         if self.at != len(self.data):
             raise ValueError(f"{len(self.data) - self.at} bytes follow the last section: it is damaged")
 
 
-def _encode_all(words: np.ndarray, codec: str) -> bytes | None:
-    if codec == "symbols":
-        return encode_planes(words)
+def _encode_pairs(words: np.ndarray) -> bytes | None:
     if words.itemsize > 1:
         return None
     nibbles = words + np.uint8(NIBBLE)
     if len(nibbles) and nibbles.max() > 15:
         return None
     nibbles = np.append(nibbles, np.full(len(nibbles) % 2, NIBBLE, dtype=np.uint8))
-    return _section(nibbles[0::2] | nibbles[1::2] << 4, LEVEL)
+    return _section(nibbles[0::2] | nibbles[1::2] << 4)
 
 
-def _decode_all(sections: Sections, codec: str, count: int, width: int) -> np.ndarray:
-    if codec == "symbols":
-        return decode_planes(sections, count, width)
+def _decode_pairs(sections: Sections, count: int, width: int) -> np.ndarray:
     if width > 1:
         raise ValueError(f"values of {width} bytes cannot come in pairs: it is damaged")
     pairs = np.frombuffer(sections.read((count + 1) // 2), dtype=np.uint8)
     return _BOTH_NIBBLES.take(pairs).view(np.uint8)[:count] - np.uint8(NIBBLE)
 
 
-def _section(content: np.ndarray, level: int) -> bytes:
+def _encode_mask(kept: np.ndarray) -> bytes:
+    return _section(np.packbits(kept, bitorder="little"))
+
+
+def _decode_mask(sections: Sections, count: int) -> np.ndarray:
+    bits = np.frombuffer(sections.read((count + 7) // 8), dtype=np.uint8)
+    return np.flatnonzero(np.unpackbits(bits, count=count, bitorder="little").view(bool))
+
+
+def _encode_gaps(kept: np.ndarray) -> bytes:
+    gaps = np.diff(np.flatnonzero(kept), prepend=-1) - 1
+    long = gaps // LONG
+    ends = np.cumsum(long + 1)
+    coded = np.full(ends[-1] if len(ends) else 0, LONG, dtype=np.uint8)
+    coded[ends - 1] = gaps % LONG
+    return _COUNT.pack(len(coded)) + _section(coded)
+
+
+def _decode_gaps(sections: Sections, count: int) -> np.ndarray:
+    gaps = np.frombuffer(sections.read(sections.number(count)), dtype=np.uint8)
+    valued = gaps != LONG
+    places = np.cumsum(gaps + valued.view(np.uint8), dtype=np.int64)[valued] - 1
+    if len(places) and places[-1] >= count:
+        raise ValueError(f"a value stands at place {places[-1]} of {count}: it is damaged")
+    return places
+
+
+def _section(content: np.ndarray) -> bytes:
     plain = content.tobytes()
-    squeezed = zstandard.ZstdCompressor(level=level).compress(plain)
+    squeezed = zstandard.ZstdCompressor(level=LEVEL).compress(plain)
     method, data = (1, squeezed) if len(squeezed) < len(plain) else (0, plain)
     return _SECTION.pack(len(data), method) + data
 

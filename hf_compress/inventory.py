@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from hf_compress.coding import entropy_bytes
+from hf_compress.coding import CODECS, entropy_bytes
 from hf_compress.packed import Packed
 from hf_compress.quantizer import PACKED, located, opened, packed_tensors
 from hf_compress.targets import part
@@ -69,6 +69,19 @@ def tensors(folder: str | Path) -> list[TensorFacts]:
     if not files:
         raise ValueError(f"{folder} holds no *.safetensors file. Give a folder that a model was saved to.")
     return [facts for path in files for facts in _facts(path, model)]
+
+
+def bytes_by_codec(folder: str | Path) -> dict[str, dict[str, int | None]]:
+    """The bytes that each tensor of the packed checkpoint `folder` would have in each codec, None where it cannot.
+
+    Raises:
+        ValueError: a tensor is not packed, or damaged.
+    """
+    return {
+        packed.key: {codec: packed.bytes_with(codec) for codec in CODECS}
+        for path in sorted(Path(folder).glob("*.safetensors"))
+        for packed in packed_tensors(path, {})
+    }
 
 
 def _facts(path: Path, model: PreTrainedModel) -> Iterator[TensorFacts]:

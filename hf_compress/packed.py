@@ -61,7 +61,7 @@ def pack(
     words = _words(tensor)
     width = tensor.shape[-1] if scale is not None else 1
     step = max(1, CHUNK // max(width, 1)) * max(width, 1)
-    group = 0 if scale is None else group or width
+    group = 0 if scale is None else min(group or width, width)
     parts = [struct.pack(f"<{tensor.dim()}I", *tensor.shape)]
     if scale is not None:
         parts.append(encode_planes(_words(scale)))
@@ -179,7 +179,8 @@ class Packed:
             numbers[...] = words.view(np.int8)
             rows = numbers.reshape(-1, width)
             scales = scale[begin // width : begin // width + len(rows)]
-            rows *= scales if self.group >= width else np.repeat(scales, self.group, axis=1)[:, :width]
+            with np.errstate(over="ignore"):  # Of scales that nobody trained.
+                rows *= scales if self.group >= width else np.repeat(scales, self.group, axis=1)[:, :width]
             if not direct:
                 target.copy_(torch.from_numpy(numbers))
 
