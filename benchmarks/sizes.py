@@ -3,8 +3,8 @@
     python benchmarks/sizes.py [--model MODEL] [--scheme int8] [--folders COMPRESSED...] [--codecs COMPRESSED]
 
 `file` is model.safetensors with its header. `entropy` is the order-0 entropy of the integers, with scales and the
-floats as they are, and `analytic` the formula of Movva et al. (2022), which counts no mask, scale or header. With `--codecs`,
-how other codecs and other orders would do on the integers of a checkpoint.
+floats as they are, and `analytic` the formula of Movva et al. (2022), which counts no mask, scale or header. With
+`--codecs`, how other codecs and other orders would do on the integers of a checkpoint.
 """
 
 import argparse

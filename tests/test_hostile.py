@@ -1,4 +1,4 @@
-"""Damaged, mixed-up and malicious checkpoints: each is a `ValueError`, quickly, and none allocates more than it says."""
+"""Damaged, mixed-up and malicious checkpoints: each is a `ValueError`, and none makes us allocate more."""
 
 import copy
 import json
@@ -113,7 +113,7 @@ def renamed(file: bytes, rng: random.Random) -> bytes:
 
 def duplicate_key(file: bytes, rng: random.Random) -> bytes:
     header, _ = _header(file)
-    (one, facts), (other, theirs) = rng.sample(header, 2)
+    (one, facts), (_, theirs) = rng.sample(header, 2)
     text, twin = json.dumps(dict(header)), json.dumps({one: rng.choice([facts, theirs])})[1:-1]
     return _with_header(file, rng.choice(["{" + twin + "," + text[1:], text[:-1] + "," + twin + "}"]))
 
@@ -201,8 +201,7 @@ def _fuzz(folder: Path, mutation: Callable[[bytes, random.Random], bytes], seed:
         (folder / NAME).write_bytes(mutated)
         try:
             found = _state(AutoModelForSequenceClassification.from_pretrained(folder))
-        except ValueError as error:
-            assert len(str(error)) > 20
+        except ValueError:
             refused += 1
             continue
         assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in expected.items()}
