@@ -2,8 +2,8 @@
 
     python benchmarks/decode.py [--rounds 10]
 
-A BERT-base, 80 % of its linear layers zero, int8. Both files are in the page cache, and take turns. Transformers maps a
-dense file and reads nothing until a weight is used; so the second ratio has every weight used once.
+A BERT-base, 80 % of its linear layers zero, int8. Both files are in the page cache, and take turns. Transformers maps
+a dense file and reads nothing until a weight is used; so the second ratio has every weight used once.
 """
 
 import argparse

@@ -168,7 +168,7 @@ def _grouped(facts: Sequence["TensorFacts"]) -> dict[str, list["TensorFacts"]]:
 def _codec_table(
     facts: Sequence["TensorFacts"], by_codec: dict[str, dict[str, int | None]], *, by_tensor: bool
 ) -> Table:
-    """Bytes in the file beside those with every chunk in one codec, or as in the file where it cannot hold a tensor."""
+    """Bytes in the file beside those with all chunks in one codec, or as in the file where it cannot hold a tensor."""
     names = list(next(iter(by_codec.values())))
     table = Table(
         box=box.SIMPLE,

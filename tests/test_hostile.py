@@ -3,9 +3,10 @@
 import copy
 import json
 import random
-import resource
 import struct
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ from hf_compress.recipe import Recipe
 from hf_compress.targets import prunable
 
 NAME = "model.safetensors"
+BOMB = 1 << 28  # What it would inflate to.
 # Transformers warns of what a checkpoint lacks, thousands of times.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(sys.platform != "linux", reason="reads its peak memory from /proc"),
+]
 
 
 @pytest.fixture
@@ -153,8 +158,13 @@ def _cut(data: bytearray, rng: random.Random) -> None:
     del data[rng.randrange(len(data)) :]
 
 
+@cache
+def _inflating() -> bytes:
+    return zstandard.ZstdCompressor().compress(bytes(BOMB))
+
+
 def _bomb(data: bytearray, rng: random.Random) -> None:
-    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 24))
+    bomb = _inflating()
     section = struct.pack("<IB", len(bomb), 1) + bomb
     data[rng.randrange(24, len(data)) :] = struct.pack("<IB", len(section), rng.randrange(6)) + section
 
@@ -185,6 +195,12 @@ MUTATIONS = [
 ]
 
 
+def _memory(field: str) -> int:
+    """Bytes that the process has (`VmRSS`) or had at most (`VmHWM`)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
 def _state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -193,7 +209,8 @@ def _fuzz(folder: Path, mutation: Callable[[bytes, random.Random], bytes], seed:
     """Every mutated file is refused, or has the very weights of the whole one; forged ones at least their shapes."""
     rng, file = random.Random(f"{mutation.__name__} {seed}"), (folder / NAME).read_bytes()
     expected = _state(AutoModelForSequenceClassification.from_pretrained(folder))
-    peak, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
+    before, refused = _memory("VmRSS"), 0
+    Path("/proc/self/clear_refs").write_text("5")  # The peak starts again from here.
     for _ in range(rounds):
         mutated = mutation(file, rng)
         # A new file each time: the old one may still be mapped.
@@ -208,7 +225,7 @@ def _fuzz(folder: Path, mutation: Callable[[bytes, random.Random], bytes], seed:
         if mutation is not forged_tensor:
             assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert refused
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # KiB; a bomb's would be more.
+    assert _memory("VmHWM") - before < BOMB // 2
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
@@ -243,22 +260,28 @@ def _changed(value: Any, rng: random.Random) -> Any:
 
 def _fuzz_config(folder: Path, seed: int, rounds: int) -> None:
     rng, path = random.Random(seed), folder / "config.json"
-    config = json.loads(path.read_text())
+    config, refused = json.loads(path.read_text()), 0
+    expected = _state(AutoModelForSequenceClassification.from_pretrained(folder))
     for _ in range(rounds):
-        # Transformers takes a configuration without any for that of an ordinary model; it warns of all weights.
         values = _changed(config["quantization_config"], rng)
-        if not isinstance(values, dict) or "quant_method" not in values or values == config["quantization_config"]:
+        # By a method that it does not know Transformers loads an ordinary model, and only warns of all its weights.
+        if not isinstance(values, dict) or values.get("quant_method") != "hf_compress":
             continue
         path.write_text(json.dumps(config | {"quantization_config": values}))
-        with pytest.raises(ValueError) as raised:
-            AutoModelForSequenceClassification.from_pretrained(folder)
-        assert len(str(raised.value)) > 20
+        try:
+            found = _state(AutoModelForSequenceClassification.from_pretrained(folder))
+        except ValueError:
+            refused += 1
+            continue
+        # Left out may be what is the default, and added what nobody reads.
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert refused > rounds / 4
 
 
-def test_a_changed_configuration_is_refused(folder: Path) -> None:
+def test_a_changed_configuration_is_refused_or_harmless(folder: Path) -> None:
     _fuzz_config(folder, seed=0, rounds=40)
 
 
 @pytest.mark.slow
-def test_1000_changed_configurations_are_refused(folder: Path) -> None:
+def test_1000_changed_configurations_are_refused_or_harmless(folder: Path) -> None:
     _fuzz_config(folder, seed=1, rounds=1000)
