@@ -140,7 +140,7 @@ def test_loading_takes_little_more_memory_than_the_dense_model(
         text=True,
         check=True,
     )
-    # The pages of the file that are mapped count as well, a quarter of the model; embeddings are decoded in chunks, not twice.
+    # The pages of the file that are mapped count as well, a quarter of the model; what is decoded is so in chunks.
     assert 0.9 * sum(sizes) < int(done.stdout) < sum(sizes) + max(sizes)
 
 
