@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.quantizers import HfQuantizer, register_quantizer
 
 from hf_compress.compression_config import METHOD, CompressionConfig
-from hf_compress.layers import restore_layers
+from hf_compress.layers import FakeQuantized, restore_layers
 from hf_compress.packed import Packed, pack
 from hf_compress.schemes import symmetric_scale, to_integers
+from hf_compress.sharding import gathered
 from hf_compress.targets import Kind, kind
 
 PACKED = ".packed"
@@ -88,7 +91,10 @@ class CompressionQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What goes into the file: every tensor packed, tied ones once, those of quantized layers as integers."""
+        """What goes into the file: every tensor packed, tied ones once, those of quantized layers as integers.
+
+        Sharded tensors are gathered one at a time. All processes must call it; what it returns is the first one's.
+        """
         config, ignored = self.quantization_config, model._keys_to_ignore_on_save or ()
         tensors: dict[str, Tensor] = {
             name: tensor
@@ -99,9 +105,14 @@ class CompressionQuantizer(HfQuantizer):
         state: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             layer, _, leaf = name.rpartition(".")
+            if isinstance(tensor, DTensor):
+                tensor = gathered(tensor).cpu()
+                if dist.get_rank() > 0:
+                    continue
             if leaf == "weight" and layer in config.quantized:
-                layer_kind = kind(_layer(model, layer)) or "linear"
-                integers, scale = self._integers(tensor, layer_kind)
+                module = _layer(model, layer)
+                layer_kind = kind(module) or "linear"
+                integers, scale = self._integers(tensor, module, layer_kind)
                 group, transposed = config.grid(layer_kind).group_size, layer_kind == "conv1d"
                 state[name + PACKED] = pack(integers, name, seal, scale, group, transposed)
             else:
@@ -116,9 +127,11 @@ class CompressionQuantizer(HfQuantizer):
         layer, _, leaf = name.rpartition(".")
         return leaf == "input_range" and layer not in self.quantization_config.quantized
 
-    def _integers(self, weight: Tensor, layer: Kind) -> tuple[Tensor, Tensor]:
-        grid = self.quantization_config.grid(layer)
-        rows = weight.t() if layer == "conv1d" else weight
+    def _integers(self, weight: Tensor, layer: nn.Module, layer_kind: Kind) -> tuple[Tensor, Tensor]:
+        grid = self.quantization_config.grid(layer_kind)
+        rows = weight.t() if layer_kind == "conv1d" else weight
+        if isinstance(layer, FakeQuantized) and layer.rounded:
+            rows = rows.to(layer.rounded)
         scale = symmetric_scale(rows, grid)
         return to_integers(rows, scale, grid).to(torch.int8), scale
 

@@ -151,17 +151,25 @@ class _RoundSymmetric(torch.autograd.Function):
 class _RoundAffine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
-        # Counted from the zero point, so that it is neither added nor subtracted: activations are large.
-        bounds: tuple[Any, Any, Any] = scale, -zero_point, levels - zero_point
-        if values.device.type == "cpu":  # As numbers: clamping by tensors is slow there, reading them costs nothing.
-            bounds = scale.item(), -zero_point.item(), levels - zero_point.item()
-        step, low, high = bounds
-        integers = torch.div(values.detach().float(), step).round_()
-        rounded = integers.clamp(low, high)
-        ctx.save_for_backward(integers == rounded)
-        return rounded.mul_(step).to(values.dtype)
+        step, low, high = scale, -zero_point * scale, (levels - zero_point) * scale
+        half = step / 2  # What lies less than that outside the last level is rounded to it, not clipped.
+        ctx.bounds = low - half, high + half
+        ctx.save_for_backward(values)
+        limits: tuple[Any, Any, Any] = step, low, high
+        if _reads_numbers(values):
+            limits = step.item(), low.item(), high.item()
+        step, low, high = limits
+        # Clipped first, the rest in place: activations are the largest tensors of training, and this makes only one.
+        return values.detach().float().clamp(low, high).div_(step).round_().mul_(step).to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return torch.where(inside, gradients[0], 0.0), None, None, None
+        (values,), (low, high) = ctx.saved_tensors, ctx.bounds
+        if _reads_numbers(values):
+            return torch.ops.aten.hardtanh_backward(gradients[0], values, low.item(), high.item()), None, None, None
+        return torch.where((values > low) & (values < high), gradients[0], 0.0), None, None, None
+
+
+def _reads_numbers(values: Tensor) -> bool:
+    """Whether to read bounds out of their tensors: on a CPU that costs nothing, and clamping by tensors is slow."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
