@@ -11,8 +11,9 @@ from peft import PeftModel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import fake_quantized, rounded
-from hf_compress.quantizer import CompressionConfig, CompressionQuantizer
+from hf_compress.quantizer import CompressionQuantizer
 from hf_compress.recipe import Recipe
 from hf_compress.sharding import count_zeros, reshard
 from hf_compress.sparsity import Scope, zero_counts
