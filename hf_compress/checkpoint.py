@@ -9,8 +9,9 @@ from typing import cast
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import fake_quantized, rounded
-from hf_compress.quantizer import CompressionConfig, CompressionQuantizer
+from hf_compress.quantizer import CompressionQuantizer
 from hf_compress.recipe import Recipe
 from hf_compress.sparsity import Scope, zero_counts
 from hf_compress.targets import prunable, quantizable

@@ -1,6 +1,5 @@
 """The door to Transformers: what its `from_pretrained` and `save_pretrained` call for a compressed checkpoint."""
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,67 +11,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
+from transformers.quantizers import HfQuantizer, register_quantizer
 
 from hf_compress.coding import declared, pack, unpack
+from hf_compress.compression_config import METHOD, CompressionConfig
 from hf_compress.layers import restore_layers
-from hf_compress.schemes import Grid, Scheme, from_integers, symmetric_scale, to_integers
+from hf_compress.schemes import from_integers, symmetric_scale, to_integers
 from hf_compress.targets import Kind, kind
 
-METHOD = "hf_compress"
-FORMAT_VERSION = 1
 PACKED, SCALE = ".packed", ".scale"
 
 T = TypeVar("T")
-
-
-@register_quantization_config(METHOD)
-class CompressionConfig(QuantizationConfigMixin):
-    """What `config.json` says of a compressed checkpoint: which weights are packed, and on which grids.
-
-    Args:
-        scheme: the grids, as `dataclasses.asdict` gives them, or None if nothing is quantized.
-        quantized: names of the layers whose weights are integers in the file.
-        pruned: names of the layers whose zeros are not stored.
-        version: of the format; a newer one is refused.
-    """
-
-    def __init__(
-        self,
-        scheme: dict[str, Any] | None = None,
-        quantized: list[str] | None = None,
-        pruned: list[str] | None = None,
-        version: int = FORMAT_VERSION,
-        **kwargs: Any,
-    ) -> None:
-        self.quant_method = METHOD
-        self.scheme, self.quantized, self.pruned, self.version = scheme, quantized or [], pruned or [], version
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. Upgrade hf_compress to "
-                "read it."
-            )
-        if self.quantized and scheme is None:
-            raise ValueError("`quantization_config.scheme` must name the grids of the quantized layers; got None.")
-        try:
-            self.grids = None if scheme is None else _scheme(scheme)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"`quantization_config.scheme` is no scheme of hf_compress: {scheme!r}.") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        names = ("quant_method", "version", "scheme", "quantized", "pruned")
-        return {name: copy.deepcopy(getattr(self, name)) for name in names}
-
-    def grid(self, layer: Kind) -> Grid:
-        """The grid of the weights of a quantized layer."""
-        assert self.grids is not None, "checked on construction"
-        return self.grids.embedding if layer == "embedding" else self.grids.weight
-
-
-def _scheme(values: dict[str, Any]) -> Scheme:
-    grids: dict[str, Any] = {name: None if grid is None else Grid(**grid) for name, grid in values.items()}
-    return Scheme(**grids)
 
 
 class Unpack(ConversionOps):
