@@ -5,6 +5,7 @@ Importing the package teaches `from_pretrained` and `pipeline` to load what `sav
 
 from hf_compress.card import save_card as save_card
 from hf_compress.checkpoint import save_compressed as save_compressed
+from hf_compress.compression_config import CompressionConfig as CompressionConfig
 from hf_compress.distillation import DistillationArguments as DistillationArguments
 from hf_compress.distillation import DistillationMixin as DistillationMixin
 from hf_compress.distillation import DistillationTrainer as DistillationTrainer

@@ -15,9 +15,10 @@ from transformers.quantizers import HfQuantizer, register_quantizer
 
 from hf_compress.coding import declared, pack, unpack
 from hf_compress.compression_config import METHOD, CompressionConfig
+from hf_compress.integer import Integer, Loaded, keep_integers, note
 from hf_compress.layers import restore_layers
 from hf_compress.schemes import from_integers, symmetric_scale, to_integers
-from hf_compress.targets import Kind, kind
+from hf_compress.targets import kind
 
 PACKED, SCALE = ".packed", ".scale"
 
@@ -71,6 +72,11 @@ class CompressionQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         config = self.quantization_config
+        if config.run == "int8" and not config.quantized:
+            raise ValueError(
+                '`run="int8"` needs a checkpoint that was quantized; the weights of this one are in floating point. '
+                'Load it with `run="dense"`, which is the default.'
+            )
         for path in kwargs.get("checkpoint_files") or []:
             self.check_file(Path(path), model)
         for name in {*config.quantized, *config.pruned}:
@@ -88,6 +94,8 @@ class CompressionQuantizer(HfQuantizer):
             for conversion in model._weight_conversions
             if not any(isinstance(operation, Unpack) for operation in getattr(conversion, "operations", ()))
         ]
+        if self.quantization_config.run == "int8":
+            keep_integers(model)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -101,7 +109,7 @@ class CompressionQuantizer(HfQuantizer):
             if leaf != "weight" or layer not in {*config.quantized, *config.pruned}:
                 state[name] = tensor
             elif layer in config.quantized:
-                integers, scale = self._integers(tensor, kind(_layer(model, layer)))
+                integers, scale = self._integers(_layer(model, layer), tensor)
                 state[name + PACKED], state[name + SCALE] = pack(integers), scale
             else:
                 # A masked negative weight is -0.0, whose sign bit would be stored; adding zero makes it 0.0.
@@ -109,9 +117,12 @@ class CompressionQuantizer(HfQuantizer):
         # No metadata of ours: safetensors writes several entries in an order that changes from run to run.
         return state, {}
 
-    def _integers(self, weight: Tensor, layer: Kind | None) -> tuple[Tensor, Tensor]:
-        grid = self.quantization_config.grid(layer or "linear")
-        rows = weight.t() if layer == "conv1d" else weight
+    def _integers(self, layer: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(layer, Integer):
+            return layer.rows().contiguous(), layer.weight_scale
+        layer_kind = kind(layer)
+        grid = self.quantization_config.grid(layer_kind or "linear")
+        rows = weight.t() if layer_kind == "conv1d" else weight
         scale = symmetric_scale(rows, grid)
         return to_integers(rows, scale, grid).to(torch.int8), scale
 
@@ -122,13 +133,18 @@ class CompressionQuantizer(HfQuantizer):
         return tuple(reversed(shape)) if transposed else shape
 
     def unpacked(self, model: PreTrainedModel, name: str, packed: Tensor, scale: Tensor | None) -> Tensor:
-        """The weight `name` of `model` from its bytes, in the dtype that the model has it in."""
+        """The weight `name` of `model` from its bytes: in the dtype that the model has it in, or as it is, int8."""
         expected = model.get_parameter(name)
         values = unpack(packed, self.packed_shape(model, name, scale is not None))
         if scale is not None:
-            layer = kind(_layer(model, name.removesuffix(".weight")))
-            values = from_integers(values, scale, self.quantization_config.grid(layer or "linear"))
-            values = values.t() if layer == "conv1d" else values
+            layer = _layer(model, name.removesuffix(".weight"))
+            layer_kind = kind(layer)
+            grid = self.quantization_config.grid(layer_kind or "linear")
+            if self.quantization_config.run == "int8":
+                note(layer, Loaded(scale, grid, expected.dtype))
+            else:
+                values = from_integers(values, scale, grid).to(expected.dtype)
+            return (values.t() if layer_kind == "conv1d" else values).contiguous()
         return values.to(expected.dtype).contiguous()
 
     def check_file(self, path: Path, model: PreTrainedModel) -> None:

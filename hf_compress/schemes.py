@@ -110,6 +110,14 @@ def affine_parameters(
     return scale, (-low / scale).round().clamp(0, grid.levels)
 
 
+def to_affine_integers(
+    values: Float[Tensor, "*shape"], scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], grid: Grid
+) -> Float[Tensor, "*shape"]:
+    """The nearest integers of `values` on the affine grid, clipped to its range and counted from its zero point."""
+    step, low, high = _affine_bounds(values.device, scale, zero_point, grid.levels)
+    return torch.div(values.detach().float(), step).round_().clamp_(low, high)
+
+
 def fake_quantize_affine(
     values: Float[Tensor, "*shape"], scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], grid: Grid
 ) -> Float[Tensor, "*shape"]:
@@ -137,6 +145,18 @@ def _spread(scale: Float[Tensor, "*rows scales"], width: int, grid: Grid) -> Flo
     return scale.repeat_interleave(_group_size(grid), dim=-1)[..., :width]
 
 
+def _affine_bounds(
+    device: torch.device, scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], levels: int
+) -> tuple[Any, Any, Any]:
+    """The step of an affine grid, its least and its largest integer.
+
+    They are counted from the zero point, so that it is neither added nor subtracted: activations are large.
+    """
+    if device.type == "cpu":  # As numbers: clamping by tensors is slow there, reading them costs nothing.
+        return scale.item(), -zero_point.item(), levels - zero_point.item()
+    return scale, -zero_point, levels - zero_point
+
+
 class _RoundSymmetric(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, grid: Grid) -> Tensor:
@@ -151,11 +171,7 @@ class _RoundSymmetric(torch.autograd.Function):
 class _RoundAffine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
-        # Counted from the zero point, so that it is neither added nor subtracted: activations are large.
-        bounds: tuple[Any, Any, Any] = scale, -zero_point, levels - zero_point
-        if values.device.type == "cpu":  # As numbers: clamping by tensors is slow there, reading them costs nothing.
-            bounds = scale.item(), -zero_point.item(), levels - zero_point.item()
-        step, low, high = bounds
+        step, low, high = _affine_bounds(values.device, scale, zero_point, levels)
         integers = torch.div(values.detach().float(), step).round_()
         rounded = integers.clamp(low, high)
         ctx.save_for_backward(integers == rounded)
