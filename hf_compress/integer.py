@@ -99,11 +99,15 @@ class _Product(Integer):
     """
 
     row_sums: Tensor | None  # Of the integers: what a zero point adds to the sums of products is a multiple of them.
+    static: tuple[Tensor, Tensor]  # Scale and zero point of the inputs, if they have a range.
 
     def keep(self, loaded: Loaded) -> None:
         super().keep(loaded)
         sums = self.rows().sum(1, dtype=torch.int32) if self.has_range else None
         self.register_buffer("row_sums", sums, persistent=False)
+        if self.has_range:
+            low, high = self.input_range.float().cpu()
+            self.static = affine_parameters(low, high, cast(Grid, self.input_grid))
 
     def multiplies(self, values: Tensor) -> bool:
         """Whether to multiply `values` as integers: the scheme rounds them, it is fast, and no gradient passes."""
@@ -119,7 +123,7 @@ class _Product(Integer):
         result = torch.empty(len(inputs), len(scale), dtype=torch.float32, device=values.device)
         grid = cast(Grid, self.input_grid)
         if self.row_sums is not None:
-            step, zero_point = affine_parameters(self.input_range[0], self.input_range[1], grid)
+            step, zero_point = self.static
             # From unsigned integers to signed ones, which all processors multiply.
             shift = int(zero_point) - 2 ** (grid.bits - 1)
             offset = shift * self.row_sums
