@@ -114,8 +114,7 @@ def to_affine_integers(
     values: Float[Tensor, "*shape"], scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], grid: Grid
 ) -> Float[Tensor, "*shape"]:
     """The nearest integers of `values` on the affine grid, clipped to its range and counted from its zero point."""
-    step, low, high = _affine_bounds(values.device, scale, zero_point, grid.levels)
-    return torch.div(values.detach().float(), step).round_().clamp_(low, high)
+    return _affine_integers(values, scale, zero_point, grid.levels)
 
 
 def fake_quantize_affine(
@@ -145,16 +144,13 @@ def _spread(scale: Float[Tensor, "*rows scales"], width: int, grid: Grid) -> Flo
     return scale.repeat_interleave(_group_size(grid), dim=-1)[..., :width]
 
 
-def _affine_bounds(
-    device: torch.device, scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], levels: int
-) -> tuple[Any, Any, Any]:
-    """The step of an affine grid, its least and its largest integer.
-
-    They are counted from the zero point, so that it is neither added nor subtracted: activations are large.
-    """
-    if device.type == "cpu":  # As numbers: clamping by tensors is slow there, reading them costs nothing.
-        return scale.item(), -zero_point.item(), levels - zero_point.item()
-    return scale, -zero_point, levels - zero_point
+def _affine_integers(values: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
+    bounds: tuple[Any, Any, Any] = scale, -zero_point * scale, (levels - zero_point) * scale
+    if _reads_numbers(values):
+        bounds = bounds[0].item(), bounds[1].item(), bounds[2].item()
+    step, low, high = bounds
+    # Clipped first, the rest in place: activations are the largest tensors of training, and this makes only one.
+    return values.detach().float().clamp(low, high).div_(step).round_()
 
 
 class _RoundSymmetric(torch.autograd.Function):
@@ -171,13 +167,20 @@ class _RoundSymmetric(torch.autograd.Function):
 class _RoundAffine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
-        step, low, high = _affine_bounds(values.device, scale, zero_point, levels)
-        integers = torch.div(values.detach().float(), step).round_()
-        rounded = integers.clamp(low, high)
-        ctx.save_for_backward(integers == rounded)
-        return rounded.mul_(step).to(values.dtype)
+        low, high, half = -zero_point * scale, (levels - zero_point) * scale, scale / 2
+        # What lies less than half a step outside the last level is rounded to it, not clipped.
+        ctx.bounds = low - half, high + half
+        ctx.save_for_backward(values)
+        return _affine_integers(values, scale, zero_point, levels).mul_(scale).to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return torch.where(inside, gradients[0], 0.0), None, None, None
+        (values,), (low, high) = ctx.saved_tensors, ctx.bounds
+        if _reads_numbers(values):
+            return torch.ops.aten.hardtanh_backward(gradients[0], values, low.item(), high.item()), None, None, None
+        return torch.where((values > low) & (values < high), gradients[0], 0.0), None, None, None
+
+
+def _reads_numbers(values: Tensor) -> bool:
+    """Whether to read bounds out of their tensors: on a CPU that costs nothing, and clamping by tensors is slow."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
