@@ -3,13 +3,15 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
+import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
@@ -65,6 +67,19 @@ def transformer(model: nn.Module) -> PreTrainedModel | PeftModel:
             "`PreTrainedModel`, or a module around one. Train the models one by one."
         )
     return inner[outermost[0]]
+
+
+def model_class(folder: str | Path) -> type[PreTrainedModel]:
+    """The class that the checkpoint `folder` was saved from.
+
+    Raises:
+        ValueError: it is none of Transformers'.
+    """
+    names = AutoConfig.from_pretrained(folder).architectures or [""]
+    found: type[PreTrainedModel] | None = getattr(transformers, names[0], None)
+    if found is None:
+        raise ValueError(f"{folder}/config.json names the architecture {names[0]!r}, not one of Transformers'.")
+    return found
 
 
 def prunable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ()) -> list[Target]:
