@@ -67,21 +67,26 @@ def bench(
         ValueError: a number that is not positive, a folder without a model, a length that the model cannot take, or no
             variant is left.
     """
-    numbers = {"batch_sizes": batch_sizes, "lengths": lengths, "rounds": [rounds], "threads": [threads or 1]}
+    numbers = {
+        "batch-size": batch_sizes,
+        "length": lengths,
+        "rounds": [rounds],
+        "threads": [1 if threads is None else threads],
+    }
     for name, values in numbers.items():
         if not values or min(values) < 1:
-            raise ValueError(f"`{name}` must be positive; got {', '.join(map(str, values)) or 'none'}.")
+            raise ValueError(f"`--{name}` must be positive; got {', '.join(map(str, values)) or 'none'}.")
     if unknown := set(variants) - set(VARIANTS):
-        raise ValueError(f"`variants` must be among {', '.join(VARIANTS)}; got {', '.join(sorted(unknown))}.")
+        raise ValueError(f"`--variants` must be among {', '.join(VARIANTS)}; got {', '.join(sorted(unknown))}.")
     configs = [AutoConfig.from_pretrained(folder) for folder in folders]
     longest = min(getattr(config, "max_position_embeddings", None) or math.inf for config in configs)
     if max(lengths) > longest:
-        raise ValueError(f"`lengths` may be at most {longest} for this model; got {max(lengths)}.")
+        raise ValueError(f"`--length` may be at most {longest} for this model; got {max(lengths)}.")
     place = torch.device(device)
     with _threads(threads or torch.get_num_threads()), torch.inference_mode():
         found = list(_found([Path(folder) for folder in folders], variants, place))
         if not found:
-            raise ValueError(f"`variants` leaves nothing to measure in {', '.join(map(str, folders))}.")
+            raise ValueError(f"`--variants` leaves nothing to measure in {', '.join(map(str, folders))}.")
         models, facts = {}, []
         for name, size, load in found:
             began = time.perf_counter()
@@ -219,7 +224,8 @@ def _plain(folder: Path, device: torch.device) -> PreTrainedModel:
 
 def _plain_size(folder: Path) -> int:
     with torch.device("meta"):
-        return dense_size(model_class(folder)(AutoConfig.from_pretrained(folder)))[0]
+        model = model_class(folder)(AutoConfig.from_pretrained(folder))
+    return dense_size(model)[0]
 
 
 def _call(

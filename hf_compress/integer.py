@@ -45,7 +45,7 @@ class Integer(FakeQuantized):
 
     `weight` holds the integers in the layer's own shape, of int4 too one in a byte; `weight_scale` has the float32
     scale of each row or group. No scale is in the state dict: saving packs both into one. `dtype` is that of the
-    dense weight and follows `model.to(dtype)`; scales do not.
+    dense weight and follows `model.to(dtype)`; scales and ranges do not.
     """
 
     weight_scale: Tensor
@@ -75,11 +75,12 @@ class Integer(FakeQuantized):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # In half precision a scale would be another one: it goes to the device, and stays in float32.
+        # In half precision scales and ranges would be others: they go to the device, and stay in float32.
         probe = fn(torch.empty(0, dtype=self.dtype, device=self.weight.device))
-        scale = self.weight_scale
+        exact = {name: self._buffers[name] for name in ("weight_scale", "input_range") if name in self._buffers}
         super()._apply(fn, recurse)
-        self.weight_scale, self.dtype = scale.to(probe.device), probe.dtype
+        self._buffers.update({name: cast(Tensor, buffer).to(probe.device) for name, buffer in exact.items()})
+        self.dtype = probe.dtype
         return self
 
 
