@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from hf_compress.latency import Latency
 from hf_compress.report import Report
 from hf_compress.schemes import Grid
 
@@ -45,6 +46,7 @@ def render(report: Report) -> str:
         scores=[_score_row(report, name) for name in _metric_names(report)],
         standard_error=_standard_error(report),
         sizes=_size_rows(report),
+        speeds=[] if report.latency is None else _speed_rows(report.latency),
         plot=PLOT_NAME,
         distill_words=_distill_words(report),
         scheme_words="" if scheme is None else _scheme_words(scheme.weight, scheme.embedding, scheme.activation),
@@ -210,6 +212,28 @@ def _size_rows(report: Report) -> list[dict[str, Any]]:
         {"name": "analytic", "bytes": size.analytic_bytes},
         {"name": "entropy bound", "bytes": size.entropy_bytes},
     ]
+
+
+def _speed_rows(latency: Latency) -> list[dict[str, Any]]:
+    sizes = {variant.name: variant.file_bytes for variant in latency.variants}
+    rows = []
+    for timing in latency.timings:
+        low, high = (1e3 * seconds for seconds in timing.quartiles)
+        least, most = timing.speedup.interval
+        rows.append(
+            {
+                "variant": timing.variant,
+                "bytes": sizes[timing.variant],
+                "shape": f"{timing.batch_size} x {timing.length}",
+                "time": f"{1e3 * timing.seconds:.4g} ms",
+                "quartiles": f"{low:.4g} to {high:.4g}",
+                "throughput": f"{timing.throughput:.4g}",
+                "speedup": "1"
+                if timing.variant == latency.baseline
+                else f"{timing.speedup.ratio:.2f} ({least:.2f} to {most:.2f})",
+            }
+        )
+    return rows
 
 
 def _distill_words(report: Report) -> str:

@@ -4,9 +4,9 @@ import copy
 import json
 import zlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
-from transformers.quantizers import register_quantization_config
+from transformers.quantizers import auto, register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_compress.schemes import Grid, Scheme
@@ -15,6 +15,8 @@ from hf_compress.targets import Kind
 METHOD = "hf_compress"
 FORMAT_VERSION = 2
 SEALED = ("version", "scheme", "quantized", "pruned")
+
+Run = Literal["dense", "int8"]
 
 
 @register_quantization_config(METHOD)
@@ -26,6 +28,9 @@ class CompressionConfig(QuantizationConfigMixin):
         quantized: names of the layers whose weights are integers in the file.
         pruned: names of the layers whose zeros are not stored.
         version: of the format; a newer one is refused.
+        run: what is made of the integers when the file is loaded. "dense" gives floating-point weights, which can be
+            trained again; "int8" keeps them as integers in a quarter of the memory, for inference. It is no
+            part of the file: give it to `from_pretrained(..., quantization_config=CompressionConfig(run="int8"))`.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class CompressionConfig(QuantizationConfigMixin):
         quantized: list[str] | None = None,
         pruned: list[str] | None = None,
         version: int = FORMAT_VERSION,
+        run: Run = "dense",
         **kwargs: Any,
     ) -> None:
         self.quant_method = METHOD
@@ -47,6 +53,9 @@ class CompressionConfig(QuantizationConfigMixin):
             names = getattr(self, field)
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ValueError(f"`quantization_config.{field}` must be a list of names; got {names!r}.")
+        if run not in get_args(Run):
+            raise ValueError(f"`run` must be one of {', '.join(get_args(Run))}; got {run!r}.")
+        self.run = run
         if self.quantized and scheme is None:
             raise ValueError("`quantization_config.scheme` must name the grids of the quantized layers; got None.")
         try:
@@ -66,10 +75,19 @@ class CompressionConfig(QuantizationConfigMixin):
         described = [{field: getattr(self, field) for field in SEALED}, sorted(names)]
         return zlib.crc32(json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
 
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """What of a configuration given to `from_pretrained` holds, while the rest is read from the file."""
+        return {"run": self.run}
+
     def grid(self, layer: Kind) -> Grid:
         """The grid of the weights of a quantized layer."""
         assert self.grids is not None, "checked on construction"
         return self.grids.embedding if layer == "embedding" else self.grids.weight
+
+
+# Transformers lets a configuration given to `from_pretrained` have a say in these classes only, and has no function
+# that adds one.
+auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (CompressionConfig,)
 
 
 def _scheme(values: dict[str, Any]) -> Scheme:

@@ -7,13 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_compress.coding import CODECS, entropy_bytes
 from hf_compress.packed import Packed
 from hf_compress.quantizer import PACKED, located, opened, packed_tensors
-from hf_compress.targets import part
+from hf_compress.targets import model_class, part
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,9 @@ def tensors(folder: str | Path) -> list[TensorFacts]:
         ValueError: there is no safetensors checkpoint of a known architecture, or it is damaged.
     """
     folder = Path(folder)
-    config = AutoConfig.from_pretrained(folder)
-    architecture = getattr(transformers, (config.architectures or [""])[0], None)
-    if architecture is None:
-        raise ValueError(
-            f"{folder}/config.json names the architecture {config.architectures}, not one of Transformers'."
-        )
+    architecture = model_class(folder)
     with torch.device("meta"):
-        model = architecture(config)
+        model = architecture(AutoConfig.from_pretrained(folder))
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} holds no *.safetensors file. Give a folder that a model was saved to.")

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.quantizers import HfQuantizer, register_quantizer
 
 from hf_compress.compression_config import METHOD, CompressionConfig
+from hf_compress.integer import Integer, Loaded, keep_integers, note
 from hf_compress.layers import FakeQuantized, restore_layers
 from hf_compress.packed import Packed, pack
 from hf_compress.schemes import symmetric_scale, to_integers
-from hf_compress.sharding import gathered
+from hf_compress.sharding import whole_on_first
 from hf_compress.targets import Kind, kind
 
 PACKED = ".packed"
@@ -74,6 +73,11 @@ class CompressionQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         config = self.quantization_config
         self.failure = None
+        if config.run == "int8" and not config.quantized:
+            raise ValueError(
+                '`run="int8"` needs a checkpoint that was quantized; the weights of this one are in floating point. '
+                'Load it with `run="dense"`, which is the default.'
+            )
         for name in {*config.quantized, *config.pruned}:
             if kind(_layer(model, name)) is None:
                 raise ValueError(f"`quantization_config` names {name}, which is no layer that hf_compress packs.")
@@ -88,6 +92,8 @@ class CompressionQuantizer(HfQuantizer):
             raise self.failure
         # `save_pretrained` would try to revert these; what it packs has the names that the model has.
         model._weight_conversions = []
+        if self.quantization_config.run == "int8":
+            keep_integers(model)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -103,12 +109,8 @@ class CompressionQuantizer(HfQuantizer):
         }
         seal = config.seal(tensors)
         state: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():
+        for name, tensor in whole_on_first(tensors):
             layer, _, leaf = name.rpartition(".")
-            if isinstance(tensor, DTensor):
-                tensor = gathered(tensor).cpu()
-                if dist.get_rank() > 0:
-                    continue
             if leaf == "weight" and layer in config.quantized:
                 module = _layer(model, layer)
                 layer_kind = kind(module) or "linear"
@@ -128,6 +130,8 @@ class CompressionQuantizer(HfQuantizer):
         return leaf == "input_range" and layer not in self.quantization_config.quantized
 
     def _integers(self, weight: Tensor, layer: nn.Module, layer_kind: Kind) -> tuple[Tensor, Tensor]:
+        if isinstance(layer, Integer):
+            return layer.rows().contiguous(), layer.weight_scale
         grid = self.quantization_config.grid(layer_kind)
         rows = weight.t() if layer_kind == "conv1d" else weight
         if isinstance(layer, FakeQuantized) and layer.rounded:
@@ -136,17 +140,23 @@ class CompressionQuantizer(HfQuantizer):
         return to_integers(rows, scale, grid).to(torch.int8), scale
 
     def unpacked(self, model: PreTrainedModel, name: str, packed: Tensor, executor: Executor | None) -> Tensor:
-        """The tensor `name` of `model` from its bytes, in the dtype that the model has it in.
-
-        Transformers would make a `RuntimeError` of any error here, so that it is kept until loading has ended.
-        """
+        """The tensor `name` of `model` from its bytes, in the dtype that the model has it in."""
         expected = model.get_parameter_or_buffer(name)
         if self.failure is None:
             try:
-                return Packed.open(packed, name, expected.shape).weight(expected.dtype, executor)
+                return self._unpacked(model, Packed.open(packed, name, expected.shape), expected.dtype, executor)
             except ValueError as error:
                 self.failure = ValueError(f"{model.config.name_or_path}: {name}: {error}.")
         return torch.empty(expected.shape, dtype=expected.dtype)
+
+    def _unpacked(
+        self, model: PreTrainedModel, tensor: Packed, dtype: torch.dtype, executor: Executor | None
+    ) -> Tensor:
+        if self.quantization_config.run == "dense" or (scale := tensor.scale()) is None:
+            return tensor.weight(dtype, executor)
+        layer = _layer(model, tensor.key.removesuffix(".weight"))
+        note(layer, Loaded(scale, self.quantization_config.grid(kind(layer) or "linear"), dtype))
+        return tensor.values().t().contiguous() if tensor.transposed else tensor.values()
 
     def check_files(self, paths: Sequence[Path], model: PreTrainedModel) -> None:
         """Refuse files that hold other tensors than were saved, or in other shapes than the model's, unread."""

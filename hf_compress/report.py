@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_compress import inventory, provenance, records, targets
 from hf_compress.heads import Head, bare, find_head
+from hf_compress.latency import Latency
 from hf_compress.recipe import Recipe
 from hf_compress.sizes import Size, measured_size
 
@@ -51,6 +52,7 @@ class Report:
     `parity` is the largest absolute difference of a logit between the trained and the reloaded model, over
     `parity_rows` evaluation rows per process. `base_model` is the name or path as given; `base_model_hub_id` is set
     only if that is a model of the Hub. `head` names what is predicted (`Head.name`).
+    `latency` is what `hf-compress bench --save` measured later, if it did.
     """
 
     recipe: Recipe
@@ -80,6 +82,7 @@ class Report:
     hardware: str
     versions: dict[str, str]
     created: str
+    latency: Latency | None = None
 
     def __post_init__(self) -> None:
         for name, scores in (("dense", self.dense), ("teacher", self.teacher), ("compressed", self.compressed)):
@@ -91,7 +94,10 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, its schema first; non-finite floats are strings, since JSON has none."""
-        encoded: dict[str, Any] = records.encode({field.name: getattr(self, field.name) for field in fields(self)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.latency is None:
+            del values["latency"]
+        encoded: dict[str, Any] = records.encode(values)
         return {"schema": SCHEMA, **encoded}
 
     @classmethod

@@ -45,7 +45,7 @@ def test_the_shortest_codec_is_the_shortest_and_any_bytes_survive(values: list[i
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_codec_follows_the_values(sparsity: float, codec: str, bits: int) -> None:
     rng = np.random.default_rng(0)
-    integers = rng.normal(size=10_000) * 2 ** (bits - 3)
+    integers = rng.normal(size=100_000) * 2 ** (bits - 3)
     words = integers.round().clip(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1).astype(np.int8).view(np.uint8)
     words[rng.random(len(words)) < sparsity] = 0
     assert CODECS[encode_shortest(words)[0]] == codec + ("planes" if bits == 8 else "pairs")
