@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 
 from hf_compress.losses import LOSSES
 from hf_compress.options import changed
+from hf_compress.students import parse_layers
 from hf_compress.teacher import SELF
+from hf_compress.teacher_cache import AUTO
 
 
 @dataclass
 class DistillationArguments:
-    """Options of knowledge distillation; off unless `distill_teacher` is given."""
+    """Options of knowledge distillation; off unless `distill_teacher` is given.
+
+    `distill_student_layers` has its effect without a teacher too: the control that is trained on the labels alone.
+    """
 
     distill_teacher: str | None = field(
         default=None,
@@ -36,6 +41,22 @@ class DistillationArguments:
         default=0.9,
         metadata={"help": "Weight of the distillation loss, in [0, 1]; the loss on the labels has the rest."},
     )
+    distill_student_layers: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train a student cut from the model: with so many of its layers, evenly spaced (3), or with these "
+            "(0,2,5), counted from 0. `--distill_teacher self` is then the whole model. By default all layers stay."
+        },
+    )
+    distill_cache: str | None = field(
+        default=None,
+        metadata={
+            "nargs": "?",
+            "const": AUTO,
+            "help": "Ask the teacher once and keep its answers as a column of the training set: in this folder, or "
+            f"beside the caches of datasets (`{AUTO}`, or no value). By default it is asked at every step.",
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.distill_teacher is not None and not self.distill_teacher.strip():
@@ -57,6 +78,12 @@ class DistillationArguments:
                 f"`--distill_alpha` must lie in [0, 1], got {self.distill_alpha}. It is the weight of the "
                 "distillation loss; 0.9 leaves 0.1 for the labels."
             )
+        if self.distill_student_layers is not None:
+            parse_layers(self.distill_student_layers)
+        if self.distill_cache is not None and not self.distill_cache.strip():
+            raise ValueError(
+                f"`--distill_cache` must be a folder or `{AUTO}`, got an empty name. Leave the value out."
+            )
         if self.distill_loss == "mse" and "distill_temperature" in changed(self):
             warnings.warn(
                 f"`--distill_temperature {self.distill_temperature}` has no effect with `--distill_loss mse`, which "
@@ -67,3 +94,8 @@ class DistillationArguments:
     @property
     def enabled(self) -> bool:
         return self.distill_teacher is not None
+
+    @property
+    def student_layers(self) -> int | list[int] | None:
+        """How many layers the student keeps, or which; None for all."""
+        return None if self.distill_student_layers is None else parse_layers(self.distill_student_layers)

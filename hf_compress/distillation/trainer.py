@@ -2,34 +2,37 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
+from transformers import PreTrainedConfig, PreTrainedModel, Seq2SeqTrainer
 
+from hf_compress.answers import answer_columns
 from hf_compress.batches import without_borrowed
 from hf_compress.distillation.arguments import DistillationArguments
+from hf_compress.distillation.asking import AskingMixin
 from hf_compress.heads import Head, bare, find_head
 from hf_compress.losses import BINARY_LOSSES, LOSSES, mse
+from hf_compress.students import student_from
 from hf_compress.teacher import (
     SELF,
-    adapter_off,
     check_choice,
     freeze,
     load_teacher,
     match_teacher,
     own_teacher,
 )
+from hf_compress.teacher_cache import check_dataset
 
 TERMS = ("distill_loss", "label_loss")
 # Arguments of a forward that would make the teacher compute a loss.
 LABELS = {"labels", "label", "label_ids", "shift_labels", "start_positions", "end_positions"}
 
 
-class DistillationMixin(Trainer):
+class DistillationMixin(AskingMixin):
     """A `Trainer` that also learns from a teacher; put it before any other Trainer class to mix it in.
 
     With `d` the distillation loss and `l` the loss on the labels, training minimises
@@ -66,13 +69,22 @@ class DistillationMixin(Trainer):
             ValueError: two teachers, a teacher that does not fit the model, or a setting that excludes a teacher.
         """
         self.distillation = distillation or DistillationArguments()
-        model = args[0] if args else kwargs.get("model")
+        given = model = args[0] if args else kwargs.get("model")
+        self.uncut: PreTrainedConfig | None = None  # The configuration that the student had before it was cut.
+        if given is not None:
+            model = self._cut(given)
+            args, kwargs = ((model, *args[1:]), kwargs) if args else (args, kwargs | {"model": model})
         check_choice(self.distillation, model, teacher)
         self._adapted: PeftModel | None = None  # The student, where the teacher is its own base model.
         if self.distillation.distill_teacher == SELF:
             # Before `super().__init__`, whose `on_init_end` lets callbacks replace the model's layers.
-            teacher, self._adapted = own_teacher(cast(nn.Module, model))
+            teacher, self._adapted = own_teacher(cast(nn.Module, given))
         super().__init__(*args, **kwargs)
+        if self.distillation.student_layers is not None and self.optimizer is not None:
+            raise ValueError(
+                "`optimizers` hold the weights of the model as it was before `--distill_student_layers` cut it. Let "
+                "the trainer make its optimizer, or cut the model first with `hf_compress.student_from`."
+            )
         self.teacher = teacher
         self.head: Head | None = None
         if self.distillation.enabled or teacher is not None:
@@ -121,6 +133,8 @@ class DistillationMixin(Trainer):
         if not model.training or (self.teacher is None and not self._weighs_batches):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert self.head is not None
+        answers = {name: inputs[name] for name in self._answer_names if name in inputs}
+        inputs = {name: value for name, value in inputs.items() if name not in answers}
         # A micro-batch whose labels all are -100 has no mean, even with no weight: 0 * NaN is NaN.
         labelled = self.head.relabelled(inputs, fill_empty=self._weighs_batches)
         share: Tensor | float = 1.0
@@ -137,7 +151,8 @@ class DistillationMixin(Trainer):
             loss = label_loss * share
         else:
             label_loss = label_loss.mean() * share  # `nn.DataParallel` returns one loss per device
-            distill_loss = self._distance(outputs, self._teach(model, inputs), inputs) * share
+            taught = dict(zip(self.head.names, answers.values(), strict=True)) if answers else None
+            distill_loss = self._distance(outputs, taught or self._teach(model, inputs), inputs) * share
             alpha = self.distillation.distill_alpha
             loss = alpha * distill_loss + (1 - alpha) * label_loss
             self._record(distill_loss, label_loss)
@@ -175,23 +190,18 @@ class DistillationMixin(Trainer):
         total = torch.as_tensor(total, device=self.args.device)
         return count.to(self.args.device) * processes / total.clamp(min=1)
 
-    def _teach(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-        """The teacher's outputs for the inputs that its forward takes, labels left out."""
-        assert self.head is not None
-        taken = {name: value for name, value in inputs.items() if name in self._teacher_inputs}
-        if self.head.kind == "seq2seq" and "decoder_input_ids" not in taken:
-            taken["decoder_input_ids"] = bare(model).prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
-        if self._teacher_caches:
-            taken["use_cache"] = False
-        with self.teaching() as teacher, torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
-            return teacher(**taken)
+    def _cut(self, model: Any) -> Any:
+        """The student: `model`, or what `--distill_student_layers` leaves of it."""
+        layers = self.distillation.student_layers
+        if layers is None:
+            return model
+        student = student_from(model, layers)
+        self.uncut = model.config
+        return student
 
-    @contextlib.contextmanager
-    def teaching(self) -> Iterator[PreTrainedModel]:
-        """A context that gives the teacher; where that is the student with its adapter off, it is off meanwhile."""
-        assert self.teacher is not None
-        with contextlib.nullcontext() if self._adapted is None else adapter_off(self._adapted):
-            yield self.teacher
+    def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """A new model for a run or a trial, cut like one that is given."""
+        return cast(nn.Module, self._cut(super().call_model_init(*args, **kwargs)))
 
     def _distance(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
         """The distillation loss: a mean over the positions that count, and over the two ends of an answer."""
@@ -234,6 +244,9 @@ class DistillationMixin(Trainer):
         arguments = set(inspect.signature(bare(self.teacher).forward).parameters)
         self._teacher_inputs = arguments - LABELS - set(self.label_names)
         self._teacher_caches = "use_cache" in arguments
+        if self.distillation.distill_cache is not None:
+            check_dataset(self.train_dataset)
+            self._answer_names = answer_columns(self.head)
 
 
 class DistillationTrainer(DistillationMixin):
