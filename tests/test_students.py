@@ -15,7 +15,16 @@ from transformers import (
     set_seed,
 )
 
-from hf_compress import DistillationArguments, DistillationTrainer, Recipe, save_compressed, student_from
+from hf_compress import (
+    DatasetFacts,
+    DistillationArguments,
+    DistillationTrainer,
+    Recipe,
+    measure,
+    save_compressed,
+    student_from,
+)
+from hf_compress.card import render
 from hf_compress.students import evenly_spaced, parse_layers
 from tests.invariants.harness import bert, make, same, trained
 from tests.invariants.test_models import CONFIGS, MASKED, SEQ2SEQ, SEQUENCE, TOKENS, VOCABULARY
@@ -255,7 +264,6 @@ def test_a_cut_student_resumes_to_the_same_bits(tmp_path: Path) -> None:
         saving = {"save_strategy": "steps", "save_steps": 6}
         return make(tmp_path / folder, model=bert(num_hidden_layers=4), **with_plan(cut("2")), **saving)
 
-    whole, resumed = run("a"), run("b")
     whole = run("a")
     whole.train()
     resumed = run("b")
@@ -274,6 +282,22 @@ def test_a_student_goes_through_the_packed_file_bit_for_bit(tmp_path: Path) -> N
     batch = {"input_ids": torch.arange(5, 13)[None]}
     with torch.no_grad():
         assert torch.equal(reloaded(**batch).logits, run.model.eval()(**batch).logits)
+
+
+def test_the_report_of_a_student_compares_it_with_the_whole_model(tmp_path: Path) -> None:
+    model, plan = bert(num_hidden_layers=4), cut("0,3", None)
+    build = {"compute_metrics": lambda prediction: {"accuracy": 1.0}}
+    run = trained(tmp_path / "run", model=model, **with_plan(plan, build=build))
+    folder = save_compressed(run.model, tmp_path / "compressed", plan)
+    facts = DatasetFacts("rows", None, "train", 64, "test", 16)
+    report = measure(
+        run, folder, plan, base_model="b", task="t", dataset=facts, main_metric="accuracy", dense={"accuracy": 1.0}
+    )
+    model.save_pretrained(tmp_path / "dense")
+    assert report.size.dense_bytes == (tmp_path / "dense" / "model.safetensors").stat().st_size
+    assert report.size.analytic_bytes == 4 * run.model.num_parameters()
+    card = render(report)
+    assert "cut down to fewer layers" in card and "those with the numbers 0, 3 were kept" in card
 
 
 def test_what_a_cut_would_leave_untrained_is_refused(tmp_path: Path) -> None:

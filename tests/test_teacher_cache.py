@@ -405,6 +405,7 @@ def train_beside(folder: str) -> None:
     Path(folder, f"loss-{run.args.process_index}").write_text(str(logged(run, "loss")))
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_asks_and_the_others_wait(tmp_path: Path) -> None:
     assert in_two_processes(train_beside, str(tmp_path)) == [0, 0]
     asked = sorted(int((tmp_path / f"asked-{rank}").read_text()) for rank in range(2))
