@@ -41,6 +41,7 @@ def inspect(
     path_or_repo: Annotated[str, typer.Argument(metavar="PATH_OR_REPO", help="A compressed folder, or its Hub id.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="One line per stored tensor, not per layer.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Facts of every tensor, as JSON.")] = False,
+    codecs: Annotated[bool, typer.Option("--codecs", help="Bytes in each codec, not only the shortest.")] = False,
 ) -> None:
     """Show what a compressed model consists of: bits per weight, sparsity, bytes on disk, entropy bound."""
     with _clean_errors():
@@ -48,16 +49,23 @@ def inspect(
 
         folder = _local(path_or_repo)
         facts = inventory.tensors(folder)
+        by_codec = inventory.bytes_by_codec(folder) if codecs else {}
         if as_json:
-            typer.echo(
-                json.dumps({"tensors": [_row(fact.name, [fact]) for fact in facts], "total": _row("total", facts)})
-            )
+            rows = [_row(fact.name, [fact]) for fact in facts]
+            for row in rows if codecs else ():
+                row["bytes_by_codec"] = by_codec[row["name"]]
+            typer.echo(json.dumps({"tensors": rows, "total": _row("total", facts)}))
             return
         on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         # A pipe has no width to fit into, and folded names cannot be searched.
         console = Console() if sys.stdout.isatty() else Console(width=200)
-        console.print(_table(facts, by_tensor=tensors))
-        console.print(f"{path_or_repo}: {on_disk:,} bytes in safetensors files with headers", highlight=False)
+        console.print(_codec_table(facts, by_codec, by_tensor=tensors) if codecs else _table(facts, by_tensor=tensors))
+        container = on_disk - sum(fact.stored_bytes for fact in facts)
+        console.print(
+            f"{path_or_repo}: {on_disk:,} bytes in safetensors files, {container:,} of them their headers "
+            f"({100 * container / on_disk:.2f} %)",
+            highlight=False,
+        )
 
 
 @app.command()
@@ -88,6 +96,20 @@ def push(
         from hf_compress import hub
 
         typer.echo(hub.push(folder, repo_id, private=private))
+
+
+@app.command(
+    # All is left to the launcher: what is not ours belongs to the script, `--help` too.
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
+    add_help_option=False,
+)
+def run(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT.py ...")] = None,
+) -> None:
+    """Run any Trainer script, unmodified, and compress what it trains: SCRIPT.py, its arguments, and our flags."""
+    from hf_compress import launch
+
+    raise typer.Exit(launch.main(arguments or []))
 
 
 @app.command()
@@ -155,6 +177,31 @@ def _grouped(facts: Sequence["TensorFacts"]) -> dict[str, list["TensorFacts"]]:
         return ("embeddings", "encoder", "head").index(groups[name][0].part), prefix or "~", number
 
     return {name: groups[name] for name in sorted(groups, key=place)}
+
+
+def _codec_table(
+    facts: Sequence["TensorFacts"], by_codec: dict[str, dict[str, int | None]], *, by_tensor: bool
+) -> Table:
+    """Bytes in the file beside those with all chunks in one codec, or as in the file where it cannot hold a tensor."""
+    names = list(next(iter(by_codec.values())))
+    table = Table(
+        box=box.SIMPLE,
+        caption="file: every chunk in its shortest codec. The rest: all chunks in one, where it can hold the tensor.",
+        caption_justify="left",
+    )
+    table.add_column("tensor" if by_tensor else "part or layer", overflow="fold")
+    for heading in ("file", *names):
+        table.add_column(heading, justify="right", no_wrap=True)
+    groups = {fact.name: [fact] for fact in facts} if by_tensor else _grouped(facts)
+    for name, group in [*groups.items(), ("total", list(facts))]:
+        if name == "total":
+            table.add_section()
+        sums = [
+            sum(fact.stored_bytes if (size := by_codec[fact.name][codec]) is None else size for fact in group)
+            for codec in names
+        ]
+        table.add_row(name, *(f"{number:,}" for number in [sum(fact.stored_bytes for fact in group), *sums]))
+    return table
 
 
 def _table(facts: Sequence["TensorFacts"], *, by_tensor: bool) -> Table:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -46,8 +46,9 @@ class Report:
     """Everything that is known about one compressed checkpoint, each number measured.
 
     `dense`, `teacher` and `compressed` map metric names to scores on the same evaluation rows; `compressed` belongs to
-    the artefact as reloaded from disk. `sparsity` is the share of zeros of every prunable tensor in that artefact,
-    `achieved_sparsity` the share over all of them; with few bits these count weights that rounding sent to zero, too.
+    the artefact as reloaded from disk, `dense` is None if no uncompressed model for the task was evaluated. `sparsity`
+    is the share of zeros of every prunable tensor in that artefact, `achieved_sparsity` the share over all of them;
+    with few bits these count weights that rounding sent to zero, too.
     `parity` is the largest absolute difference of a logit between the trained and the reloaded model, over
     `parity_rows` evaluation rows per process. `base_model` is the name or path as given; `base_model_hub_id` is set
     only if that is a model of the Hub. `head` names what is predicted (`Head.name`).
@@ -64,7 +65,7 @@ class Report:
     task: str
     dataset: DatasetFacts
     main_metric: str
-    dense: dict[str, float]
+    dense: dict[str, float] | None
     teacher: dict[str, float] | None
     compressed: dict[str, float]
     size: Size
@@ -191,11 +192,13 @@ def measure(
     base_model: str,
     task: str,
     dataset: DatasetFacts,
-    main_metric: str,
-    dense: Mapping[str, float],
+    main_metric: str | None = None,
+    dense: Mapping[str, float] | None,
     teacher: Mapping[str, float] | None = None,
     base_model_hub_id: str | None = None,
     base_model_revision: str | None = None,
+    evaluate: Callable[[], Mapping[str, Any]] | None = None,
+    command: str | None = None,
 ) -> Report:
     """The report on `folder`, which `save_compressed` wrote from `trainer.model`; nothing is written.
 
@@ -209,11 +212,15 @@ def measure(
         base_model: the name or path of the model that training started from, as the user gave it.
         task: a short name of the task, such as "sst2".
         dataset: the rows that the trainer used.
-        main_metric: the score that heads the card; without `eval_` in front.
-        dense: scores on the same rows of the dense model, as `Trainer.evaluate` returns them.
+        main_metric: the score that heads the card, without `eval_` in front; by default `metric_for_best_model`, or
+            else the first that is no loss.
+        dense: scores on the same rows of the dense model, as `Trainer.evaluate` returns them; None if there is none.
         teacher: the same of the teacher, if there was one.
         base_model_hub_id: the Hub id of `base_model`; by default `base_model` itself if it can only be such an id.
         base_model_revision: its commit; by default the one that the model's configuration was loaded from, if any.
+
+        evaluate: scores the trainer's model in place of `trainer.evaluate()`, and returns what that would.
+        command: the command line that led here; by default that of this process.
 
     Raises:
         ValueError: the trainer has no evaluation set, `main_metric` is no score, or the folder cannot be loaded.
@@ -226,7 +233,10 @@ def measure(
     reloaded.to(trainer.args.device)
     head = find_head(reloaded)
     with evaluating(trainer, reloaded):
-        compressed = clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
+        if evaluate is None:
+            compressed = clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
+        else:
+            compressed = clean_scores(evaluate())
     parity, parity_rows = logit_difference(trainer, reloaded, head)
 
     uncut = trainer.uncut if isinstance(trainer, DistillationMixin) else None
@@ -243,14 +253,14 @@ def measure(
         base_model=base_model,
         base_model_hub_id=hub_id,
         base_model_revision=base_model_revision or getattr(source.config, "_commit_hash", None) if hub_id else None,
-        model_class=type(source).__name__,
+        model_class=type(reloaded).__name__,
         auto_class=head.auto_class.__name__,
         head=head.name,
         pipeline_tag=head.pipeline_tag,
         task=task,
         dataset=dataset,
-        main_metric=main_metric,
-        dense=clean_scores(dense),
+        main_metric=main_metric or _main_metric(compressed, trainer.args.metric_for_best_model),
+        dense=None if dense is None else clean_scores(dense),
         teacher=None if teacher is None else clean_scores(teacher),
         compressed=compressed,
         size=measured_size(folder, dense_model, student, inventory.tensors(folder), recipe),
@@ -262,8 +272,16 @@ def measure(
         train_steps=trainer.state.global_step,
         hyperparameters=provenance.hyperparameters(trainer.args),
         seed=trainer.args.seed,
-        command=provenance.command(),
+        command=command or provenance.command(),
         hardware=provenance.hardware(trainer.args.device),
         versions=provenance.versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _main_metric(scores: Mapping[str, float], preferred: str | None) -> str:
+    """The score that stands for the task: the one that models are chosen by, or the first that is no loss."""
+    preferred = (preferred or "").removeprefix("eval_")
+    if preferred in scores:
+        return preferred
+    return next((name for name in scores if not name.endswith("loss")), next(iter(scores), "loss"))

@@ -23,6 +23,8 @@ class AskingMixin(Trainer):
     distillation: DistillationArguments
     teacher: PreTrainedModel | None
     head: Head | None
+    model: Any
+    model_wrapped: Any
     train_dataset: Any
     data_collator: Any
     _adapted: PeftModel | None

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, Seq2SeqTrainer
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_compress.answers import answer_columns
 from hf_compress.batches import without_borrowed
@@ -17,16 +18,10 @@ from hf_compress.distillation.asking import AskingMixin
 from hf_compress.heads import Head, bare, find_head
 from hf_compress.losses import BINARY_LOSSES, LOSSES, mse
 from hf_compress.students import student_from
-from hf_compress.teacher import (
-    SELF,
-    check_choice,
-    freeze,
-    load_teacher,
-    match_teacher,
-    own_teacher,
-)
+from hf_compress.teacher import SELF, check_choice, freeze, load_teacher, match_teacher, own_teacher
 from hf_compress.teacher_cache import check_dataset
 
+REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
 TERMS = ("distill_loss", "label_loss")
 # Arguments of a forward that would make the teacher compute a loss.
 LABELS = {"labels", "label", "label_ids", "shift_labels", "start_positions", "end_positions"}
@@ -69,17 +64,47 @@ class DistillationMixin(AskingMixin):
             ValueError: two teachers, a teacher that does not fit the model, or a setting that excludes a teacher.
         """
         self.distillation = distillation or DistillationArguments()
-        given = model = args[0] if args else kwargs.get("model")
-        self.uncut: PreTrainedConfig | None = None  # The configuration that the student had before it was cut.
-        if given is not None:
-            model = self._cut(given)
-            args, kwargs = ((model, *args[1:]), kwargs) if args else (args, kwargs | {"model": model})
-        check_choice(self.distillation, model, teacher)
-        self._adapted: PeftModel | None = None  # The student, where the teacher is its own base model.
-        if self.distillation.distill_teacher == SELF:
-            # Before `super().__init__`, whose `on_init_end` lets callbacks replace the model's layers.
-            teacher, self._adapted = own_teacher(cast(nn.Module, given))
+        given = args[0] if args else kwargs.get("model")
+        # Before `super().__init__`, whose `on_init_end` lets callbacks replace the model's layers.
+        student, teacher = self._choose_models(given, teacher)
+        if student is not given:
+            args, kwargs = ((student, *args[1:]), kwargs) if args else (args, kwargs | {"model": student})
         super().__init__(*args, **kwargs)
+        self._learn_from(teacher)
+
+    def begin_distillation(self, distillation: DistillationArguments) -> None:
+        """Does, and refuses, what construction does, for a trainer that was built as one of another class."""
+        self.distillation = distillation
+        given = None if self.model_init is not None else self.model
+        student, teacher = self._choose_models(given, None)
+        if student is not given:
+            self.model = self.model_wrapped = self.callback_handler.model = student
+        self._learn_from(teacher)
+
+    def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """A new model for a run or a trial, cut like one that is given."""
+        return cast(nn.Module, self._cut(super().call_model_init(*args, **kwargs)))
+
+    def _choose_models(self, model: Any, teacher: PreTrainedModel | None) -> tuple[Any, PreTrainedModel | None]:
+        """The student, and the teacher given or the model's own; None if there is none, or only its name is known."""
+        self.uncut: PreTrainedConfig | None = None  # The configuration that the student had before it was cut.
+        self._adapted: PeftModel | None = None  # The student, where the teacher is its own base model.
+        student = model if model is None else self._cut(model)
+        check_choice(self.distillation, student, teacher)
+        if self.distillation.distill_teacher == SELF:
+            teacher, self._adapted = own_teacher(cast(nn.Module, model))
+        return student, teacher
+
+    def _cut(self, model: Any) -> Any:
+        """The student: `model`, or what `--distill_student_layers` leaves of it."""
+        layers = self.distillation.student_layers
+        if layers is None:
+            return model
+        student = student_from(model, layers)
+        self.uncut = model.config
+        return student
+
+    def _learn_from(self, teacher: PreTrainedModel | None) -> None:
         if self.distillation.student_layers is not None and self.optimizer is not None:
             raise ValueError(
                 "`optimizers` hold the weights of the model as it was before `--distill_student_layers` cut it. Let "
@@ -97,6 +122,8 @@ class DistillationMixin(AskingMixin):
         self._sums: Tensor | None = None
         self._summed_steps = 0
         self._borrows = False  # Whether the last micro-batch of this step has no row of its own.
+        # What sends logs away (TensorBoard, ...) must see what other callbacks add to them.
+        self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, REPORTERS))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of one optimizer step, and how many positions count in them on all processes together."""
@@ -130,6 +157,9 @@ class DistillationMixin(AskingMixin):
         Where batches are weighed (accumulation, several processes) it is the micro-batch's share of the mean over the
         whole accumulated batch, so that the shares add up to that mean.
         """
+        if not model.training and self._weighs_batches:
+            # Trainer multiplies by the number of processes what a model was to divide by the count, and most do not.
+            return super().compute_loss(model, inputs, return_outputs)
         if not model.training or (self.teacher is None and not self._weighs_batches):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert self.head is not None
@@ -189,19 +219,6 @@ class DistillationMixin(AskingMixin):
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         total = torch.as_tensor(total, device=self.args.device)
         return count.to(self.args.device) * processes / total.clamp(min=1)
-
-    def _cut(self, model: Any) -> Any:
-        """The student: `model`, or what `--distill_student_layers` leaves of it."""
-        layers = self.distillation.student_layers
-        if layers is None:
-            return model
-        student = student_from(model, layers)
-        self.uncut = model.config
-        return student
-
-    def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """A new model for a run or a trial, cut like one that is given."""
-        return cast(nn.Module, self._cut(super().call_model_init(*args, **kwargs)))
 
     def _distance(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
         """The distillation loss: a mean over the positions that count, and over the two ends of an answer."""
