@@ -27,3 +27,4 @@ from hf_compress.report import DatasetFacts as DatasetFacts
 from hf_compress.report import Report as Report
 from hf_compress.report import measure as measure
 from hf_compress.resume import last_complete_checkpoint as last_complete_checkpoint
+from hf_compress.students import student_from as student_from

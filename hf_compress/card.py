@@ -154,6 +154,8 @@ def human_bytes(number: int) -> str:
 
 def _done(report: Report) -> list[str]:
     recipe, done = report.recipe, []
+    if recipe.distillation.student_layers is not None:
+        done.append("cut down to fewer layers")
     if recipe.distillation.enabled:
         done.append("distilled from a teacher")
     if recipe.pruning.enabled:

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, Trainer
 
 from hf_compress import inventory, provenance, records, targets
+from hf_compress.distillation import DistillationMixin
 from hf_compress.heads import Head, bare, find_head
 from hf_compress.latency import Latency
 from hf_compress.recipe import Recipe
@@ -244,8 +245,10 @@ def measure(
             compressed = clean_scores(evaluate())
     parity, parity_rows = logit_difference(trainer, reloaded, head)
 
+    uncut = trainer.uncut if isinstance(trainer, DistillationMixin) else None
     with torch.device("meta"):
-        dense_model: PreTrainedModel = type(source)(copy.deepcopy(source.config))
+        student: PreTrainedModel = type(source)(copy.deepcopy(source.config))
+        dense_model: PreTrainedModel = type(source)(copy.deepcopy(uncut or source.config))
     exclude = recipe.pruning.prune_exclude if recipe.pruning.enabled else ()
     prunable = {target.name: target for target in targets.prunable(reloaded, exclude)}
     zeros = {name: int((target.weight == 0).sum()) for name, target in prunable.items()}
@@ -266,7 +269,7 @@ def measure(
         dense=None if dense is None else clean_scores(dense),
         teacher=None if teacher is None else clean_scores(teacher),
         compressed=compressed,
-        size=measured_size(folder, dense_model, inventory.tensors(folder), recipe),
+        size=measured_size(folder, dense_model, student, inventory.tensors(folder), recipe),
         sparsity={name: zeros[name] / target.weight.numel() for name, target in prunable.items()},
         achieved_sparsity=sum(zeros.values()) / sum(target.weight.numel() for target in prunable.values()),
         parity=parity,

@@ -19,6 +19,8 @@ FROZEN = """
 --distill_loss            'kl'        kl mse ce
 --distill_temperature     2.0
 --distill_alpha           0.9
+--distill_student_layers  None
+--distill_cache           None
 
 --prune_sparsity          0.0
 --prune_schedule          'cubic'     cubic linear
