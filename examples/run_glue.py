@@ -23,6 +23,7 @@ import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 from peft import LoraConfig, TaskType, get_peft_model
 from rich.console import Console
+from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -37,7 +38,17 @@ from transformers import (
 )
 
 # --- hf_compress: begin ---
-from hf_compress import ARGUMENTS, DatasetFacts, DistillationTrainer, Recipe, measure, save_card, save_compressed
+from hf_compress import (
+    ARGUMENTS,
+    DatasetFacts,
+    DistillationTrainer,
+    FormatArguments,
+    Recipe,
+    measure,
+    save_card,
+    save_compressed,
+    write_formats,
+)
 from hf_compress.comparison import comparison_table
 from hf_compress.glue import REGRESSION, TASKS, compute_metrics
 from hf_compress.heads import class_order
@@ -437,17 +448,26 @@ def score_teacher(trainer: DistillationTrainer, rows: Dataset) -> dict[str, floa
 
 def main() -> None:
     """Run the script with the options in `sys.argv`, or in the one JSON or YAML file that is named there."""
-    parser = HfArgumentParser((ModelArguments, AdapterArguments, DataArguments, TrainingArguments, *ARGUMENTS))
+    classes = (ModelArguments, AdapterArguments, DataArguments, TrainingArguments, FormatArguments, *ARGUMENTS)
+    parser = HfArgumentParser(classes)
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
-        model_args, adapter_args, data_args, training_args, *methods = parser.parse_json_file(sys.argv[1])
+        parsed = parser.parse_json_file(sys.argv[1])
     elif len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
-        model_args, adapter_args, data_args, training_args, *methods = parser.parse_yaml_file(sys.argv[1])
+        parsed = parser.parse_yaml_file(sys.argv[1])
     else:
-        model_args, adapter_args, data_args, training_args, *methods = parser.parse_args_into_dataclasses()
+        model_args, adapter_args, data_args, training_args, format_args, *methods = (
+            parser.parse_args_into_dataclasses()
+        )
 
     # --- hf_compress: begin ---
     recipe = Recipe(*methods)
     reporting = recipe.name != "dense" or model_args.dense_baseline is not None
+    format_args.require()
+    if format_args.enabled and not reporting:
+        raise ValueError(
+            "`--compress_formats` writes the compressed model, and nothing compresses it here. Add `--quant_scheme "
+            "int8`, for instance, or `--dense_baseline` to write the dense one."
+        )
     # --- hf_compress: end ---
     if not training_args.do_train and (recipe.name != "dense" or model_args.dense_baseline == TRAIN):
         raise ValueError("`--do_train` is missing: models are compressed in the course of training.")
@@ -554,6 +574,10 @@ def main() -> None:
         folder = Path(training_args.output_dir) / "compressed"
         if trainer.is_world_process_zero():
             save_compressed(trainer.model, folder, recipe, processing_class=tokenizer)
+            batches = DataLoader(
+                eval_rows, training_args.per_device_eval_batch_size, collate_fn=common["data_collator"]
+            )
+            write_formats(folder, format_args.others, batches)
         trainer.accelerator.wait_for_everyone()
         report = measure(
             trainer,

@@ -9,7 +9,10 @@ from hf_compress.distillation import DistillationArguments as DistillationArgume
 from hf_compress.distillation import DistillationMixin as DistillationMixin
 from hf_compress.distillation import DistillationTrainer as DistillationTrainer
 from hf_compress.distillation import Seq2SeqDistillationTrainer as Seq2SeqDistillationTrainer
+from hf_compress.formats import FormatArguments as FormatArguments
+from hf_compress.formats import write_formats as write_formats
 from hf_compress.hub import push as push
+from hf_compress.onnx import export_onnx as export_onnx
 from hf_compress.provenance import __version__ as __version__
 from hf_compress.pruning import PruningArguments as PruningArguments
 from hf_compress.pruning import PruningCallback as PruningCallback

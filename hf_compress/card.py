@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from hf_compress.formats import FORMATS
 from hf_compress.report import Report
 from hf_compress.schemes import Grid
 
@@ -45,6 +46,7 @@ def render(report: Report) -> str:
         scores=[_score_row(report, name) for name in _metric_names(report)],
         standard_error=_standard_error(report),
         sizes=_size_rows(report),
+        formats=_format_rows(report),
         plot=PLOT_NAME,
         distill_words=_distill_words(report),
         scheme_words="" if scheme is None else _scheme_words(scheme.weight, scheme.embedding, scheme.activation),
@@ -210,6 +212,25 @@ def _size_rows(report: Report) -> list[dict[str, Any]]:
         {"name": "analytic", "bytes": size.analytic_bytes},
         {"name": "entropy bound", "bytes": size.entropy_bytes},
     ]
+
+
+def _format_rows(report: Report) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "path": FORMATS[name].path.as_posix(),
+            "stored_bytes": facts.stored_bytes,
+            "score": _format_score(report.main_metric, facts.scores.get(report.main_metric)),
+            "parity": f"{facts.parity:.3g}",
+        }
+        for name, facts in report.formats.items()
+    ]
+
+
+def _format_score(name: str, score: float | None) -> str:
+    if score is None:  # A loss, which runtimes do not compute.
+        return "n/a"
+    return f"{100 * score:.2f}" if abs(score) <= 1 and not name.endswith(ABSOLUTE) else f"{score:.4g}"
 
 
 def _distill_words(report: Report) -> str:

@@ -44,8 +44,8 @@ def export_compressed_tensors(folder: str | Path, batches: Iterable[Mapping[str,
     layers = [] if scheme is None else _carried(plain, config, scheme.weight)
     if scheme is None or not layers:
         raise ValueError(
-            "`--compress_formats compressed-tensors` carries quantized linear layers, and this checkpoint has none that "
-            "fit: train with `--quant_scheme`; a layer of four bits must be as wide as a multiple of its group, and "
+            "`--compress_formats compressed-tensors` carries quantized linear layers, and this checkpoint has none "
+            "that fit: train with `--quant_scheme`. A layer of four bits must be as wide as a multiple of its group; "
             "GPT-2's layers are of a class that the format does not know."
         )
     ranges = {name: layer.input_range for name, layer in fake_quantized(plain).items() if layer.has_range}

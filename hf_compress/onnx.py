@@ -44,22 +44,29 @@ def export_onnx(folder: str | Path, batches: Iterable[Mapping[str, Any]] | None 
     """
     require_onnx()
     folder = Path(folder)
-    reference, model = load(folder), load(folder)
-    head = find_head(model)
-    config = getattr(model.config, "quantization_config", None)
-    if isinstance(config, CompressionConfig) and config.quantized:
-        to_integer_layers(model, config)
     path = folder / PATH
-    path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(exist_ok=True)
     try:
-        _write(model, head, partial)
+        write_graph(folder, partial)
+        reference = load(folder)
         runtime = in_onnx_runtime(partial, reference.config)
         parity = check_parity(reference, runtime, batches or random_batches(reference), what="the ONNX graph")
         partial.rename(path)
     finally:
         partial.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
     return parity
+
+
+def write_graph(folder: Path, path: Path) -> None:
+    """Write the graph of the checkpoint in `folder` to the file `path`, without comparing it."""
+    model = load(folder)
+    config = getattr(model.config, "quantization_config", None)
+    if isinstance(config, CompressionConfig) and config.quantized:
+        to_integer_layers(model, config)
+    _write(model, find_head(model), path)
 
 
 def require_onnx() -> None:

@@ -19,21 +19,24 @@ BATCHES = 8
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
 LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
 CHOICES = 3
-# Of the largest logit. Without rounded inputs only the order of sums differs. With them a sum that differs in its last
-# bit now and then rounds to the neighbouring integer, and every later layer rounds the difference again.
-TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 0.1
+# Of the root mean square of the logits. Without rounded inputs only the order of sums differs. With them a sum that
+# differs in its last bit now and then rounds to the neighbouring integer, and every later layer rounds the difference
+# again: on 872 rows of SST-2 a MiniLM in float64 is 0.009 from itself in float32, and ONNX Runtime 0.008, OpenVINO
+# 0.026. A graph with a wrong scale or zero point is off by tenths.
+TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 0.05
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two models are apart: the largest `difference` of a logit, the largest logit (`scale`), and agreement.
+    """How far two models are apart on `rows` rows.
 
-    `agreement` is the share of positions at which both have the same largest logit; of regression, or where there is
-    one logit, it is 1.
+    `difference` is the largest absolute difference of a logit, `deviation` the root mean square of all differences
+    over that of the logits, `agreement` the share of positions at which both have the same largest logit (1 for
+    regression).
     """
 
     difference: float
-    scale: float
+    deviation: float
     agreement: float
     rows: int
 
@@ -48,39 +51,45 @@ def check_parity(
         what: `other` in words, for the error.
 
     Raises:
-        ValueError: a logit differs by more than 0.001 of the largest one, 0.1 where inputs are rounded; or there is no
-            batch, or a logit is no number.
+        ValueError: the deviation is above 0.001, or 0.05 where inputs are rounded; or there is no batch, or a logit is
+            no number.
     """
     head = find_head(reference)
-    device = reference.device
-    taken = list(itertools.islice(batches, BATCHES))
+    taken = [
+        {name: value.to(reference.device) for name, value in batch.items() if _is_input(name, value)}
+        for batch in itertools.islice(batches, BATCHES)
+    ]
     if not taken:
         raise ValueError("`batches` holds none, so that nothing can be compared. Give some, or leave it out.")
-    taken.append({name: value[:1] for name, value in taken[0].items() if isinstance(value, Tensor)})
-    difference = scale = torch.zeros(())
-    same, positions, rows = 0, 0, 0
-    for batch in taken:
-        tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-        inputs = {name: value for name, value in tensors.items() if name not in LABELS}
+    first_row = {name: value[:1] for name, value in taken[0].items()}
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for inputs in [*taken, first_row]:
         with torch.no_grad():
             ours, theirs = (head.logits(model(**inputs)) for model in (reference, other))
-        rows += len(ours[0])
-        for one, two in zip(ours, theirs, strict=True):
-            difference = torch.maximum(difference, (one - two).abs().max().cpu())
-            scale = torch.maximum(scale, one.abs().max().cpu())
-            same += int((one.argmax(-1) == two.argmax(-1)).sum())
-            positions += one[..., 0].numel()
+        pairs += [(one.double().cpu(), two.double().cpu()) for one, two in zip(ours, theirs, strict=True)]
+    differences = torch.cat([(one - two).flatten() for one, two in pairs])
+    logits = torch.cat([one.flatten() for one, _ in pairs])
+    agreeing = torch.cat([(one.argmax(-1) == two.argmax(-1)).flatten() for one, two in pairs])
+    parity = Parity(
+        float(differences.abs().max()),
+        float(differences.square().mean().sqrt() / logits.square().mean().sqrt().clamp(min=1e-12)),
+        float(agreeing.double().mean()),
+        sum(len(inputs["input_ids"]) for inputs in taken) + 1,
+    )
     rounded = any(layer.input_grid is not None for layer in fake_quantized(reference).values())
     tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
-    parity = Parity(float(difference), float(scale), same / positions, rows)
-    if not parity.difference <= tolerance * parity.scale:  # Also if it is no number.
+    if not parity.deviation <= tolerance:  # Also if it is no number.
         raise ValueError(
-            f"{what} differs from the model by {parity.difference:.3g} where its largest logit is {parity.scale:.3g}: "
-            f"more than {tolerance:g} of it, over {rows} rows. It is not written. Give `batches` of real inputs if "
-            "these were random; else please report it, with the architecture and the versions of torch and of the "
-            "runtime."
+            f"{what} computes something else than the checkpoint: its logits deviate by {parity.deviation:.3g} of "
+            f"theirs (at most {tolerance:g} is rounding), by {parity.difference:.3g} in one place, over {parity.rows} "
+            "rows. It is not written. Give `batches` of real inputs if these were random; else please report it, with "
+            "the architecture and the versions of torch and of the runtime."
         )
     return parity
+
+
+def _is_input(name: str, value: Any) -> bool:
+    return isinstance(value, Tensor) and name not in LABELS
 
 
 def load(folder: Path) -> PreTrainedModel:

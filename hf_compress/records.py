@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -59,7 +59,8 @@ def _decode_dataclass(hint: Any, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), "an object", value, where)
     known = {field.name: field for field in fields(hint)}
     unknown = [name for name in value if name not in known]
-    missing = [name for name in known if name not in value]
+    required = {name for name, field in known.items() if field.default is field.default_factory is MISSING}
+    missing = [name for name in known if name in required and name not in value]
     for problem, names in (("does not know the field", unknown), ("lacks the field", missing)):
         if names:
             listed = ", ".join(f"`{name}`" for name in names)

@@ -4,17 +4,20 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from hf_compress import inventory, provenance, records, targets
+from hf_compress.formats import FORMATS, written
 from hf_compress.heads import Head, bare, find_head
 from hf_compress.recipe import Recipe
+from hf_compress.runtimes import RuntimeModel
 from hf_compress.sizes import Size, measured_size
 
 REPORT_NAME = "report.json"
@@ -41,6 +44,19 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True)
+class FormatFacts:
+    """One more format that the model was written in.
+
+    `stored_bytes` are those on disk. `parity` is as in `Report`, between the trained model and that format, reloaded
+    and run by the runtime that it is for; the scores are measured there too.
+    """
+
+    stored_bytes: int
+    parity: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that is known about one compressed checkpoint, each number measured.
 
@@ -49,7 +65,8 @@ class Report:
     `achieved_sparsity` the share over all of them; with few bits these count weights that rounding sent to zero, too.
     `parity` is the largest absolute difference of a logit between the trained and the reloaded model, over
     `parity_rows` evaluation rows per process. `base_model` is the name or path as given; `base_model_hub_id` is set
-    only if that is a model of the Hub. `head` names what is predicted (`Head.name`).
+    only if that is a model of the Hub. `head` names what is predicted (`Head.name`). `formats` has the formats that
+    were written beside the packed file.
     """
 
     recipe: Recipe
@@ -79,6 +96,7 @@ class Report:
     hardware: str
     versions: dict[str, str]
     created: str
+    formats: dict[str, FormatFacts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, scores in (("dense", self.dense), ("teacher", self.teacher), ("compressed", self.compressed)):
@@ -138,7 +156,7 @@ def clean_scores(metrics: Mapping[str, Any], prefix: str = "eval") -> dict[str, 
 
 
 @contextmanager
-def evaluating(trainer: Trainer, model: PreTrainedModel) -> Iterator[None]:
+def evaluating(trainer: Trainer, model: nn.Module) -> Iterator[None]:
     """A context in which `trainer` evaluates `model`; afterwards the trainer is as it was, but for its log.
 
     The accelerator forgets its models meanwhile, or it would not prepare this one (mixed precision, compilation).
@@ -157,7 +175,7 @@ def evaluating(trainer: Trainer, model: PreTrainedModel) -> Iterator[None]:
         trainer.accelerator._models, trainer.callback_handler.model = kept_models, kept_callback_model
 
 
-def logit_difference(trainer: Trainer, reloaded: PreTrainedModel, head: Head) -> tuple[float, int]:
+def logit_difference(trainer: Trainer, reloaded: nn.Module, head: Head) -> tuple[float, int]:
     """The largest absolute difference of a logit between `trainer.model` and `reloaded`, and the rows compared.
 
     Both run in evaluation mode, under the trainer's autocast, on its first `PARITY_BATCHES` evaluation batches. Every
@@ -227,6 +245,7 @@ def measure(
     with evaluating(trainer, reloaded):
         compressed = clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
     parity, parity_rows = logit_difference(trainer, reloaded, head)
+    formats = {name: _format_facts(trainer, folder, name, reloaded, head) for name in written(folder)}
 
     with torch.device("meta"):
         dense_model: PreTrainedModel = type(source)(copy.deepcopy(source.config))
@@ -263,4 +282,14 @@ def measure(
         hardware=provenance.hardware(trainer.args.device),
         versions=provenance.versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        formats=formats,
     )
+
+
+def _format_facts(trainer: Trainer, folder: Path, name: str, reloaded: PreTrainedModel, head: Head) -> FormatFacts:
+    other = FORMATS[name].read(folder / FORMATS[name].path, reloaded).to(trainer.args.device)
+    with evaluating(trainer, other):
+        scores = clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
+    if isinstance(other, RuntimeModel):
+        scores.pop("loss", None)  # Runtimes know no labels.
+    return FormatFacts(FORMATS[name].stored_bytes(folder), logit_difference(trainer, other, head)[0], scores)

@@ -1,6 +1,5 @@
 """The ONNX graph holds the trained integers and ranges, and computes what the checkpoint does."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,12 @@ from transformers import (
 )
 
 from hf_compress.checkpoint import save_compressed
-from hf_compress.layers import fake_quantize_modules, fake_quantized
-from hf_compress.onnx import PATH, export_onnx
-from hf_compress.onnx_layers import _rounded_up
-from hf_compress.parity import load, random_batches
+from hf_compress.layers import fake_quantize_modules
+from hf_compress.onnx import export_onnx
+from hf_compress.parity import random_batches
 from hf_compress.quantization import QuantizationArguments
 from hf_compress.recipe import Recipe
-from hf_compress.runtimes import in_onnx_runtime, in_openvino
-from hf_compress.schemes import SCHEMES, SMALLEST_SCALE, symmetric_scale
+from hf_compress.schemes import SCHEMES
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
