@@ -455,9 +455,8 @@ def main() -> None:
     elif len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
         parsed = parser.parse_yaml_file(sys.argv[1])
     else:
-        model_args, adapter_args, data_args, training_args, format_args, *methods = (
-            parser.parse_args_into_dataclasses()
-        )
+        parsed = parser.parse_args_into_dataclasses()
+    model_args, adapter_args, data_args, training_args, format_args, *methods = parsed
 
     # --- hf_compress: begin ---
     recipe = Recipe(*methods)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_compress.layers import fake_quantized
@@ -40,8 +40,9 @@ def export_compressed_tensors(folder: str | Path, batches: Iterable[Mapping[str,
     folder = Path(folder)
     reference, plain = load(folder), load(folder)
     config = getattr(plain.config, "quantization_config", None)
-    scheme = config.grids if isinstance(config, CompressionConfig) else None
-    layers = [] if scheme is None else _carried(plain, config, scheme.weight)
+    scheme, layers = None, []
+    if isinstance(config, CompressionConfig) and config.grids is not None:
+        scheme, layers = config.grids, _carried(plain, config.quantized, config.grids.weight)
     if scheme is None or not layers:
         raise ValueError(
             "`--compress_formats compressed-tensors` carries quantized linear layers, and this checkpoint has none "
@@ -86,11 +87,14 @@ def require_compressed_tensors() -> None:
         ) from error
 
 
-def _carried(model: PreTrainedModel, config: CompressionConfig, grid: Grid) -> list[str]:
-    """The quantized layers that the format has: linear ones, their width a multiple of the group."""
-    linear = [name for name in config.quantized if kind(model.get_submodule(name)) == "linear"]
-    widths = {name: int(model.get_submodule(name).weight.shape[1]) for name in linear}  # type: ignore[union-attr, arg-type]
-    return [name for name in linear if grid.group_size is None or widths[name] % grid.group_size == 0]
+def _carried(model: PreTrainedModel, names: list[str], grid: Grid) -> list[str]:
+    """The layers among `names` that the format has: linear ones, their width a multiple of the group."""
+    layers = {name: model.get_submodule(name) for name in names}
+    return [
+        name
+        for name, layer in layers.items()
+        if isinstance(layer, nn.Linear) and (grid.group_size is None or layer.in_features % grid.group_size == 0)
+    ]
 
 
 def _without_ours(model: PreTrainedModel) -> PreTrainedModel:
