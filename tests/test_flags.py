@@ -5,7 +5,8 @@ from dataclasses import fields
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from hf_compress.recipe import ARGUMENTS
+from hf_compress.formats import FormatArguments
+from hf_compress.recipe import ARGUMENTS as METHODS
 
 FROZEN = """
 --distill_teacher         None
@@ -26,7 +27,10 @@ FROZEN = """
 --quant_begin             0.1
 --quant_freeze            0.9
 --quant_exclude           []
+
+--compress_formats        ['packed']  packed onnx openvino compressed-tensors
 """
+ARGUMENTS = (*METHODS, FormatArguments)
 PREFIXES = ("distill_", "prune_", "quant_", "compress_")
 FIELDS = [field for arguments in ARGUMENTS for field in fields(arguments)]
 
