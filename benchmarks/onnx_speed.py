@@ -1,8 +1,8 @@
 """How fast the int8 graph is: beside torch and the fp32 graph, and beside what others quantize after training.
 
 A BERT of the shape of BERT-base (random weights, its ranges trained on random tokens) is written as
-`onnx/model_quantized.onnx`; its dense twin as fp32, as ONNX Runtime's `quantize_dynamic` and `quantize_static` make it,
-and as NNCF makes it for OpenVINO. All run in turns in one process, in both runtimes (`hf-compress bench`).
+`onnx/model_quantized.onnx`; its dense twin as fp32, as ONNX Runtime's `quantize_dynamic` and `quantize_static` make
+it, and as NNCF makes it for OpenVINO. All run in turns in one process, in both runtimes (`hf-compress bench`).
 
     python benchmarks/onnx_speed.py --threads 2 --rounds 20
 """
