@@ -5,11 +5,14 @@ Importing the package teaches `from_pretrained` and `pipeline` to load what `sav
 
 from hf_compress.card import save_card as save_card
 from hf_compress.checkpoint import save_compressed as save_compressed
+from hf_compress.compression import compress as compress
+from hf_compress.compression import finish as finish
 from hf_compress.distillation import DistillationArguments as DistillationArguments
 from hf_compress.distillation import DistillationMixin as DistillationMixin
 from hf_compress.distillation import DistillationTrainer as DistillationTrainer
 from hf_compress.distillation import Seq2SeqDistillationTrainer as Seq2SeqDistillationTrainer
-from hf_compress.formats import FormatArguments as FormatArguments
+from hf_compress.flags import CompressionArguments as CompressionArguments
+from hf_compress.flags import take_flags as take_flags
 from hf_compress.formats import write_formats as write_formats
 from hf_compress.hub import push as push
 from hf_compress.onnx import export_onnx as export_onnx

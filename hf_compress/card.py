@@ -178,7 +178,7 @@ def _metric_names(report: Report) -> list[str]:
 
 def _score_row(report: Report, name: str) -> dict[str, str]:
     """One metric of the dense model, the teacher and the compressed one, as words."""
-    scores = [report.dense.get(name), (report.teacher or {}).get(name), report.compressed[name]]
+    scores = [(report.dense or {}).get(name), (report.teacher or {}).get(name), report.compressed[name]]
     shares = not name.endswith(ABSOLUTE) and all(abs(score) <= 1 for score in scores if score is not None)
     factor, form, unit = (100, ".2f", " points") if shares else (1, ".4g", "")
     dense, teacher, compressed = ("n/a" if s is None else f"{factor * s:{form}}" for s in scores)

@@ -6,12 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
+import torch.distributed as dist
 from peft import PeftModel
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_compress.layers import fake_quantized, rounded
 from hf_compress.quantizer import CompressionConfig, CompressionQuantizer
 from hf_compress.recipe import Recipe
+from hf_compress.sharding import count_zeros, reshard
 from hf_compress.sparsity import Scope, zero_counts
 from hf_compress.targets import prunable, quantizable
 
@@ -30,6 +33,9 @@ def save_compressed(
     trained one bit for bit on the same device. The model itself is left as it is. The folder appears when it is
     complete, never half-written.
 
+    On several processes all may call it, the first one writes. Where FSDP2 has sharded the weights all must: they are
+    gathered one at a time.
+
     Args:
         model: as it came out of training with the callbacks of `recipe`; an adapter is merged, on a copy.
         folder: a path that does not exist yet, or an empty folder.
@@ -39,7 +45,11 @@ def save_compressed(
         ValueError: the folder is not empty, or the model is not what the recipe promises: too few zeros, or layers
             that were never quantized.
     """
-    folder = Path(folder)
+    reshard(model)
+    folder, first = Path(folder), not dist.is_initialized() or dist.get_rank() == 0
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if not (first or sharded):
+        return folder
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(
             f"`{folder}` is not empty. Give a new folder for the compressed checkpoint, or remove that one."
@@ -57,16 +67,22 @@ def save_compressed(
         else [],
     )
     packs = bool(config.quantized or config.pruned)
-    # Modules and weights are shared with the model; only what saving writes to is our own.
-    shallow = copy.copy(model)
+    # Modules and weights are shared with the model; only what saving writes to is our own. `copy.copy` would build a
+    # model that FSDP has sharded anew.
+    shallow = object.__new__(type(model))
+    vars(shallow).update(vars(model))
     shallow.config = copy.deepcopy(model.config)
-    shallow.hf_quantizer = CompressionQuantizer(config) if packs else None
+    vars(shallow.config).pop("distributed_config", None)  # By it, saving would gather again, on this process alone.
+    shallow.hf_quantizer = None
     shallow.config.quantization_config = config if packs else None
     if not packs:
         del shallow.config.quantization_config
+    state, _ = CompressionQuantizer(config).get_state_dict_and_metadata(shallow)
+    if not first:
+        return folder
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    shallow.save_pretrained(aside, save_original_format=not packs)
+    shallow.save_pretrained(aside, state_dict=state, save_original_format=not packs)
     if processing_class is not None:
         processing_class.save_pretrained(aside)
     recipe.save(aside / RECIPE_NAME)
@@ -81,7 +97,7 @@ def _check_promise(model: PreTrainedModel, recipe: Recipe) -> None:
         targets = prunable(model, recipe.pruning.prune_exclude)
         weights = list({id(target.weight): target.weight for target in targets}.values())  # Tied ones count once.
         numbers = [weight.numel() for weight in weights]
-        zeros = sum(numbers) - sum(int(weight.count_nonzero()) for weight in weights)
+        zeros = sum(count_zeros(weights))
         sparsity, scope = recipe.pruning.prune_sparsity, cast(Scope, recipe.pruning.prune_scope)
         if zeros < sum(zero_counts(numbers, sparsity, scope)):
             raise ValueError(

@@ -90,6 +90,20 @@ def push(
         typer.echo(hub.push(folder, repo_id, private=private))
 
 
+@app.command(
+    # All is left to the launcher: what is not ours belongs to the script, `--help` too.
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
+    add_help_option=False,
+)
+def run(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT.py ...")] = None,
+) -> None:
+    """Run any Trainer script, unmodified, and compress what it trains: SCRIPT.py, its arguments, and our flags."""
+    from hf_compress import launch
+
+    raise typer.Exit(launch.main(arguments or []))
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the result.")] = Path("demo"),

@@ -12,21 +12,15 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_compress.batches import without_borrowed
 from hf_compress.heads import Head, bare, find_head
 from hf_compress.losses import BINARY_LOSSES, LOSSES, mse
 from hf_compress.options import changed
-from hf_compress.teacher import (
-    SELF,
-    adapter_off,
-    check_choice,
-    freeze,
-    load_teacher,
-    match_teacher,
-    own_teacher,
-)
+from hf_compress.teacher import SELF, adapter_off, check_choice, freeze, load_teacher, match_teacher, own_teacher
 
+REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
 TERMS = ("distill_loss", "label_loss")
 # Arguments of a forward that would make the teacher compute a loss.
 LABELS = {"labels", "label", "label_ids", "shift_labels", "start_positions", "end_positions"}
@@ -130,12 +124,25 @@ class DistillationMixin(Trainer):
         """
         self.distillation = distillation or DistillationArguments()
         model = args[0] if args else kwargs.get("model")
+        # Before `super().__init__`, whose `on_init_end` lets callbacks replace the model's layers.
+        teacher = self._choose_teacher(model, teacher)
+        super().__init__(*args, **kwargs)
+        self._learn_from(teacher)
+
+    def begin_distillation(self, distillation: DistillationArguments) -> None:
+        """Does, and refuses, what construction does, for a trainer that was built as one of another class."""
+        self.distillation = distillation
+        self._learn_from(self._choose_teacher(None if self.model_init is not None else self.model, None))
+
+    def _choose_teacher(self, model: Any, teacher: PreTrainedModel | None) -> PreTrainedModel | None:
+        """The teacher given, or the model's own; None where there is none, or only its name is known yet."""
         check_choice(self.distillation, model, teacher)
         self._adapted: PeftModel | None = None  # The student, where the teacher is its own base model.
         if self.distillation.distill_teacher == SELF:
-            # Before `super().__init__`, whose `on_init_end` lets callbacks replace the model's layers.
             teacher, self._adapted = own_teacher(cast(nn.Module, model))
-        super().__init__(*args, **kwargs)
+        return teacher
+
+    def _learn_from(self, teacher: PreTrainedModel | None) -> None:
         self.teacher = teacher
         self.head: Head | None = None
         if self.distillation.enabled or teacher is not None:
@@ -148,6 +155,8 @@ class DistillationMixin(Trainer):
         self._sums: Tensor | None = None
         self._summed_steps = 0
         self._borrows = False  # Whether the last micro-batch of this step has no row of its own.
+        # What sends logs away (TensorBoard, ...) must see what other callbacks add to them.
+        self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, REPORTERS))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of one optimizer step, and how many positions count in them on all processes together."""
@@ -181,6 +190,9 @@ class DistillationMixin(Trainer):
         Where batches are weighed (accumulation, several processes) it is the micro-batch's share of the mean over the
         whole accumulated batch, so that the shares add up to that mean.
         """
+        if not model.training and self._weighs_batches:
+            # Trainer multiplies by the number of processes what a model was to divide by the count, and most do not.
+            return super().compute_loss(model, inputs, return_outputs)
         if not model.training or (self.teacher is None and not self._weighs_batches):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert self.head is not None

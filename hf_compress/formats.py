@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,45 +107,20 @@ FORMATS: dict[str, Format] = {
 }
 
 
-@dataclass
-class FormatArguments:
-    """In which formats the compressed model is written."""
+def check_formats(names: Sequence[str]) -> None:
+    """Nothing, if every name is a format and what writes it is installed; for the start of a run.
 
-    compress_formats: list[str] = field(
-        default_factory=lambda: [PACKED],
-        metadata={
-            "choices": [PACKED, *FORMATS],
-            "help": "Formats of the compressed model. `packed`, the smallest, is always there; `onnx`: an int8 graph "
-            "for ONNX Runtime, OpenVINO and transformers.js; `openvino`: the same as OpenVINO's own files; "
-            "`compressed-tensors`: for stock Transformers and vLLM, linear layers only. Each is scored in the report.",
-        },
-    )
-
-    def __post_init__(self) -> None:
-        for name in self.compress_formats:
-            if name not in (PACKED, *FORMATS):
-                raise ValueError(
-                    f"`--compress_formats` must be of {', '.join((PACKED, *FORMATS))}; got {name!r}. Choose one of "
-                    "these, or leave the flag out to write the packed file alone."
-                )
-
-    @property
-    def enabled(self) -> bool:
-        """Whether any format is asked for beside the packed one."""
-        return bool(self.others)
-
-    @property
-    def others(self) -> list[str]:
-        """The formats beside the packed one, in the order of the table."""
-        return [name for name in FORMATS if name in self.compress_formats]
-
-    def require(self) -> None:
-        """Nothing, if what the formats need is installed; for the start of a run.
-
-        Raises:
-            ImportError: something is not; the message names the extra to install.
-        """
-        for name in self.others:
+    Raises:
+        ValueError: a name is none of a format.
+        ImportError: something is not installed; the message names the extra.
+    """
+    for name in names:
+        if name not in (PACKED, *FORMATS):
+            raise ValueError(
+                f"`--compress_formats` must be of {', '.join((PACKED, *FORMATS))}; got {name!r}. Choose one of "
+                "these, or leave the flag out to write the packed file alone."
+            )
+        if name != PACKED:
             FORMATS[name].require()
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_compress.schemes import Grid, Scheme, affine_parameters, fake_quantize_affine, fake_quantize_symmetric
-from hf_compress.targets import KINDS, Kind, Target, kind, quantizable, tied
+from hf_compress.targets import KINDS, Kind, Target, kind, named_modules, quantizable, tied
 
 
 class FakeQuantized(nn.Module):
@@ -36,7 +36,9 @@ class FakeQuantized(nn.Module):
     step_range: Tensor | None  # Extremes since the last optimizer step. No buffer: DDP would overwrite it from rank 0.
     observing: bool
     quantizing: bool
-    rounded: bool  # Whether the weight was ever used on its grid; no code but the layer's own forward rounds it.
+    # The dtype in which the layer's own forward, and no other code, rounded the weight: its own, unless FSDP casts it
+    # for computing. None if it never did.
+    rounded: torch.dtype | None
     mask: Tensor | None = None  # True where a weight is kept. No buffer: DDP would send it round at every step.
     adapter: tuple[LoraLayer, ...] = ()  # In a tuple, or it would become a submodule: this layer's own, or any other.
 
@@ -66,14 +68,14 @@ class FakeQuantized(nn.Module):
         weight = self.masked(self.weight)
         if not self.quantizing or self.plain or self.weight_grid is None:
             return weight
-        self.rounded = True
+        self.rounded = weight.dtype
         return fake_quantize_symmetric(weight, self.weight_grid)
 
     def rounded_input(self, values: Tensor) -> Tensor:
         """The layer's input, observed while ranges move, on its grid once quantization has begun."""
         if self.input_grid is None or self.plain:
             return values
-        if self.has_range and self.observing and self.training:
+        if self.has_range and self.training and self.observing:
             self._observe(values)
         if not self.quantizing:
             return values
@@ -126,7 +128,7 @@ class FakeQuantizedConv1D(FakeQuantized, Conv1D):
         weight = self.masked(self.weight)
         if not self.quantizing or self.plain or self.weight_grid is None:
             return weight
-        self.rounded = True
+        self.rounded = weight.dtype
         # Contiguous as the stored weight will be: another layout may make the matrix product differ in the last bit.
         return fake_quantize_symmetric(weight.t(), self.weight_grid).t().contiguous()
 
@@ -142,7 +144,7 @@ class FakeQuantizedEmbedding(FakeQuantized, nn.Embedding):
         rows = super().forward(input)
         if not self.quantizing or self.plain or self.weight_grid is None:
             return rows
-        self.rounded = True
+        self.rounded = rows.dtype
         return fake_quantize_symmetric(rows, self.weight_grid)
 
 
@@ -196,7 +198,7 @@ def restore_layers(model: PreTrainedModel, names: Sequence[str], input_grid: Gri
 
 def fake_quantized(model: nn.Module) -> dict[str, FakeQuantized]:
     """The fake-quantized layers of `model` by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantized)}
+    return {name: module for name, module in named_modules(model) if isinstance(module, FakeQuantized)}
 
 
 def rounded(model: PreTrainedModel, targets: Sequence[Target]) -> list[Target]:
@@ -213,8 +215,8 @@ def _turn(layer: nn.Module, layer_kind: Kind, weight_grid: Grid | None, input_gr
     layer.__class__ = _fake_quantized_class(cast(Hashable, type(layer)), layer_kind)
     assert isinstance(layer, FakeQuantized)
     layer.weight_grid, layer.input_grid = weight_grid, input_grid
-    layer.observing = layer.quantizing = layer.rounded = False
-    layer.step_range = None
+    layer.observing = layer.quantizing = False
+    layer.rounded = layer.step_range = None
     if layer.has_range and "input_range" not in layer._buffers:
         unseen = torch.tensor([math.inf, -math.inf], device=layer.weight.device, dtype=torch.float32)
         layer.register_buffer("input_range", unseen)

@@ -4,15 +4,16 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_compress.adapters import current_weight, merge_in_forward
 from hf_compress.layers import FakeQuantized, maskable_modules
 from hf_compress.options import warn_idle
+from hf_compress.sharding import Shards, count_zeros, local, refuse_shards, reshard
 from hf_compress.sparsity import CRITERIA, SCHEDULES, SCOPES, Scope, disagreements, zero_counts
 from hf_compress.targets import Target, prunable, transformer
 
@@ -107,11 +108,12 @@ class PruningCallback(TrainerCallback):
     """Gradual magnitude pruning in any Trainer: zeros in the body's linear layers, on schedule and to the last weight.
 
     Between the shares `prune_begin` and `prune_end` of the optimizer steps, every `prune_every` steps and in the very
-    last, the smallest weights are chosen anew and set to zero. In between, the masks are applied after each optimizer
-    step, so that neither momentum nor weight decay moves a pruned weight. Embeddings and head stay dense, and
-    parameters the objects that the optimizer knows.
+    last, more of the smallest weights are chosen and set to zero. The masks are applied after each optimizer step, so
+    that no optimizer moves a pruned weight, however large its steps: what is pruned stays so. Embeddings and head stay
+    dense, and parameters the objects that the optimizer knows.
 
-    Nothing is added to checkpoints: a pruned weight is one that is zero. Masks take one byte per prunable weight.
+    Nothing is added to checkpoints: a pruned weight is one that is zero. Masks take one byte per prunable weight, on
+    each process for the weights that it holds: those sharded by FSDP2 stay where they are.
 
     Where the model carries a LoRA adapter, weights stay as they are: what is ranked, and masked in every forward, is
     the weight merged with the adapter. Its masks are in the adapter's checkpoint, one bit per weight.
@@ -123,7 +125,7 @@ class PruningCallback(TrainerCallback):
 
     Raises, at the start of training:
         ValueError: an exclude pattern matches nothing, nothing is left to prune, the run is too short for the
-            schedule, the weights are sharded, or an adapter is not supported.
+            schedule, the weights are sharded otherwise than by FSDP2, or an adapter is not supported.
 
     Raises, later:
         ValueError: a weight became NaN.
@@ -157,32 +159,33 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Selects the layers, lays out the schedule and finds a resumed run's masks in its weights."""
         self.on_init_end(args, state, control, **kwargs)  # For a Trainer that was built before it had this callback.
+        reshard(kwargs["model"])
         selected = prunable(transformer(kwargs["model"]), self.arguments.prune_exclude)
         self._targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
-        for target in self._targets:
-            _refuse_shard(target)
+        refuse_shards(kwargs["model"], {target.name: target.weight for target in self._targets}, "--prune_sparsity")
         self._plan(state.max_steps)
+        if self._scope == "global" and state.global_step == 0:
+            self._warn_of_emptied()
         self._choose(state.global_step)
 
     @torch.no_grad()
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Chooses the weights to prune when it is time to, and sets the chosen ones to zero."""
+        """Sets the pruned weights to zero again, and chooses more of them when it is time to."""
         step = state.global_step + 1  # Trainer counts the step after this event.
+        self._apply()
         if step == self._last_choice(step):
+            # Among weights of which the pruned ones are zero: an optimizer may have moved one far enough to be kept.
             self._choose(step)
-        if self._masks is not None:
-            for target, mask in zip(self._targets, self._masks, strict=True):
-                # On the bits, unlike a product, it leaves no negative zeros and no NaN, and is as fast as any.
-                weight = target.weight.detach()
-                weight.view(BITS[weight.element_size()]).bitwise_and_(mask)
+            self._apply()
         if step == self._end:
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Forgets the masks as the checkpoint does, and finds them in the weights as a run resumed from it will."""
         # They could differ if training has moved a kept weight to exactly zero.
+        reshard(kwargs["model"])
         self._choose(state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -215,8 +218,9 @@ class PruningCallback(TrainerCallback):
                 f"reached at step {self._end}. Evaluate and save more often (`--eval_steps`, `--save_steps`), or "
                 f"lower `--prune_end` (now {self.arguments.prune_end})."
             )
+        reshard(kwargs["model"])
         sizes = [target.weight.numel() for target in targets]
-        zeros = [int((current_weight(target.module) == 0).sum()) for target in targets]
+        zeros = count_zeros([current_weight(target.module) for target in targets])
         names = [target.name for target in targets]
         if self._scope == "global":
             zeros, names = [sum(zeros)], ["the whole model"]
@@ -229,6 +233,15 @@ class PruningCallback(TrainerCallback):
                 "checkpoint that was loaded is not from this run. Let no other callback write to pruned weights, and "
                 "start from an empty `--output_dir`."
             )
+
+    def _apply(self) -> None:
+        """Sets the weights that the masks in force prune to zero; beside an adapter every forward does."""
+        if self._masks is None:
+            return
+        for target, mask in zip(self._targets, self._masks, strict=True):
+            # On the bits, unlike a product, it leaves no negative zeros and no NaN, and is as fast as any.
+            weight = local(target.weight)
+            weight.view(BITS[weight.element_size()]).bitwise_and_(mask)
 
     def _plan(self, max_steps: int) -> None:
         # The first choice is made after the first step at the earliest.
@@ -245,6 +258,23 @@ class PruningCallback(TrainerCallback):
             warnings.warn(
                 f"`--prune_every {self.arguments.prune_every}` prunes in one leap: only {self._end - self._begin} of "
                 f"{max_steps} steps lie between `--prune_begin` and `--prune_end`. Lower it, or train longer.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    @torch.no_grad()
+    def _warn_of_emptied(self) -> None:
+        """Warns of layers that one threshold for all would leave without a weight, by the weights at the start."""
+        weights = [current_weight(target.module).detach() for target in self._targets]
+        masks = CRITERIA["magnitude"](weights, self.arguments.prune_sparsity, self._scope)
+        kept = Shards.of(weights).total(np.array([int(mask.count_nonzero()) for mask in masks]))
+        emptied = [target.name for target, count in zip(self._targets, kept, strict=True) if count == 0]
+        if emptied:
+            warnings.warn(
+                f"`--prune_scope global` at `--prune_sparsity {self.arguments.prune_sparsity}` would set all weights "
+                f"of {len(emptied)} of {len(kept)} layers to zero ({', '.join(emptied[:3])}): they are smaller than "
+                "those of other layers, as those of an untrained layer are. Use `--prune_scope layer`, or keep such "
+                f"layers dense (`--prune_exclude {emptied[0]}`).",
                 UserWarning,
                 stacklevel=2,
             )
@@ -273,7 +303,7 @@ class PruningCallback(TrainerCallback):
         if zeros == 0:
             return
         masks = CRITERIA["magnitude"](weights, sparsity, self._scope)
-        different = disagreements(masks)
+        different = disagreements(masks, Shards.of(weights))
         if different:
             raise RuntimeError(
                 f"processes have chosen different weights to prune in {len(different)} of {len(masks)} layers, the "
@@ -287,14 +317,3 @@ class PruningCallback(TrainerCallback):
                 carrier.mask = mask
         else:
             self._masks = [mask.view(torch.int8).neg_() for mask in masks]
-
-
-def _refuse_shard(target: Target) -> None:
-    weight = target.weight
-    # FSDP's first version leaves flat views of a weight, ZeRO-3 leaves it empty.
-    if isinstance(weight, DTensor) or weight.ndim != 2 or weight.numel() == 0:
-        raise ValueError(
-            f"`--prune_sparsity` needs whole weights, but {target.name} is sharded over processes "
-            f"({type(weight).__name__} of shape {tuple(weight.shape)}), so that each would choose by its own part. "
-            "Use DDP, DeepSpeed ZeRO-1 or ZeRO-2 in place of FSDP and ZeRO-3."
-        )

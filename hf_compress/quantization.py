@@ -7,12 +7,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import PeftModel
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.distributed.fsdp import is_fsdp_enabled
 
 from hf_compress.adapters import merge_in_forward
 from hf_compress.layers import FakeQuantized, fake_quantize_modules, fake_quantized
 from hf_compress.options import warn_idle
 from hf_compress.schemes import SCHEMES, Scheme
+from hf_compress.sharding import refuse_shards, reshard
 from hf_compress.targets import quantizable, transformer
 
 # Weight of the past in the moving average of activation ranges (Jacob et al., 2018, sec. 3.1: "close to 1").
@@ -94,7 +97,8 @@ class QuantizationCallback(TrainerCallback):
 
     Raises, from Trainer's construction or at the start of training:
         ValueError: an exclude pattern matches nothing, the run is too short for quantization ever to begin, it is
-            resumed without the ranges that it had, or one process is to train on several GPUs.
+            resumed without the ranges that it had, one process is to train on several GPUs, the weights are sharded
+            otherwise than by FSDP2, or accelerate is to load them in a way that has no room for ranges.
 
     Raises, at the end of training:
         RuntimeError: it stopped before quantization began, or the best model is to be loaded and none was quantized.
@@ -108,13 +112,21 @@ class QuantizationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model = transformer(kwargs["model"])
-        fake_quantize_modules(model, self.arguments.scheme, self.arguments.quant_exclude)
+        layers = fake_quantize_modules(model, self.arguments.scheme, self.arguments.quant_exclude)
+        # True with `cpu_ram_efficient_loading` only.
+        if is_fsdp_enabled() and any(layer.has_range for layer in layers):
+            raise ValueError(
+                f"`--quant_scheme {self.arguments.quant_scheme}` keeps ranges in buffers, which accelerate cannot "
+                "load with `cpu_ram_efficient_loading`. Set that to false in `--fsdp_config` or accelerate's own "
+                "configuration, or choose a scheme without ranges, such as `int8-dynamic`."
+            )
         if isinstance(model, PeftModel):
             merge_in_forward(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        args = kwargs.get("st_args", args)  # SetFit hands over arguments of its own, and its trainer's beside them.
         if args.n_gpu > 1:
             raise ValueError(
                 f"`--quant_scheme` cannot train one process on {args.n_gpu} GPUs (`nn.DataParallel`), whose copies of "
@@ -122,7 +134,9 @@ class QuantizationCallback(TrainerCallback):
                 f"{args.n_gpu}`, `accelerate launch`), or show it one (`CUDA_VISIBLE_DEVICES=0`)."
             )
         model = transformer(kwargs["model"])
+        reshard(model)
         targets = quantizable(model, self.arguments.quant_exclude)
+        refuse_shards(kwargs["model"], {target.name: target.weight for target in targets}, "--quant_scheme")
         if not all(isinstance(target.module, FakeQuantized) for target in targets):
             # `model_init` has made a new model, or the Trainer was built without this callback.
             self.on_init_end(args, state, control, **kwargs)
@@ -145,7 +159,7 @@ class QuantizationCallback(TrainerCallback):
         if state.global_step >= state.max_steps:
             # No step is left in which layers could show that they round; what has seen its inputs did.
             for layer in self._layers:
-                layer.rounded = layer.ready
+                layer.rounded = layer.weight.dtype if layer.ready else None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -160,10 +174,9 @@ class QuantizationCallback(TrainerCallback):
         if not layers:
             return
         # One process may have seen what another has not; all must send messages of the same length, or none.
-        unseen = layers[0].input_range.new_tensor([math.inf, -math.inf])
-        steps = torch.stack([unseen if layer.step_range is None else layer.step_range for layer in layers])
+        steps = torch.stack([_unseen(layer) if layer.step_range is None else layer.step_range for layer in layers])
         # Extremes of all processes in one message: the negated minimum makes both a maximum.
-        sign = unseen.new_tensor([-1.0, 1.0])
+        sign = steps.new_tensor([-1.0, 1.0])
         extremes = steps * sign
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
@@ -173,7 +186,7 @@ class QuantizationCallback(TrainerCallback):
         average = torch.where(seen.isinf(), past, average)
         for layer, moved in zip(layers, average, strict=True):
             layer.input_range.copy_(moved)
-            layer.step_range = None
+            layer.step_range = _unseen(layer)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -181,6 +194,19 @@ class QuantizationCallback(TrainerCallback):
         if state.global_step == self._begin_step(state) + 1:
             # This step was the first to round; the best model so far computes in floating point: not for shipping.
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Adds the widths of activation ranges to the logs of training: `quant_range_mean`, `quant_range_max`."""
+        ranges = [layer.input_range for layer in self._layers if layer.has_range and layer.weight_grid is not None]
+        if "loss" not in kwargs["logs"] or not ranges:
+            return
+        widths = (torch.stack(ranges) @ ranges[0].new_tensor([-1.0, 1.0])).float()
+        widths = widths[widths.isfinite()]  # What nobody calls has seen nothing.
+        if len(widths):
+            added = {"quant_range_mean": float(widths.mean()), "quant_range_max": float(widths.max())}
+            kwargs["logs"].update(added)
+            for copied in state.log_history[-1:]:  # Trainer puts its copy there before this event.
+                copied.update(added)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -207,7 +233,17 @@ class QuantizationCallback(TrainerCallback):
         observing = step < math.ceil(self.arguments.quant_freeze * state.max_steps)
         for layer in self._layers:
             layer.quantizing, layer.observing = quantizing, observing
+            if observing and layer.has_range and layer.step_range is None:
+                layer.step_range = _unseen(layer)
 
     def _begin_step(self, state: TrainerState) -> int:
         # Ranges are unknown in the first step.
         return max(1, round(self.arguments.quant_begin * state.max_steps))
+
+
+def _unseen(layer: FakeQuantized) -> Tensor:
+    """The range before anything was seen: what a compiled forward finds is then always a tensor, and of its own.
+
+    None in the first micro-batch of a step, or one tensor for all layers, would double the graphs of the compiler.
+    """
+    return layer.input_range.new_tensor([math.inf, -math.inf])

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
@@ -16,8 +18,9 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_compress.coding import declared, pack, unpack
-from hf_compress.layers import restore_layers
+from hf_compress.layers import FakeQuantized, restore_layers
 from hf_compress.schemes import Grid, Scheme, from_integers, symmetric_scale, to_integers
+from hf_compress.sharding import gathered
 from hf_compress.targets import Kind, kind
 
 METHOD = "hf_compress"
@@ -142,17 +145,24 @@ class CompressionQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What goes into the file: packed weights, their scales, and all else as it is; tied weights once."""
+        """What goes into the file: packed weights, their scales, and all else as it is; tied weights once.
+
+        Sharded tensors are gathered one at a time. All processes must call it; what it returns is the first one's.
+        """
         config = self.quantization_config
         state: dict[str, Tensor] = {}
         for name, tensor in remove_tied_weights_from_state_dict(model.state_dict(), model).items():
             layer, _, leaf = name.rpartition(".")
             if leaf == "input_range" and layer not in config.quantized:
                 continue  # Of a layer that is never called: it is stored and loaded as an ordinary one.
+            if isinstance(tensor, DTensor):
+                tensor = gathered(tensor).cpu()
+                if dist.get_rank() > 0:
+                    continue
             if leaf != "weight" or layer not in {*config.quantized, *config.pruned}:
                 state[name] = tensor
             elif layer in config.quantized:
-                integers, scale = self._integers(tensor, kind(_layer(model, layer)))
+                integers, scale = self._integers(tensor, _layer(model, layer))
                 state[name + PACKED], state[name + SCALE] = pack(integers), scale
             else:
                 # A masked negative weight is -0.0, whose sign bit would be stored; adding zero makes it 0.0.
@@ -160,9 +170,12 @@ class CompressionQuantizer(HfQuantizer):
         # No metadata of ours: safetensors writes several entries in an order that changes from run to run.
         return state, {}
 
-    def _integers(self, weight: Tensor, layer: Kind | None) -> tuple[Tensor, Tensor]:
-        grid = self.quantization_config.grid(layer or "linear")
-        rows = weight.t() if layer == "conv1d" else weight
+    def _integers(self, weight: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
+        layer_kind = kind(layer)
+        grid = self.quantization_config.grid(layer_kind or "linear")
+        rows = weight.t() if layer_kind == "conv1d" else weight
+        if isinstance(layer, FakeQuantized) and layer.rounded:
+            rows = rows.to(layer.rounded)
         scale = symmetric_scale(rows, grid)
         return to_integers(rows, scale, grid).to(torch.int8), scale
 

@@ -1,8 +1,9 @@
 """What was measured: one frozen `Report` per compressed checkpoint, as `report.json` beside it."""
 
 import copy
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -61,8 +62,9 @@ class Report:
     """Everything that is known about one compressed checkpoint, each number measured.
 
     `dense`, `teacher` and `compressed` map metric names to scores on the same evaluation rows; `compressed` belongs to
-    the artefact as reloaded from disk. `sparsity` is the share of zeros of every prunable tensor in that artefact,
-    `achieved_sparsity` the share over all of them; with few bits these count weights that rounding sent to zero, too.
+    the artefact as reloaded from disk, `dense` is None if no uncompressed model for the task was evaluated. `sparsity`
+    is the share of zeros of every prunable tensor in that artefact, `achieved_sparsity` the share over all of them;
+    with few bits these count weights that rounding sent to zero, too.
     `parity` is the largest absolute difference of a logit between the trained and the reloaded model, over
     `parity_rows` evaluation rows per process. `base_model` is the name or path as given; `base_model_hub_id` is set
     only if that is a model of the Hub. `head` names what is predicted (`Head.name`). `formats` has the formats that
@@ -80,7 +82,7 @@ class Report:
     task: str
     dataset: DatasetFacts
     main_metric: str
-    dense: dict[str, float]
+    dense: dict[str, float] | None
     teacher: dict[str, float] | None
     compressed: dict[str, float]
     size: Size
@@ -175,6 +177,12 @@ def evaluating(trainer: Trainer, model: nn.Module) -> Iterator[None]:
         trainer.accelerator._models, trainer.callback_handler.model = kept_models, kept_callback_model
 
 
+def evaluation_batches(trainer: Trainer) -> list[dict[str, Any]]:
+    """The trainer's first `PARITY_BATCHES` evaluation batches; of a distributed run, this process's share of them."""
+    dataset = next(iter(trainer.eval_dataset)) if isinstance(trainer.eval_dataset, dict) else None
+    return list(itertools.islice(trainer.get_eval_dataloader(dataset), PARITY_BATCHES))
+
+
 def logit_difference(trainer: Trainer, reloaded: nn.Module, head: Head) -> tuple[float, int]:
     """The largest absolute difference of a logit between `trainer.model` and `reloaded`, and the rows compared.
 
@@ -182,11 +190,10 @@ def logit_difference(trainer: Trainer, reloaded: nn.Module, head: Head) -> tuple
     process of a distributed run must call it: the difference is the largest of all of them, the rows are its own.
     """
     trained, training = trainer.model, trainer.model.training
-    dataset = next(iter(trainer.eval_dataset)) if isinstance(trainer.eval_dataset, dict) else None
     largest, rows = torch.zeros((), dtype=torch.float64), 0
     trained.eval(), reloaded.eval()
     try:
-        for _, batch in zip(range(PARITY_BATCHES), trainer.get_eval_dataloader(dataset), strict=False):
+        for batch in evaluation_batches(trainer):
             inputs = trainer._prepare_inputs(batch)
             with torch.no_grad(), trainer.accelerator.autocast():
                 ours, theirs = (head.logits(model(**inputs)) for model in (trained, reloaded))
@@ -208,11 +215,13 @@ def measure(
     base_model: str,
     task: str,
     dataset: DatasetFacts,
-    main_metric: str,
-    dense: Mapping[str, float],
+    main_metric: str | None = None,
+    dense: Mapping[str, float] | None,
     teacher: Mapping[str, float] | None = None,
     base_model_hub_id: str | None = None,
     base_model_revision: str | None = None,
+    evaluate: Callable[[], Mapping[str, Any]] | None = None,
+    command: str | None = None,
 ) -> Report:
     """The report on `folder`, which `save_compressed` wrote from `trainer.model`; nothing is written.
 
@@ -226,11 +235,15 @@ def measure(
         base_model: the name or path of the model that training started from, as the user gave it.
         task: a short name of the task, such as "sst2".
         dataset: the rows that the trainer used.
-        main_metric: the score that heads the card; without `eval_` in front.
-        dense: scores on the same rows of the dense model, as `Trainer.evaluate` returns them.
+        main_metric: the score that heads the card, without `eval_` in front; by default `metric_for_best_model`, or
+            else the first that is no loss.
+        dense: scores on the same rows of the dense model, as `Trainer.evaluate` returns them; None if there is none.
         teacher: the same of the teacher, if there was one.
         base_model_hub_id: the Hub id of `base_model`; by default `base_model` itself if it can only be such an id.
         base_model_revision: its commit; by default the one that the model's configuration was loaded from, if any.
+
+        evaluate: scores the trainer's model in place of `trainer.evaluate()`, and returns what that would.
+        command: the command line that led here; by default that of this process.
 
     Raises:
         ValueError: the trainer has no evaluation set, `main_metric` is no score, or the folder cannot be loaded.
@@ -243,9 +256,9 @@ def measure(
     reloaded.to(trainer.args.device)
     head = find_head(reloaded)
     with evaluating(trainer, reloaded):
-        compressed = clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
+        compressed = _scores(trainer, evaluate)
     parity, parity_rows = logit_difference(trainer, reloaded, head)
-    formats = {name: _format_facts(trainer, folder, name, reloaded, head) for name in written(folder)}
+    formats = {name: _format_facts(trainer, folder, name, reloaded, evaluate) for name in written(folder)}
 
     with torch.device("meta"):
         dense_model: PreTrainedModel = type(source)(copy.deepcopy(source.config))
@@ -259,14 +272,14 @@ def measure(
         base_model=base_model,
         base_model_hub_id=hub_id,
         base_model_revision=base_model_revision or getattr(source.config, "_commit_hash", None) if hub_id else None,
-        model_class=type(source).__name__,
+        model_class=type(reloaded).__name__,
         auto_class=head.auto_class.__name__,
         head=head.name,
         pipeline_tag=head.pipeline_tag,
         task=task,
         dataset=dataset,
-        main_metric=main_metric,
-        dense=clean_scores(dense),
+        main_metric=main_metric or _main_metric(compressed, trainer.args.metric_for_best_model),
+        dense=None if dense is None else clean_scores(dense),
         teacher=None if teacher is None else clean_scores(teacher),
         compressed=compressed,
         size=measured_size(folder, dense_model, inventory.tensors(folder), recipe),
@@ -278,7 +291,7 @@ def measure(
         train_steps=trainer.state.global_step,
         hyperparameters=provenance.hyperparameters(trainer.args),
         seed=trainer.args.seed,
-        command=provenance.command(),
+        command=command or provenance.command(),
         hardware=provenance.hardware(trainer.args.device),
         versions=provenance.versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -286,10 +299,36 @@ def measure(
     )
 
 
-def _format_facts(trainer: Trainer, folder: Path, name: str, reloaded: PreTrainedModel, head: Head) -> FormatFacts:
-    other = FORMATS[name].read(folder / FORMATS[name].path, reloaded).to(trainer.args.device)
-    with evaluating(trainer, other):
-        scores = clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
+def _main_metric(scores: Mapping[str, float], preferred: str | None) -> str:
+    """The score that stands for the task: the one that models are chosen by, or the first that is no loss."""
+    preferred = (preferred or "").removeprefix("eval_")
+    if preferred in scores:
+        return preferred
+    return next((name for name in scores if not name.endswith("loss")), next(iter(scores), "loss"))
+
+
+def _scores(trainer: Trainer, evaluate: Callable[[], Mapping[str, Any]] | None) -> dict[str, float]:
+    if evaluate is None:
+        return clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
+    return clean_scores(evaluate())
+
+
+def _format_facts(
+    trainer: Trainer,
+    folder: Path,
+    name: str,
+    reloaded: PreTrainedModel,
+    evaluate: Callable[[], Mapping[str, Any]] | None,
+) -> FormatFacts:
+    other, head = (
+        FORMATS[name].read(folder / FORMATS[name].path, reloaded).to(trainer.args.device),
+        find_head(reloaded),
+    )
+    scores: dict[str, float] = {}
+    # Metrics of sequence-to-sequence models are of texts that are generated, which a graph does not do by itself.
+    if head.kind != "seq2seq" or not isinstance(other, RuntimeModel):
+        with evaluating(trainer, other):
+            scores = _scores(trainer, evaluate)
     if isinstance(other, RuntimeModel):
         scores.pop("loss", None)  # Runtimes know no labels.
     return FormatFacts(FORMATS[name].stored_bytes(folder), logit_difference(trainer, other, head)[0], scores)

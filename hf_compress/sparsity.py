@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
+
+from hf_compress.sharding import Search, Shards, local
 
 Scope = Literal["layer", "global"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -56,6 +56,9 @@ def magnitude_masks(
     "global". Equal magnitudes go by position (order of the tensors, then flat index), the first ones first. So masks
     nest: what is pruned at one sparsity is pruned at every higher one.
 
+    Of weights that FSDP2 has sharded by rows (`DTensor`s), masks are this process's part of what one process would get
+    for the whole weights. All processes must call it. They exchange counts and a few numbers, never weights.
+
     Args:
         weights: floating-point tensors; left as they are.
         sparsity: share of zeros, in [0, 1].
@@ -66,29 +69,25 @@ def magnitude_masks(
     if not weights:
         return []
     counts = zero_counts([weight.numel() for weight in weights], sparsity, scope)
-    if scope == "global":
-        return _keep_largest(weights, counts[0])
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(lambda weight, count: _keep_largest([weight], count)[0], weights, counts))
+    groups = [weights] if scope == "global" else [[weight] for weight in weights]
+    shards = Shards.of(weights)
+    searches = [_keep_largest(group, count, shards) for group, count in zip(groups, counts, strict=True)]
+    return [mask for masks in shards.together(searches) for mask in masks]
 
 
 CRITERIA: dict[str, Callable[[Sequence[Tensor], float, Scope], list[Tensor]]] = {"magnitude": magnitude_masks}
 
 
-def disagreements(masks: Sequence[Bool[Tensor, "..."]]) -> list[int]:
-    """The indices of the masks that are not the same on all processes; none where there is one process.
+def disagreements(masks: Sequence[Bool[Tensor, "..."]], shards: Shards) -> list[int]:
+    """The indices of the masks that differ between processes which should have the same; none where there is one.
 
     All processes must call it, with masks of the same shapes, and all get the same answer. They exchange 16 bytes per
     mask: a checksum that no single difference escapes, and several only by coincidence.
+
+    Args:
+        shards: of the weights that the masks were derived from; replicas of a shard should have the same masks.
     """
-    if not masks or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return []
-    sums = torch.stack([_checksum(mask) for mask in masks])
-    # Greatest and least in one message: the complement turns order around without overflow.
-    extremes = torch.cat([sums, ~sums])
-    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-    greatest, least = extremes[: len(masks)], ~extremes[len(masks) :]
-    return (greatest != least).nonzero().flatten().tolist()
+    return shards.disagreements(torch.stack([_checksum(mask) for mask in masks])) if masks else []
 
 
 def _checksum(mask: Tensor) -> Tensor:
@@ -99,101 +98,118 @@ def _checksum(mask: Tensor) -> Tensor:
 
 # The count-th smallest magnitude is bracketed by quantiles of a sample. One pass per tensor then counts what lies
 # below the bracket and picks out what lies inside, and only those few are compared with each other (Floyd & Rivest,
-# 1975). Counts and candidates of several tensors, or of several shards of a model, simply add up.
+# 1975). Counts of several tensors, and of several shards of them, simply add up.
 #
 # On a CPU the arrays are numpy's: comparing, finding and partitioning are several times faster there on one core than
 # in torch on two, and do not wait for each other's threads on a busy machine.
 Array = Any  # np.ndarray if the weights are on a CPU, else Tensor
+BITS = {4: np.uint32, 8: np.uint64}  # The integers as wide as a magnitude, by bytes.
+DIGIT = 8  # Bits by which processes narrow down a number together.
 
 
-@torch.no_grad()
-def _keep_largest(weights: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Masks over one group that are False at its `count` smallest magnitudes."""
+def _keep_largest(weights: Sequence[Tensor], count: int, shards: Shards) -> Search[list[Tensor]]:
+    """Masks over one group, of this process's parts, that are False at the group's `count` smallest magnitudes."""
+    parts = [local(weight) for weight in weights]
     if count == 0:
-        return [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
-    dtype = torch.float64 if any(weight.dtype == torch.float64 for weight in weights) else torch.float32
-    split = _split(weights, dtype, *_bracket(weights, dtype, count))
-    if not 0 <= count - split.below <= split.candidates.size:  # The sample misled, or too many weights tie at `low`.
-        everything = torch.cat([weight.detach().reshape(-1).to(dtype).abs() for weight in weights])
-        threshold = everything.kthvalue(count).values
-        below = float(torch.nextafter(threshold, torch.zeros_like(threshold))) if threshold > 0 else -1.0
-        split = _split(weights, dtype, below, float(threshold))
-    split.keep_all_but(count - split.below)
-    return [torch.as_tensor(mask).view(weight.shape) for mask, weight in zip(split.masks, weights, strict=True)]
+        return [torch.ones_like(part, dtype=torch.bool) for part in parts]
+    dtype = torch.float64 if any(part.dtype == torch.float64 for part in parts) else torch.float32
+    total = sum(weight.numel() for weight in weights)
+    for low, high in ((yield from _bracket(parts, dtype, count, total, shards)), (-1.0, math.inf)):
+        split = _split(parts, dtype, low, high)
+        below, candidates, *broken = yield np.array([split.below, split.candidates.size, *split.broken])
+        for index, weight in enumerate(weights):
+            if broken[index]:
+                raise ValueError(
+                    f"weight {index + 1} of {len(weights)}, of shape {tuple(weight.shape)}, holds NaN, so magnitudes "
+                    "cannot be ranked: training has diverged. Lower `--learning_rate`, or clip gradients with "
+                    "`--max_grad_norm`."
+                )
+        if 0 <= count - below <= candidates:  # Or else the sample misled, or too many weights tie at `low`.
+            break
+    yield from split.keep_all_but(int(count - below), shards)
+    return [torch.as_tensor(mask).view(part.shape) for mask, part in zip(split.masks, parts, strict=True)]
 
 
 @dataclass
 class _Split:
-    """A group of weights, parted by a bracket (low, high] of magnitudes.
+    """This process's parts of a group of weights, parted by a bracket (low, high] of magnitudes.
 
     `below` counts the magnitudes up to low; `masks`, one flat array per weight, are True above high; `candidates` are
-    the magnitudes in between, and `places` their flat indices, weight by weight.
+    the magnitudes in between, `places` their flat indices, and `broken` the number of NaNs, weight by weight.
     """
 
     below: int
     masks: list[Array]
     places: list[Array]
     candidates: np.ndarray
+    broken: list[int]
 
-    def keep_all_but(self, count: int) -> None:
-        """Sets the masks to True inside the bracket too, except at the `count` smallest candidates."""
-        keep = np.ones(self.candidates.size, dtype=bool)
-        if count > 0:
-            threshold = np.partition(self.candidates, count - 1)[count - 1]
-            smaller = self.candidates < threshold
-            ties = np.flatnonzero(self.candidates == threshold)
-            keep[smaller] = False
-            keep[ties[: count - np.count_nonzero(smaller)]] = False
-        start = 0
-        for mask, places in zip(self.masks, self.places, strict=True):
-            kept = keep[start : start + len(places)]
+    def keep_all_but(self, count: int, shards: Shards) -> Search[None]:
+        """Sets the masks to True inside the bracket too, except at the `count` smallest candidates of all shards."""
+        threshold, ties = (yield from _smallest(self.candidates, count, shards)) if count > 0 else (-1.0, 0)
+        ends = np.cumsum([len(places) for places in self.places])
+        tied = [np.flatnonzero(inside == threshold) for inside in np.split(self.candidates, ends[:-1])]
+        ahead = yield from shards.ahead(np.array([len(one) for one in tied]))
+        keep = np.split(self.candidates > threshold, ends[:-1])
+        for mask, places, kept, equal, before in zip(self.masks, self.places, keep, tied, ahead, strict=True):
+            kept[equal[max(0, ties - before) :]] = True
             mask[places] = kept if isinstance(mask, np.ndarray) else torch.from_numpy(kept).to(mask.device)
-            start += len(places)
 
 
-def _split(weights: Sequence[Tensor], dtype: torch.dtype, low: float, high: float) -> _Split:
-    below, masks, places, candidates = 0, [], [], []
+def _split(parts: Sequence[Tensor], dtype: torch.dtype, low: float, high: float) -> _Split:
+    below, masks, places, candidates, broken = 0, [], [], [], []
     # Weight by weight, so that the passes over one find it in the processor's cache.
-    for index, weight in enumerate(weights):
-        magnitudes = _magnitudes(weight, dtype)
+    for part in parts:
+        magnitudes = _magnitudes(part, dtype)
         under, above = magnitudes <= low, magnitudes > high
         inside = _where(under == above)
-        inner = magnitudes[inside]
-        inner = inner if isinstance(inner, np.ndarray) else inner.cpu().numpy()
-        # NaN is neither below nor above the bracket.
-        if np.isnan(inner).any():
-            raise ValueError(
-                f"weight {index + 1} of {len(weights)}, of shape {tuple(weight.shape)}, holds NaN, so magnitudes "
-                "cannot be ranked: training has diverged. Lower `--learning_rate`, or clip gradients with "
-                "`--max_grad_norm`."
-            )
+        inner = _on_cpu(magnitudes[inside])
         below += int(np.count_nonzero(under) if isinstance(under, np.ndarray) else torch.count_nonzero(under))
         masks.append(above)
         places.append(inside)
         candidates.append(inner)
-    return _Split(below, masks, places, np.concatenate(candidates))
+        broken.append(int(np.isnan(inner).sum()))  # NaN is neither below nor above the bracket.
+    return _Split(below, masks, places, np.concatenate(candidates), broken)
 
 
-def _bracket(weights: Sequence[Tensor], dtype: torch.dtype, count: int) -> tuple[float, float]:
-    """Two magnitudes between which, in all likelihood, the `count`-th smallest lies."""
-    total = sum(weight.numel() for weight in weights)
+def _bracket(
+    parts: Sequence[Tensor], dtype: torch.dtype, count: int, total: int, shards: Shards
+) -> Search[tuple[float, float]]:
+    """Two magnitudes between which, in all likelihood, the `count`-th smallest of `total` lies."""
     # A sample in proportion to total^(2/3) balances its own cost against that of the candidates it leaves.
     spacing = max(1, round(total ** (1 / 3) / 2))
     samples = []
-    for weight in weights:
+    for part in parts:
         # Prime to the row length, so that all columns are sampled alike: some hold far larger weights than others.
         stride = spacing
-        while math.gcd(stride, weight.shape[-1] if weight.numel() > 1 else 1) != 1:
+        while math.gcd(stride, part.shape[-1] if part.numel() > 1 else 1) != 1:
             stride += 1
-        samples.append(_magnitudes(weight.detach().reshape(-1)[::stride], dtype))
-    sample = np.concatenate([part if isinstance(part, np.ndarray) else part.cpu().numpy() for part in samples])
+        samples.append(_on_cpu(_magnitudes(part.reshape(-1)[::stride], dtype)))
+    sample = np.concatenate(samples)
+    (size,) = yield np.array([sample.size])
     share = count / total
-    margin = 4 * math.sqrt(sample.size * share * (1 - share)) + 1  # 4 standard deviations of a random sample's rank
-    first, last = math.floor(share * sample.size - margin), math.ceil(share * sample.size + margin)
-    ordered = np.partition(sample, [max(first, 0), min(last, sample.size - 1)])
-    low = float(ordered[first]) if first >= 0 else -1.0
-    high = float(ordered[last]) if last < sample.size else math.inf
+    margin = 4 * math.sqrt(size * share * (1 - share)) + 1  # 4 standard deviations of a random sample's rank
+    first, last = math.floor(share * size - margin) + 1, math.ceil(share * size + margin) + 1
+    low = (yield from _smallest(sample, first, shards))[0] if first > 0 else -1.0
+    high = (yield from _smallest(sample, last, shards))[0] if last <= size else math.inf
     return low, high
+
+
+def _smallest(magnitudes: np.ndarray, rank: int, shards: Shards) -> Search[tuple[float, int]]:
+    """The `rank`-th smallest magnitude, from 1, of those on all shards, and its rank among the ones equal to it."""
+    if shards.whole:  # Several times faster than what follows, where nothing has to be agreed upon.
+        threshold = np.partition(magnitudes, rank - 1)[rank - 1]
+        return float(threshold), rank - int(np.count_nonzero(magnitudes < threshold))
+    # Magnitudes are ordered as their bits are. Digit by digit, foremost first, the counts of all shards tell which
+    # one it has; what agrees so far goes on.
+    bits, found = magnitudes.view(BITS[magnitudes.itemsize]), 0
+    for shift in reversed(range(0, 8 * magnitudes.itemsize, DIGIT)):
+        digits = (bits >> bits.dtype.type(shift)).astype(np.int64) & (2**DIGIT - 1)
+        numbers = np.cumsum((yield np.bincount(digits, minlength=2**DIGIT)))
+        digit = int(np.searchsorted(numbers, rank))
+        rank -= int(numbers[digit - 1]) if digit else 0
+        bits, found = bits[digits == digit], found << DIGIT | digit
+    return float(np.array(found, bits.dtype).view(magnitudes.dtype)), rank
 
 
 def _magnitudes(weight: Tensor, dtype: torch.dtype) -> Array:
@@ -203,3 +219,7 @@ def _magnitudes(weight: Tensor, dtype: torch.dtype) -> Array:
 
 def _where(mask: Array) -> Array:
     return np.flatnonzero(mask) if isinstance(mask, np.ndarray) else mask.nonzero().squeeze(1)
+
+
+def _on_cpu(magnitudes: Array) -> np.ndarray:
+    return magnitudes if isinstance(magnitudes, np.ndarray) else magnitudes.cpu().numpy()

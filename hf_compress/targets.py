@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
@@ -49,15 +50,17 @@ class Target:
         return 1 if self.kind == "conv1d" else 0
 
 
-def transformer(model: nn.Module) -> PreTrainedModel | PeftModel:
-    """The Transformers model that `model` is, with any adapter, or is built around as in sentence-transformers.
+def transformer(model: object) -> PreTrainedModel | PeftModel:
+    """The Transformers model that `model` is, with any adapter, or is around, as in sentence-transformers and SetFit.
 
     Raises:
         ValueError: there is none, or more than one.
     """
     if isinstance(model, PreTrainedModel | PeftModel):
         return model
-    inner = {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    # SetFit's model is no module: it holds one, and a classifier.
+    around: Any = getattr(model, "model_body", model)
+    inner = {name: module for name, module in around.named_modules() if isinstance(module, PreTrainedModel)}
     outermost = [name for name in inner if not any(name.startswith(f"{other}.") for other in inner)]
     if len(outermost) != 1:
         raise ValueError(
@@ -100,10 +103,10 @@ def quantizable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ())
     """
     targets = _select(model, ("linear", "conv1d", "embedding"), exclude, "quant_exclude")
     # This head multiplies by the weight of the embeddings without calling them: it would not see it rounded.
-    reads_embeddings = type(model).__name__ in _LEGACY_HEADS and not model.config.legacy
+    reads_embeddings = _class_name(model) in _LEGACY_HEADS and not model.config.legacy
     if reads_embeddings and any(target.module is model.get_input_embeddings() for target in targets):
         raise ValueError(
-            f"`--quant_scheme` cannot round the word embeddings of {type(model).__name__} with `config.legacy` False, "
+            f"`--quant_scheme` cannot round the word embeddings of {_class_name(model)} with `config.legacy` False, "
             "whose head reads their weight past the layer that rounds it. Give `--quant_exclude word_embeddings`."
         )
     return targets
@@ -128,6 +131,11 @@ def part(model: PreTrainedModel, name: str) -> Literal["embeddings", "encoder", 
     return "head" if _in_head(model, owner, module) else "encoder"
 
 
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of `model` under the names that its state dict goes by: FSDP's checkpointing wraps some of them."""
+    return ((name.replace(_CHECKPOINT_PREFIX, ""), module) for name, module in model.named_modules())
+
+
 def kind(module: nn.Module) -> Kind | None:
     """The kind of layer that `module` is, or None if no method touches its kind."""
     return next((layer for layer_class, layer in KINDS.items() if isinstance(module, layer_class)), None)
@@ -140,7 +148,7 @@ def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def _layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, Kind]]:
     """Every layer of a kind that methods touch, under its name in the merged model; adapters themselves are none."""
     wrapped: tuple[str, ...] = ()
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if name.startswith(wrapped):
             continue
         inner: list[tuple[str, nn.Module]] = [(name, module)]
@@ -155,6 +163,10 @@ def _layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, Kind]]:
                 yield own_name, layer, layer_kind
 
 
+def _class_name(model: nn.Module) -> str:
+    return type(model).__name__.removeprefix("FSDP")  # FSDP2 makes a class of its own of every class that it shards.
+
+
 def _in_head(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
     """Whether `module`, called `name`, lies outside the body (`base_model`) or is the output projection."""
     output = model.get_output_embeddings()
@@ -162,7 +174,7 @@ def _in_head(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
         return True
     if model.base_model is not model:
         return not f"{name}.".startswith(f"{model.base_model_prefix}.")
-    headless = type(model).__name__ in _HEADLESS
+    headless = _class_name(model) in _HEADLESS
     # Without a base, as in T5, a linear layer beside encoder and decoder is the head; ALBERT's own base has a pooler.
     return "." not in name and kind(model.get_submodule(name)) in ("linear", "conv1d") and not headless
 

@@ -29,7 +29,9 @@ from jaxtyping import install_import_hook
 
 # The mathematics promises shapes, so its annotations are executed. The floors above take models and trainers, for
 # which tests may hand in doubles that only quack.
-CHECKED = [f"hf_compress.{name}" for name in ("losses", "sparsity", "schemes", "coding", "targets", "heads")]
+CHECKED = [
+    f"hf_compress.{name}" for name in ("losses", "sharding", "sparsity", "schemes", "coding", "targets", "heads")
+]
 install_import_hook(CHECKED, "beartype.beartype")
 
 import numpy

@@ -10,28 +10,19 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
-    HfArgumentParser,
     PreTrainedTokenizerFast,
 )
 
 from hf_compress import formats
-from hf_compress.formats import FORMATS, FormatArguments, write_formats, written
+from hf_compress.flags import CompressionArguments
+from hf_compress.formats import FORMATS, check_formats, write_formats, written
 from hf_compress.parity import Parity, load, random_batches
 from tests.quantized import quantized
 
 
-def test_packed_alone_is_written_unless_more_is_asked_for() -> None:
-    (plain,) = HfArgumentParser((FormatArguments,)).parse_args_into_dataclasses(args=[])
-    assert (plain.compress_formats, plain.others, plain.enabled) == (["packed"], [], False)
-    (more,) = HfArgumentParser((FormatArguments,)).parse_args_into_dataclasses(
-        args=["--compress_formats", "openvino", "onnx"]
-    )
-    assert (more.others, more.enabled) == (["onnx", "openvino"], True)
-
-
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(ValueError, match="`--compress_formats` must be of packed, onnx, .* got 'gguf'"):
-        FormatArguments(["gguf"])
+        check_formats(["packed", "gguf"])
 
 
 @pytest.mark.parametrize(
@@ -49,7 +40,7 @@ def test_what_a_format_needs_is_asked_for_before_training(
         pytest.importorskip("onnxscript")
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf"pip install 'hf-compress\[{extra}\]'"):
-        FormatArguments([name]).require()
+        CompressionArguments(compress_formats=[name])
 
 
 def test_formats_are_found_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +52,7 @@ def test_formats_are_found_by_their_files(tmp_path: Path, monkeypatch: pytest.Mo
     one = formats.Format(Path("one", "model.bin"), lambda: None, write, lambda path, model: model)
     monkeypatch.setitem(FORMATS, "one", one)
     assert written(tmp_path) == []
-    assert write_formats(tmp_path, ["one"], batches=iter([{}, {}]))["one"].rows == 2
+    assert write_formats(tmp_path, ["packed", "one"], batches=iter([{}, {}]))["one"].rows == 2
     assert written(tmp_path) == ["one"]
     assert one.stored_bytes(tmp_path) == 7
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_compress import sparsity
+from hf_compress.sharding import Shards
 from hf_compress.sparsity import CRITERIA, SCHEDULES, SCOPES, disagreements, magnitude_masks, zero_counts
 
 SHAPES = [(48, 64), (7, 129), (1000,), (3, 5)]
@@ -96,7 +97,7 @@ def test_ties_with_weights_that_are_zero_already_are_exact(share: float, scope: 
 def test_masks_are_exact_where_a_sample_misleads(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = [torch.randn(shape) for shape in SHAPES]
     for bracket in [(-1.0, -1.0), (5.0, 6.0), (0.0, 1e-9)]:
-        monkeypatch.setattr(sparsity, "_bracket", lambda *_, bracket=bracket: bracket)
+        monkeypatch.setattr(sparsity, "_bracket", lambda *_, bracket=bracket: (yield from ()) or bracket)
         assert equal(magnitude_masks(weights, 0.6, scope), oracle(weights, 0.6, scope))
 
 
@@ -104,7 +105,8 @@ def test_the_sample_brackets_the_threshold_of_weights_with_outlying_columns() ->
     """The speed stands on it: real weights have columns, and rows, that are far larger than others."""
     weight = torch.randn(384, 384) * torch.where(torch.arange(384) % 3 == 0, 20.0, 1.0)
     for share in (0.1, 0.6, 0.9):
-        low, high = sparsity._bracket([weight], torch.float32, round(share * weight.numel()))
+        count, alone = round(share * weight.numel()), Shards()
+        ((low, high),) = alone.together([sparsity._bracket([weight], torch.float32, count, weight.numel(), alone)])
         inside = ((weight.abs() > low) & (weight.abs() <= high)).float().mean()
         assert (weight.abs() <= low).float().mean() <= share <= (weight.abs() <= high).float().mean()
         assert inside < 0.1
@@ -167,7 +169,7 @@ def test_no_weights_have_no_masks() -> None:
 
 
 def test_masks_agree_where_there_is_one_process() -> None:
-    assert disagreements([torch.ones(3, 3, dtype=torch.bool)]) == []
+    assert disagreements([torch.ones(3, 3, dtype=torch.bool)], Shards()) == []
 
 
 def test_the_checksum_tells_masks_with_the_same_count_apart() -> None:

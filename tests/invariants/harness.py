@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -56,6 +57,13 @@ def bert(seed: int = 0, **changes: Any) -> BertForSequenceClassification:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return BertForSequenceClassification(BertConfig(**settings | changes)).eval()
+
+
+def adapted(base: PreTrainedModel) -> PeftModel:
+    """`base` with a LoRA adapter on its queries and values, with the same numbers every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
 
 
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BertModel,
@@ -135,21 +136,50 @@ def test_sentence_transformers_loses_ranges_when_it_resumes_and_says_so(
         run.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
 
 
+# --- SetFit ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_trainer_of_setfit(embedder: Any, tiny_sentences: Dataset, tmp_path: Path) -> None:
+    """It gives callbacks a model that is no module, and arguments that are not Transformers' own."""
+    setfit = pytest.importorskip("setfit")
+    from sklearn.linear_model import LogisticRegression
+
+    model = setfit.SetFitModel(model_body=embedder, model_head=LogisticRegression())
+    settings = {
+        "max_steps": 12,
+        "batch_size": 8,
+        "report_to": "none",
+        "save_strategy": "no",
+        "show_progress_bar": False,
+    }
+    run = setfit.Trainer(
+        model,
+        setfit.TrainingArguments(str(tmp_path / "run"), **settings),
+        train_dataset=tiny_sentences.select(range(16)).rename_column("sentence", "text"),
+        callbacks=recipe(BOTH).callbacks(),
+    )
+    run.train()
+    inputs = {name: value[None] % 29 for name, value in rows(1)[0].items() if name != "labels"}
+    check(transformer(embedder), AutoModel, inputs, tmp_path / "compressed")
+    assert len(model.predict(["the film was bright"])) == 1
+
+
 # --- TRL -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # TRL 1.16 sets it.
 def test_the_supervised_trainer_of_trl(tiny_tokenizer: Any, tiny_sentences: Dataset, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     config = GPT2Config(vocab_size=29, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=3)
     run = trl.SFTTrainer(
         model=GPT2LMHeadModel(config),
-        args=trl.SFTConfig(str(tmp_path), max_length=16, **SETTINGS),
+        args=trl.SFTConfig(str(tmp_path), max_length=16, eos_token="[SEP]", bf16=False, **SETTINGS),
         train_dataset=tiny_sentences.rename_column("sentence", "text").remove_columns("label"),
         processing_class=tiny_tokenizer,
         callbacks=recipe(BOTH).callbacks(),
     )
     run.train()
-    save_compressed(run.model, tmp_path / "compressed", recipe(BOTH))
+    check(run.model, AutoModelForCausalLM, {"input_ids": torch.arange(5, 15)[None]}, tmp_path / "compressed")
 
 
 # --- what cannot be compressed ---------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Point 6: under other precisions, checkpointing, compilers and optimizers it trains, zeros stay and parity holds."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,6 @@ ON_GPU: dict[str, Any] = {
     "cuda": {},
     "cuda bf16": {"bf16": True},
     "cuda fp16": {"fp16": True},
-    "cuda tf32 inductor": {"torch_compile_backend": "inductor", "bf16": True},
     "cuda fused": {"optim": "adamw_torch_fused", "fp16": True},
 }
 
@@ -95,14 +93,20 @@ def test_a_compiled_teacher_teaches_the_same(in_place: bool, tmp_path: Path) -> 
 
 
 OPTIMIZERS = {
-    "fused adamw": {"optim": "adamw_torch_fused"},
-    "sgd with momentum": {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 0.05},
+    "adamw_torch": {},
+    "adamw_torch_fused": {},
+    "sgd": {"optim_args": "momentum=0.9,nesterov=True", "learning_rate": 0.05},
+    "adagrad": {"learning_rate": 0.05},
+    "rmsprop": {"optim_args": "momentum=0.9,centered=True"},
+    "adafactor": {},
 }
 
 
-@pytest.mark.parametrize(("name", "methods"), itertools.product(OPTIMIZERS, [(PRUNE,), (PRUNE, QUANT)]))
-def test_zeros_stay_zero_under_any_optimizer(name: str, methods: Any, tmp_path: Path) -> None:
-    run = trained(tmp_path, methods, callbacks=[Zeros()], max_steps=20, **OPTIMIZERS[name] | {"weight_decay": 0.1})
+@pytest.mark.parametrize("methods", [(PRUNE,), (PRUNE, QUANT)], ids="+".join)
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_zeros_stay_zero_under_any_optimizer(optim: str, methods: Any, tmp_path: Path) -> None:
+    """Adafactor moves a weight in one step further than the smallest of those that are kept."""
+    run = trained(tmp_path, methods, callbacks=[Zeros()], max_steps=20, optim=optim, **OPTIMIZERS[optim])
     for target in prunable(run.model):
         assert int((target.weight == 0).sum()) == round(0.6 * target.weight.numel())
 

@@ -13,9 +13,23 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerState
 
+from hf_compress.adapters import current_weight
 from hf_compress.layers import fake_quantized
 from hf_compress.targets import prunable
-from tests.invariants.harness import KD, METHODS, PRUNE, QUANT, STILL, bert, in_two_processes, logged, make, rows, same
+from tests.invariants.harness import (
+    KD,
+    METHODS,
+    PRUNE,
+    QUANT,
+    STILL,
+    adapted,
+    bert,
+    in_two_processes,
+    logged,
+    make,
+    rows,
+    same,
+)
 
 # Methods, rows and dtype. In all, a step takes 16 rows: of 64 the last takes 16; of 61 one process has 8 and the other
 # 5; of 52 one has 4 and the other none.
@@ -27,16 +41,18 @@ CASES: dict[str, tuple[Sequence[str], int, torch.dtype]] = {
     "all": (METHODS, 64, torch.float64),
     "all, uneven": (METHODS, 61, torch.float64),
     "all, one left without rows": (METHODS, 52, torch.float64),
+    "all, lora": (METHODS, 61, torch.float64),
 }
 
 
 def outcome(case: str, size: int, folder: Path) -> dict[str, Any]:
     """What the run leaves on this process."""
     methods, count, dtype = CASES[case]
+    model = bert(**STILL).to(dtype)
     run = make(
         folder / "run",
         methods,
-        model=bert(**STILL).to(dtype),
+        model=adapted(model) if "lora" in case else model,
         teacher=bert(seed=1, **STILL).to(dtype),
         data=rows(count),
         per_device_train_batch_size=size,
@@ -44,11 +60,12 @@ def outcome(case: str, size: int, folder: Path) -> dict[str, Any]:
     )
     run.train()
     return {
+        "eval_loss": run.evaluate()["eval_loss"],
         "processes": run.accelerator.num_processes,
         "wrapped": isinstance(run.model_wrapped, DistributedDataParallel),
         "teacher wrapped": isinstance(getattr(run, "teacher", None), DistributedDataParallel),
         "weights": dict(run.model.state_dict()),
-        "masks": {target.name: target.weight != 0 for target in prunable(run.model)},
+        "masks": {target.name: current_weight(target.module) != 0 for target in prunable(run.model)},
         "ranges": {name: layer.input_range for name, layer in fake_quantized(run.model).items() if layer.has_range},
         "losses": logged(run, "loss", "grad_norm", *(["distill_loss", "label_loss"] if KD in methods else [])),
     }
@@ -95,6 +112,7 @@ def test_two_processes_do_what_one_does(case: str, two: Path, tmp_path: Path) ->
     assert same(first["masks"], one["masks"])
     assert same(first["ranges"], one["ranges"])
     assert bool(one["ranges"]) == (QUANT in methods)
+    assert first["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-5)
     for ours, theirs in zip(first["losses"], one["losses"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)  # A distance of 6e-5 is a difference of rounding.
 

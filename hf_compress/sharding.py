@@ -1,0 +1,174 @@
+"""Weights of which several processes hold the rows: this process's part, what all parts add up to, and the whole."""
+
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Int, Shaped
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+T = TypeVar("T")
+Search = Generator[np.ndarray, np.ndarray, T]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The processes that hold the rows of the same weights, in the order of the rows; this one alone by default.
+
+    What a method of this class takes part in, all of them must call.
+
+    Args:
+        mesh: of the weights' `DTensor`s; its last dimension goes over the rows, any before it over replicas.
+    """
+
+    mesh: DeviceMesh | None = None
+
+    @classmethod
+    def of(cls, weights: Sequence[Tensor]) -> "Shards":
+        """The processes that hold `weights`: all of them the same ones, once `reshard` was called."""
+        meshes = {weight.device_mesh if isinstance(weight, DTensor) else None for weight in weights}
+        assert len(meshes) <= 1, "checked by `refuse_shards`"
+        return cls(*meshes)
+
+    @property
+    def whole(self) -> bool:
+        """Whether this process holds whole weights."""
+        return self.mesh is None
+
+    def total(self, numbers: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        """The sums of `numbers` over the shards."""
+        if self.mesh is None:
+            return numbers
+        sums = torch.as_tensor(numbers, device=self.mesh.device_type)
+        dist.all_reduce(sums, group=self.mesh.get_group(self.mesh.ndim - 1))
+        return sums.cpu().numpy()
+
+    def together(self, searches: Sequence[Search[T]]) -> list[T]:
+        """What `searches` return, which go on side by side: all that they yield at a time is added up in one message.
+
+        Each yields numbers and is sent their sums over the shards. It must yield as often as its like on the others.
+        """
+        if self.whole:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                return list(pool.map(_alone, searches))
+        found: dict[int, T] = {}
+        sums: dict[int, Any] = dict.fromkeys(range(len(searches)))
+        while True:
+            asked: dict[int, np.ndarray] = {}
+            for index, answer in sums.items():
+                try:
+                    asked[index] = searches[index].send(answer)
+                except StopIteration as end:
+                    found[index] = end.value
+            if not asked:
+                return [found[index] for index in range(len(searches))]
+            message = self.total(np.concatenate(list(asked.values())))
+            ends = np.cumsum([len(numbers) for numbers in asked.values()])
+            sums = dict(zip(asked, np.split(message, ends[:-1]), strict=True))
+
+    def ahead(self, numbers: Int[np.ndarray, "weights"]) -> "Search[Int[np.ndarray, 'weights']]":
+        """For each weight, what lies before this process's part of it: in the weights before it, and in its own."""
+        size, own = (1, 0) if self.mesh is None else (self.mesh.size(-1), self.mesh.get_local_rank(self.mesh.ndim - 1))
+        parts = np.zeros((size, numbers.size), np.int64)
+        parts[own] = numbers
+        parts = (yield parts.reshape(-1)).reshape(parts.shape)
+        sums = parts.sum(0)
+        return sums.cumsum() - sums + parts[:own].sum(0)
+
+    def disagreements(self, sums: Int[Tensor, "n"]) -> list[int]:
+        """The indices at which `sums` differ between processes that should hold the same; equal on all processes."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1 or not len(sums):
+            return []
+        # Greatest and least in one message: the complement turns order around without overflow.
+        extremes = torch.cat([sums, ~sums])
+        if self.mesh is not None:
+            extremes = extremes.to(self.mesh.device_type)  # Offloaded weights are elsewhere.
+        for group in self._replicas():
+            dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
+        greatest, least = extremes[: len(sums)], ~extremes[len(sums) :]
+        return np.flatnonzero(self.total((greatest != least).long().cpu().numpy())).tolist()
+
+    def _replicas(self) -> list[dist.ProcessGroup | None]:
+        """The groups of processes that hold the same as this one; None is all there are."""
+        return [None] if self.mesh is None else [self.mesh.get_group(number) for number in range(self.mesh.ndim - 1)]
+
+
+def _alone(search: Search[T]) -> T:
+    """What `search` returns where there is nothing to add to its numbers."""
+    numbers: Any = None
+    while True:
+        try:
+            numbers = search.send(numbers)
+        except StopIteration as end:
+            return cast(T, end.value)
+
+
+def local(weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """This process's rows of `weight`, detached and in the same memory; they may be none."""
+    with torch.no_grad():
+        return weight.to_local() if isinstance(weight, DTensor) else weight.detach()
+
+
+def gathered(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """`tensor` whole; every process that holds a part of it must ask for it."""
+    with torch.no_grad():
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def count_zeros(weights: Sequence[Shaped[Tensor, "..."]]) -> list[int]:
+    """The number of zeros in each of `weights`, over all shards."""
+    zeros = [part.numel() - int(part.count_nonzero()) for part in map(local, weights)]
+    return Shards.of(weights).total(np.array(zeros, dtype=np.int64)).tolist()
+
+
+def reshard(model: nn.Module) -> None:
+    """Let every module of `model` hold its shard again: after an evaluation FSDP may have left whole weights there."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def refuse_shards(model: nn.Module, weights: Mapping[str, Tensor], option: str) -> None:
+    """Refuse weights of `model`, given by name, that no process has whole and that FSDP2 has not sharded by rows.
+
+    Whole weights (one process, DDP, DeepSpeed ZeRO-1 and ZeRO-2) pass, and so do the shards of FSDP2, of the hybrid
+    kind too.
+
+    Raises:
+        ValueError: naming `option`, and what to use instead.
+    """
+    remedy = "Use FSDP2 (`--fsdp true`), DDP, DeepSpeed ZeRO-1 or ZeRO-2"
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(f"`{option}` cannot reach weights that DeepSpeed ZeRO-3 takes apart. {remedy}.")
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise ValueError(f"`{option}` cannot reach weights that FSDP's first version lays flat. {remedy}.")
+    by_fsdp = any(isinstance(module, FSDPModule) for module in model.modules())
+    meshes = [weight.device_mesh if isinstance(weight, DTensor) else None for weight in weights.values()]
+    for (name, weight), mesh in zip(weights.items(), meshes, strict=True):
+        if mesh is None:
+            fits, how = weight.ndim == 2 and weight.numel() > 0, f"of shape {tuple(weight.shape)}"
+        else:
+            assert isinstance(weight, DTensor)
+            *replicas, rows = weight.placements
+            fits = by_fsdp and rows == Shard(0) and all(isinstance(one, Replicate) for one in replicas)
+            how = f"sharded as {weight.placements}"
+        if not fits or mesh != meshes[0]:
+            raise ValueError(
+                f"`{option}` needs all weights whole, or all sharded by rows over the same processes as FSDP2 does, "
+                f"but {name} is {how}{'' if mesh == meshes[0] else ', unlike others'}. {remedy}, without tensor "
+                "parallelism or modules that are left out."
+            )
+    if isinstance(model, PeftModel) and meshes[0] is not None:
+        raise ValueError(
+            f"`{option}` cannot merge sharded weights with an adapter. Use DDP, or train without an adapter "
+            "(`model.merge_and_unload()`)."
+        )
