@@ -450,12 +450,11 @@ def main() -> None:
     # --- hf_compress: begin ---
     recipe = Recipe(*methods)
     reporting = recipe.name != "dense" or model_args.dense_baseline is not None
-    if format_args.enabled and not reporting:
+    if set(options.compress_formats) - {"packed"} and not reporting:
         raise ValueError(
             "`--compress_formats` writes the compressed model, and nothing compresses it here. Add `--quant_scheme "
             "int8`, for instance, or `--dense_baseline` to write the dense one."
         )
-    format_args.require()
     # --- hf_compress: end ---
     if not training_args.do_train and (recipe.name != "dense" or model_args.dense_baseline == TRAIN):
         raise ValueError("`--do_train` is missing: models are compressed in the course of training.")

@@ -320,10 +320,8 @@ def _format_facts(
     reloaded: PreTrainedModel,
     evaluate: Callable[[], Mapping[str, Any]] | None,
 ) -> FormatFacts:
-    other, head = (
-        FORMATS[name].read(folder / FORMATS[name].path, reloaded).to(trainer.args.device),
-        find_head(reloaded),
-    )
+    head, kind = find_head(reloaded), FORMATS[name]
+    other = kind.read(folder / kind.path, reloaded).to(trainer.args.device)
     scores: dict[str, float] = {}
     # Metrics of sequence-to-sequence models are of texts that are generated, which a graph does not do by itself.
     if head.kind != "seq2seq" or not isinstance(other, RuntimeModel):
@@ -331,4 +329,4 @@ def _format_facts(
             scores = _scores(trainer, evaluate)
     if isinstance(other, RuntimeModel):
         scores.pop("loss", None)  # Runtimes know no labels.
-    return FormatFacts(FORMATS[name].stored_bytes(folder), logit_difference(trainer, other, head)[0], scores)
+    return FormatFacts(kind.stored_bytes(folder), logit_difference(trainer, other, head)[0], scores)
