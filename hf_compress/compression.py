@@ -16,11 +16,12 @@ from hf_compress import dataset_facts, provenance
 from hf_compress.card import save_card
 from hf_compress.checkpoint import save_compressed
 from hf_compress.distillation import DistillationMixin
+from hf_compress.evaluation import evaluating, evaluation_batches
 from hf_compress.formats import FORMATS, write_formats
 from hf_compress.heads import bare
 from hf_compress.hub import push
 from hf_compress.recipe import Recipe, RecipeCallback
-from hf_compress.report import DatasetFacts, Report, evaluating, evaluation_batches, measure
+from hf_compress.report import DatasetFacts, Report, measure
 from hf_compress.teacher import SELF
 
 logger = logging.get_logger(__name__)

@@ -163,7 +163,7 @@ def _fake_quantized(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 def _rounded_up(scale: Tensor) -> Tensor:
     """What `schemes.symmetric_scale` does to its scales, in arithmetic that ONNX has: rounded up to 16 bits."""
     nearest = _nearest(scale)
-    above = _nearest(nearest * (1 + 1.001 * 2.0**-16))
+    above = _nearest(nearest * (1 + 1.02 * 2.0**-16))
     return torch.where(nearest < scale, above, nearest)
 
 

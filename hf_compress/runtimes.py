@@ -84,6 +84,7 @@ def in_openvino(path: str | Path, config: PreTrainedConfig, threads: int | None 
     outputs = [next(name for name in output.get_names() if name.endswith("logits")) for output in compiled.outputs]
 
     def run(feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
-        return list(compiled(feeds).values())
+        found = compiled(feeds)
+        return [found[index] for index in range(len(outputs))]
 
     return RuntimeModel(config, [value.get_any_name() for value in compiled.inputs], outputs, run)
