@@ -450,6 +450,11 @@ def main() -> None:
     # --- hf_compress: begin ---
     recipe = Recipe(*methods)
     reporting = recipe.name != "dense" or model_args.dense_baseline is not None
+    if set(options.compress_formats) - {"packed"} and not reporting:
+        raise ValueError(
+            "`--compress_formats` writes the compressed model, and nothing compresses it here. Add `--quant_scheme "
+            "int8`, for instance, or `--dense_baseline` to write the dense one."
+        )
     # --- hf_compress: end ---
     if not training_args.do_train and (recipe.name != "dense" or model_args.dense_baseline == TRAIN):
         raise ValueError("`--do_train` is missing: models are compressed in the course of training.")
@@ -560,6 +565,7 @@ def main() -> None:
             main_metric=metrics[0],
             dense=dense,
             hub_id=options.compress_hub_id,
+            formats=options.compress_formats,
         )
         if trainer.is_world_process_zero():
             folder = Path(training_args.output_dir) / "compressed"

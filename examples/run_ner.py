@@ -84,7 +84,7 @@ def main() -> None:
     trainer.train()
     trainer.log_metrics("eval", trainer.evaluate())
     # --- hf_compress: begin ---
-    hf_compress.finish(trainer, hub_id=flags.options.compress_hub_id)
+    hf_compress.finish(trainer, hub_id=flags.options.compress_hub_id, formats=flags.options.compress_formats)
     # --- hf_compress: end ---
 
 

@@ -14,7 +14,9 @@ from hf_compress.distillation import DistillationTrainer as DistillationTrainer
 from hf_compress.distillation import Seq2SeqDistillationTrainer as Seq2SeqDistillationTrainer
 from hf_compress.flags import CompressionArguments as CompressionArguments
 from hf_compress.flags import take_flags as take_flags
+from hf_compress.formats import write_formats as write_formats
 from hf_compress.hub import push as push
+from hf_compress.onnx import export_onnx as export_onnx
 from hf_compress.provenance import __version__ as __version__
 from hf_compress.pruning import PruningArguments as PruningArguments
 from hf_compress.pruning import PruningCallback as PruningCallback

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from hf_compress.formats import FORMATS
 from hf_compress.latency import Latency
 from hf_compress.report import Report
 from hf_compress.schemes import Grid
@@ -47,6 +48,7 @@ def render(report: Report) -> str:
         standard_error=_standard_error(report),
         sizes=_size_rows(report),
         speeds=[] if report.latency is None else _speed_rows(report.latency),
+        formats=_format_rows(report),
         plot=PLOT_NAME,
         distill_words=_distill_words(report),
         scheme_words="" if scheme is None else _scheme_words(scheme.weight, scheme.embedding, scheme.activation),
@@ -236,6 +238,25 @@ def _speed_rows(latency: Latency) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _format_rows(report: Report) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "path": FORMATS[name].path.as_posix(),
+            "stored_bytes": facts.stored_bytes,
+            "score": _format_score(report.main_metric, facts.scores.get(report.main_metric)),
+            "parity": f"{facts.parity:.3g}",
+        }
+        for name, facts in report.formats.items()
+    ]
+
+
+def _format_score(name: str, score: float | None) -> str:
+    if score is None:  # A loss, which runtimes do not compute.
+        return "n/a"
+    return f"{100 * score:.2f}" if abs(score) <= 1 and not name.endswith(ABSOLUTE) else f"{score:.4g}"
 
 
 def _distill_words(report: Report) -> str:

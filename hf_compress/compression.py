@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,12 @@ from hf_compress import dataset_facts, provenance
 from hf_compress.card import save_card
 from hf_compress.checkpoint import save_compressed
 from hf_compress.distillation import DistillationMixin
+from hf_compress.evaluation import evaluating, evaluation_batches
+from hf_compress.formats import FORMATS, write_formats
 from hf_compress.heads import bare
 from hf_compress.hub import push
 from hf_compress.recipe import Recipe, RecipeCallback
-from hf_compress.report import DatasetFacts, Report, evaluating, measure
+from hf_compress.report import DatasetFacts, Report, measure
 from hf_compress.teacher import SELF
 
 logger = logging.get_logger(__name__)
@@ -117,6 +119,7 @@ def finish(
     main_metric: str | None = None,
     hub_id: str | None = None,
     command: str | None = None,
+    formats: Sequence[str] = (),
 ) -> Report | None:
     """The report on OUTPUT_DIR/compressed, where the model is written, reloaded, evaluated and described by a card.
 
@@ -135,6 +138,7 @@ def finish(
         main_metric: the score that stands for the task; by default `metric_for_best_model`, or the first.
         hub_id: where to push the result to, if anywhere.
         command: the command line for the card; by default that of this process.
+        formats: names in `formats.FORMATS` to write the model in as well, compared on evaluation batches.
 
     Raises:
         ValueError: the trainer does not compress, the model is not what the recipe promises, `evaluate` returns no
@@ -161,7 +165,14 @@ def finish(
                 "needs an evaluation set. Have the script evaluate (`--do_eval`)."
             )
         logger.warning(f"Without an evaluation set there is no report and no card: {folder} holds the model alone.")
+        if writes:
+            write_formats(folder, formats)
         return None
+    with _evaluating_on(trainer, rows):
+        batches = evaluation_batches(trainer) if any(name in FORMATS for name in formats) else None
+    if writes:
+        write_formats(folder, formats, batches)
+    trainer.accelerator.wait_for_everyone()
     origin = getattr(trainer, "origin", None)
     teacher = _teacher_scores(trainer, evaluation)
     if dense is None and origin is not None and origin.trained:

@@ -17,6 +17,7 @@ from typing import Any, cast
 import yaml
 from transformers import HfArgumentParser
 
+from hf_compress.formats import FORMATS, PACKED, check_formats
 from hf_compress.recipe import ARGUMENTS, Recipe
 
 PREFIXES = ("distill", "prune", "quant", "compress")
@@ -56,6 +57,18 @@ class CompressionArguments:
         default=None,
         metadata={"help": "owner/name on the Hub to push the compressed model to, with its report and card."},
     )
+    compress_formats: list[str] = field(
+        default_factory=lambda: [PACKED],
+        metadata={
+            "choices": [PACKED, *FORMATS],
+            "help": "Formats of the compressed model. `packed`, the smallest, is always there; `onnx`: an int8 graph "
+            "for ONNX Runtime, OpenVINO and transformers.js; `openvino`: the same as OpenVINO's own files; "
+            "`compressed-tensors`: for stock Transformers and vLLM, linear layers only. Each is scored in the report.",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_formats(self.compress_formats)
 
 
 # What all our flags are fields of.

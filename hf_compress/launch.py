@@ -152,7 +152,13 @@ def _run_compressed(script: "_Script", flags: Flags, command: str) -> int:
         return status
     del trainer.evaluate  # Ours; the class's own is left.
     with script.as_main():
-        report = finish(trainer, evaluation=launched.evaluation, hub_id=launched.hub_id, command=command)
+        report = finish(
+            trainer,
+            evaluation=launched.evaluation,
+            hub_id=launched.hub_id,
+            command=command,
+            formats=flags.options.compress_formats,
+        )
     if trainer.is_world_process_zero():
         if report is not None:
             Console().print(comparison_table(report))

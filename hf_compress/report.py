@@ -2,9 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -14,15 +13,16 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_compress import inventory, provenance, records, targets
 from hf_compress.distillation import DistillationMixin
-from hf_compress.heads import Head, bare, find_head
+from hf_compress.evaluation import clean_scores, evaluating, logit_difference
+from hf_compress.formats import FORMATS, written
+from hf_compress.heads import bare, find_head
 from hf_compress.latency import Latency
 from hf_compress.recipe import Recipe
+from hf_compress.runtimes import RuntimeModel
 from hf_compress.sizes import Size, measured_size
 
 REPORT_NAME = "report.json"
 SCHEMA = "hf_compress.report/1"
-PARITY_BATCHES = 8
-TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,19 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True)
+class FormatFacts:
+    """One more format that the model was written in.
+
+    `stored_bytes` are those on disk. `parity` is as in `Report`, between the trained model and that format, reloaded
+    and run by the runtime that it is for; the scores are measured there too.
+    """
+
+    stored_bytes: int
+    parity: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that is known about one compressed checkpoint, each number measured.
 
@@ -52,8 +65,8 @@ class Report:
     with few bits these count weights that rounding sent to zero, too.
     `parity` is the largest absolute difference of a logit between the trained and the reloaded model, over
     `parity_rows` evaluation rows per process. `base_model` is the name or path as given; `base_model_hub_id` is set
-    only if that is a model of the Hub. `head` names what is predicted (`Head.name`).
-    `latency` is what `hf-compress bench --save` measured later, if it did.
+    only if that is a model of the Hub. `head` names what is predicted (`Head.name`). `formats` has the formats that
+    were written beside the packed file; `latency` is what `hf-compress bench --save` measured later, if it did.
     """
 
     recipe: Recipe
@@ -83,6 +96,7 @@ class Report:
     hardware: str
     versions: dict[str, str]
     created: str
+    formats: dict[str, FormatFacts] = field(default_factory=dict)
     latency: Latency | None = None
 
     def __post_init__(self) -> None:
@@ -139,57 +153,6 @@ class Report:
         return cls.from_dict(values)
 
 
-def clean_scores(metrics: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:
-    """The scores in what `Trainer.evaluate` returned: without the prefix, the timings and the epoch."""
-    named = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name != "epoch"}
-    return {name: float(value) for name, value in named.items() if not name.endswith(TIMINGS)}
-
-
-@contextmanager
-def evaluating(trainer: Trainer, model: PreTrainedModel) -> Iterator[None]:
-    """A context in which `trainer` evaluates `model`; afterwards the trainer is as it was, but for its log.
-
-    The accelerator forgets its models meanwhile, or it would not prepare this one (mixed precision, compilation).
-    """
-    names = ("model", "model_wrapped", "deepspeed", "model_preparation_time")
-    kept = {name: trainer.__dict__[name] for name in names if name in trainer.__dict__}
-    kept_models, kept_callback_model = trainer.accelerator._models, trainer.callback_handler.model
-    trainer.model = trainer.model_wrapped = trainer.callback_handler.model = model
-    trainer.accelerator._models = []
-    try:
-        yield
-    finally:
-        for name in names:
-            trainer.__dict__.pop(name, None)
-        trainer.__dict__.update(kept)
-        trainer.accelerator._models, trainer.callback_handler.model = kept_models, kept_callback_model
-
-
-def logit_difference(trainer: Trainer, reloaded: PreTrainedModel, head: Head) -> tuple[float, int]:
-    """The largest absolute difference of a logit between `trainer.model` and `reloaded`, and the rows compared.
-
-    Both run in evaluation mode, under the trainer's autocast, on its first `PARITY_BATCHES` evaluation batches. Every
-    process of a distributed run must call it: the difference is the largest of all of them, the rows are its own.
-    """
-    trained, training = trainer.model, trainer.model.training
-    dataset = next(iter(trainer.eval_dataset)) if isinstance(trainer.eval_dataset, dict) else None
-    largest, rows = torch.zeros((), dtype=torch.float64), 0
-    trained.eval(), reloaded.eval()
-    try:
-        for _, batch in zip(range(PARITY_BATCHES), trainer.get_eval_dataloader(dataset), strict=False):
-            inputs = trainer._prepare_inputs(batch)
-            with torch.no_grad(), trainer.accelerator.autocast():
-                ours, theirs = (head.logits(model(**inputs)) for model in (trained, reloaded))
-            rows += len(ours[0])
-            for one, other in zip(ours, theirs, strict=True):
-                difference = (one.double() - other.double()).abs().max().cpu()
-                # torch.maximum, unlike max(), lets a NaN through: a model that broke must not report parity.
-                largest = torch.maximum(largest, difference)
-    finally:
-        trained.train(training)
-    return float(trainer.accelerator.gather(largest.float().to(trainer.args.device)).max()), rows
-
-
 def measure(
     trainer: Trainer,
     folder: str | Path,
@@ -239,11 +202,9 @@ def measure(
     reloaded.to(trainer.args.device)
     head = find_head(reloaded)
     with evaluating(trainer, reloaded):
-        if evaluate is None:
-            compressed = clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
-        else:
-            compressed = clean_scores(evaluate())
+        compressed = _scores(trainer, evaluate)
     parity, parity_rows = logit_difference(trainer, reloaded, head)
+    formats = {name: _format_facts(trainer, folder, name, reloaded, evaluate) for name in written(folder)}
 
     uncut = trainer.uncut if isinstance(trainer, DistillationMixin) else None
     with torch.device("meta"):
@@ -282,6 +243,7 @@ def measure(
         hardware=provenance.hardware(trainer.args.device),
         versions=provenance.versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        formats=formats,
     )
 
 
@@ -291,3 +253,28 @@ def _main_metric(scores: Mapping[str, float], preferred: str | None) -> str:
     if preferred in scores:
         return preferred
     return next((name for name in scores if not name.endswith("loss")), next(iter(scores), "loss"))
+
+
+def _scores(trainer: Trainer, evaluate: Callable[[], Mapping[str, Any]] | None) -> dict[str, float]:
+    if evaluate is None:
+        return clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
+    return clean_scores(evaluate())
+
+
+def _format_facts(
+    trainer: Trainer,
+    folder: Path,
+    name: str,
+    reloaded: PreTrainedModel,
+    evaluate: Callable[[], Mapping[str, Any]] | None,
+) -> FormatFacts:
+    head, kind = find_head(reloaded), FORMATS[name]
+    other = kind.read(folder / kind.path, reloaded).to(trainer.args.device)
+    scores: dict[str, float] = {}
+    # Metrics of sequence-to-sequence models are of texts that are generated, which a graph does not do by itself.
+    if head.kind != "seq2seq" or not isinstance(other, RuntimeModel):
+        with evaluating(trainer, other):
+            scores = _scores(trainer, evaluate)
+    if isinstance(other, RuntimeModel):
+        scores.pop("loss", None)  # Runtimes know no labels.
+    return FormatFacts(kind.stored_bytes(folder), logit_difference(trainer, other, head)[0], scores)

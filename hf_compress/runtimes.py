@@ -80,10 +80,11 @@ def in_openvino(path: str | Path, config: PreTrainedConfig, threads: int | None 
         "INFERENCE_PRECISION_HINT": "f32",
     }
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-    outputs = [output.get_any_name() for output in compiled.outputs]
+    # OpenVINO adds names of its own.
+    outputs = [next(name for name in output.get_names() if name.endswith("logits")) for output in compiled.outputs]
 
     def run(feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
         found = compiled(feeds)
-        return [found[name] for name in outputs]
+        return [found[index] for index in range(len(outputs))]
 
     return RuntimeModel(config, [value.get_any_name() for value in compiled.inputs], outputs, run)

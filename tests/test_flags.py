@@ -39,6 +39,7 @@ FROZEN = """
 --compress_recipe         None        gmp-60 gmp-oneshot int8-only kd-int8 paper-all-60 paper-all-80
 --compress_config         None
 --compress_hub_id         None
+--compress_formats        ['packed']  packed onnx openvino compressed-tensors
 """
 # A change here is made on purpose, or not at all.
 PREFIXES = ("distill_", "prune_", "quant_", "compress_")
