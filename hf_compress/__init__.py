@@ -7,6 +7,7 @@ from hf_compress.card import save_card as save_card
 from hf_compress.checkpoint import save_compressed as save_compressed
 from hf_compress.compression import compress as compress
 from hf_compress.compression import finish as finish
+from hf_compress.compression_config import CompressionConfig as CompressionConfig
 from hf_compress.distillation import DistillationArguments as DistillationArguments
 from hf_compress.distillation import DistillationMixin as DistillationMixin
 from hf_compress.distillation import DistillationTrainer as DistillationTrainer

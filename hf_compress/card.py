@@ -10,6 +10,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_compress.formats import FORMATS
+from hf_compress.latency import Latency
 from hf_compress.report import Report
 from hf_compress.schemes import Grid
 
@@ -47,6 +48,7 @@ def render(report: Report) -> str:
         standard_error=_standard_error(report),
         sizes=_size_rows(report),
         formats=_format_rows(report),
+        speeds=[] if report.latency is None else _speed_rows(report.latency),
         plot=PLOT_NAME,
         distill_words=_distill_words(report),
         scheme_words="" if scheme is None else _scheme_words(scheme.weight, scheme.embedding, scheme.activation),
@@ -231,6 +233,28 @@ def _format_score(name: str, score: float | None) -> str:
     if score is None:  # A loss, which runtimes do not compute.
         return "n/a"
     return f"{100 * score:.2f}" if abs(score) <= 1 and not name.endswith(ABSOLUTE) else f"{score:.4g}"
+
+
+def _speed_rows(latency: Latency) -> list[dict[str, Any]]:
+    sizes = {variant.name: variant.file_bytes for variant in latency.variants}
+    rows = []
+    for timing in latency.timings:
+        low, high = (1e3 * seconds for seconds in timing.quartiles)
+        least, most = timing.speedup.interval
+        rows.append(
+            {
+                "variant": timing.variant,
+                "bytes": sizes[timing.variant],
+                "shape": f"{timing.batch_size} x {timing.length}",
+                "time": f"{1e3 * timing.seconds:.4g} ms",
+                "quartiles": f"{low:.4g} to {high:.4g}",
+                "throughput": f"{timing.throughput:.4g}",
+                "speedup": "1"
+                if timing.variant == latency.baseline
+                else f"{timing.speedup.ratio:.2f} ({least:.2f} to {most:.2f})",
+            }
+        )
+    return rows
 
 
 def _distill_words(report: Report) -> str:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import fake_quantized
 from hf_compress.parity import Parity, check_parity, load, random_batches
-from hf_compress.quantizer import CompressionConfig
 from hf_compress.schemes import Grid, Scheme, affine_parameters, symmetric_scale
 from hf_compress.targets import kind
 

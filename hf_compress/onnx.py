@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_compress.compression_config import CompressionConfig
 from hf_compress.heads import Head, find_head
 from hf_compress.onnx_layers import NARROW, to_integer_layers
 from hf_compress.parity import Parity, check_parity, input_names, load, random_batches
-from hf_compress.quantizer import CompressionConfig
 from hf_compress.runtimes import in_onnx_runtime
 
 # Where optimum and transformers.js look for a quantized graph.

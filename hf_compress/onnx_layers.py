@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import LAYERS, FakeQuantized
-from hf_compress.quantizer import CompressionConfig
 from hf_compress.schemes import SMALLEST_SCALE, Grid, affine_parameters, symmetric_scale, to_integers
 from hf_compress.targets import Kind, Target, kind, tied
 
@@ -63,7 +63,7 @@ class IntegerLinear(Integers, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 2:
             # ONNX Runtime makes a product of two matrices plus a bias one operator, and then finds no integers in it.
-            return self.forward(input[None])[0]
+            return self.forward(input.unsqueeze(1)).squeeze(1)
         product = self._product(input)
         return product if self.bias is None else product + self.bias
 

@@ -15,7 +15,7 @@ from hf_compress.layers import FakeQuantized, maskable_modules
 from hf_compress.options import warn_idle
 from hf_compress.sharding import Shards, count_zeros, local, refuse_shards, reshard
 from hf_compress.sparsity import CRITERIA, SCHEDULES, SCOPES, Scope, disagreements, zero_counts
-from hf_compress.targets import Target, prunable, transformer
+from hf_compress.targets import Target, prunable, transformer, whole
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # The integers as wide as a weight, by bytes.
 
@@ -159,10 +159,11 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Selects the layers, lays out the schedule and finds a resumed run's masks in its weights."""
         self.on_init_end(args, state, control, **kwargs)  # For a Trainer that was built before it had this callback.
-        reshard(kwargs["model"])
-        selected = prunable(transformer(kwargs["model"]), self.arguments.prune_exclude)
+        model = whole(kwargs["model"])
+        reshard(model)
+        selected = prunable(transformer(model), self.arguments.prune_exclude)
         self._targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
-        refuse_shards(kwargs["model"], {target.name: target.weight for target in self._targets}, "--prune_sparsity")
+        refuse_shards(model, {target.name: target.weight for target in self._targets}, "--prune_sparsity")
         self._plan(state.max_steps)
         if self._scope == "global" and state.global_step == 0:
             self._warn_of_emptied()
@@ -185,7 +186,7 @@ class PruningCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Forgets the masks as the checkpoint does, and finds them in the weights as a run resumed from it will."""
         # They could differ if training has moved a kept weight to exactly zero.
-        reshard(kwargs["model"])
+        reshard(whole(kwargs["model"]))
         self._choose(state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -218,7 +219,7 @@ class PruningCallback(TrainerCallback):
                 f"reached at step {self._end}. Evaluate and save more often (`--eval_steps`, `--save_steps`), or "
                 f"lower `--prune_end` (now {self.arguments.prune_end})."
             )
-        reshard(kwargs["model"])
+        reshard(whole(kwargs["model"]))
         sizes = [target.weight.numel() for target in targets]
         zeros = count_zeros([current_weight(target.module) for target in targets])
         names = [target.name for target in targets]

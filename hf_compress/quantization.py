@@ -16,7 +16,7 @@ from hf_compress.layers import FakeQuantized, fake_quantize_modules, fake_quanti
 from hf_compress.options import warn_idle
 from hf_compress.schemes import SCHEMES, Scheme
 from hf_compress.sharding import refuse_shards, reshard
-from hf_compress.targets import quantizable, transformer
+from hf_compress.targets import quantizable, transformer, whole
 
 # Weight of the past in the moving average of activation ranges (Jacob et al., 2018, sec. 3.1: "close to 1").
 RANGE_MOMENTUM = 0.95
@@ -136,7 +136,7 @@ class QuantizationCallback(TrainerCallback):
         model = transformer(kwargs["model"])
         reshard(model)
         targets = quantizable(model, self.arguments.quant_exclude)
-        refuse_shards(kwargs["model"], {target.name: target.weight for target in targets}, "--quant_scheme")
+        refuse_shards(whole(kwargs["model"]), {target.name: target.weight for target in targets}, "--quant_scheme")
         if not all(isinstance(target.module, FakeQuantized) for target in targets):
             # `model_init` has made a new model, or the Trainer was built without this callback.
             self.on_init_end(args, state, control, **kwargs)

@@ -30,7 +30,7 @@ def decode(hint: Any, value: Any, where: str) -> Any:
     """The value of type `hint` that `encode` turned into `value`; `where` names it in errors.
 
     Raises:
-        ValueError: an unknown or missing field, or a value of another type, named from the root.
+        ValueError: an unknown field, a missing one without a default, or a value of another type, named from the root.
     """
     if hint is Any:
         return value

@@ -15,11 +15,13 @@ from hf_compress import inventory, provenance, records, targets
 from hf_compress.evaluation import clean_scores, evaluating, logit_difference
 from hf_compress.formats import FORMATS, written
 from hf_compress.heads import bare, find_head
+from hf_compress.latency import Latency
 from hf_compress.recipe import Recipe
 from hf_compress.runtimes import RuntimeModel
 from hf_compress.sizes import Size, measured_size
 
 REPORT_NAME = "report.json"
+ADDED = ("latency", "formats")  # Left out of the file where there are none.
 SCHEMA = "hf_compress.report/1"
 
 
@@ -65,6 +67,7 @@ class Report:
     `parity_rows` evaluation rows per process. `base_model` is the name or path as given; `base_model_hub_id` is set
     only if that is a model of the Hub. `head` names what is predicted (`Head.name`). `formats` has the formats that
     were written beside the packed file.
+    `latency` is what `hf-compress bench --save` measured later, if it did.
     """
 
     recipe: Recipe
@@ -95,6 +98,7 @@ class Report:
     versions: dict[str, str]
     created: str
     formats: dict[str, FormatFacts] = field(default_factory=dict)
+    latency: Latency | None = None
 
     def __post_init__(self) -> None:
         for name, scores in (("dense", self.dense), ("teacher", self.teacher), ("compressed", self.compressed)):
@@ -106,7 +110,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, its schema first; non-finite floats are strings, since JSON has none."""
-        encoded: dict[str, Any] = records.encode({field.name: getattr(self, field.name) for field in fields(self)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: value for name, value in values.items() if name not in ADDED or value}
+        encoded: dict[str, Any] = records.encode(values)
         return {"schema": SCHEMA, **encoded}
 
     @classmethod
