@@ -63,7 +63,7 @@ class IntegerLinear(Integers, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 2:
             # ONNX Runtime makes a product of two matrices plus a bias one operator, and then finds no integers in it.
-            return self.forward(input[None])[0]
+            return self.forward(input.unsqueeze(1)).squeeze(1)
         product = self._product(input)
         return product if self.bias is None else product + self.bias
 
