@@ -5,15 +5,15 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_compress.compression_config import CompressionConfig
 from hf_compress.heads import find_head
+from hf_compress.targets import model_class
 
 BATCHES = 8
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
@@ -99,15 +99,8 @@ def load(folder: Path) -> PreTrainedModel:
 
     Its attention is the plain one, of which runtimes know how to fuse the operators.
     """
-    config = AutoConfig.from_pretrained(folder)
-    architecture = getattr(transformers, (config.architectures or [""])[0], None)
-    if architecture is None:
-        raise ValueError(
-            f"{folder}/config.json names the architecture {config.architectures}, not one of Transformers'."
-        )
-    model = architecture.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    assert isinstance(model, PreTrainedModel)
-    return model.eval()
+    model = model_class(folder).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return cast(PreTrainedModel, model.eval())
 
 
 def input_names(model: PreTrainedModel) -> list[str]:
