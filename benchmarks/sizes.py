@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 import hf_compress as hfc
 from hf_compress import inventory, sizes
 from hf_compress.compression_config import CompressionConfig
-from hf_compress.packed import Packed
+from hf_compress.packed import Packed, pack
 from hf_compress.quantizer import CompressionQuantizer, packed_tensors
 from hf_compress.schemes import SCHEMES
 from hf_compress.targets import prunable, quantizable
@@ -107,8 +107,8 @@ def codecs(folder: Path) -> Iterator[str]:
     begun = time.process_time()
     for tensor in tensors:
         Packed.open(torch.frombuffer(bytearray(tensor.data), dtype=torch.uint8), tensor.key).values()
-    ours = sum(len(tensor.data) - 4 * scale.numel() for tensor, scale in zip(tensors, scales, strict=True))
-    yield line("this format, with raw scales taken off", ours, begun)
+    ours = sum(len(tensor.data) - len(pack(scale)) for tensor, scale in zip(tensors, scales, strict=True))
+    yield line("this format, its scales taken off", ours, begun)
     for name, (compress, decompress) in plain.items():
         parts = [both(compress, values) for values in integers]
         begun = time.process_time()
