@@ -1,4 +1,4 @@
-"""The price of a training step: pruning, quantization, a live teacher and all three, as ratios to plain Trainer.
+"""The price of a training step: pruning, quantization, a teacher and all three, as ratios to plain Trainer.
 
 Every variant is a real Trainer in its own thread. Threads take turns, one optimizer step each on the same batch, in an
 order that rotates every round, so that noise of the machine hits all alike. A turn lasts from one `on_step_begin` to
@@ -13,6 +13,7 @@ import json
 import tempfile
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from transformers import (
 )
 
 from hf_compress import DistillationArguments, DistillationTrainer, PruningArguments, QuantizationArguments, Recipe
+from hf_compress.ratios import paired_ratio
 
 WARM_UP = 3
 PRUNING = {"prune_sparsity": 0.6, "prune_begin": 0.0, "prune_end": 1.0}
@@ -50,6 +52,7 @@ VARIANTS = {
     "pruning": recipe(pruning=PRUNING),
     "int8": recipe(quantization=QUANTIZATION),
     "teacher": recipe(distillation=TEACHER),
+    "cached teacher": recipe(distillation=TEACHER | {"distill_cache": "auto"}),
     "all three": recipe(TEACHER, PRUNING, QUANTIZATION),
 }
 
@@ -134,6 +137,10 @@ def main() -> None:
                 trainer = Trainer(**shared)
             else:
                 trainer = DistillationTrainer(**shared, distillation=plan.distillation, callbacks=plan.callbacks())
+                if plan.distillation.distill_cache is not None:
+                    # Filled here, or it would be during the first turn.
+                    trainer.distillation.distill_cache = f"{folder}/cache"
+                    trainer.get_train_dataloader()
             trainer.add_callback(Turns(name, board))
             threads.append(threading.Thread(target=trainer.train, name=name))
         set_seed(0)
@@ -142,20 +149,17 @@ def main() -> None:
         for thread in threads:
             thread.join()
 
-    plain = np.array(board.seconds["plain"][WARM_UP:])
+    plain = board.seconds["plain"][WARM_UP:]
     table = {}
     milliseconds = np.median(plain) * 1e3
     setting = f"{torch.get_num_threads()} threads, batch {options.batch_size}, {len(plain)} rounds"
     print(f"\n{setting}, plain {milliseconds:.0f} ms")
-    print(f"{'variant':12} {'ratio to plain':>14} {'middle half':>16} {'95 % of the median':>20}")
-    draw = np.random.default_rng(0)
+    print(f"{'variant':14} {'ratio to plain':>14} {'middle half':>16} {'95 % of the median':>20}")
     for name in names[1:]:
-        ratios = np.array(board.seconds[name][WARM_UP:]) / plain
-        low, high = np.quantile(ratios, [0.25, 0.75])
-        medians = np.median(draw.choice(ratios, (2000, len(ratios))), axis=1)
-        interval = np.quantile(medians, [0.025, 0.975])
-        table[name] = {"ratio": float(np.median(ratios)), "interval": interval.tolist(), "quartiles": [low, high]}
-        print(f"{name:12} {np.median(ratios):14.3f} {low:7.3f} to {high:.3f} {interval[0]:10.3f} to {interval[1]:.3f}")
+        found = paired_ratio(board.seconds[name][WARM_UP:], plain)
+        table[name] = asdict(found)
+        (low, high), interval = found.quartiles, found.interval
+        print(f"{name:14} {found.ratio:14.3f} {low:7.3f} to {high:.3f} {interval[0]:10.3f} to {interval[1]:.3f}")
     if options.json:
         options.json.write_text(json.dumps(table, indent=2) + "\n")
 

@@ -10,6 +10,7 @@ What that takes is between the lines `hf_compress: begin` and `hf_compress: end`
 """
 
 import copy
+import json
 import logging
 import shutil
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 from peft import LoraConfig, TaskType, get_peft_model
 from rich.console import Console
@@ -28,7 +30,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    EvalPrediction,
     HfArgumentParser,
     PreTrainedModel,
     Trainer,
@@ -37,11 +38,18 @@ from transformers import (
 )
 
 # --- hf_compress: begin ---
-from hf_compress import ARGUMENTS, DatasetFacts, DistillationTrainer, Recipe, measure, save_card, save_compressed
+from hf_compress import (
+    ARGUMENTS,
+    CompressionArguments,
+    DatasetFacts,
+    DistillationTrainer,
+    Recipe,
+    compress,
+    finish,
+)
 from hf_compress.comparison import comparison_table
+from hf_compress.flags import as_flags, with_recipe
 from hf_compress.glue import REGRESSION, TASKS, compute_metrics
-from hf_compress.heads import class_order
-from hf_compress.report import evaluating
 from hf_compress.resume import is_complete, last_complete_checkpoint
 
 # --- hf_compress: end ---
@@ -423,31 +431,30 @@ def load_model(name: str, rows: Rows, model_args: ModelArguments) -> tuple[PreTr
     return model, sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
 
 
-def score_teacher(trainer: DistillationTrainer, rows: Dataset) -> dict[str, float] | None:
-    """The teacher's scores on `rows`, its classes in the student's order; None without a teacher."""
-    if trainer.teacher is None:
-        return None
-    with trainer.teaching() as teacher, evaluating(trainer, teacher):
-        output = trainer.predict(rows)
-    logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
-    order = None if logits.shape[-1] == 1 else class_order(trainer.model.config, trainer.teacher.config)
-    assert trainer.compute_metrics is not None
-    return trainer.compute_metrics(EvalPrediction(logits if order is None else logits[:, order], output.label_ids))
-
-
 def main() -> None:
     """Run the script with the options in `sys.argv`, or in the one JSON or YAML file that is named there."""
-    parser = HfArgumentParser((ModelArguments, AdapterArguments, DataArguments, TrainingArguments, *ARGUMENTS))
-    if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
-        model_args, adapter_args, data_args, training_args, *methods = parser.parse_json_file(sys.argv[1])
-    elif len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
-        model_args, adapter_args, data_args, training_args, *methods = parser.parse_yaml_file(sys.argv[1])
+    parser = HfArgumentParser(
+        (ModelArguments, AdapterArguments, DataArguments, TrainingArguments, *ARGUMENTS, CompressionArguments)
+    )
+    # --- hf_compress: begin ---
+    # `--compress_recipe` and `--compress_config` stand for the options that they hold.
+    if len(sys.argv) == 2 and sys.argv[1].endswith((".json", ".yaml", ".yml")):
+        text = Path(sys.argv[1]).read_text(encoding="utf-8")
+        values = json.loads(text) if sys.argv[1].endswith(".json") else yaml.safe_load(text)
+        parsed = parser.parse_dict(with_recipe(values))
     else:
-        model_args, adapter_args, data_args, training_args, *methods = parser.parse_args_into_dataclasses()
+        parsed = parser.parse_args_into_dataclasses(as_flags(sys.argv[1:]))
+    # --- hf_compress: end ---
+    model_args, adapter_args, data_args, training_args, *methods, options = parsed
 
     # --- hf_compress: begin ---
     recipe = Recipe(*methods)
     reporting = recipe.name != "dense" or model_args.dense_baseline is not None
+    if set(options.compress_formats) - {"packed"} and not reporting:
+        raise ValueError(
+            "`--compress_formats` writes the compressed model, and nothing compresses it here. Add `--quant_scheme "
+            "int8`, for instance, or `--dense_baseline` to write the dense one."
+        )
     # --- hf_compress: end ---
     if not training_args.do_train and (recipe.name != "dense" or model_args.dense_baseline == TRAIN):
         raise ValueError("`--do_train` is missing: models are compressed in the course of training.")
@@ -524,17 +531,15 @@ def main() -> None:
         model = train_dense(model, rows, model_args, training_args, common)
     # On a copy: a model that one Trainer has prepared, if only for evaluation, the next would neither wrap for several
     # processes nor for mixed precision.
-    dense = Trainer(model=copy.deepcopy(model), args=training_args, **common).evaluate() if reporting else {}
+    # --- hf_compress: begin ---
+    dense = DistillationTrainer(copy.deepcopy(model), training_args, **common).evaluate() if reporting else {}
+    # --- hf_compress: end ---
     model = adapter_args.adapted(model)
 
+    trainer = Trainer(model=model, args=training_args, **common)
     # --- hf_compress: begin ---
-    trainer = DistillationTrainer(
-        model=model,
-        args=training_args,
-        distillation=recipe.distillation,
-        callbacks=recipe.callbacks(),
-        **common,
-    )
+    if training_args.do_train:
+        compress(trainer, recipe)
     # --- hf_compress: end ---
 
     if training_args.do_train:
@@ -551,24 +556,19 @@ def main() -> None:
 
     # --- hf_compress: begin ---
     if reporting:
-        folder = Path(training_args.output_dir) / "compressed"
-        save_compressed(trainer.model, folder, recipe, processing_class=tokenizer)
-        trainer.accelerator.wait_for_everyone()
-        report = measure(
+        report = finish(
             trainer,
-            folder,
-            recipe,
             base_model=model_args.base_model_hub_id or model_args.model_name_or_path or model_args.start,
             base_model_hub_id=model_args.base_model_hub_id,
             task=data_args.task,
             dataset=dataset_facts(data_args, len(train_rows), len(eval_rows)),
             main_metric=metrics[0],
             dense=dense,
-            teacher=score_teacher(trainer, eval_rows),
+            hub_id=options.compress_hub_id,
+            formats=options.compress_formats,
         )
         if trainer.is_world_process_zero():
-            report.save(folder)
-            save_card(folder)
+            folder = Path(training_args.output_dir) / "compressed"
             Console().print(comparison_table(report), f"The compressed model and its card are in {folder}")
     # --- hf_compress: end ---
 

@@ -9,6 +9,8 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
+from hf_compress.formats import FORMATS
+from hf_compress.latency import Latency
 from hf_compress.report import Report
 from hf_compress.schemes import Grid
 
@@ -45,6 +47,8 @@ def render(report: Report) -> str:
         scores=[_score_row(report, name) for name in _metric_names(report)],
         standard_error=_standard_error(report),
         sizes=_size_rows(report),
+        speeds=[] if report.latency is None else _speed_rows(report.latency),
+        formats=_format_rows(report),
         plot=PLOT_NAME,
         distill_words=_distill_words(report),
         scheme_words="" if scheme is None else _scheme_words(scheme.weight, scheme.embedding, scheme.activation),
@@ -152,6 +156,8 @@ def human_bytes(number: int) -> str:
 
 def _done(report: Report) -> list[str]:
     recipe, done = report.recipe, []
+    if recipe.distillation.student_layers is not None:
+        done.append("cut down to fewer layers")
     if recipe.distillation.enabled:
         done.append("distilled from a teacher")
     if recipe.pruning.enabled:
@@ -176,7 +182,7 @@ def _metric_names(report: Report) -> list[str]:
 
 def _score_row(report: Report, name: str) -> dict[str, str]:
     """One metric of the dense model, the teacher and the compressed one, as words."""
-    scores = [report.dense.get(name), (report.teacher or {}).get(name), report.compressed[name]]
+    scores = [(report.dense or {}).get(name), (report.teacher or {}).get(name), report.compressed[name]]
     shares = not name.endswith(ABSOLUTE) and all(abs(score) <= 1 for score in scores if score is not None)
     factor, form, unit = (100, ".2f", " points") if shares else (1, ".4g", "")
     dense, teacher, compressed = ("n/a" if s is None else f"{factor * s:{form}}" for s in scores)
@@ -210,6 +216,47 @@ def _size_rows(report: Report) -> list[dict[str, Any]]:
         {"name": "analytic", "bytes": size.analytic_bytes},
         {"name": "entropy bound", "bytes": size.entropy_bytes},
     ]
+
+
+def _speed_rows(latency: Latency) -> list[dict[str, Any]]:
+    sizes = {variant.name: variant.file_bytes for variant in latency.variants}
+    rows = []
+    for timing in latency.timings:
+        low, high = (1e3 * seconds for seconds in timing.quartiles)
+        least, most = timing.speedup.interval
+        rows.append(
+            {
+                "variant": timing.variant,
+                "bytes": sizes[timing.variant],
+                "shape": f"{timing.batch_size} x {timing.length}",
+                "time": f"{1e3 * timing.seconds:.4g} ms",
+                "quartiles": f"{low:.4g} to {high:.4g}",
+                "throughput": f"{timing.throughput:.4g}",
+                "speedup": "1"
+                if timing.variant == latency.baseline
+                else f"{timing.speedup.ratio:.2f} ({least:.2f} to {most:.2f})",
+            }
+        )
+    return rows
+
+
+def _format_rows(report: Report) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "path": FORMATS[name].path.as_posix(),
+            "stored_bytes": facts.stored_bytes,
+            "score": _format_score(report.main_metric, facts.scores.get(report.main_metric)),
+            "parity": f"{facts.parity:.3g}",
+        }
+        for name, facts in report.formats.items()
+    ]
+
+
+def _format_score(name: str, score: float | None) -> str:
+    if score is None:  # A loss, which runtimes do not compute.
+        return "n/a"
+    return f"{100 * score:.2f}" if abs(score) <= 1 and not name.endswith(ABSOLUTE) else f"{score:.4g}"
 
 
 def _distill_words(report: Report) -> str:

@@ -11,10 +11,11 @@ from peft import PeftModel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import fake_quantized, rounded
-from hf_compress.quantizer import CompressionConfig, CompressionQuantizer
+from hf_compress.quantizer import CompressionQuantizer
 from hf_compress.recipe import Recipe
-from hf_compress.sharding import count_zeros, reshard
+from hf_compress.sharding import count_zeros, reshard, whole_on_first
 from hf_compress.sparsity import Scope, zero_counts
 from hf_compress.targets import prunable, quantizable
 
@@ -77,7 +78,10 @@ def save_compressed(
     shallow.config.quantization_config = config if packs else None
     if not packs:
         del shallow.config.quantization_config
-    state, _ = CompressionQuantizer(config).get_state_dict_and_metadata(shallow)
+    if packs:
+        state, _ = CompressionQuantizer(config).get_state_dict_and_metadata(shallow)
+    else:
+        state = dict(whole_on_first(shallow.state_dict()))
     if not first:
         return folder
     aside = folder.with_name(f".{folder.name}.partial")

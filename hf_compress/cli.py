@@ -41,6 +41,7 @@ def inspect(
     path_or_repo: Annotated[str, typer.Argument(metavar="PATH_OR_REPO", help="A compressed folder, or its Hub id.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="One line per stored tensor, not per layer.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Facts of every tensor, as JSON.")] = False,
+    codecs: Annotated[bool, typer.Option("--codecs", help="Bytes in each codec, not only the shortest.")] = False,
 ) -> None:
     """Show what a compressed model consists of: bits per weight, sparsity, bytes on disk, entropy bound."""
     with _clean_errors():
@@ -48,16 +49,22 @@ def inspect(
 
         folder = _local(path_or_repo)
         facts = inventory.tensors(folder)
+        by_codec = inventory.bytes_by_codec(folder) if codecs else {}
         if as_json:
-            typer.echo(
-                json.dumps({"tensors": [_row(fact.name, [fact]) for fact in facts], "total": _row("total", facts)})
-            )
+            rows = [_row(fact.name, [fact]) for fact in facts]
+            for row in rows if codecs else ():
+                row["bytes_by_codec"] = by_codec[row["name"]]
+            typer.echo(json.dumps({"tensors": rows, "total": _row("total", facts)}))
             return
         on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        # A pipe has no width to fit into, and folded names cannot be searched.
-        console = Console() if sys.stdout.isatty() else Console(width=200)
-        console.print(_table(facts, by_tensor=tensors))
-        console.print(f"{path_or_repo}: {on_disk:,} bytes in safetensors files with headers", highlight=False)
+        console = _console()
+        console.print(_codec_table(facts, by_codec, by_tensor=tensors) if codecs else _table(facts, by_tensor=tensors))
+        container = on_disk - sum(fact.stored_bytes for fact in facts)
+        console.print(
+            f"{path_or_repo}: {on_disk:,} bytes in safetensors files, {container:,} of them their headers "
+            f"({100 * container / on_disk:.2f} %)",
+            highlight=False,
+        )
 
 
 @app.command()
@@ -74,7 +81,47 @@ def compare(
         if markdown:
             typer.echo(markdown_table(reports))
         else:
-            Console(width=None if sys.stdout.isatty() else 200).print(terminal_table(reports))
+            _console().print(terminal_table(reports))
+
+
+@app.command()
+def bench(
+    folders: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders, dense or compressed.")],
+    batch_size: Annotated[str, typer.Option(metavar="N,N,...", help="Rows of a batch.")] = "1,32",
+    length: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens of a row.")] = "128",
+    rounds: Annotated[int, typer.Option(help="Timed calls of each variant for each shape of a batch.")] = 20,
+    threads: Annotated[int | None, typer.Option(help="Threads of every runtime; by default those of torch.")] = None,
+    variants: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Of torch-fp32, torch-dense, torch-int8, onnxruntime, openvino."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where PyTorch computes: cpu or cuda.")] = "cpu",
+    save: Annotated[bool, typer.Option("--save", help="Also write into report.json and card of each PATH.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure how fast each way to run the models is: PyTorch dense and int8, ONNX Runtime, OpenVINO."""
+    with _clean_errors():
+        from hf_compress import bench as speed
+        from hf_compress import records
+
+        chosen = speed.VARIANTS if variants is None else tuple(variants.split(","))
+        latency = speed.bench(
+            folders,
+            batch_sizes=_numbers("batch-size", batch_size),
+            lengths=_numbers("length", length),
+            rounds=rounds,
+            threads=threads,
+            variants=chosen,
+            device=device,
+            progress=sys.stderr.isatty(),
+        )
+        if as_json:
+            typer.echo(json.dumps(records.encode(latency)))
+        else:
+            _console().print(speed.latency_table(latency))
+        for folder in folders if save else ():
+            card = speed.save_latency(folder, latency)
+            typer.echo(f"{folder}: no report.json to write into" if card is None else f"Written to {card}", err=True)
 
 
 @app.command()
@@ -90,6 +137,20 @@ def push(
         typer.echo(hub.push(folder, repo_id, private=private))
 
 
+@app.command(
+    # All is left to the launcher: what is not ours belongs to the script, `--help` too.
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
+    add_help_option=False,
+)
+def run(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT.py ...")] = None,
+) -> None:
+    """Run any Trainer script, unmodified, and compress what it trains: SCRIPT.py, its arguments, and our flags."""
+    from hf_compress import launch
+
+    raise typer.Exit(launch.main(arguments or []))
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the result.")] = Path("demo"),
@@ -99,6 +160,20 @@ def demo(
         from hf_compress import demo as demonstration
 
         demonstration.main(out)
+
+
+def _numbers(option: str, words: str) -> list[int]:
+    try:
+        return [int(word) for word in words.split(",")]
+    except ValueError as error:
+        raise ValueError(f"`--{option}` must be numbers with commas between them; got {words!r}.") from error
+
+
+def _console() -> "Console":
+    # A pipe has no width to fit into, and folded names cannot be searched.
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def _local(path_or_repo: str) -> Path:
@@ -155,6 +230,31 @@ def _grouped(facts: Sequence["TensorFacts"]) -> dict[str, list["TensorFacts"]]:
         return ("embeddings", "encoder", "head").index(groups[name][0].part), prefix or "~", number
 
     return {name: groups[name] for name in sorted(groups, key=place)}
+
+
+def _codec_table(
+    facts: Sequence["TensorFacts"], by_codec: dict[str, dict[str, int | None]], *, by_tensor: bool
+) -> Table:
+    """Bytes in the file beside those with all chunks in one codec, or as in the file where it cannot hold a tensor."""
+    names = list(next(iter(by_codec.values())))
+    table = Table(
+        box=box.SIMPLE,
+        caption="file: every chunk in its shortest codec. The rest: all chunks in one, where it can hold the tensor.",
+        caption_justify="left",
+    )
+    table.add_column("tensor" if by_tensor else "part or layer", overflow="fold")
+    for heading in ("file", *names):
+        table.add_column(heading, justify="right", no_wrap=True)
+    groups = {fact.name: [fact] for fact in facts} if by_tensor else _grouped(facts)
+    for name, group in [*groups.items(), ("total", list(facts))]:
+        if name == "total":
+            table.add_section()
+        sums = [
+            sum(fact.stored_bytes if (size := by_codec[fact.name][codec]) is None else size for fact in group)
+            for codec in names
+        ]
+        table.add_row(name, *(f"{number:,}" for number in [sum(fact.stored_bytes for fact in group), *sums]))
+    return table
 
 
 def _table(facts: Sequence["TensorFacts"], *, by_tensor: bool) -> Table:

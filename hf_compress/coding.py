@@ -1,111 +1,77 @@
-"""Tensors as few bytes, without loss: the packed tensor, its codecs, and the entropy that bounds them.
+"""Runs of values as few bytes, without loss: the codecs, their sections, and the entropy that bounds them.
 
-A packed tensor is one self-describing run of bytes, little-endian:
-
-    magic "HFC1" | kind u8 | codec u8 | dimensions u8 | 0 | CRC-32 of the rest u32 | shape u32 each | payload
-
-A payload is one or more sections, each a u32 length, a u8 (0: as it is, 1: zstandard) and its bytes. Codec 0 has the
-symbols: bytes of integers, or the byte planes of floats, one section each. Codec 1 has first one bit a symbol, least
-significant first, 1 where it is not zero, and then the symbols that are not zero in the same way.
+`docs/format.md` specifies the bytes. A value is a word of 1, 2, 4 or 8 bytes; zero is the one whose bits are all zero.
 """
 
-import math
 import struct
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import zstandard
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped, UInt
 from torch import Tensor
 
-MAGIC = b"HFC1"
-KINDS: tuple[torch.dtype, ...] = (torch.int8, torch.float32, torch.float16, torch.bfloat16)
-CODECS: tuple[str, ...] = ("symbols", "mask")
-ZSTD_LEVEL = 9
+# In the order of their numbers in the file: how the values are written, after how their places are.
+CODECS: tuple[str, ...] = ("planes", "pairs", "mask planes", "mask pairs", "gaps planes", "gaps pairs")
+LEVEL = 1  # What is left to win is Huffman's code, which all levels of zstandard do alike.
+NIBBLE = 8  # Added to a value in [-8, 7], so that it fits four bits.
+LONG = 255  # A gap of so many zeros that no value follows.
 
-_FIXED = struct.Struct("<4sBBBBI")
+_COUNT = struct.Struct("<I")
 _SECTION = struct.Struct("<IB")
+_BOTH_NIBBLES = np.array([low | high << 8 for high in range(16) for low in range(16)], dtype="<u2")
 
 
-@dataclass(frozen=True)
-class Declared:
-    """What the head of a packed tensor says, before anything is decoded."""
-
-    dtype: torch.dtype
-    codec: str
-    shape: tuple[int, ...]
-    payload_at: int
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
+def encode(words: UInt[np.ndarray, " count"], codec: str) -> bytes | None:
+    """`words` in `codec`, or None if it cannot hold them; the same words give the same bytes."""
+    *places, values = codec.split()
+    head = b""
+    if places:
+        kept = words != 0
+        head, words = _encode_mask(kept) if places == ["mask"] else _encode_gaps(kept), words[kept]
+    data = encode_planes(words) if values == "planes" else _encode_pairs(words)
+    return None if data is None else head + data
 
 
-def pack(tensor: Shaped[Tensor, "*shape"]) -> UInt8[Tensor, " bytes"]:
-    """The bytes of the shortest codec for `tensor`, an int8 or floating-point tensor of at most 255 dimensions.
-
-    The same tensor gives the same bytes.
-    """
-    symbols = _symbols(tensor)
-    payloads = [_sections(_planes(symbols)), _sections([_mask(symbols), *_planes(symbols[symbols.any(axis=1)])])]
-    codec = min(range(len(CODECS)), key=lambda index: len(payloads[index]))
-    body = struct.pack(f"<{tensor.dim()}I", *tensor.shape) + payloads[codec]
-    head = _FIXED.pack(MAGIC, KINDS.index(tensor.dtype), codec, tensor.dim(), 0, zlib.crc32(body))
-    return torch.frombuffer(bytearray(head + body), dtype=torch.uint8)
+def encode_shortest(words: UInt[np.ndarray, " count"]) -> tuple[int, bytes]:
+    """The number of the codec that needs the fewest bytes for `words`, the first of equals, and those bytes."""
+    coded = [(number, encode(words, codec)) for number, codec in enumerate(CODECS)]
+    return min(((number, data) for number, data in coded if data is not None), key=lambda pair: len(pair[1]))
 
 
-def declared(packed: UInt8[Tensor, " bytes"]) -> Declared:
-    """The head of a packed tensor.
+def decode(sections: "Sections", codec: int, count: int, width: int) -> UInt[np.ndarray, " count"]:
+    """The `count` words of `width` bytes that were encoded; nothing larger is allocated on the way.
 
     Raises:
-        ValueError: these bytes are no packed tensor of a version, kind and codec that we know, or were changed.
+        ValueError: the sections do not hold so many.
     """
-    data = _bytes(packed)
-    if len(data) < _FIXED.size:
-        raise ValueError(f"a packed tensor has at least {_FIXED.size} bytes, this has {len(data)}: it is truncated")
-    magic, kind, codec, dimensions, _, checksum = _FIXED.unpack_from(data)
-    payload_at = _FIXED.size + 4 * dimensions
-    if magic != MAGIC:
-        raise ValueError(
-            f"a packed tensor begins with {MAGIC!r}, this with {magic!r}: another version or not one of ours"
-        )
-    if kind >= len(KINDS) or codec >= len(CODECS) or payload_at > len(data):
-        raise ValueError(
-            f"a packed tensor has kind < {len(KINDS)} and codec < {len(CODECS)}, this has {kind} and {codec}"
-        )
-    if zlib.crc32(data[_FIXED.size :]) != checksum:
-        raise ValueError("the checksum of a packed tensor does not match: the file is damaged, download it again")
-    shape = struct.unpack_from(f"<{dimensions}I", data, _FIXED.size)
-    return Declared(KINDS[kind], CODECS[codec], shape, payload_at)
+    if codec >= len(CODECS):
+        raise ValueError(f"a codec is a number below {len(CODECS)}, this is {codec}: upgrade hf_compress to read it")
+    *places, values = CODECS[codec].split()
+    decode_values = decode_planes if values == "planes" else _decode_pairs
+    if not places:
+        return decode_values(sections, count, width)
+    # Writing at places that were looked up is ten times as fast as writing through a mask.
+    kept = _decode_mask(sections, count) if places == ["mask"] else _decode_gaps(sections, count)
+    words = np.zeros(count, dtype=f"<u{width}")
+    words[kept] = decode_values(sections, len(kept), width)
+    return words
 
 
-def unpack(packed: UInt8[Tensor, " bytes"], shape: Sequence[int] | None = None) -> Shaped[Tensor, "..."]:
-    """The tensor that `pack` was given; nothing larger than its declared shape is allocated on the way.
+def encode_planes(words: UInt[np.ndarray, " count"]) -> bytes:
+    """Byte by byte of all words, a section each: in floats the exponents are alike, the last mantissa bits noise."""
+    planes = words.view(np.uint8).reshape(len(words), words.itemsize)
+    return b"".join(_section(np.ascontiguousarray(planes[:, plane])) for plane in range(words.itemsize))
 
-    Args:
-        shape: what the caller expects; another declared shape is refused before anything is allocated.
 
-    Raises:
-        ValueError: the bytes are damaged, hostile or of another shape.
-    """
-    head = declared(packed)
-    if shape is not None and tuple(shape) != head.shape:
-        raise ValueError(f"the model needs shape {tuple(shape)}, the packed tensor has {head.shape}")
-    width, count = head.dtype.itemsize, head.numel
-    sections = _Sections(_bytes(packed), head.payload_at)
-    if head.codec == "symbols":
-        symbols = _from_planes([sections.read(count) for _ in range(width)])
-    else:
-        bits = np.frombuffer(sections.read((count + 7) // 8), dtype=np.uint8)
-        kept = np.unpackbits(bits, count=count, bitorder="little").astype(bool)
-        filled = int(np.count_nonzero(kept))
-        symbols = np.zeros((count, width), dtype=np.uint8)
-        symbols[kept] = _from_planes([sections.read(filled) for _ in range(width)])
-    sections.finish()
-    return torch.from_numpy(symbols.reshape(-1)).view(head.dtype).reshape(head.shape)
+def decode_planes(sections: "Sections", count: int, width: int) -> UInt[np.ndarray, " count"]:
+    """The words of `encode_planes`."""
+    if width == 1:
+        return np.frombuffer(sections.read(count), dtype=np.uint8)
+    words = np.empty((count, width), dtype=np.uint8)
+    for plane in range(width):
+        words[:, plane] = np.frombuffer(sections.read(count), dtype=np.uint8)
+    return words.reshape(-1).view(f"<u{width}")
 
 
 def entropy_bytes(tensor: Shaped[Tensor, "*shape"]) -> float:
@@ -115,59 +81,96 @@ def entropy_bytes(tensor: Shaped[Tensor, "*shape"]) -> float:
     return float(-(share * share.log2()).sum()) * tensor.numel() / 8
 
 
-def _symbols(tensor: Tensor) -> np.ndarray:
-    """The tensor as (numel, bytes a value) bytes."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().reshape(flat.numel(), tensor.dtype.itemsize)
+class Sections:
+    """The sections of a run of bytes, read one after the other, each of a length that is known beforehand."""
 
+    def __init__(self, data: memoryview) -> None:
+        self.data, self.at = data, 0
 
-def _planes(symbols: np.ndarray) -> list[bytes]:
-    """Byte by byte of all symbols: in floats the exponents are alike, the low mantissa bytes are noise."""
-    return [np.ascontiguousarray(symbols[:, plane]).tobytes() for plane in range(symbols.shape[1])]
+    def read(self, expected: int) -> bytes | memoryview:
+        """The `expected` bytes that the next section holds.
 
-
-def _from_planes(planes: list[bytes]) -> np.ndarray:
-    return np.stack([np.frombuffer(plane, dtype=np.uint8) for plane in planes], axis=1)
-
-
-def _mask(symbols: np.ndarray) -> bytes:
-    return np.packbits(symbols.any(axis=1), bitorder="little").tobytes()
-
-
-def _sections(parts: list[bytes]) -> bytes:
-    coded = []
-    for part in parts:
-        squeezed = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(part)
-        method, data = (1, squeezed) if len(squeezed) < len(part) else (0, part)
-        coded.append(_SECTION.pack(len(data), method) + data)
-    return b"".join(coded)
-
-
-class _Sections:
-    """The sections of a payload, read one after the other, each of a length that is known beforehand."""
-
-    def __init__(self, data: memoryview, at: int) -> None:
-        self.data, self.at = data, at
-
-    def read(self, expected: int) -> bytes:
+        Raises:
+            ValueError: it holds another number of bytes, or is damaged.
+        """
         if self.at + _SECTION.size > len(self.data):
-            raise ValueError("a packed tensor ends before its sections do: it is truncated")
+            raise ValueError("the data ends before its sections do: it is truncated")
         length, method = _SECTION.unpack_from(self.data, self.at)
         begin = self.at + _SECTION.size
         self.at = begin + length
         part = self.data[begin : self.at]
         if len(part) != length or method > 1:
-            raise ValueError(
-                f"a section of {length} bytes (method {method}) does not fit a packed tensor: it is damaged"
-            )
-        content: bytes | memoryview = _decompress(part, expected) if method == 1 else part
+            raise ValueError(f"a section of {length} bytes (method {method}) does not fit in: it is damaged")
+        content = _decompress(part, expected) if method == 1 else part
         if len(content) != expected:
             raise ValueError(f"a section should hold {expected} bytes and holds {len(content)}: it is damaged")
-        return bytes(content)
+        return content
+
+    def number(self, largest: int) -> int:
+        """The number that stands here, at most `largest`."""
+        if self.at + _COUNT.size > len(self.data):
+            raise ValueError("the data ends before its sections do: it is truncated")
+        (value,) = _COUNT.unpack_from(self.data, self.at)
+        self.at += _COUNT.size
+        if value > largest:
+            raise ValueError(f"{value} gaps cannot lie between {largest} values: it is damaged")
+        return int(value)
 
     def finish(self) -> None:
+        """Refuse bytes that follow the last section."""
         if self.at != len(self.data):
-            raise ValueError(f"{len(self.data) - self.at} bytes follow the last section of a packed tensor")
+            raise ValueError(f"{len(self.data) - self.at} bytes follow the last section: it is damaged")
+
+
+def _encode_pairs(words: np.ndarray) -> bytes | None:
+    if words.itemsize > 1:
+        return None
+    nibbles = words + np.uint8(NIBBLE)
+    if len(nibbles) and nibbles.max() > 15:
+        return None
+    nibbles = np.append(nibbles, np.full(len(nibbles) % 2, NIBBLE, dtype=np.uint8))
+    return _section(nibbles[0::2] | nibbles[1::2] << 4)
+
+
+def _decode_pairs(sections: Sections, count: int, width: int) -> np.ndarray:
+    if width > 1:
+        raise ValueError(f"values of {width} bytes cannot come in pairs: it is damaged")
+    pairs = np.frombuffer(sections.read((count + 1) // 2), dtype=np.uint8)
+    return _BOTH_NIBBLES.take(pairs).view(np.uint8)[:count] - np.uint8(NIBBLE)
+
+
+def _encode_mask(kept: np.ndarray) -> bytes:
+    return _section(np.packbits(kept, bitorder="little"))
+
+
+def _decode_mask(sections: Sections, count: int) -> np.ndarray:
+    bits = np.frombuffer(sections.read((count + 7) // 8), dtype=np.uint8)
+    return np.flatnonzero(np.unpackbits(bits, count=count, bitorder="little").view(bool))
+
+
+def _encode_gaps(kept: np.ndarray) -> bytes:
+    gaps = np.diff(np.flatnonzero(kept), prepend=-1) - 1
+    long = gaps // LONG
+    ends = np.cumsum(long + 1)
+    coded = np.full(ends[-1] if len(ends) else 0, LONG, dtype=np.uint8)
+    coded[ends - 1] = gaps % LONG
+    return _COUNT.pack(len(coded)) + _section(coded)
+
+
+def _decode_gaps(sections: Sections, count: int) -> np.ndarray:
+    gaps = np.frombuffer(sections.read(sections.number(count)), dtype=np.uint8)
+    valued = gaps != LONG
+    places = np.cumsum(gaps + valued.view(np.uint8), dtype=np.int64)[valued] - 1
+    if len(places) and places[-1] >= count:
+        raise ValueError(f"a value stands at place {places[-1]} of {count}: it is damaged")
+    return places
+
+
+def _section(content: np.ndarray) -> bytes:
+    plain = content.tobytes()
+    squeezed = zstandard.ZstdCompressor(level=LEVEL).compress(plain)
+    method, data = (1, squeezed) if len(squeezed) < len(plain) else (0, plain)
+    return _SECTION.pack(len(data), method) + data
 
 
 def _decompress(part: memoryview, expected: int) -> bytes:
@@ -177,8 +180,4 @@ def _decompress(part: memoryview, expected: int) -> bytes:
             raise ValueError(f"a section claims another size than the {expected} bytes declared: it is damaged")
         return zstandard.ZstdDecompressor().decompress(part)
     except zstandard.ZstdError as error:
-        raise ValueError(f"a section of a packed tensor does not decompress: {error}") from error
-
-
-def _bytes(packed: Tensor) -> memoryview:
-    return packed.detach().cpu().contiguous().numpy().data.cast("B")
+        raise ValueError(f"a section does not decompress: {error}") from error

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from hf_compress.card import human_bytes
+from hf_compress.recipe import Recipe
 from hf_compress.report import Report
 
 
@@ -23,7 +24,7 @@ def comparison_table(report: Report) -> Table:
         f"{size.ratio:.1f}x smaller",
     )
     for name, score in report.compressed.items():
-        dense = report.dense.get(name)
+        dense = (report.dense or {}).get(name)
         table.add_row(
             name,
             "" if dense is None else f"{dense:.4f}",
@@ -34,6 +35,19 @@ def comparison_table(report: Report) -> Table:
     table.add_row(
         "zeros (linear)", "", *([""] if report.teacher else []), f"{100 * report.achieved_sparsity:.1f} %", ""
     )
+    return table
+
+
+def recipe_table(recipe: Recipe) -> Table:
+    """A table of the options of the methods that are on; those that are not the default are marked."""
+    table = Table(title=f"Recipe: {recipe.name}", title_justify="left", caption="* not the default")
+    table.add_column("option")
+    table.add_column("value", justify="right")
+    for method, defaults in Recipe().to_dict().items():
+        if getattr(recipe, method).enabled:
+            for option, value in recipe.to_dict()[method].items():
+                said = " ".join(value) if isinstance(value, list) else str(value)
+                table.add_row(f"--{option}", said + (" *" if value != defaults[option] else "  "))
     return table
 
 
@@ -56,11 +70,18 @@ def report_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
             f"{report.size.packed_bytes / report.size.entropy_bytes:.3f}x",
             f"{report.size.analytic_bytes / 1e6:.2f}",
             f"{report.main_metric} {100 * report.compressed[report.main_metric]:.2f}",
-            f"{100 * report.dense[report.main_metric]:.2f}",
-            f"{100 * (report.compressed[report.main_metric] - report.dense[report.main_metric]):+.2f}",
+            *_against_dense(report),
         )
         for report in ordered
     ]
+
+
+def _against_dense(report: Report) -> tuple[str, str]:
+    """The dense model's main score and the compressed one's difference to it, empty where there is no dense model."""
+    if report.dense is None:
+        return "", ""
+    dense = report.dense[report.main_metric]
+    return f"{100 * dense:.2f}", f"{100 * (report.compressed[report.main_metric] - dense):+.2f}"
 
 
 def markdown_table(reports: Sequence[Report]) -> str:

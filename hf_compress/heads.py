@@ -112,6 +112,11 @@ class Head:
         """Whether the outputs are scores of the classes that `config.id2label` names."""
         return self.num_labels is not None and not self.regression
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the logits are called among the model's outputs."""
+        return ("start_logits", "end_logits") if self.kind == "question" else ("logits",)
+
     def problem(self, inputs: Mapping[str, Any]) -> Problem:
         """What is predicted at one position of this batch.
 
@@ -132,8 +137,7 @@ class Head:
         """
         if not isinstance(outputs, Mapping):
             raise ValueError("The model returns a tuple without names. Set `config.return_dict = True`.")
-        names = ("start_logits", "end_logits") if self.kind == "question" else ("logits",)
-        return tuple(outputs[name] for name in names)
+        return tuple(outputs[name] for name in self.names)
 
     def counted(self, inputs: Mapping[str, Any]) -> Bool[Tensor, "*positions"] | None:
         """Which positions count: one boolean per row (batch,) or per token (batch, tokens), None without labels.

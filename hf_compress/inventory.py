@@ -7,20 +7,20 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from hf_compress.coding import declared, entropy_bytes, unpack
-from hf_compress.quantizer import PACKED, SCALE, located, opened
-from hf_compress.targets import part
+from hf_compress.coding import CODECS, entropy_bytes
+from hf_compress.packed import Packed
+from hf_compress.quantizer import PACKED, located, opened, packed_tensors
+from hf_compress.targets import model_class, part
 
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """One tensor of a checkpoint as it is stored; a packed weight counts together with its scales.
+    """One tensor of a checkpoint as it is stored, with its scales.
 
     `bits_per_weight` is of the stored bytes. `entropy_bytes` bounds an order-0 coder: for integers their entropy plus
-    the raw scales, for packed floats the entropy of the mask plus the raw non-zeros, for the rest the raw bytes.
+    the raw scales, for floats the entropy of the mask plus the raw non-zeros, or the raw bytes if they are fewer.
     """
 
     name: str
@@ -56,39 +56,53 @@ def tensors(folder: str | Path) -> list[TensorFacts]:
         ValueError: there is no safetensors checkpoint of a known architecture, or it is damaged.
     """
     folder = Path(folder)
-    config = AutoConfig.from_pretrained(folder)
-    architecture = getattr(transformers, (config.architectures or [""])[0], None)
-    if architecture is None:
-        raise ValueError(
-            f"{folder}/config.json names the architecture {config.architectures}, not one of Transformers'."
-        )
+    architecture = model_class(folder)
     with torch.device("meta"):
-        model = architecture(config)
+        model = architecture(AutoConfig.from_pretrained(folder))
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} holds no *.safetensors file. Give a folder that a model was saved to.")
     return [facts for path in files for facts in _facts(path, model)]
 
 
+def bytes_by_codec(folder: str | Path) -> dict[str, dict[str, int | None]]:
+    """The bytes that each tensor of the packed checkpoint `folder` would have in each codec, None where it cannot.
+
+    Raises:
+        ValueError: a tensor is not packed, or damaged.
+    """
+    return {
+        packed.key: {codec: packed.bytes_with(codec) for codec in CODECS}
+        for path in sorted(Path(folder).glob("*.safetensors"))
+        for packed in packed_tensors(path, {})
+    }
+
+
 def _facts(path: Path, model: PreTrainedModel) -> Iterator[TensorFacts]:
     with opened(path) as file:
-        keys = file.keys()  # The handle is no dict and cannot be iterated.
-        names = set(keys)
-        for key in keys:
-            if key.endswith(SCALE) and key.removesuffix(SCALE) + PACKED in names:
-                continue
-            name, tensor = key.removesuffix(PACKED), file.get_tensor(key)
-            if key == name:
-                zeros, size = tensor.numel() - int(tensor.count_nonzero()), tensor.nbytes
-                yield TensorFacts(name, part(model, name), tuple(tensor.shape), "raw", size, size, zeros)
-                continue
-            head, values = declared(tensor), located(path, key, partial(unpack, tensor))
-            zeros = values.numel() - int(values.count_nonzero())
-            stored = tensor.numel()
-            if name + SCALE in names:
-                scale = file.get_tensor(name + SCALE)
-                stored, bound = stored + scale.nbytes, entropy_bytes(values) + scale.nbytes
-            else:
-                bound = entropy_bytes(values != 0) + values.itemsize * (values.numel() - zeros)
-            shape = tuple(model.get_parameter(name).shape)
-            yield TensorFacts(name, part(model, name), shape, head.codec, stored, bound, zeros)
+        keys = list(file.keys())
+    if not any(key.endswith(PACKED) for key in keys):
+        yield from _dense_facts(path, model)
+        return
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for packed in packed_tensors(path, shapes):
+        yield located(path, packed.key, partial(_packed_facts, packed, part(model, packed.key)))
+
+
+def _dense_facts(path: Path, model: PreTrainedModel) -> Iterator[TensorFacts]:
+    with opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 - the handle is no dict
+            tensor = file.get_tensor(name)
+            zeros, size = tensor.numel() - int(tensor.count_nonzero()), tensor.nbytes
+            yield TensorFacts(name, part(model, name), tuple(tensor.shape), "raw", size, size, zeros)
+
+
+def _packed_facts(packed: Packed, part: str) -> TensorFacts:
+    values, scale = packed.values(), packed.scale()
+    zeros = values.numel() - int(values.count_nonzero())
+    if scale is not None:
+        bound = entropy_bytes(values) + scale.nbytes
+    else:
+        bound = min(float(values.nbytes), entropy_bytes(values != 0) + values.itemsize * (values.numel() - zeros))
+    codec = "/".join(sorted(packed.codecs()))
+    return TensorFacts(packed.key, part, packed.weight_shape, codec, len(packed.data), bound, zeros)

@@ -1,7 +1,7 @@
 """The fake-quantized layers: linear layers and embeddings that compute with numbers on their grids."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from typing import cast
 
@@ -174,14 +174,14 @@ def fake_quantize_modules(
         grids: tuple[Grid, Grid | None] = scheme.weight, scheme.activation
         if target.shares_embedding:
             grids = scheme.embedding, None
-        layers.append(_turn(target.module, target.kind, *grids))
+        layers.append(turn(target.module, target.kind, *grids))
     return layers
 
 
 def maskable_modules(targets: Sequence[Target]) -> list[FakeQuantized]:
     """The layers of `targets`, turned in place into ones that may carry a mask, where they are not yet."""
     return [
-        target.module if isinstance(target.module, FakeQuantized) else _turn(target.module, target.kind, None, None)
+        target.module if isinstance(target.module, FakeQuantized) else turn(target.module, target.kind, None, None)
         for target in targets
     ]
 
@@ -192,7 +192,7 @@ def restore_layers(model: PreTrainedModel, names: Sequence[str], input_grid: Gri
         module = model.get_submodule(name)
         layer_kind = kind(module)
         assert layer_kind is not None, "checked by `CompressionQuantizer`"
-        layer = _turn(module, layer_kind, weight_grid=None, input_grid=input_grid)
+        layer = turn(module, layer_kind, weight_grid=None, input_grid=input_grid)
         layer.quantizing = True
 
 
@@ -211,8 +211,15 @@ def rounded(model: PreTrainedModel, targets: Sequence[Target]) -> list[Target]:
     return [target for target in targets if id(target.weight) in used]
 
 
-def _turn(layer: nn.Module, layer_kind: Kind, weight_grid: Grid | None, input_grid: Grid | None) -> FakeQuantized:
-    layer.__class__ = _fake_quantized_class(cast(Hashable, type(layer)), layer_kind)
+def turn(
+    layer: nn.Module,
+    layer_kind: Kind,
+    weight_grid: Grid | None,
+    input_grid: Grid | None,
+    classes: Mapping[Kind, type[FakeQuantized]] = LAYERS,
+) -> FakeQuantized:
+    """`layer`, turned in place into its kind's class of `classes`, with these grids and switched off."""
+    layer.__class__ = _grafted(cast(Hashable, type(layer)), cast(Hashable, classes[layer_kind]))
     assert isinstance(layer, FakeQuantized)
     layer.weight_grid, layer.input_grid = weight_grid, input_grid
     layer.observing = layer.quantizing = False
@@ -224,18 +231,17 @@ def _turn(layer: nn.Module, layer_kind: Kind, weight_grid: Grid | None, input_gr
 
 
 @cache
-def _fake_quantized_class(layer_class: type[nn.Module], layer_kind: Kind) -> type[nn.Module]:
-    """The fake-quantized class of a layer's class; `forward` of one that has its own, as Bart's embeddings, stays."""
-    ours = LAYERS[layer_kind]
-    if issubclass(layer_class, FakeQuantized):
+def _grafted(layer_class: type[nn.Module], ours: type[FakeQuantized]) -> type[nn.Module]:
+    """The class `ours` for layers of `layer_class`; a `forward` of its own, as of Bart's embeddings, stays."""
+    if issubclass(layer_class, ours):
         return layer_class
     if issubclass(ours, layer_class):
         return ours
     # Ours comes last, so that it is what their `super().forward` calls.
-    return type(f"FakeQuantized{layer_class.__name__}", (layer_class, ours), {})
+    return type(f"{ours.__name__}As{layer_class.__name__}", (layer_class, ours), {})
 
 
 def _plain_class(layer_class: type[FakeQuantized]) -> type[nn.Module]:
-    """The class that `_fake_quantized_class` made the given one from."""
+    """The class that `_grafted` made the given one from."""
     plain = {LAYERS[layer_kind]: plain_class for plain_class, layer_kind in KINDS.items()}
     return plain[layer_class] if layer_class in plain else layer_class.__bases__[0]

@@ -5,6 +5,7 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from transformers import TrainingArguments
 
 __version__ = "0.1.0"
 
+RUNTIMES = ("onnxruntime", "openvino")
 PACKAGES = ("hf-compress", "transformers", "torch", "accelerate", "datasets", "tokenizers")
 # What every report states, and what it states when it is not the default of this Transformers.
 ALWAYS = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "per_device_train_batch_size", "optim")
@@ -70,10 +72,10 @@ def hyperparameters(arguments: TrainingArguments) -> dict[str, Any]:
     return {name: value.value if isinstance(value, Enum) else value for name, value in kept.items()}
 
 
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that decide numbers; "not installed" for one that is not."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """The versions of Python and of `packages`, by default those that decide numbers; "not installed" of others."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package.replace("-", "_")] = version(package)
         except PackageNotFoundError:

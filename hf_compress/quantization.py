@@ -195,6 +195,19 @@ class QuantizationCallback(TrainerCallback):
             # This step was the first to round; the best model so far computes in floating point: not for shipping.
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Adds the widths of activation ranges to the logs of training: `quant_range_mean`, `quant_range_max`."""
+        ranges = [layer.input_range for layer in self._layers if layer.has_range and layer.weight_grid is not None]
+        if "loss" not in kwargs["logs"] or not ranges:
+            return
+        widths = (torch.stack(ranges) @ ranges[0].new_tensor([-1.0, 1.0])).float()
+        widths = widths[widths.isfinite()]  # What nobody calls has seen nothing.
+        if len(widths):
+            added = {"quant_range_mean": float(widths.mean()), "quant_range_max": float(widths.max())}
+            kwargs["logs"].update(added)
+            for copied in state.log_history[-1:]:  # Trainer puts its copy there before this event.
+                copied.update(added)
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

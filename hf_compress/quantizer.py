@@ -1,98 +1,48 @@
 """The door to Transformers: what its `from_pretrained` and `save_pretrained` call for a compressed checkpoint."""
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
+from transformers.quantizers import HfQuantizer, register_quantizer
 
-from hf_compress.coding import declared, pack, unpack
+from hf_compress.compression_config import METHOD, CompressionConfig
+from hf_compress.integer import Integer, Loaded, keep_integers, note
 from hf_compress.layers import FakeQuantized, restore_layers
-from hf_compress.schemes import Grid, Scheme, from_integers, symmetric_scale, to_integers
-from hf_compress.sharding import gathered
+from hf_compress.packed import Packed, pack
+from hf_compress.schemes import symmetric_scale, to_integers
+from hf_compress.sharding import whole_on_first
 from hf_compress.targets import Kind, kind
 
-METHOD = "hf_compress"
-FORMAT_VERSION = 1
-PACKED, SCALE = ".packed", ".scale"
+PACKED = ".packed"
 
 T = TypeVar("T")
 
 
-@register_quantization_config(METHOD)
-class CompressionConfig(QuantizationConfigMixin):
-    """What `config.json` says of a compressed checkpoint: which weights are packed, and on which grids.
-
-    Args:
-        scheme: the grids, as `dataclasses.asdict` gives them, or None if nothing is quantized.
-        quantized: names of the layers whose weights are integers in the file.
-        pruned: names of the layers whose zeros are not stored.
-        version: of the format; a newer one is refused.
-    """
-
-    def __init__(
-        self,
-        scheme: dict[str, Any] | None = None,
-        quantized: list[str] | None = None,
-        pruned: list[str] | None = None,
-        version: int = FORMAT_VERSION,
-        **kwargs: Any,
-    ) -> None:
-        self.quant_method = METHOD
-        self.scheme, self.quantized, self.pruned, self.version = scheme, quantized or [], pruned or [], version
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. Upgrade hf_compress to "
-                "read it."
-            )
-        if self.quantized and scheme is None:
-            raise ValueError("`quantization_config.scheme` must name the grids of the quantized layers; got None.")
-        try:
-            self.grids = None if scheme is None else _scheme(scheme)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"`quantization_config.scheme` is no scheme of hf_compress: {scheme!r}.") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        names = ("quant_method", "version", "scheme", "quantized", "pruned")
-        return {name: copy.deepcopy(getattr(self, name)) for name in names}
-
-    def grid(self, layer: Kind) -> Grid:
-        """The grid of the weights of a quantized layer."""
-        assert self.grids is not None, "checked on construction"
-        return self.grids.embedding if layer == "embedding" else self.grids.weight
-
-
-def _scheme(values: dict[str, Any]) -> Scheme:
-    grids: dict[str, Any] = {name: None if grid is None else Grid(**grid) for name, grid in values.items()}
-    return Scheme(**grids)
-
-
 class Unpack(ConversionOps):
-    """The load operation of a weight: packed bytes, and scales if they are integers, to the weight they stand for."""
+    """The load operation of a tensor: packed bytes to the weight they stand for."""
 
     def __init__(self, hf_quantizer: "CompressionQuantizer") -> None:
         self.hf_quantizer = hf_quantizer
+        threads = torch.get_num_threads()
+        self.executor = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Unpack":
+        return self  # Transformers copies it for every tensor; there is one quantizer, and one set of threads.
 
     def convert(
         self, input_dict: dict[str, Any], full_layer_name: str, model: PreTrainedModel, **kwargs: Any
     ) -> dict[str, Tensor]:
-        tensors = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
-        scale = next((value for name, value in tensors.items() if name.endswith(SCALE)), None)
-        packed = next((value for name, value in tensors.items() if name.endswith(PACKED)), None)
-        if packed is None:
-            raise ValueError(f"{full_layer_name} has scales but no packed integers")
-        return {"weight": self.hf_quantizer.unpacked(model, full_layer_name, packed, scale)}
+        (packed,) = (value[0] if isinstance(value, list) else value for value in input_dict.values())
+        return {full_layer_name: self.hf_quantizer.unpacked(model, full_layer_name, packed, self.executor)}
 
 
 @register_quantizer(METHOD)
@@ -100,7 +50,7 @@ class CompressionQuantizer(HfQuantizer):
     """Packs weights when a model is saved and unpacks them, one at a time, when it is loaded."""
 
     quantization_config: CompressionConfig
-    serialized_names: ClassVar[dict[str, list[str]]] = {"weight": [f"weight{PACKED}", f"weight{SCALE}"]}
+    failure: ValueError | None = None
 
     def is_serializable(self) -> bool:
         return True
@@ -118,99 +68,128 @@ class CompressionQuantizer(HfQuantizer):
 
     def get_weight_conversions(self) -> list[WeightConverter]:
         # Decoding is the CPU's work; the weight then goes to its device.
-        return [
-            WeightConverter(names, weight, [Unpack(self)], force_cpu=True)
-            for weight, names in self.serialized_names.items()
-        ]
+        return [WeightConverter(rf"\{PACKED}$", "", [Unpack(self)], force_cpu=True)]
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         config = self.quantization_config
-        for path in kwargs.get("checkpoint_files") or []:
-            self.check_file(Path(path), model)
+        self.failure = None
+        if config.run == "int8" and not config.quantized:
+            raise ValueError(
+                '`run="int8"` needs a checkpoint that was quantized; the weights of this one are in floating point. '
+                'Load it with `run="dense"`, which is the default.'
+            )
         for name in {*config.quantized, *config.pruned}:
             if kind(_layer(model, name)) is None:
                 raise ValueError(f"`quantization_config` names {name}, which is no layer that hf_compress packs.")
         if config.grids is not None and config.grids.activation is not None:
             linear = [name for name in config.quantized if kind(_layer(model, name)) != "embedding"]
             restore_layers(model, linear, config.grids.activation)
+        self.check_files([Path(path) for path in kwargs.get("checkpoint_files") or []], model)
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        # `save_pretrained` would try to revert this one; saving packs by itself.
-        model._weight_conversions = [
-            conversion
-            for conversion in model._weight_conversions
-            if not any(isinstance(operation, Unpack) for operation in getattr(conversion, "operations", ()))
-        ]
+        if self.failure is not None:
+            raise self.failure
+        # `save_pretrained` would try to revert these; what it packs has the names that the model has.
+        model._weight_conversions = []
+        if self.quantization_config.run == "int8":
+            keep_integers(model)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What goes into the file: packed weights, their scales, and all else as it is; tied weights once.
+        """What goes into the file: every tensor packed, tied ones once, those of quantized layers as integers.
 
         Sharded tensors are gathered one at a time. All processes must call it; what it returns is the first one's.
         """
-        config = self.quantization_config
+        config, ignored = self.quantization_config, model._keys_to_ignore_on_save or ()
+        tensors: dict[str, Tensor] = {
+            name: tensor
+            for name, tensor in remove_tied_weights_from_state_dict(model.state_dict(), model).items()
+            if name not in ignored and not self._idle_range(name)
+        }
+        seal = config.seal(tensors)
         state: dict[str, Tensor] = {}
-        for name, tensor in remove_tied_weights_from_state_dict(model.state_dict(), model).items():
+        for name, tensor in whole_on_first(tensors):
             layer, _, leaf = name.rpartition(".")
-            if leaf == "input_range" and layer not in config.quantized:
-                continue  # Of a layer that is never called: it is stored and loaded as an ordinary one.
-            if isinstance(tensor, DTensor):
-                tensor = gathered(tensor).cpu()
-                if dist.get_rank() > 0:
-                    continue
-            if leaf != "weight" or layer not in {*config.quantized, *config.pruned}:
-                state[name] = tensor
-            elif layer in config.quantized:
-                integers, scale = self._integers(tensor, _layer(model, layer))
-                state[name + PACKED], state[name + SCALE] = pack(integers), scale
+            if leaf == "weight" and layer in config.quantized:
+                module = _layer(model, layer)
+                layer_kind = kind(module) or "linear"
+                integers, scale = self._integers(tensor, module, layer_kind)
+                group, transposed = config.grid(layer_kind).group_size, layer_kind == "conv1d"
+                state[name + PACKED] = pack(integers, name, seal, scale, group, transposed)
             else:
                 # A masked negative weight is -0.0, whose sign bit would be stored; adding zero makes it 0.0.
-                state[name + PACKED] = pack(tensor + 0)
+                masked = leaf == "weight" and layer in config.pruned
+                state[name + PACKED] = pack(tensor + 0 if masked else tensor, name, seal)
         # No metadata of ours: safetensors writes several entries in an order that changes from run to run.
         return state, {}
 
-    def _integers(self, weight: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
-        layer_kind = kind(layer)
-        grid = self.quantization_config.grid(layer_kind or "linear")
+    def _idle_range(self, name: str) -> bool:
+        """Whether it is the range of a layer that is never called: it is stored and loaded as an ordinary one."""
+        layer, _, leaf = name.rpartition(".")
+        return leaf == "input_range" and layer not in self.quantization_config.quantized
+
+    def _integers(self, weight: Tensor, layer: nn.Module, layer_kind: Kind) -> tuple[Tensor, Tensor]:
+        if isinstance(layer, Integer):
+            return layer.rows().contiguous(), layer.weight_scale
+        grid = self.quantization_config.grid(layer_kind)
         rows = weight.t() if layer_kind == "conv1d" else weight
         if isinstance(layer, FakeQuantized) and layer.rounded:
             rows = rows.to(layer.rounded)
         scale = symmetric_scale(rows, grid)
         return to_integers(rows, scale, grid).to(torch.int8), scale
 
-    def packed_shape(self, model: PreTrainedModel, name: str, quantized: bool) -> tuple[int, ...]:
-        """The shape in which weight `name` of `model` is packed: integers of rows, also where layers have columns."""
-        shape = tuple(model.get_parameter(name).shape)
-        transposed = quantized and kind(_layer(model, name.removesuffix(".weight"))) == "conv1d"
-        return tuple(reversed(shape)) if transposed else shape
+    def unpacked(self, model: PreTrainedModel, name: str, packed: Tensor, executor: Executor | None) -> Tensor:
+        """The tensor `name` of `model` from its bytes, in the dtype that the model has it in."""
+        expected = model.get_parameter_or_buffer(name)
+        if self.failure is None:
+            try:
+                return self._unpacked(model, Packed.open(packed, name, expected.shape), expected.dtype, executor)
+            except ValueError as error:
+                self.failure = ValueError(f"{model.config.name_or_path}: {name}: {error}.")
+        return torch.empty(expected.shape, dtype=expected.dtype)
 
-    def unpacked(self, model: PreTrainedModel, name: str, packed: Tensor, scale: Tensor | None) -> Tensor:
-        """The weight `name` of `model` from its bytes, in the dtype that the model has it in."""
-        expected = model.get_parameter(name)
-        values = unpack(packed, self.packed_shape(model, name, scale is not None))
-        if scale is not None:
-            layer = kind(_layer(model, name.removesuffix(".weight")))
-            values = from_integers(values, scale, self.quantization_config.grid(layer or "linear"))
-            values = values.t() if layer == "conv1d" else values
-        return values.to(expected.dtype).contiguous()
+    def _unpacked(
+        self, model: PreTrainedModel, tensor: Packed, dtype: torch.dtype, executor: Executor | None
+    ) -> Tensor:
+        if self.quantization_config.run == "dense" or (scale := tensor.scale()) is None:
+            return tensor.weight(dtype, executor)
+        layer = _layer(model, tensor.key.removesuffix(".weight"))
+        note(layer, Loaded(scale, self.quantization_config.grid(kind(layer) or "linear"), dtype))
+        return tensor.values().t().contiguous() if tensor.transposed else tensor.values()
 
-    def check_file(self, path: Path, model: PreTrainedModel) -> None:
-        """Refuse a file with a damaged packed tensor, or one of another shape than the model's, before loading any."""
-        with opened(path) as file:
-            names = set(file.keys())
-            for key in sorted(names):
-                if key.endswith(PACKED):
-                    located(path, key, partial(self._check_tensor, file, key, model, names))
+    def check_files(self, paths: Sequence[Path], model: PreTrainedModel) -> None:
+        """Refuse files that hold other tensors than were saved, or in other shapes than the model's, unread."""
+        expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        opened_tensors: dict[str, Packed] = {}
+        for path in paths:
+            for tensor in packed_tensors(path, expected):
+                opened_tensors[tensor.key] = tensor
+        seal = self.quantization_config.seal(opened_tensors)
+        for name, tensor in opened_tensors.items():
+            if tensor.seal != seal:
+                raise ValueError(
+                    f"{model.config.name_or_path}: {name} was not saved together with the other tensors, or with "
+                    "`quantization_config` as it stands in config.json: a file was changed, mixed with another or "
+                    "left out. Download or save the folder again."
+                )
 
-    def _check_tensor(self, file: Any, key: str, model: PreTrainedModel, names: set[str]) -> None:
-        name, head = key.removesuffix(PACKED), declared(file.get_tensor(key))
-        try:
-            expected = self.packed_shape(model, name, name + SCALE in names)
-        except AttributeError as error:
-            raise ValueError(f"{type(model).__name__} has no weight of that name") from error
-        if head.shape != expected:
-            raise ValueError(f"the model needs shape {expected}, the packed tensor has {head.shape}")
+
+def packed_tensors(path: Path, expected: Mapping[str, Sequence[int]]) -> Iterator[Packed]:
+    """The tensors of a file, opened, in its order.
+
+    Args:
+        expected: the shapes of the model's tensors by name; others are not looked at.
+
+    Raises:
+        ValueError: it is no safetensors file, or one of the tensors is not packed, or has another shape.
+    """
+    with opened(path) as file:
+        for key in file.keys():  # noqa: SIM118 - the handle is no dict
+            name = key.removesuffix(PACKED)
+            if name == key:
+                raise ValueError(f"{path}: {key} is not packed, and was not written by this version. Save it again.")
+            yield located(path, key, partial(Packed.open, file.get_tensor(key), name, expected.get(name)))
 
 
 def located(path: Path, key: str, action: Callable[[], T]) -> T:

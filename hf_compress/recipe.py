@@ -13,6 +13,8 @@ from hf_compress.quantization import QuantizationArguments, QuantizationCallback
 
 # For `HfArgumentParser((TrainingArguments, *ARGUMENTS))`.
 ARGUMENTS = (DistillationArguments, PruningArguments, QuantizationArguments)
+# Options that say where something is kept, and so change nothing of what is trained.
+PLACES = ("distill_cache",)
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,11 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """A short name, such as `kd+mp60+int8`; `dense` if no method is on."""
+        """A short name, such as `kd+mp60+int8` or `cut3+kd`; `dense` if no method is on."""
         methods = []
+        if self.distillation.student_layers is not None:
+            layers = self.distillation.student_layers
+            methods.append("cut" + (str(layers) if isinstance(layers, int) else ".".join(map(str, layers))))
         if self.distillation.enabled:
             methods.append("kd")
         if self.pruning.enabled:
@@ -115,7 +120,8 @@ class RecipeCallback(TrainerCallback):
                 f"`--{option}` is {_said(value)}, but was {_said(then)}"
                 for method, defaults in Recipe().to_dict().items()
                 for option, default in defaults.items()
-                if (value := planned[method][option]) != (then := begun.get(method, {}).get(option, default))
+                if option not in PLACES
+                and (value := planned[method][option]) != (then := begun.get(method, {}).get(option, default))
             ]
             if differing:
                 raise ValueError(

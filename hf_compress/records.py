@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -30,7 +30,7 @@ def decode(hint: Any, value: Any, where: str) -> Any:
     """The value of type `hint` that `encode` turned into `value`; `where` names it in errors.
 
     Raises:
-        ValueError: an unknown or missing field, or a value of another type, named from the root.
+        ValueError: an unknown field, a missing one without a default, or a value of another type, named from the root.
     """
     if hint is Any:
         return value
@@ -59,7 +59,8 @@ def _decode_dataclass(hint: Any, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), "an object", value, where)
     known = {field.name: field for field in fields(hint)}
     unknown = [name for name in value if name not in known]
-    missing = [name for name in known if name not in value]
+    required = {name for name, field in known.items() if field.default is field.default_factory is MISSING}
+    missing = [name for name in known if name in required and name not in value]
     for problem, names in (("does not know the field", unknown), ("lacks the field", missing)):
         if names:
             listed = ", ".join(f"`{name}`" for name in names)

@@ -2,9 +2,8 @@
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -13,14 +12,17 @@ import torch
 from transformers import PreTrainedModel, Trainer
 
 from hf_compress import inventory, provenance, records, targets
-from hf_compress.heads import Head, bare, find_head
+from hf_compress.distillation import DistillationMixin
+from hf_compress.evaluation import clean_scores, evaluating, logit_difference
+from hf_compress.formats import FORMATS, written
+from hf_compress.heads import bare, find_head
+from hf_compress.latency import Latency
 from hf_compress.recipe import Recipe
+from hf_compress.runtimes import RuntimeModel
 from hf_compress.sizes import Size, measured_size
 
 REPORT_NAME = "report.json"
 SCHEMA = "hf_compress.report/1"
-PARITY_BATCHES = 8
-TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,30 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True)
+class FormatFacts:
+    """One more format that the model was written in.
+
+    `stored_bytes` are those on disk. `parity` is as in `Report`, between the trained model and that format, reloaded
+    and run by the runtime that it is for; the scores are measured there too.
+    """
+
+    stored_bytes: int
+    parity: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that is known about one compressed checkpoint, each number measured.
 
     `dense`, `teacher` and `compressed` map metric names to scores on the same evaluation rows; `compressed` belongs to
-    the artefact as reloaded from disk. `sparsity` is the share of zeros of every prunable tensor in that artefact,
-    `achieved_sparsity` the share over all of them; with few bits these count weights that rounding sent to zero, too.
+    the artefact as reloaded from disk, `dense` is None if no uncompressed model for the task was evaluated. `sparsity`
+    is the share of zeros of every prunable tensor in that artefact, `achieved_sparsity` the share over all of them;
+    with few bits these count weights that rounding sent to zero, too.
     `parity` is the largest absolute difference of a logit between the trained and the reloaded model, over
     `parity_rows` evaluation rows per process. `base_model` is the name or path as given; `base_model_hub_id` is set
-    only if that is a model of the Hub. `head` names what is predicted (`Head.name`).
+    only if that is a model of the Hub. `head` names what is predicted (`Head.name`). `formats` has the formats that
+    were written beside the packed file; `latency` is what `hf-compress bench --save` measured later, if it did.
     """
 
     recipe: Recipe
@@ -63,7 +80,7 @@ class Report:
     task: str
     dataset: DatasetFacts
     main_metric: str
-    dense: dict[str, float]
+    dense: dict[str, float] | None
     teacher: dict[str, float] | None
     compressed: dict[str, float]
     size: Size
@@ -79,6 +96,8 @@ class Report:
     hardware: str
     versions: dict[str, str]
     created: str
+    formats: dict[str, FormatFacts] = field(default_factory=dict)
+    latency: Latency | None = None
 
     def __post_init__(self) -> None:
         for name, scores in (("dense", self.dense), ("teacher", self.teacher), ("compressed", self.compressed)):
@@ -90,7 +109,10 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, its schema first; non-finite floats are strings, since JSON has none."""
-        encoded: dict[str, Any] = records.encode({field.name: getattr(self, field.name) for field in fields(self)})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.latency is None:
+            del values["latency"]
+        encoded: dict[str, Any] = records.encode(values)
         return {"schema": SCHEMA, **encoded}
 
     @classmethod
@@ -131,57 +153,6 @@ class Report:
         return cls.from_dict(values)
 
 
-def clean_scores(metrics: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:
-    """The scores in what `Trainer.evaluate` returned: without the prefix, the timings and the epoch."""
-    named = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name != "epoch"}
-    return {name: float(value) for name, value in named.items() if not name.endswith(TIMINGS)}
-
-
-@contextmanager
-def evaluating(trainer: Trainer, model: PreTrainedModel) -> Iterator[None]:
-    """A context in which `trainer` evaluates `model`; afterwards the trainer is as it was, but for its log.
-
-    The accelerator forgets its models meanwhile, or it would not prepare this one (mixed precision, compilation).
-    """
-    names = ("model", "model_wrapped", "deepspeed", "model_preparation_time")
-    kept = {name: trainer.__dict__[name] for name in names if name in trainer.__dict__}
-    kept_models, kept_callback_model = trainer.accelerator._models, trainer.callback_handler.model
-    trainer.model = trainer.model_wrapped = trainer.callback_handler.model = model
-    trainer.accelerator._models = []
-    try:
-        yield
-    finally:
-        for name in names:
-            trainer.__dict__.pop(name, None)
-        trainer.__dict__.update(kept)
-        trainer.accelerator._models, trainer.callback_handler.model = kept_models, kept_callback_model
-
-
-def logit_difference(trainer: Trainer, reloaded: PreTrainedModel, head: Head) -> tuple[float, int]:
-    """The largest absolute difference of a logit between `trainer.model` and `reloaded`, and the rows compared.
-
-    Both run in evaluation mode, under the trainer's autocast, on its first `PARITY_BATCHES` evaluation batches. Every
-    process of a distributed run must call it: the difference is the largest of all of them, the rows are its own.
-    """
-    trained, training = trainer.model, trainer.model.training
-    dataset = next(iter(trainer.eval_dataset)) if isinstance(trainer.eval_dataset, dict) else None
-    largest, rows = torch.zeros((), dtype=torch.float64), 0
-    trained.eval(), reloaded.eval()
-    try:
-        for _, batch in zip(range(PARITY_BATCHES), trainer.get_eval_dataloader(dataset), strict=False):
-            inputs = trainer._prepare_inputs(batch)
-            with torch.no_grad(), trainer.accelerator.autocast():
-                ours, theirs = (head.logits(model(**inputs)) for model in (trained, reloaded))
-            rows += len(ours[0])
-            for one, other in zip(ours, theirs, strict=True):
-                difference = (one.double() - other.double()).abs().max().cpu()
-                # torch.maximum, unlike max(), lets a NaN through: a model that broke must not report parity.
-                largest = torch.maximum(largest, difference)
-    finally:
-        trained.train(training)
-    return float(trainer.accelerator.gather(largest.float().to(trainer.args.device)).max()), rows
-
-
 def measure(
     trainer: Trainer,
     folder: str | Path,
@@ -190,11 +161,13 @@ def measure(
     base_model: str,
     task: str,
     dataset: DatasetFacts,
-    main_metric: str,
-    dense: Mapping[str, float],
+    main_metric: str | None = None,
+    dense: Mapping[str, float] | None,
     teacher: Mapping[str, float] | None = None,
     base_model_hub_id: str | None = None,
     base_model_revision: str | None = None,
+    evaluate: Callable[[], Mapping[str, Any]] | None = None,
+    command: str | None = None,
 ) -> Report:
     """The report on `folder`, which `save_compressed` wrote from `trainer.model`; nothing is written.
 
@@ -208,11 +181,15 @@ def measure(
         base_model: the name or path of the model that training started from, as the user gave it.
         task: a short name of the task, such as "sst2".
         dataset: the rows that the trainer used.
-        main_metric: the score that heads the card; without `eval_` in front.
-        dense: scores on the same rows of the dense model, as `Trainer.evaluate` returns them.
+        main_metric: the score that heads the card, without `eval_` in front; by default `metric_for_best_model`, or
+            else the first that is no loss.
+        dense: scores on the same rows of the dense model, as `Trainer.evaluate` returns them; None if there is none.
         teacher: the same of the teacher, if there was one.
         base_model_hub_id: the Hub id of `base_model`; by default `base_model` itself if it can only be such an id.
         base_model_revision: its commit; by default the one that the model's configuration was loaded from, if any.
+
+        evaluate: scores the trainer's model in place of `trainer.evaluate()`, and returns what that would.
+        command: the command line that led here; by default that of this process.
 
     Raises:
         ValueError: the trainer has no evaluation set, `main_metric` is no score, or the folder cannot be loaded.
@@ -225,11 +202,14 @@ def measure(
     reloaded.to(trainer.args.device)
     head = find_head(reloaded)
     with evaluating(trainer, reloaded):
-        compressed = clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
+        compressed = _scores(trainer, evaluate)
     parity, parity_rows = logit_difference(trainer, reloaded, head)
+    formats = {name: _format_facts(trainer, folder, name, reloaded, evaluate) for name in written(folder)}
 
+    uncut = trainer.uncut if isinstance(trainer, DistillationMixin) else None
     with torch.device("meta"):
-        dense_model: PreTrainedModel = type(source)(copy.deepcopy(source.config))
+        student: PreTrainedModel = type(source)(copy.deepcopy(source.config))
+        dense_model: PreTrainedModel = type(source)(copy.deepcopy(uncut or source.config))
     exclude = recipe.pruning.prune_exclude if recipe.pruning.enabled else ()
     prunable = {target.name: target for target in targets.prunable(reloaded, exclude)}
     zeros = {name: int((target.weight == 0).sum()) for name, target in prunable.items()}
@@ -246,11 +226,11 @@ def measure(
         pipeline_tag=head.pipeline_tag,
         task=task,
         dataset=dataset,
-        main_metric=main_metric,
-        dense=clean_scores(dense),
+        main_metric=main_metric or _main_metric(compressed, trainer.args.metric_for_best_model),
+        dense=None if dense is None else clean_scores(dense),
         teacher=None if teacher is None else clean_scores(teacher),
         compressed=compressed,
-        size=measured_size(folder, dense_model, inventory.tensors(folder), recipe),
+        size=measured_size(folder, dense_model, student, inventory.tensors(folder), recipe),
         sparsity={name: zeros[name] / target.weight.numel() for name, target in prunable.items()},
         achieved_sparsity=sum(zeros.values()) / sum(target.weight.numel() for target in prunable.values()),
         parity=parity,
@@ -259,8 +239,42 @@ def measure(
         train_steps=trainer.state.global_step,
         hyperparameters=provenance.hyperparameters(trainer.args),
         seed=trainer.args.seed,
-        command=provenance.command(),
+        command=command or provenance.command(),
         hardware=provenance.hardware(trainer.args.device),
         versions=provenance.versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        formats=formats,
     )
+
+
+def _main_metric(scores: Mapping[str, float], preferred: str | None) -> str:
+    """The score that stands for the task: the one that models are chosen by, or the first that is no loss."""
+    preferred = (preferred or "").removeprefix("eval_")
+    if preferred in scores:
+        return preferred
+    return next((name for name in scores if not name.endswith("loss")), next(iter(scores), "loss"))
+
+
+def _scores(trainer: Trainer, evaluate: Callable[[], Mapping[str, Any]] | None) -> dict[str, float]:
+    if evaluate is None:
+        return clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
+    return clean_scores(evaluate())
+
+
+def _format_facts(
+    trainer: Trainer,
+    folder: Path,
+    name: str,
+    reloaded: PreTrainedModel,
+    evaluate: Callable[[], Mapping[str, Any]] | None,
+) -> FormatFacts:
+    head, kind = find_head(reloaded), FORMATS[name]
+    other = kind.read(folder / kind.path, reloaded).to(trainer.args.device)
+    scores: dict[str, float] = {}
+    # Metrics of sequence-to-sequence models are of texts that are generated, which a graph does not do by itself.
+    if head.kind != "seq2seq" or not isinstance(other, RuntimeModel):
+        with evaluating(trainer, other):
+            scores = _scores(trainer, evaluate)
+    if isinstance(other, RuntimeModel):
+        scores.pop("loss", None)  # Runtimes know no labels.
+    return FormatFacts(kind.stored_bytes(folder), logit_difference(trainer, other, head)[0], scores)

@@ -110,6 +110,13 @@ def affine_parameters(
     return scale, (-low / scale).round().clamp(0, grid.levels)
 
 
+def to_affine_integers(
+    values: Float[Tensor, "*shape"], scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], grid: Grid
+) -> Float[Tensor, "*shape"]:
+    """The nearest integers of `values` on the affine grid, clipped to its range and counted from its zero point."""
+    return _affine_integers(values, scale, zero_point, grid.levels)
+
+
 def fake_quantize_affine(
     values: Float[Tensor, "*shape"], scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], grid: Grid
 ) -> Float[Tensor, "*shape"]:
@@ -137,6 +144,15 @@ def _spread(scale: Float[Tensor, "*rows scales"], width: int, grid: Grid) -> Flo
     return scale.repeat_interleave(_group_size(grid), dim=-1)[..., :width]
 
 
+def _affine_integers(values: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
+    bounds: tuple[Any, Any, Any] = scale, -zero_point * scale, (levels - zero_point) * scale
+    if _reads_numbers(values):
+        bounds = bounds[0].item(), bounds[1].item(), bounds[2].item()
+    step, low, high = bounds
+    # Clipped first, the rest in place: activations are the largest tensors of training, and this makes only one.
+    return values.detach().float().clamp(low, high).div_(step).round_()
+
+
 class _RoundSymmetric(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, grid: Grid) -> Tensor:
@@ -151,16 +167,11 @@ class _RoundSymmetric(torch.autograd.Function):
 class _RoundAffine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
-        step, low, high = scale, -zero_point * scale, (levels - zero_point) * scale
-        half = step / 2  # What lies less than that outside the last level is rounded to it, not clipped.
+        low, high, half = -zero_point * scale, (levels - zero_point) * scale, scale / 2
+        # What lies less than half a step outside the last level is rounded to it, not clipped.
         ctx.bounds = low - half, high + half
         ctx.save_for_backward(values)
-        limits: tuple[Any, Any, Any] = step, low, high
-        if _reads_numbers(values):
-            limits = step.item(), low.item(), high.item()
-        step, low, high = limits
-        # Clipped first, the rest in place: activations are the largest tensors of training, and this makes only one.
-        return values.detach().float().clamp(low, high).div_(step).round_().mul_(step).to(values.dtype)
+        return _affine_integers(values, scale, zero_point, levels).mul_(scale).to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:

@@ -1,6 +1,6 @@
 """Weights of which several processes hold the rows: this process's part, what all parts add up to, and the whole."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -122,6 +122,18 @@ def gathered(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """`tensor` whole; every process that holds a part of it must ask for it."""
     with torch.no_grad():
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_on_first(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The named tensors, whole, on the first process, which gathers sharded ones one at a time; none on the others.
+
+    All processes must go through it.
+    """
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    for name, tensor in tensors.items():
+        whole = gathered(tensor).cpu() if isinstance(tensor, DTensor) else tensor
+        if first:
+            yield name, whole
 
 
 def count_zeros(weights: Sequence[Shaped[Tensor, "..."]]) -> list[int]:

@@ -52,16 +52,20 @@ def dense_size(dense: PreTrainedModel) -> tuple[int, dict[str, int]]:
     parameters = dict(dense.named_parameters())
     named = dict(dense.named_buffers())
     buffers = {name: tensor for name, tensor in dense.state_dict().items() if name in named}
-    numbers: dict[str, int] = {}
-    for name, parameter in parameters.items():
-        part = targets.part(dense, name)
-        numbers[part] = numbers.get(part, 0) + parameter.numel()
     zeros = {name: torch.zeros(tensor.shape) for name, tensor in parameters.items()}
     zeros |= {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in buffers.items()}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         save_file(zeros, file, metadata={"format": "pt"})
-        return file.stat().st_size, numbers
+        return file.stat().st_size, _weights(dense)
+
+
+def _weights(model: PreTrainedModel) -> dict[str, int]:
+    numbers: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = targets.part(model, name)
+        numbers[part] = numbers.get(part, 0) + parameter.numel()
+    return numbers
 
 
 def analytic_bytes(embeddings: int, others: int, recipe: Recipe) -> int:
@@ -78,15 +82,21 @@ def analytic_bytes(embeddings: int, others: int, recipe: Recipe) -> int:
     return round((embedding_bits * embeddings + bits * (1 - sparsity) * others) / 8)
 
 
-def measured_size(folder: Path, dense: PreTrainedModel, facts: Sequence[TensorFacts], recipe: Recipe) -> Size:
-    """The sizes of the checkpoint in `folder`, whose tensors are `facts`, against those of the model `dense`."""
+def measured_size(
+    folder: Path, dense: PreTrainedModel, student: PreTrainedModel, facts: Sequence[TensorFacts], recipe: Recipe
+) -> Size:
+    """The sizes of the checkpoint in `folder`, whose tensors are `facts`, against those of the model `dense`.
+
+    `student` is that model again, or what was cut from it; the formula counts its weights.
+    """
     dense_bytes, numbers = dense_size(dense)
     packed = {part: sum(fact.stored_bytes for fact in facts if fact.part == part) for part in numbers}
-    embeddings = numbers.get("embeddings", 0)
+    kept = _weights(student)
+    embeddings = kept.get("embeddings", 0)
     return Size(
         dense_bytes=dense_bytes,
         packed_bytes=(folder / "model.safetensors").stat().st_size,
         parts={part: PartSize(4 * numbers[part], packed[part]) for part in sorted(numbers)},
-        analytic_bytes=analytic_bytes(embeddings, sum(numbers.values()) - embeddings, recipe),
+        analytic_bytes=analytic_bytes(embeddings, sum(kept.values()) - embeddings, recipe),
         entropy_bytes=round(sum(fact.entropy_bytes for fact in facts)),
     )

@@ -3,14 +3,16 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
+import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
@@ -71,6 +73,19 @@ def transformer(model: object) -> PreTrainedModel | PeftModel:
 def whole(model: object) -> nn.Module:
     """The module that a trainer gives its callbacks: `model`, or what SetFit's holds, which is none itself."""
     return cast(nn.Module, getattr(model, "model_body", model))
+
+
+def model_class(folder: str | Path) -> type[PreTrainedModel]:
+    """The class that the checkpoint `folder` was saved from.
+
+    Raises:
+        ValueError: it is none of Transformers'.
+    """
+    names = AutoConfig.from_pretrained(folder).architectures or [""]
+    found: type[PreTrainedModel] | None = getattr(transformers, names[0], None)
+    if found is None:
+        raise ValueError(f"{folder}/config.json names the architecture {names[0]!r}, not one of Transformers'.")
+    return found
 
 
 def prunable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ()) -> list[Target]:

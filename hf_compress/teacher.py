@@ -29,7 +29,7 @@ SELF = "self"
 def check_choice(settings: Any, model: Any, teacher: PreTrainedModel | None) -> None:
     """Refuses what `settings`, the `DistillationArguments`, cannot mean, before anything is loaded or changed."""
     if teacher is None and not settings.enabled:
-        for option in changed(settings):
+        for option in set(changed(settings)) - {"distill_student_layers"}:
             warnings.warn(
                 f"`--{option} {getattr(settings, option)}` has no effect without a teacher. Give "
                 "`--distill_teacher`, or leave the option out.",

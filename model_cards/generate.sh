@@ -37,18 +37,18 @@ run() { # folder flags...: one run of the example, unless its result is there
 cell() { # task name flags...: compress the dense model of the task, and keep its card
     local task=$1 name=$2
     shift 2
-    run "runs/$task-$name" compressed/report.json --dense_baseline "runs/$task-dense" "$@"
+    run "runs/$task-$name" compressed/report.json --dense_baseline "runs/$task-baseline" "$@"
     mkdir -p "model_cards/$task-$name"
     cp "runs/$task-$name/compressed"/{README.md,report.json,size.png} "model_cards/$task-$name/"
 }
 
 running() { while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; done; }  # One that fails stops no other.
 
-run runs/sst2-dense eval_results.json "${sst2[@]}" --num_train_epochs 2
+run runs/sst2-baseline eval_results.json "${sst2[@]}" --num_train_epochs 2
 running; cell sst2 kd+mp60+int8 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}" &
 running
 (
-    run runs/stsb-dense eval_results.json "${stsb[@]}" --num_train_epochs 4
+    run runs/stsb-baseline eval_results.json "${stsb[@]}" --num_train_epochs 4
     cell stsb kd+mp60+int8 "${stsb[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}"
 ) &
 running; cell sst2 kd+int8 "${sst2[@]}" "${teacher[@]}" "${int8[@]}" &

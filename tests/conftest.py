@@ -29,9 +29,8 @@ from jaxtyping import install_import_hook
 
 # The mathematics promises shapes, so its annotations are executed. The floors above take models and trainers, for
 # which tests may hand in doubles that only quack.
-CHECKED = [
-    f"hf_compress.{name}" for name in ("losses", "sharding", "sparsity", "schemes", "coding", "targets", "heads")
-]
+PURE = ("losses", "sharding", "sparsity", "schemes", "coding", "packed", "targets", "heads")
+CHECKED = [f"hf_compress.{name}" for name in PURE]
 install_import_hook(CHECKED, "beartype.beartype")
 
 import numpy

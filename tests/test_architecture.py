@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_compress"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [path for path in SOURCES if path != PACKAGE / "__init__.py"]
-PRINTERS = {"cli", "demo"}
+PRINTERS = {"cli", "demo", "launch"}
 LONGEST = 320
 LATE = {"matplotlib", "evaluate", "datasets"}
 

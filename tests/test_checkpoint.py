@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from hf_compress.checkpoint import save_compressed
-from hf_compress.coding import unpack
 from hf_compress.inventory import tensors
+from hf_compress.packed import Packed
 from hf_compress.pruning import PruningArguments
 from hf_compress.quantization import QuantizationArguments
 from hf_compress.recipe import Recipe
@@ -158,9 +158,9 @@ def test_zeros_are_stored_as_bits_and_not_as_floats(make_bert: Any, train: Any, 
     model = train(make_bert(hidden_size=128, intermediate_size=512), recipe)
     folder = save_compressed(model, tmp_path / "compressed", recipe)
     for facts in tensors(folder):
-        if facts.codec == "mask":
+        if facts.codec == "mask planes":
             assert facts.stored_bytes <= facts.numel / 8 + 4 * (facts.numel - facts.zeros) + 100
-    assert any(facts.codec == "mask" for facts in tensors(folder))
+    assert any(facts.codec == "mask planes" for facts in tensors(folder))
 
 
 def test_facts_of_the_tensors_add_up_to_the_file(tiny_bert: Any, train: Any, tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_the_folder_holds_no_pickle_and_the_recipe_that_made_it(tiny_bert: Any, 
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "recipe.json"}
     assert Recipe.load(folder / "recipe.json") == recipe
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert config["quant_method"] == "hf_compress" and config["version"] == 1
+    assert config["quant_method"] == "hf_compress" and config["version"] == 2
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(tiny_bert: Any, tmp_path: Path) -> None:
@@ -242,20 +242,48 @@ def _swap(state: dict[str, torch.Tensor]) -> None:
     state[QUERY], state[other] = state[other], state[QUERY]
 
 
-@pytest.mark.parametrize(("change", "said"), [(_flip, "checksum"), (_shorten, "checksum"), (_swap, "needs shape")])
-def test_a_damaged_tensor_is_refused_by_name(change: Any, said: str, folder: Path) -> None:
-    _rewrite(folder, change)
-    with pytest.raises(ValueError, match=said) as raised:
-        AutoModelForSequenceClassification.from_pretrained(folder)
-    assert "query" in str(raised.value) or "intermediate" in str(raised.value)
+def _exchange(state: dict[str, torch.Tensor]) -> None:
+    other = QUERY.replace("query", "key")
+    state[QUERY], state[other] = state[other], state[QUERY]
+
+
+def _take_out(state: dict[str, torch.Tensor]) -> None:
+    del state[QUERY]
+
+
+def _unpack(state: dict[str, torch.Tensor]) -> None:
+    del state[QUERY]
+    state[QUERY.removesuffix(".packed")] = torch.zeros(32, 32)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"version": 99}, "version` must be 1; got 99"),
+        (_flip, "checksum"),
+        (_shorten, "checksum"),
+        (_swap, "needs shape"),
+        (_exchange, "checksum"),
+        (_take_out, "was not saved together with the other tensors"),
+        (_unpack, "is not packed"),
+    ],
+)
+def test_a_damaged_tensor_is_refused_by_name(change: Any, said: str, folder: Path) -> None:
+    _rewrite(folder, change)
+    with pytest.raises(ValueError, match=said) as raised:
+        AutoModelForSequenceClassification.from_pretrained(folder)
+    assert "bert." in str(raised.value) and str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"version": 99}, "version` must be 2; got 99"),
         ({"scheme": None}, "scheme` must name the grids"),
         ({"scheme": {"weight": "int8"}}, "no scheme of hf_compress"),
+        ({"scheme": ["int8"]}, "no scheme of hf_compress"),
+        ({"quantized": "all"}, "quantized` must be a list of names; got 'all'"),
+        ({"pruned": [1]}, "pruned` must be a list of names"),
+        ({"pruned": []}, "was not saved together"),
         ({"quantized": ["bert.nowhere"]}, "names the layer bert.nowhere"),
         ({"quantized": ["bert.encoder"]}, "names bert.encoder, which is no layer"),
     ],
@@ -271,9 +299,9 @@ def test_a_config_that_does_not_fit_is_refused(change: dict[str, Any], said: str
 def test_a_packed_weight_read_by_hand_is_what_the_format_says(folder: Path) -> None:
     """The format needs no hf_compress model: integers times the scale of their row."""
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        integers, scale = unpack(file.get_tensor(QUERY)), file.get_tensor(QUERY.replace(".packed", ".scale"))
-    expected = AutoModelForSequenceClassification.from_pretrained(folder).get_parameter(QUERY.removesuffix(".packed"))
-    assert torch.equal(integers.float() * scale, expected)
+        packed = Packed.open(file.get_tensor(QUERY), QUERY.removesuffix(".packed"))
+    expected = AutoModelForSequenceClassification.from_pretrained(folder).get_parameter(packed.key)
+    assert torch.equal(packed.values().float() * packed.scale(), expected)
 
 
 def test_a_moved_folder_still_loads(folder: Path, tmp_path: Path) -> None:

@@ -43,6 +43,17 @@ def test_inspect_sums_up_by_layer_and_in_all(folder: Path) -> None:
     assert f"{sum(fact.stored_bytes for fact in facts):,}" in rows["total"]
     assert f"{sum(fact.numel for fact in facts):,}" in rows["total"]
     assert f"{(folder / 'model.safetensors').stat().st_size:,} bytes in safetensors files" in result.stdout
+    assert "of them their headers" in result.stdout
+
+
+def test_inspect_shows_what_each_codec_would_take(folder: Path) -> None:
+    result = runner.invoke(app, ["inspect", str(folder), "--codecs"])
+    assert result.exit_code == 0, result.output
+    assert "mask planes" in result.stdout and "gaps pairs" in result.stdout
+    values = json.loads(runner.invoke(app, ["inspect", str(folder), "--codecs", "--json"]).stdout)
+    for row in values["tensors"]:
+        sizes = [size for size in row["bytes_by_codec"].values() if size is not None]
+        assert len(sizes) >= 3 and row["stored_bytes"] == min(sizes)
 
 
 def test_inspect_shows_each_tensor_with_its_shape(folder: Path) -> None:

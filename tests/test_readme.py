@@ -23,11 +23,11 @@ import typer
 from typer.testing import CliRunner
 
 from hf_compress.cli import app
-from hf_compress.recipe import ARGUMENTS
+from hf_compress.flags import KINDS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-OURS = {field.name for arguments in ARGUMENTS for field in fields(arguments)}
+OURS = {field.name for arguments in KINDS for field in fields(arguments)}
 
 
 @dataclass(frozen=True)

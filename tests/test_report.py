@@ -23,10 +23,11 @@ from transformers import (
 
 from hf_compress import provenance
 from hf_compress.checkpoint import save_compressed
+from hf_compress.evaluation import clean_scores, evaluating
 from hf_compress.pruning import PruningArguments
 from hf_compress.quantization import QuantizationArguments
 from hf_compress.recipe import Recipe
-from hf_compress.report import DatasetFacts, Report, clean_scores, evaluating, measure
+from hf_compress.report import DatasetFacts, Report, measure
 from hf_compress.sizes import analytic_bytes, dense_size
 
 GOLDEN = Path(__file__).parent / "golden"

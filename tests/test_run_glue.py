@@ -252,6 +252,10 @@ def test_labels_follow_the_numbers_that_the_model_gives_their_names(
             "--model_name_or_path m --task_name rte --do_train --quant_scheme int8 --push_to_hub",
             "`--push_to_hub` would upload.*hf-compress push",
         ),
+        (
+            "--model_name_or_path m --task_name rte --do_train --compress_formats compressed-tensors",
+            "`--compress_formats` writes the compressed model, and nothing compresses it",
+        ),
     ],
 )
 def test_options_that_cannot_be_meant_are_named_before_anything_is_loaded(
@@ -270,6 +274,37 @@ def test_columns_and_labels_that_are_not_there_are_named(script: ModuleType, fil
         script.Rows(script.DataArguments(**given, text_columns=["review"]), ["train"], None)
     with pytest.raises(ValueError, match="no 'test'"):
         script.Rows(script.DataArguments(**given), ["train", "test"], None)
+
+
+@pytest.mark.slow
+def test_other_formats_are_written_scored_and_on_the_card(
+    run: Run,
+    tiny_bert: BertForSequenceClassification,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    files: list[object],
+    tmp_path: Path,
+) -> None:
+    for module in ("onnxruntime", "onnxscript", "openvino", "compressed_tensors"):
+        pytest.importorskip(module)
+    tiny_bert.config.id2label = dict(enumerate(NAMES))
+    dense = save(tiny_bert, tiny_tokenizer, tmp_path / "dense")
+    formats = ["onnx", "openvino", "compressed-tensors"]
+    out = tmp_path / "out"
+    run(
+        "--model_name_or_path",
+        dense,
+        *files,
+        "--output_dir",
+        out,
+        "--do_train",
+        *ALL_THREE,
+        "--compress_formats",
+        *formats,
+    )
+    report = Report.load(out / "compressed")
+    assert list(report.formats) == formats
+    assert all(facts.scores["accuracy"] == report.compressed["accuracy"] for facts in report.formats.values())
+    assert "`onnx/model_quantized.onnx`" in (out / "compressed" / "README.md").read_text("utf-8")
 
 
 @pytest.mark.slow

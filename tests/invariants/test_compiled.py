@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification, Trainer, default_da
 
 from hf_compress import save_compressed
 from hf_compress.adapters import current_weight
+from hf_compress.evaluation import logit_difference
 from hf_compress.heads import find_head
 from hf_compress.layers import fake_quantize_modules
-from hf_compress.report import logit_difference
 from hf_compress.schemes import SCHEMES
 from hf_compress.targets import prunable
 from tests.invariants.harness import (

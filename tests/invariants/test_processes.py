@@ -60,6 +60,7 @@ def outcome(case: str, size: int, folder: Path) -> dict[str, Any]:
     )
     run.train()
     return {
+        "eval_loss": run.evaluate()["eval_loss"],
         "processes": run.accelerator.num_processes,
         "wrapped": isinstance(run.model_wrapped, DistributedDataParallel),
         "teacher wrapped": isinstance(getattr(run, "teacher", None), DistributedDataParallel),
@@ -111,6 +112,7 @@ def test_two_processes_do_what_one_does(case: str, two: Path, tmp_path: Path) ->
     assert same(first["masks"], one["masks"])
     assert same(first["ranges"], one["ranges"])
     assert bool(one["ranges"]) == (QUANT in methods)
+    assert first["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-5)
     for ours, theirs in zip(first["losses"], one["losses"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)  # A distance of 6e-5 is a difference of rounding.
 

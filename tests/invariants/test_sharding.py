@@ -1,6 +1,7 @@
 """Point 3: weights that FSDP2 shards get the masks, the ranges and the file of one process; others are refused."""
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +38,18 @@ from hf_compress.quantization import QuantizationCallback
 from hf_compress.sharding import Shards, count_zeros, gathered, local, refuse_shards, reshard
 from hf_compress.sparsity import SCOPES, disagreements, magnitude_masks
 from hf_compress.targets import prunable
-from tests.invariants.harness import METHODS, STILL, bert, in_two_processes, logged, make, recipe, rows, same
+from tests.invariants.harness import (
+    METHODS,
+    STILL,
+    bert,
+    in_a_process,
+    in_two_processes,
+    logged,
+    make,
+    recipe,
+    rows,
+    same,
+)
 
 # Rows that halve, rows that do not, and fewer rows than processes: the second has none.
 SHAPES = [(48, 64), (7, 129), (1, 40), (3, 5), (1, 40)]
@@ -442,19 +454,22 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(two: Path) -> Non
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="accelerate enters FSDP on GPUs only, and two are needed")
 def test_a_trainer_of_a_sharded_model_does_on_gpus_what_one_process_does(tmp_path: Path) -> None:
-    assert in_two_processes(on_gpus, tmp_path) == [0, 0]
-    one = with_trainer("accelerate", tmp_path, 16, use_cpu=False)
-    for found in loaded(tmp_path, "gpus"):
+    assert in_two_processes(on_gpus, tmp_path, 8) == [0, 0]
+    (tmp_path / "one").mkdir()
+    assert in_a_process(on_gpus, tmp_path / "one", 16) == 0
+    one = torch.load(tmp_path / "one" / "gpus-0.pt", map_location="cpu")
+    for rank in range(2):
+        found = torch.load(tmp_path / f"gpus-{rank}.pt", map_location="cpu")
         assert (found["sharded"], found["processes"]) == (True, 2)
-        assert same(found["masks"], {name: mask.cpu() for name, mask in one["masks"].items()})
+        assert same(found["masks"], one["masks"]) and same(found["ranges"], one["ranges"])
 
 
-def on_gpus(folder: Path) -> None:
-    """One of two processes with a GPU each, on which accelerate need not be persuaded."""
-    found = with_trainer("accelerate", folder, 8, use_cpu=False, **fsdp())
-    found["masks"] = {name: mask.cpu() for name, mask in found["masks"].items()}
-    torch.save(found, folder / f"gpus-{dist.get_rank()}.pt")
-    dist.destroy_process_group()
+def on_gpus(folder: Path, size: int) -> None:
+    """A process with one GPU, on which accelerate need not be persuaded."""
+    if "RANK" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # Or else Trainer would take all of them for the one process.
+    found = with_trainer("accelerate", folder, size, use_cpu=False)
+    torch.save(found, folder / f"gpus-{os.environ.get('RANK', 0)}.pt")
 
 
 @pytest.mark.parametrize("option", ["--prune_sparsity", "--quant_scheme"])

@@ -1,98 +1,33 @@
-"""Knowledge distillation: the arguments, and the mixin that teaches any Trainer to learn from a teacher."""
+"""Knowledge distillation: the mixin that teaches any Trainer to learn from a teacher."""
 
 import contextlib
 import inspect
-import math
-import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
+from transformers import PreTrainedConfig, PreTrainedModel, Seq2SeqTrainer
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from hf_compress.answers import answer_columns
 from hf_compress.batches import without_borrowed
+from hf_compress.distillation.arguments import DistillationArguments
+from hf_compress.distillation.asking import AskingMixin
 from hf_compress.heads import Head, bare, find_head
 from hf_compress.losses import BINARY_LOSSES, LOSSES, mse
-from hf_compress.options import changed
-from hf_compress.teacher import (
-    SELF,
-    adapter_off,
-    check_choice,
-    freeze,
-    load_teacher,
-    match_teacher,
-    own_teacher,
-)
+from hf_compress.students import student_from
+from hf_compress.teacher import SELF, check_choice, freeze, load_teacher, match_teacher, own_teacher
+from hf_compress.teacher_cache import check_dataset
 
+REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
 TERMS = ("distill_loss", "label_loss")
 # Arguments of a forward that would make the teacher compute a loss.
 LABELS = {"labels", "label", "label_ids", "shift_labels", "start_positions", "end_positions"}
 
 
-@dataclass
-class DistillationArguments:
-    """Options of knowledge distillation; off unless `distill_teacher` is given."""
-
-    distill_teacher: str | None = field(
-        default=None,
-        metadata={
-            "help": "The teacher: a path or Hub id, of a model or an adapter; or `self`, the model as training finds "
-            "it: a frozen copy, or beside a new adapter the base model itself."
-        },
-    )
-    distill_loss: str = field(
-        default="kl",
-        metadata={
-            "choices": list(LOSSES),
-            "help": "Distance to the teacher. `kl`: divergence of the softened distributions. `ce`: cross-entropy "
-            "with the teacher's soft labels. `mse`: squared difference of logits, which regression always uses.",
-        },
-    )
-    distill_temperature: float = field(
-        default=2.0,
-        metadata={"help": "Divides both models' logits in `kl` and `ce`; above 0. Higher is softer."},
-    )
-    distill_alpha: float = field(
-        default=0.9,
-        metadata={"help": "Weight of the distillation loss, in [0, 1]; the loss on the labels has the rest."},
-    )
-
-    def __post_init__(self) -> None:
-        if self.distill_teacher is not None and not self.distill_teacher.strip():
-            raise ValueError(
-                f"`--distill_teacher` must be a path, a Hub id or `{SELF}`, got an empty name. Leave the option out "
-                "to train without a teacher."
-            )
-        if self.distill_loss not in LOSSES:
-            raise ValueError(
-                f"`--distill_loss` must be one of {', '.join(LOSSES)}, got {self.distill_loss!r}. Choose one of them."
-            )
-        if not (math.isfinite(self.distill_temperature) and self.distill_temperature > 0):
-            raise ValueError(
-                f"`--distill_temperature` must be a number above 0, got {self.distill_temperature}. Values from 1 to "
-                "10 are usual."
-            )
-        if not 0 <= self.distill_alpha <= 1:
-            raise ValueError(
-                f"`--distill_alpha` must lie in [0, 1], got {self.distill_alpha}. It is the weight of the "
-                "distillation loss; 0.9 leaves 0.1 for the labels."
-            )
-        if self.distill_loss == "mse" and "distill_temperature" in changed(self):
-            warnings.warn(
-                f"`--distill_temperature {self.distill_temperature}` has no effect with `--distill_loss mse`, which "
-                "compares the logits themselves. Leave it out.",
-                stacklevel=3,
-            )
-
-    @property
-    def enabled(self) -> bool:
-        return self.distill_teacher is not None
-
-
-class DistillationMixin(Trainer):
+class DistillationMixin(AskingMixin):
     """A `Trainer` that also learns from a teacher; put it before any other Trainer class to mix it in.
 
     With `d` the distillation loss and `l` the loss on the labels, training minimises
@@ -129,13 +64,52 @@ class DistillationMixin(Trainer):
             ValueError: two teachers, a teacher that does not fit the model, or a setting that excludes a teacher.
         """
         self.distillation = distillation or DistillationArguments()
-        model = args[0] if args else kwargs.get("model")
-        check_choice(self.distillation, model, teacher)
-        self._adapted: PeftModel | None = None  # The student, where the teacher is its own base model.
-        if self.distillation.distill_teacher == SELF:
-            # Before `super().__init__`, whose `on_init_end` lets callbacks replace the model's layers.
-            teacher, self._adapted = own_teacher(cast(nn.Module, model))
+        given = args[0] if args else kwargs.get("model")
+        # Before `super().__init__`, whose `on_init_end` lets callbacks replace the model's layers.
+        student, teacher = self._choose_models(given, teacher)
+        if student is not given:
+            args, kwargs = ((student, *args[1:]), kwargs) if args else (args, kwargs | {"model": student})
         super().__init__(*args, **kwargs)
+        self._learn_from(teacher)
+
+    def begin_distillation(self, distillation: DistillationArguments) -> None:
+        """Does, and refuses, what construction does, for a trainer that was built as one of another class."""
+        self.distillation = distillation
+        given = None if self.model_init is not None else self.model
+        student, teacher = self._choose_models(given, None)
+        if student is not given:
+            self.model = self.model_wrapped = self.callback_handler.model = student
+        self._learn_from(teacher)
+
+    def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """A new model for a run or a trial, cut like one that is given."""
+        return cast(nn.Module, self._cut(super().call_model_init(*args, **kwargs)))
+
+    def _choose_models(self, model: Any, teacher: PreTrainedModel | None) -> tuple[Any, PreTrainedModel | None]:
+        """The student, and the teacher given or the model's own; None if there is none, or only its name is known."""
+        self.uncut: PreTrainedConfig | None = None  # The configuration that the student had before it was cut.
+        self._adapted: PeftModel | None = None  # The student, where the teacher is its own base model.
+        student = model if model is None else self._cut(model)
+        check_choice(self.distillation, student, teacher)
+        if self.distillation.distill_teacher == SELF:
+            teacher, self._adapted = own_teacher(cast(nn.Module, model))
+        return student, teacher
+
+    def _cut(self, model: Any) -> Any:
+        """The student: `model`, or what `--distill_student_layers` leaves of it."""
+        layers = self.distillation.student_layers
+        if layers is None:
+            return model
+        student = student_from(model, layers)
+        self.uncut = model.config
+        return student
+
+    def _learn_from(self, teacher: PreTrainedModel | None) -> None:
+        if self.distillation.student_layers is not None and self.optimizer is not None:
+            raise ValueError(
+                "`optimizers` hold the weights of the model as it was before `--distill_student_layers` cut it. Let "
+                "the trainer make its optimizer, or cut the model first with `hf_compress.student_from`."
+            )
         self.teacher = teacher
         self.head: Head | None = None
         if self.distillation.enabled or teacher is not None:
@@ -148,6 +122,8 @@ class DistillationMixin(Trainer):
         self._sums: Tensor | None = None
         self._summed_steps = 0
         self._borrows = False  # Whether the last micro-batch of this step has no row of its own.
+        # What sends logs away (TensorBoard, ...) must see what other callbacks add to them.
+        self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, REPORTERS))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of one optimizer step, and how many positions count in them on all processes together."""
@@ -181,9 +157,14 @@ class DistillationMixin(Trainer):
         Where batches are weighed (accumulation, several processes) it is the micro-batch's share of the mean over the
         whole accumulated batch, so that the shares add up to that mean.
         """
+        if not model.training and self._weighs_batches:
+            # Trainer multiplies by the number of processes what a model was to divide by the count, and most do not.
+            return super().compute_loss(model, inputs, return_outputs)
         if not model.training or (self.teacher is None and not self._weighs_batches):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         assert self.head is not None
+        answers = {name: inputs[name] for name in self._answer_names if name in inputs}
+        inputs = {name: value for name, value in inputs.items() if name not in answers}
         # A micro-batch whose labels all are -100 has no mean, even with no weight: 0 * NaN is NaN.
         labelled = self.head.relabelled(inputs, fill_empty=self._weighs_batches)
         share: Tensor | float = 1.0
@@ -200,7 +181,8 @@ class DistillationMixin(Trainer):
             loss = label_loss * share
         else:
             label_loss = label_loss.mean() * share  # `nn.DataParallel` returns one loss per device
-            distill_loss = self._distance(outputs, self._teach(model, inputs), inputs) * share
+            taught = dict(zip(self.head.names, answers.values(), strict=True)) if answers else None
+            distill_loss = self._distance(outputs, taught or self._teach(model, inputs), inputs) * share
             alpha = self.distillation.distill_alpha
             loss = alpha * distill_loss + (1 - alpha) * label_loss
             self._record(distill_loss, label_loss)
@@ -237,24 +219,6 @@ class DistillationMixin(Trainer):
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         total = torch.as_tensor(total, device=self.args.device)
         return count.to(self.args.device) * processes / total.clamp(min=1)
-
-    def _teach(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-        """The teacher's outputs for the inputs that its forward takes, labels left out."""
-        assert self.head is not None
-        taken = {name: value for name, value in inputs.items() if name in self._teacher_inputs}
-        if self.head.kind == "seq2seq" and "decoder_input_ids" not in taken:
-            taken["decoder_input_ids"] = bare(model).prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
-        if self._teacher_caches:
-            taken["use_cache"] = False
-        with self.teaching() as teacher, torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
-            return teacher(**taken)
-
-    @contextlib.contextmanager
-    def teaching(self) -> Iterator[PreTrainedModel]:
-        """A context that gives the teacher; where that is the student with its adapter off, it is off meanwhile."""
-        assert self.teacher is not None
-        with contextlib.nullcontext() if self._adapted is None else adapter_off(self._adapted):
-            yield self.teacher
 
     def _distance(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
         """The distillation loss: a mean over the positions that count, and over the two ends of an answer."""
@@ -297,6 +261,9 @@ class DistillationMixin(Trainer):
         arguments = set(inspect.signature(bare(self.teacher).forward).parameters)
         self._teacher_inputs = arguments - LABELS - set(self.label_names)
         self._teacher_caches = "use_cache" in arguments
+        if self.distillation.distill_cache is not None:
+            check_dataset(self.train_dataset)
+            self._answer_names = answer_columns(self.head)
 
 
 class DistillationTrainer(DistillationMixin):

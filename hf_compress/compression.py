@@ -1,0 +1,269 @@
+"""Making a Trainer compress what it trains, and finishing its run: the file, what is measured on it, its card."""
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.utils import logging
+
+from hf_compress import dataset_facts, provenance
+from hf_compress.card import save_card
+from hf_compress.checkpoint import save_compressed
+from hf_compress.distillation import DistillationMixin
+from hf_compress.evaluation import evaluating, evaluation_batches
+from hf_compress.formats import FORMATS, write_formats
+from hf_compress.heads import bare
+from hf_compress.hub import push
+from hf_compress.recipe import Recipe, RecipeCallback
+from hf_compress.report import DatasetFacts, Report, measure
+from hf_compress.teacher import SELF
+
+logger = logging.get_logger(__name__)
+
+FOLDER = "compressed"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that training began with: its name or path, and whether that is a model for the task already."""
+
+    name: str
+    revision: str | None
+    trained: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Origin":
+        """The origin of a model that nothing was saved from yet: saving overwrites what its configuration knows."""
+        inner = bare(model)
+        config = getattr(inner, "config", None)
+        name = getattr(config, "name_or_path", "") or ""
+        # A head that was added to a pretrained body is not of the class that the checkpoint was saved from.
+        trained = bool(name) and type(inner).__name__ in (getattr(config, "architectures", None) or [])
+        return cls(name or type(inner).__name__, getattr(config, "_commit_hash", None), trained)
+
+
+def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
+    """The same `trainer`, which from now on compresses what it trains by `recipe`.
+
+    Its class becomes one that derives from its own and from `DistillationMixin`, and it gets `recipe.callbacks()`. Do
+    this before `train()`; afterwards `finish` writes the compressed model.
+
+    Raises:
+        ValueError: the recipe cannot be kept with this model, a result is in the output folder already, or the trainer
+            compresses already.
+    """
+    check_free(trainer)
+    present = recipe_of(trainer)
+    if (present is not None and present.name != "dense") or getattr(trainer, "teacher", None) is not None:
+        raise ValueError(
+            f"This {type(trainer).__name__} compresses already. Either its script sees to that, or the launcher and "
+            "`compress` do: drop one of the two."
+        )
+    origin = Origin.of(trainer.model)
+    if recipe.distillation.distill_teacher == SELF and origin.name and not origin.trained:
+        logger.warning(
+            f"`--distill_teacher {SELF}` teaches with the model as training finds it, and {origin.name} was not "
+            f"saved as a {type(bare(trainer.model)).__name__}: unless the script has trained its head, that teaches "
+            "noise. Start from a fine-tuned model, or name one as the teacher."
+        )
+    if not isinstance(trainer, DistillationMixin):
+        kind = type(trainer)
+        # By its old name: Transformers and others write it into files.
+        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        trainer.__class__ = type(kind.__name__, (DistillationMixin, kind), names)
+    trainer = cast(DistillationMixin, trainer)
+    trainer.begin_distillation(recipe.distillation)
+    trainer.remove_callback(RecipeCallback)
+    callbacks = recipe.callbacks()
+    # In front, so that what they add to the logs is seen by those that print it or send it away.
+    trainer.callback_handler.callbacks[:0] = callbacks
+    for callback in callbacks:
+        callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    trainer.origin = origin
+    return trainer
+
+
+def recipe_of(trainer: Trainer) -> Recipe | None:
+    """The recipe that `trainer` compresses by; None if it does not."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, RecipeCallback):
+            return callback.recipe
+    return None
+
+
+def check_free(trainer: Trainer) -> None:
+    """Refuses, before anything is trained, an output folder that holds a result already."""
+    folder = Path(trainer.args.output_dir) / FOLDER
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"`--output_dir {trainer.args.output_dir}` holds the result of another run in {folder}. Give another "
+            "folder, or move that one away."
+        )
+
+
+def finish(
+    trainer: Trainer,
+    *,
+    evaluation: Mapping[str, Any] | None = None,
+    dense: Mapping[str, float] | None = None,
+    base_model: str | None = None,
+    base_model_hub_id: str | None = None,
+    task: str | None = None,
+    dataset: DatasetFacts | None = None,
+    main_metric: str | None = None,
+    hub_id: str | None = None,
+    command: str | None = None,
+    formats: Sequence[str] = (),
+) -> Report | None:
+    """The report on OUTPUT_DIR/compressed, where the model is written, reloaded, evaluated and described by a card.
+
+    Without an evaluation set the model is written, and there is neither report nor card. Every process of a
+    distributed run must call this; process 0 writes.
+
+    Args:
+        trainer: one that `compress` made, or built with `Recipe.callbacks()`, after its training.
+        evaluation: the arguments for `trainer.evaluate`, where it is not to be called without any.
+        dense: scores of the dense model. By default those of the model that training began with, if its head was
+            trained then; else the report says that there is no dense baseline.
+        base_model: the model that training began with; by default as its configuration names it.
+        base_model_hub_id: its Hub id, where it is a copy.
+        task: a short name; by default that of the data.
+        dataset: what the rows are; by default as far as `datasets` knows.
+        main_metric: the score that stands for the task; by default `metric_for_best_model`, or the first.
+        hub_id: where to push the result to, if anywhere.
+        command: the command line for the card; by default that of this process.
+        formats: names in `formats.FORMATS` to write the model in as well, compared on evaluation batches.
+
+    Raises:
+        ValueError: the trainer does not compress, the model is not what the recipe promises, `evaluate` returns no
+            scores, or the result cannot be pushed.
+    """
+    recipe = recipe_of(trainer)
+    if recipe is None:
+        raise ValueError(
+            "The trainer has no recipe to finish. Call `compress(trainer, recipe)` before `train()`, or build it with "
+            "`callbacks=recipe.callbacks()`."
+        )
+    evaluation = dict(evaluation or {})
+    folder, writes = Path(trainer.args.output_dir) / FOLDER, trainer.is_world_process_zero()
+    tokenizer = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
+    save_compressed(trainer.model, folder, recipe, processing_class=tokenizer)
+    trainer.accelerator.wait_for_everyone()
+    rows = evaluation.get("eval_dataset", trainer.eval_dataset)
+    if isinstance(rows, str):
+        rows = trainer.eval_dataset[rows]
+    if rows is None:
+        if hub_id is not None:
+            raise ValueError(
+                f"The compressed model is in {folder}, but it cannot be pushed to {hub_id} without a report, which "
+                "needs an evaluation set. Have the script evaluate (`--do_eval`)."
+            )
+        logger.warning(f"Without an evaluation set there is no report and no card: {folder} holds the model alone.")
+        if writes:
+            write_formats(folder, formats)
+        return None
+    with _evaluating_on(trainer, rows):
+        batches = evaluation_batches(trainer) if any(name in FORMATS for name in formats) else None
+    if writes:
+        write_formats(folder, formats, batches)
+    trainer.accelerator.wait_for_everyone()
+    origin = getattr(trainer, "origin", None)
+    teacher = _teacher_scores(trainer, evaluation)
+    if dense is None and origin is not None and origin.trained:
+        own = recipe.distillation.distill_teacher == SELF and trainer._adapted is None
+        dense = teacher if own else _dense_scores(trainer, origin, evaluation)
+    with _evaluating_on(trainer, rows):
+        report = measure(
+            trainer,
+            folder,
+            recipe,
+            base_model=base_model or (origin or Origin.of(trainer.model)).name,
+            base_model_hub_id=base_model_hub_id,
+            base_model_revision=origin.revision if origin and provenance.hub_id(origin.name) else None,
+            task=task or dataset_facts.task(trainer),
+            dataset=dataset or dataset_facts.find(trainer, rows),
+            main_metric=main_metric,
+            dense=dense,
+            teacher=teacher,
+            evaluate=lambda: _evaluate(trainer, evaluation, "compressed"),
+            command=command,
+        )
+    if writes:
+        report.save(folder)
+        save_card(folder)
+        if hub_id is not None:
+            push(folder, hub_id, private=bool(trainer.args.hub_private_repo), token=trainer.args.hub_token)
+    trainer.accelerator.wait_for_everyone()
+    return report
+
+
+def _evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """What the trainer's own `evaluate` returns for its model, names without prefix, numbers only."""
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(trainer.evaluate).parameters.items()}
+    takes_prefix = "metric_key_prefix" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()
+    metrics = trainer.evaluate(**{**evaluation, **({"metric_key_prefix": prefix} if takes_prefix else {})})
+    if not isinstance(metrics, Mapping):
+        raise ValueError(
+            f"`evaluate` of {type(trainer).__name__} returned {type(metrics).__name__}, where a report needs scores "
+            "by name. Return what `super().evaluate()` returns."
+        )
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and name != "epoch"}
+    # A script's own `evaluate` may put another prefix than it is told.
+    return {f"eval_{n.removeprefix(f'{prefix}_').removeprefix('eval_')}": float(v) for n, v in numbers.items()}
+
+
+def _teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str, float] | None:
+    """The teacher's scores, its classes read in the student's order; None without a teacher."""
+    if getattr(trainer, "teacher", None) is None:
+        return None
+    order = trainer._teacher_classes
+    with trainer.teaching() as teacher:
+        known = inspect.signature(bare(teacher).forward).parameters
+
+        def leave_out(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {name: value for name, value in kwargs.items() if name in known}
+
+        def reorder(module: nn.Module, args: Any, outputs: Any) -> Any:
+            outputs["logits"] = outputs["logits"][..., order]
+            return outputs
+
+        hooks = [teacher.register_forward_pre_hook(leave_out, with_kwargs=True)]
+        if order is not None:
+            hooks.append(teacher.register_forward_hook(reorder))
+        try:
+            with evaluating(trainer, teacher):
+                scores = _evaluate(trainer, evaluation, "teacher")
+        finally:
+            for hook in hooks:
+                hook.remove()
+    # Its own loss counted the labels in its own order.
+    return scores if order is None else {name: v for name, v in scores.items() if name != "eval_loss"}
+
+
+def _dense_scores(trainer: Trainer, origin: Origin, evaluation: Mapping[str, Any]) -> dict[str, float] | None:
+    """The scores of the model that training began with, loaded anew; None, with a word, if that is not there."""
+    source: PreTrainedModel = bare(trainer.model)
+    try:
+        dense = type(source).from_pretrained(
+            origin.name, revision=origin.revision or "main", config=copy.deepcopy(source.config), dtype=source.dtype
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        logger.warning(f"There is no dense baseline: {origin.name} could not be loaded once more. {error}")
+        return None
+    with evaluating(trainer, dense.to(trainer.args.device)):
+        return _evaluate(trainer, evaluation, "dense")
+
+
+@contextmanager
+def _evaluating_on(trainer: Trainer, rows: Any) -> Iterator[None]:
+    kept, trainer.eval_dataset = trainer.eval_dataset, rows
+    try:
+        yield
+    finally:
+        trainer.eval_dataset = kept

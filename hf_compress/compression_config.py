@@ -1,0 +1,95 @@
+"""What `config.json` says of a compressed checkpoint, as Transformers reads and writes it."""
+
+import copy
+import json
+import zlib
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+from transformers.quantizers import auto, register_quantization_config
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from hf_compress.schemes import Grid, Scheme
+from hf_compress.targets import Kind
+
+METHOD = "hf_compress"
+FORMAT_VERSION = 2
+SEALED = ("version", "scheme", "quantized", "pruned")
+
+Run = Literal["dense", "int8"]
+
+
+@register_quantization_config(METHOD)
+class CompressionConfig(QuantizationConfigMixin):
+    """What `config.json` says of a compressed checkpoint: which weights are packed, and on which grids.
+
+    Args:
+        scheme: the grids, as `dataclasses.asdict` gives them, or None if nothing is quantized.
+        quantized: names of the layers whose weights are integers in the file.
+        pruned: names of the layers whose zeros are not stored.
+        version: of the format; a newer one is refused.
+        run: what is made of the integers when the file is loaded. "dense" gives floating-point weights, which can be
+            trained again; "int8" keeps them as integers in a quarter of the memory, for inference. It is no
+            part of the file: give it to `from_pretrained(..., quantization_config=CompressionConfig(run="int8"))`.
+    """
+
+    def __init__(
+        self,
+        scheme: dict[str, Any] | None = None,
+        quantized: list[str] | None = None,
+        pruned: list[str] | None = None,
+        version: int = FORMAT_VERSION,
+        run: Run = "dense",
+        **kwargs: Any,
+    ) -> None:
+        self.quant_method = METHOD
+        self.scheme, self.quantized, self.pruned, self.version = scheme, quantized or [], pruned or [], version
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. Upgrade hf_compress to "
+                "read it."
+            )
+        for field in ("quantized", "pruned"):
+            names = getattr(self, field)
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"`quantization_config.{field}` must be a list of names; got {names!r}.")
+        if run not in get_args(Run):
+            raise ValueError(f"`run` must be one of {', '.join(get_args(Run))}; got {run!r}.")
+        self.run = run
+        if self.quantized and scheme is None:
+            raise ValueError("`quantization_config.scheme` must name the grids of the quantized layers; got None.")
+        try:
+            self.grids = None if scheme is None else _scheme(scheme)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"`quantization_config.scheme` is no scheme of hf_compress: {scheme!r}.") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("quant_method", "version", "scheme", "quantized", "pruned")
+        return {name: copy.deepcopy(getattr(self, name)) for name in names}
+
+    def seal(self, names: Iterable[str]) -> int:
+        """The number that all tensors of a checkpoint with these `names` share: a CRC-32 of names and configuration.
+
+        Whatever is taken away, added, renamed or edited, in the file or in `config.json`, changes it.
+        """
+        described = [{field: getattr(self, field) for field in SEALED}, sorted(names)]
+        return zlib.crc32(json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """What of a configuration given to `from_pretrained` holds, while the rest is read from the file."""
+        return {"run": self.run}
+
+    def grid(self, layer: Kind) -> Grid:
+        """The grid of the weights of a quantized layer."""
+        assert self.grids is not None, "checked on construction"
+        return self.grids.embedding if layer == "embedding" else self.grids.weight
+
+
+# Transformers lets a configuration given to `from_pretrained` have a say in these classes only, and has no function
+# that adds one.
+auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (CompressionConfig,)
+
+
+def _scheme(values: dict[str, Any]) -> Scheme:
+    grids: dict[str, Any] = {name: None if grid is None else Grid(**grid) for name, grid in values.items()}
+    return Scheme(**grids)

@@ -1,0 +1,71 @@
+"""Measuring a model with the Trainer that trained another: its scores, and how far apart their logits are."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from hf_compress.heads import Head
+
+PARITY_BATCHES = 8
+TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
+
+
+def clean_scores(metrics: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:
+    """The scores in what `Trainer.evaluate` returned: without the prefix, the timings and the epoch."""
+    named = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name != "epoch"}
+    return {name: float(value) for name, value in named.items() if not name.endswith(TIMINGS)}
+
+
+@contextmanager
+def evaluating(trainer: Trainer, model: nn.Module) -> Iterator[None]:
+    """A context in which `trainer` evaluates `model`; afterwards the trainer is as it was, but for its log.
+
+    The accelerator forgets its models meanwhile, or it would not prepare this one (mixed precision, compilation).
+    """
+    names = ("model", "model_wrapped", "deepspeed", "model_preparation_time")
+    kept = {name: trainer.__dict__[name] for name in names if name in trainer.__dict__}
+    kept_models, kept_callback_model = trainer.accelerator._models, trainer.callback_handler.model
+    trainer.model = trainer.model_wrapped = trainer.callback_handler.model = model
+    trainer.accelerator._models = []
+    try:
+        yield
+    finally:
+        for name in names:
+            trainer.__dict__.pop(name, None)
+        trainer.__dict__.update(kept)
+        trainer.accelerator._models, trainer.callback_handler.model = kept_models, kept_callback_model
+
+
+def evaluation_batches(trainer: Trainer) -> list[dict[str, Any]]:
+    """The trainer's first `PARITY_BATCHES` evaluation batches; of a distributed run, this process's share of them."""
+    dataset = next(iter(trainer.eval_dataset)) if isinstance(trainer.eval_dataset, dict) else None
+    return list(itertools.islice(trainer.get_eval_dataloader(dataset), PARITY_BATCHES))
+
+
+def logit_difference(trainer: Trainer, reloaded: nn.Module, head: Head) -> tuple[float, int]:
+    """The largest absolute difference of a logit between `trainer.model` and `reloaded`, and the rows compared.
+
+    Both run in evaluation mode, under the trainer's autocast, on its first `PARITY_BATCHES` evaluation batches. Every
+    process of a distributed run must call it: the difference is the largest of all of them, the rows are its own.
+    """
+    trained, training = trainer.model, trainer.model.training
+    largest, rows = torch.zeros((), dtype=torch.float64), 0
+    trained.eval(), reloaded.eval()
+    try:
+        for batch in evaluation_batches(trainer):
+            inputs = trainer._prepare_inputs(batch)
+            with torch.no_grad(), trainer.accelerator.autocast():
+                ours, theirs = (head.logits(model(**inputs)) for model in (trained, reloaded))
+            rows += len(ours[0])
+            for one, other in zip(ours, theirs, strict=True):
+                difference = (one.double() - other.double()).abs().max().cpu()
+                # torch.maximum, unlike max(), lets a NaN through: a model that broke must not report parity.
+                largest = torch.maximum(largest, difference)
+    finally:
+        trained.train(training)
+    return float(trainer.accelerator.gather(largest.float().to(trainer.args.device)).max()), rows

@@ -1,0 +1,90 @@
+"""Files that other runtimes compute with, called as the model that they were written from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.utils import ModelOutput
+
+Run = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
+
+
+class RuntimeModel(nn.Module):
+    """A model without weights of its own: its forward hands the inputs over to a runtime.
+
+    It takes the batches of the Transformers model and returns its logits under the same names, with a loss of zero for
+    labels, since a runtime knows none. Inputs that a batch lacks are what Transformers takes them for: no padding, no
+    second sentence.
+    """
+
+    def __init__(self, config: PreTrainedConfig, inputs: Sequence[str], outputs: Sequence[str], run: Run) -> None:
+        super().__init__()
+        self.config, self.inputs, self.outputs, self.run = config, list(inputs), list(outputs), run
+
+    def forward(self, **inputs: Any) -> ModelOutput:
+        given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        ids = given["input_ids"]
+        fills = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
+        feeds = {name: given[name] if name in given else fills[name](ids) for name in self.inputs}
+        arrays = self.run({name: value.cpu().numpy() for name, value in feeds.items()})
+        logits = {
+            name: torch.from_numpy(np.array(array)).to(ids.device)
+            for name, array in zip(self.outputs, arrays, strict=True)
+        }
+        return ModelOutput(loss=torch.zeros((), device=ids.device), **logits)
+
+
+def in_onnx_runtime(
+    path: str | Path, config: PreTrainedConfig, threads: int | None = None, **options: str
+) -> RuntimeModel:
+    """The ONNX file `path` in ONNX Runtime, on the CPU with all its optimizations.
+
+    Args:
+        config: of the model that the file was written from.
+        threads: that one operator may use; by default those of torch.
+        options: entries of the session's configuration, underscores for dots.
+    """
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
+    settings.log_severity_level = 3
+    for name, value in options.items():
+        settings.add_session_config_entry(name.replace("_", "."), value)
+    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+
+    def run(feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
+        arrays: Sequence[np.ndarray] = session.run(outputs, feeds)
+        return arrays
+
+    return RuntimeModel(config, [value.name for value in session.get_inputs()], outputs, run)
+
+
+def in_openvino(path: str | Path, config: PreTrainedConfig, threads: int | None = None) -> RuntimeModel:
+    """The ONNX file or the OpenVINO model `path` in OpenVINO, on the CPU and in float32 where it is not in integers.
+
+    Args:
+        config: of the model that the file was written from.
+        threads: that it may use; by default those of torch.
+    """
+    import openvino
+
+    settings: Mapping[str, Any] = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads() if threads is None else threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    # OpenVINO adds names of its own.
+    outputs = [next(name for name in output.get_names() if name.endswith("logits")) for output in compiled.outputs]
+
+    def run(feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
+        found = compiled(feeds)
+        return [found[index] for index in range(len(outputs))]
+
+    return RuntimeModel(config, [value.get_any_name() for value in compiled.inputs], outputs, run)

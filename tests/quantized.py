@@ -1,0 +1,31 @@
+"""A quantized checkpoint without any training, for what comes after it."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_compress.checkpoint import save_compressed
+from hf_compress.layers import fake_quantize_modules
+from hf_compress.parity import random_batches
+from hf_compress.quantization import QuantizationArguments
+from hf_compress.recipe import Recipe
+from hf_compress.schemes import SCHEMES
+
+
+def quantized(model: PreTrainedModel, folder: Path, scheme: str | None) -> Path:
+    """`model`, with the ranges of random batches and on its grids, as a compressed checkpoint in `folder`."""
+    if scheme is not None:
+        layers = fake_quantize_modules(model, SCHEMES[scheme])
+        batches = list(random_batches(model))
+        for layer in layers:
+            layer.observing = True
+        with torch.no_grad():
+            for batch in batches:
+                model.train()(**batch)
+            for layer in layers:
+                layer.quantizing, layer.observing = True, False
+                if layer.has_range and layer.step_range is not None:
+                    layer.input_range.copy_(layer.step_range)
+            model.eval()(**batches[0])
+    return save_compressed(model, folder, Recipe(quantization=QuantizationArguments(quant_scheme=scheme)))

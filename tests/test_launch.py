@@ -1,0 +1,361 @@
+"""Scripts that nobody adapted, run by the launcher: compressed with our flags, bit for bit the same without."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Trainer,
+)
+
+from hf_compress import hub, launch
+from hf_compress.report import Report
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "tests" / "launched"
+ALL = ["--distill_teacher", "self", "--prune_sparsity", "0.5", "--prune_every", "1", "--quant_scheme", "int8"]
+SMALL = "--max_steps 8 --per_device_train_batch_size 8 --learning_rate 1e-3 --use_cpu --save_strategy no"
+SMALL += " --disable_tqdm true --report_to none --logging_steps 2"
+
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_bert: BertForSequenceClassification, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder with a classifier, its head trained as far as anyone can tell, and its tokenizer."""
+    tiny_bert.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def file(tmp_path: Path, tiny_sentences: Dataset) -> Path:
+    tiny_sentences.to_csv(tmp_path / "rows.csv")
+    return tmp_path / "rows.csv"
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Scripts that load a metric find it in the working directory; afterwards nothing of the launcher is left."""
+    monkeypatch.chdir(SCRIPTS)
+    before = {name: Trainer.__dict__[name] for name in ("train", "init_hf_repo", "push_to_hub")}
+    state = sys.argv, sys.path[0], sys.modules["__main__"]
+    yield
+    assert {name: Trainer.__dict__[name] for name in before} == before
+    assert (sys.argv, sys.path[0], sys.modules["__main__"]) == state
+
+
+@pytest.fixture
+def text_options(model: Path, file: Path, tmp_path: Path) -> list[str]:
+    """The options of train_text.py."""
+    options = ["--model_name_or_path", model, "--train_file", file, "--validation_file", file]
+    return [*map(str, options), "--output_dir", str(tmp_path / "out"), *SMALL.split()]
+
+
+def write(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_a_plain_script_is_compressed_reloaded_evaluated_reported_and_carded(
+    text_options: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(SCRIPTS / "train_text.py"), *text_options, "--do_train", "--do_eval"]
+    assert launch.main([*arguments, *ALL]) == 0
+    folder = tmp_path / "out" / "compressed"
+    report = Report.load(folder)
+    assert report.recipe.name == "kd+mp50+int8"
+    assert report.base_model == str(model)
+    assert report.main_metric == "accuracy"
+    assert report.dense == report.teacher, "the teacher is the model that training began with"
+    assert (
+        report.compressed["accuracy"] == json.loads((tmp_path / "out/eval_results.json").read_text())["eval_accuracy"]
+    )
+    assert report.parity == 0
+    assert report.achieved_sparsity >= 0.5
+    assert (report.dataset.train_rows, report.dataset.eval_rows) == (64, 64)
+    assert (report.dataset.train_split, report.dataset.eval_split) == ("train", "validation")
+    assert report.task == "train_text"
+    assert hub.check(folder) == report, "the folder is fit to be pushed"
+    assert AutoModelForSequenceClassification.from_pretrained(folder).bert is not None
+    out, err = capsys.readouterr()
+    assert err.count("Recipe: kd+mp50+int8") == 1
+    assert "--prune_sparsity" in err
+    assert str(folder) in out
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    logged = next(entry for entry in reversed(history) if "loss" in entry)
+    assert {"distill_loss", "label_loss", "sparsity", "quant_range_mean", "quant_range_max"} <= logged.keys()
+
+
+def test_without_our_flags_the_run_is_bit_identical_to_running_the_script_itself(
+    text_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = str(SCRIPTS / "train_text.py")
+    options = [*text_options, "--do_train", "--do_eval"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *options])
+        runpy.run_path(script, run_name="__main__")
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    options[options.index(str(tmp_path / "out"))] = str(tmp_path / "launched")
+    before = sys.argv
+    assert launch.main([script, *options]) == 0
+    assert sys.argv is before
+    assert (tmp_path / "launched" / "model.safetensors").read_bytes() == weights
+    names = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("out", "launched")]
+    assert names[0] == names[1]
+    states = [
+        json.loads((tmp_path / f / "trainer_state.json").read_text())["log_history"] for f in ("out", "launched")
+    ]
+    losses = [[entry["loss"] for entry in state if "loss" in entry] for state in states]
+    assert losses[0] == losses[1]
+
+
+def test_a_trainer_of_the_script_s_own_is_evaluated_by_its_own_evaluate(
+    make_bert: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    BertForQuestionAnswering(make_bert().config).save_pretrained(tmp_path / "qa")
+    tiny_tokenizer.save_pretrained(tmp_path / "qa")
+    arguments = [str(tmp_path / "qa"), "--output_dir", str(tmp_path / "out"), *SMALL.split()]
+    assert launch.main([str(SCRIPTS / "train_answers.py"), *arguments, *ALL]) == 0
+    report = Report.load(tmp_path / "out" / "compressed")
+    assert {"found", "loss"} <= report.compressed.keys(), "numbers only, and without their prefix"
+    assert report.compressed["rows"] == 16
+    assert report.head == "question answering"
+    assert report.parity == 0
+
+
+def test_of_two_trainers_the_one_that_trains_is_compressed_and_the_other_left_alone(
+    model: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(model), str(file), str(tmp_path / "out")]
+    assert launch.main([str(SCRIPTS / "train_twice.py"), *arguments, *ALL]) == 0
+    before, trained = json.loads((tmp_path / "out" / "classes.json").read_text())
+    assert before[0] == "Trainer"
+    assert "DistillationMixin" not in before
+    assert trained == ["WeightedTrainer", "DistillationMixin", "WeightedTrainer"]
+    assert Report.load(tmp_path / "out" / "compressed").achieved_sparsity >= 0.5
+    assert not (tmp_path / "out" / "before" / "compressed").exists()
+
+
+@pytest.mark.parametrize("do", ["--do_eval", "--do_predict"])
+def test_a_run_that_trains_nothing_is_left_alone_and_says_so(text_options: list[str], tmp_path: Path, do: str) -> None:
+    with pytest.warns(UserWarning, match="Nothing was compressed.*no Trainer"):
+        assert launch.main([str(SCRIPTS / "train_text.py"), *text_options, do, *ALL]) == 0
+    assert not (tmp_path / "out" / "compressed").exists()
+
+
+def test_without_an_evaluation_set_the_model_is_written_without_report_and_card(
+    text_options: list[str], tmp_path: Path
+) -> None:
+    assert launch.main([str(SCRIPTS / "train_text.py"), *text_options, "--do_train", "--quant_scheme", "int8"]) == 0
+    written = {path.name for path in (tmp_path / "out" / "compressed").iterdir()}
+    assert {"model.safetensors", "recipe.json", "tokenizer.json"} <= written
+    assert not {"report.json", "README.md"} & written
+
+
+def test_a_head_that_was_untrained_gives_no_dense_baseline_and_the_card_says_so(
+    text_options: list[str], tiny_bert: BertForSequenceClassification, tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path, model: Path,
+) -> None:  # fmt: skip
+    tiny_bert.bert.save_pretrained(tmp_path / "body")
+    tiny_tokenizer.save_pretrained(tmp_path / "body")
+    options = [str(tmp_path / "body") if option == str(model) else option for option in text_options]
+    options += ["--do_train", "--do_eval", "--prune_sparsity", "0.5", "--prune_every", "1"]
+    assert launch.main([str(SCRIPTS / "train_text.py"), *options]) == 0
+    report = Report.load(tmp_path / "out" / "compressed")
+    assert report.dense is None
+    assert report.teacher is None
+    assert "There is no dense baseline" in (tmp_path / "out" / "compressed" / "README.md").read_text()
+
+
+def test_a_dense_baseline_is_the_model_at_the_start_where_no_teacher_is(
+    text_options: list[str], tmp_path: Path
+) -> None:
+    options = [*text_options, "--do_train", "--do_eval", "--prune_sparsity", "0.5", "--prune_every", "1"]
+    assert launch.main([str(SCRIPTS / "train_text.py"), *options]) == 0
+    pruned = Report.load(tmp_path / "out" / "compressed")
+    (tmp_path / "out").rename(tmp_path / "pruned")
+    assert launch.main([str(SCRIPTS / "train_text.py"), *text_options, "--do_train", "--do_eval", *ALL]) == 0
+    assert pruned.dense == Report.load(tmp_path / "out" / "compressed").teacher
+
+
+def test_a_result_that_is_there_already_is_refused_before_training(
+    text_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "compressed").mkdir(parents=True)
+    (tmp_path / "out" / "compressed" / "model.safetensors").touch()
+    assert launch.main([str(SCRIPTS / "train_text.py"), *text_options, "--do_train", *ALL]) == 1
+    err = capsys.readouterr().err
+    assert "holds the result of another run" in err
+    assert "'loss'" not in err
+
+
+def test_push_to_hub_uploads_the_compressed_model_and_nothing_else(
+    text_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[tuple[Path, str]] = []
+    monkeypatch.setattr("hf_compress.compression.push", lambda folder, repo_id, **_: pushed.append((folder, repo_id)))
+    options = [*text_options, "--do_train", "--do_eval", "--push_to_hub", *ALL]
+    assert launch.main([str(SCRIPTS / "train_text.py"), *options, "--hub_model_id", "me/small"]) == 0
+    assert pushed == [(tmp_path / "out" / "compressed", "me/small")]
+    pushed.clear()
+    (tmp_path / "out").rename(tmp_path / "first")
+    assert launch.main([str(SCRIPTS / "train_text.py"), *options, "--compress_hub_id", "me/smaller"]) == 0
+    assert [repo_id for _, repo_id in pushed] == ["me/smaller"]
+
+
+def test_our_options_in_the_script_s_argument_file_are_ours(
+    text_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = zip(text_options, [*text_options[1:], "--"], strict=True)
+    values: dict[str, Any] = {n[2:]: True if v.startswith("--") else v for n, v in pairs if n.startswith("--")}
+    values |= {"max_steps": 8, "learning_rate": 1e-3, "logging_steps": 2, "per_device_train_batch_size": 8}
+    values |= {"disable_tqdm": True, "do_train": True, "prune_sparsity": 0.5, "prune_every": 4, "quant_scheme": "int8"}
+    file = write(tmp_path / "arguments.json", json.dumps(values))
+    assert launch.main([str(SCRIPTS / "train_text.py"), file, "--prune_every", "1"]) == 0
+    recipe = json.loads((tmp_path / "out" / "compressed" / "recipe.json").read_text())
+    assert recipe["pruning"]["prune_sparsity"] == 0.5
+    assert recipe["pruning"]["prune_every"] == 1, "a flag goes before the file"
+    assert json.loads(Path(file).read_text()) == values, "the file itself is left as it is"
+    values["surprise"] = 1
+    file = write(tmp_path / "arguments.json", json.dumps(values))
+    assert launch.main([str(SCRIPTS / "train_text.py"), file]) == 1
+    assert "['surprise']" in capsys.readouterr().err, "what is unknown is the script's to refuse"
+
+
+ENDINGS = {
+    "nothing": ("pass", 0),
+    "exit": ("import sys; sys.exit()", 0),
+    "a number": ("import sys; sys.exit(3)", 3),
+    "a message": ("import sys; sys.exit('that was it')", 1),
+    "an error": ("def inner():\n    raise KeyError('lost')\ninner()", 1),
+    "a chain": ("try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise RuntimeError('wrapped') from e", 1),
+    "a caught exit": ("try:\n    raise SystemExit(4)\nexcept SystemExit:\n    print('went on')", 0),
+    "no syntax": ("def", 1),
+    "an interrupt": ("raise KeyboardInterrupt", 130),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("flags", [[], ["--prune_sparsity", "0.5"]], ids=["plain", "compressing"])
+@pytest.mark.filterwarnings("ignore:Nothing was compressed")
+def test_exit_status_and_traceback_are_the_script_s_own(
+    ending: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, status = ENDINGS[ending]
+    script = write(tmp_path / "script.py", *text.splitlines())
+    itself = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert launch.main([script, *flags]) == status == (130 if ending == "an interrupt" else itself.returncode)
+    out, err = capsys.readouterr()
+    assert out == itself.stdout
+    assert err == itself.stderr
+
+
+def test_the_script_finds_its_own_name_arguments_and_neighbours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "beside.py", "WORD = 'found'")
+    lines = "import sys, pickle, __main__, beside", "class Thing: pass"
+    lines += ("print(sys.argv[1:], beside.WORD, __name__, __file__, __spec__, __package__, sys.path[0])",)
+    lines += ("print(type(pickle.loads(pickle.dumps(Thing()))) is Thing, __main__.Thing is Thing)",)
+    script = write(tmp_path / "script.py", *lines)
+    arguments = ["--own", "-x", "-1", "", "--", "--prune_sparsity", "0.5", "a b"]
+    assert launch.main([script, *arguments]) == 0
+    ours = capsys.readouterr().out
+    assert ours == subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True).stdout
+    assert "found __main__" in ours
+
+
+def test_help_shows_the_script_s_flags_and_then_ours(
+    text_options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main([str(SCRIPTS / "train_text.py"), "--help"]) == 0
+    theirs, ours = capsys.readouterr().out.split("Flags of hf_compress")
+    assert "--max_seq_length" in theirs
+    assert "--prune_sparsity" not in theirs
+    assert "--prune_sparsity" in ours
+    assert "paper-all-60" in ours
+    assert launch.main(["--help"]) == 0
+    assert "torchrun -m hf_compress.launch" in capsys.readouterr().out
+
+
+def test_a_missing_script_and_a_meaningless_flag_are_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = write(tmp_path / "script.py", "print('ran')")
+    for arguments, message in (
+        ([str(tmp_path / "absent.py")], "there is no file"),
+        ([script, "--prune_sparsity", "1.5"], "`--prune_sparsity` must be a share"),
+        ([script, "--prune_sparsity", "much"], "invalid float value: 'much'"),
+        ([script, "--compress_recipe", "none-such"], "invalid choice: 'none-such'"),
+        ([script, "--compress_config", "absent.yaml"], "there is none at absent.yaml"),
+    ):
+        assert launch.main(arguments) == 1
+        out, err = capsys.readouterr()
+        assert message in err
+        assert "ran" not in out
+
+
+SEARCH = """
+import sys
+from datasets import load_dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+model, file, folder, last = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(model)
+data = load_dataset("csv", data_files={"train": file})["train"]
+data = data.map(lambda rows: tokenizer(rows["sentence"], padding="max_length", max_length=10), batched=True)
+trainer = Trainer(
+    args=TrainingArguments(folder, max_steps=6, disable_tqdm=True, use_cpu=True, report_to="none", save_strategy="no"),
+    model_init=lambda trial: AutoModelForSequenceClassification.from_pretrained(model),
+    train_dataset=data, eval_dataset=data, processing_class=tokenizer,
+)
+best = trainer.hyperparameter_search(
+    lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-3)}, n_trials=2, backend="optuna"
+)
+if last == "train":
+    for name, value in best.hyperparameters.items():
+        setattr(trainer.args, name, value)
+    trainer.train()
+"""
+
+
+@pytest.mark.parametrize("last", ["train", "search"])
+def test_a_search_compresses_in_every_trial_and_only_a_training_after_it_leaves_a_result(
+    last: str, model: Path, file: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    pytest.importorskip("optuna")
+    script = write(tmp_path / "search.py", SEARCH)
+    flags = ["--prune_sparsity", "0.5", "--prune_every", "1"]
+    assert launch.main([script, str(model), str(file), str(tmp_path / "out"), last, *flags]) == 0
+    assert (tmp_path / "out" / "compressed").exists() == (last == "train")
+    assert any("only searched" in str(warned.message) for warned in recwarn) == (last == "search")
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_report_and_the_same_weights_twice(text_options: list[str], tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = str(SCRIPTS / "train_text.py")
+    weights = []
+    for attempt in range(2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+        command += ["-m", "hf_compress.launch", script, *text_options, "--do_train", "--do_eval", *ALL]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert run.stderr.count("Recipe: kd+mp50+int8") == 1
+        report = Report.load(tmp_path / "out" / "compressed")
+        assert report.hyperparameters["processes"] == 2
+        assert report.command.startswith("python -m hf_compress.launch")
+        weights.append((tmp_path / "out" / "compressed" / "model.safetensors").read_bytes())
+        (tmp_path / "out").rename(tmp_path / f"out{attempt}")
+    assert weights[0] == weights[1]
