@@ -50,8 +50,8 @@ def bench(
 
     "torch-fp32" is a dense folder as it is, or, where there is none, the model of the first folder with nothing
     rounded; "torch-dense" and "torch-int8" are a compressed one with either `run` of `CompressionConfig`;
-    "onnxruntime" and "openvino" run every `onnx/*.onnx`, where they are installed. Speed-ups are to the first
-    "torch-fp32", or to the first variant if that is left out.
+    "onnxruntime" and "openvino" run every `onnx/*.onnx`, where they are installed, the latter also `openvino/*.xml`.
+    Speed-ups are to the first "torch-fp32", or to the first variant if that is left out.
 
     Args:
         folders: models that `save_pretrained` or `save_compressed` wrote.
@@ -196,14 +196,16 @@ def _found(
         for name, (bytes_of_file, load) in torch_variants.items():
             if name in variants:
                 yield prefix + name, bytes_of_file, load
-        files = sorted(folder.glob("onnx/*.onnx"))
         for name, runtime in RUNTIMES.items():
             if name not in variants or device.type != "cpu" or importlib.util.find_spec(name) is None:
                 continue
+            patterns = ("onnx/*.onnx", "openvino/*.xml") if name == "openvino" else ("onnx/*.onnx",)
+            files = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
             for file in files:
                 own = f" {file.stem}" if len(files) > 1 else ""
                 config = AutoConfig.from_pretrained(folder)
-                yield f"{prefix}{name}{own}", file.stat().st_size, partial(runtime, file, config)
+                weights = file.with_suffix(".bin") if file.suffix == ".xml" else file
+                yield f"{prefix}{name}{own}", weights.stat().st_size, partial(runtime, file, config)
 
 
 def _torch(folder: Path, device: torch.device, **run: Any) -> PreTrainedModel:

@@ -287,6 +287,7 @@ def test_other_formats_are_written_scored_and_on_the_card(
     for module in ("onnxruntime", "onnxscript", "openvino", "compressed_tensors"):
         pytest.importorskip(module)
     tiny_bert.config.id2label = dict(enumerate(NAMES))
+    tiny_bert.config.label2id = {name: number for number, name in enumerate(NAMES)}
     dense = save(tiny_bert, tiny_tokenizer, tmp_path / "dense")
     formats = ["onnx", "openvino", "compressed-tensors"]
     out = tmp_path / "out"
