@@ -38,7 +38,7 @@ def main(model_path, file, folder):
     trainer = build(AutoModelForSequenceClassification.from_pretrained(model_path), data, tokenizer, folder)
     trainer.train()
     Path(folder, "classes.json").write_text(
-        json.dumps([[kind.__name__ for kind in type(one).__mro__[:3]] for one in (before, trainer)])
+        json.dumps([[kind.__name__ for kind in type(one).__mro__] for one in (before, trainer)])
     )
     print("before", scores["eval_loss"], "after", trainer.evaluate()["eval_loss"])
 
