@@ -117,7 +117,7 @@ def main() -> None:
             threads=options.threads,
             progress=True,
         )
-    Console().print(latency_table(latency))
+    Console(width=160).print(latency_table(latency))
 
 
 if __name__ == "__main__":
