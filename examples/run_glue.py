@@ -92,6 +92,13 @@ class ModelArguments:
         default=None, metadata={"help": "Branch, tag or commit of `--model_name_or_path` on the Hub."}
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Folder for downloads and prepared data."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "How attention is computed, such as sdpa or eager; by default as Transformers chooses. With `--bf16` "
+            "on a CPU, eager is the faster one."
+        },
+    )
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "Start with a new head where the model's has another number of labels."}
     )
@@ -426,6 +433,7 @@ def load_model(name: str, rows: Rows, model_args: ModelArguments) -> tuple[PreTr
         dtype=torch.float32,
         ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
         output_loading_info=True,
+        attn_implementation=model_args.attn_implementation,
         **source,
     )
     return model, sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
