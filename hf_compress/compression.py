@@ -2,21 +2,23 @@
 
 import copy
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import DataCollatorForLanguageModeling, PreTrainedModel, Trainer, set_seed
 from transformers.utils import logging
 
 from hf_compress import dataset_facts, provenance
 from hf_compress.card import save_card
 from hf_compress.checkpoint import save_compressed
 from hf_compress.distillation import DistillationMixin
-from hf_compress.evaluation import evaluating, evaluation_batches
+from hf_compress.evaluation import can_evaluate, evaluating, evaluation_batches
 from hf_compress.formats import FORMATS, write_formats
 from hf_compress.heads import bare
 from hf_compress.hub import push
@@ -207,15 +209,26 @@ def _evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> d
     """What the trainer's own `evaluate` returns for its model, names without prefix, numbers only."""
     kinds = {name: parameter.kind for name, parameter in inspect.signature(trainer.evaluate).parameters.items()}
     takes_prefix = "metric_key_prefix" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()
+    # Every model is asked the same: a collator that draws (the masks of a language model) draws the same again.
+    set_seed(trainer.args.seed)
+    if isinstance(trainer.data_collator, DataCollatorForLanguageModeling):
+        trainer.data_collator.generator = None
     metrics = trainer.evaluate(**{**evaluation, **({"metric_key_prefix": prefix} if takes_prefix else {})})
     if not isinstance(metrics, Mapping):
         raise ValueError(
             f"`evaluate` of {type(trainer).__name__} returned {type(metrics).__name__}, where a report needs scores "
             "by name. Return what `super().evaluate()` returns."
         )
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and name != "epoch"}
+    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Real) and name != "epoch"}
+    endless = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if endless:
+        logger.warning(f"Left out of the report, because they are no finite numbers: {', '.join(endless)}.")
     # A script's own `evaluate` may put another prefix than it is told.
-    return {f"eval_{n.removeprefix(f'{prefix}_').removeprefix('eval_')}": float(v) for n, v in numbers.items()}
+    return {
+        f"eval_{name.removeprefix(f'{prefix}_').removeprefix('eval_')}": value
+        for name, value in numbers.items()
+        if name not in endless
+    }
 
 
 def _teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str, float] | None:
@@ -223,6 +236,12 @@ def _teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str
     if getattr(trainer, "teacher", None) is None:
         return None
     order = trainer._teacher_classes
+    if not can_evaluate(trainer, trainer.teacher):
+        logger.warning(
+            f"The teacher's scores are not in the report: this {type(trainer).__name__} evaluates with a `forward` that "
+            f"it has put on its own model, which is no {type(bare(trainer.teacher)).__name__}."
+        )
+        return None
     with trainer.teaching() as teacher:
         known = inspect.signature(bare(teacher).forward).parameters
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import yaml
 from transformers import HfArgumentParser
@@ -37,6 +37,8 @@ def _shipped() -> Any:
 @dataclass
 class CompressionArguments:
     """Where the recipe of a run comes from beside its flags, and what becomes of the result."""
+
+    _argument_group_name: ClassVar[str] = "recipe and result"  # In the help of `HfArgumentParser`.
 
     compress_recipe: str | None = field(
         default=None,
@@ -84,9 +86,20 @@ class Flags:
     given: bool
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with one spelling of each flag, one word for its value, and its default where it has one."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        value = self._format_args(action, action.dest.rpartition("_")[2].upper())
+        return f"{action.option_strings[0]} {value}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+
 def parser(**settings: Any) -> HfArgumentParser:
     """A parser of all our flags and of nothing else."""
-    return HfArgumentParser(KINDS, add_help=False, allow_abbrev=False, **settings)
+    return HfArgumentParser(KINDS, add_help=False, allow_abbrev=False, formatter_class=_Help, **settings)
 
 
 def take_flags(argv: list[str]) -> Flags:

@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import Trainer
 
@@ -111,6 +113,27 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
             setattr(Trainer, name, function)
 
 
+@contextmanager
+def processes_stay() -> Iterator[None]:
+    """A context in which processes stay connected, also when the script ends that: what comes after it needs them."""
+    destroy, asked = torch.distributed.destroy_process_group, False
+
+    @functools.wraps(destroy)
+    def destroy_later(group: Any = None) -> None:
+        nonlocal asked
+        if group is not None:
+            return destroy(group)
+        asked = True
+
+    torch.distributed.destroy_process_group = destroy_later
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy
+        if asked and torch.distributed.is_initialized():
+            destroy()
+
+
 def run(argv: Sequence[str], command: str | None = None) -> int:
     """The exit status of the script `argv[0]`, run with the arguments behind it, of which our flags are ours.
 
@@ -122,7 +145,8 @@ def run(argv: Sequence[str], command: str | None = None) -> int:
         return 0 if argv else 2
     if not Path(argv[0]).is_file():
         raise ValueError(
-            f"The first argument must be the path of a script; got {argv[0]!r}, where there is no file. The usage is\n"
+            "The first argument must be the path of a script, with our flags and its own behind it (of a module that "
+            f"you run by `python -m`, give the file); got {argv[0]!r}, where there is no file. The usage is\n"
             f"       {USAGE}"
         )
     argv = list(argv)
@@ -134,7 +158,22 @@ def run(argv: Sequence[str], command: str | None = None) -> int:
         if helped:
             _print_help("\nFlags of hf_compress, which go beside those above:")
         return status
-    return _run_compressed(script, flags, command or provenance.command())
+    _warn_of_one_process()
+    with processes_stay():
+        return _run_compressed(script, flags, command or provenance.command())
+
+
+def _warn_of_one_process() -> None:
+    """Says so where accelerate was asked for several processes and started one, which it does in silence."""
+    counts = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    on_cpu, several = os.environ.get("ACCELERATE_USE_CPU") == "True", "MASTER_ADDR" in os.environ
+    if on_cpu and several and not any(name in os.environ for name in counts):
+        warnings.warn(
+            "This is one process, whatever `--num_processes` says: without MPI `accelerate launch --cpu` starts no "
+            "more. Use `accelerate launch --config_file FILE` with a file like examples/accelerate/cpu.yaml, or "
+            "`torchrun --nproc_per_node 2 -m hf_compress.launch`.",
+            stacklevel=2,
+        )
 
 
 def _run_compressed(script: "_Script", flags: Flags, command: str) -> int:
@@ -263,7 +302,10 @@ def _print_help(heading: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     text = parser(usage="").format_help().partition("\n\n")[2]
-    recipes = "\n".join(f"  {name:14} {words}" for name, words in descriptions().items())
+    recipes = "\n".join(
+        textwrap.fill(words, 79, initial_indent=f"  {name:14} ", subsequent_indent=" " * 17)
+        for name, words in descriptions().items()
+    )
     print(f"{heading}\n\n{text}\nrecipes for --compress_recipe:\n{recipes}")
 
 

@@ -181,6 +181,7 @@ class DistillationMixin(AskingMixin):
             loss = label_loss * share
         else:
             label_loss = label_loss.mean() * share  # `nn.DataParallel` returns one loss per device
+            outputs = self._learning(outputs, model, labelled)
             taught = dict(zip(self.head.names, answers.values(), strict=True)) if answers else None
             distill_loss = self._distance(outputs, taught or self._teach(model, inputs), inputs) * share
             alpha = self.distillation.distill_alpha
@@ -219,6 +220,13 @@ class DistillationMixin(AskingMixin):
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         total = torch.as_tensor(total, device=self.args.device)
         return count.to(self.args.device) * processes / total.clamp(min=1)
+
+    def _learning(self, outputs: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """The student's outputs with gradients; a `compute_loss` may return some that were only made to be scored."""
+        assert self.head is not None
+        if not torch.is_grad_enabled() or all(logits.requires_grad for logits in self.head.logits(outputs)):
+            return outputs
+        return model(**{name: value for name, value in inputs.items() if name not in LABELS | set(self.label_names)})
 
     def _distance(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
         """The distillation loss: a mean over the positions that count, and over the two ends of an answer."""

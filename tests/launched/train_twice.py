@@ -37,6 +37,7 @@ def main(model_path, file, folder):
     scores = before.evaluate()
     trainer = build(AutoModelForSequenceClassification.from_pretrained(model_path), data, tokenizer, folder)
     trainer.train()
+    trainer.save_model()
     Path(folder, "classes.json").write_text(
         json.dumps([[kind.__name__ for kind in type(one).__mro__] for one in (before, trainer)])
     )
