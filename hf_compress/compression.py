@@ -20,7 +20,7 @@ from hf_compress.checkpoint import save_compressed
 from hf_compress.distillation import DistillationMixin
 from hf_compress.evaluation import can_evaluate, evaluating, evaluation_batches
 from hf_compress.formats import FORMATS, write_formats
-from hf_compress.heads import bare
+from hf_compress.heads import bare, find_head, has_own_forward
 from hf_compress.hub import push
 from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.report import DatasetFacts, Report, measure
@@ -57,8 +57,8 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
     this before `train()`; afterwards `finish` writes the compressed model.
 
     Raises:
-        ValueError: the recipe cannot be kept with this model, a result is in the output folder already, or the trainer
-            compresses already.
+        ValueError: the recipe cannot be kept with this model, it is no Transformers model, a result is in the output
+            folder already, or the trainer compresses already.
     """
     check_free(trainer)
     present = recipe_of(trainer)
@@ -66,6 +66,13 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
         raise ValueError(
             f"This {type(trainer).__name__} compresses already. Either its script sees to that, or the launcher and "
             "`compress` do: drop one of the two."
+        )
+    inner = bare(trainer.model)
+    if not isinstance(inner, PreTrainedModel):
+        raise ValueError(
+            f"This {type(trainer).__name__} trains a {type(inner).__name__}, which is no Transformers model, and only such "
+            "are written, reloaded and reported on. In code the callbacks work with a module around one: "
+            "`callbacks=recipe.callbacks()`, and `save_compressed` for the model inside."
         )
     origin = Origin.of(trainer.model)
     if recipe.distillation.distill_teacher == SELF and origin.name and not origin.trained:
@@ -160,13 +167,13 @@ def finish(
     rows = evaluation.get("eval_dataset", trainer.eval_dataset)
     if isinstance(rows, str):
         rows = trainer.eval_dataset[rows]
-    if rows is None:
+    obstacle = _obstacle(trainer.model, rows)
+    if obstacle is not None:
         if hub_id is not None:
             raise ValueError(
-                f"The compressed model is in {folder}, but it cannot be pushed to {hub_id} without a report, which "
-                "needs an evaluation set. Have the script evaluate (`--do_eval`)."
+                f"The compressed model is in {folder}, but it cannot be pushed to {hub_id} without a report. {obstacle}"
             )
-        logger.warning(f"Without an evaluation set there is no report and no card: {folder} holds the model alone.")
+        logger.warning(f"There is no report and no card: {folder} holds the model alone. {obstacle}")
         if writes:
             write_formats(folder, formats)
         return None
@@ -203,6 +210,17 @@ def finish(
             push(folder, hub_id, private=bool(trainer.args.hub_private_repo), token=trainer.args.hub_token)
     trainer.accelerator.wait_for_everyone()
     return report
+
+
+def _obstacle(model: nn.Module, rows: Any) -> str | None:
+    """Why there can be no report on the model; None where there can."""
+    if rows is None:
+        return "A report needs an evaluation set: have the script evaluate (`--do_eval`)."
+    try:
+        find_head(model)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> dict[str, float]:
@@ -252,7 +270,9 @@ def _teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str
             outputs["logits"] = outputs["logits"][..., order]
             return outputs
 
-        hooks = [teacher.register_forward_pre_hook(leave_out, with_kwargs=True)]
+        hooks = []
+        if not has_own_forward(trainer.model):  # Which would take more than the class's, and does so for the teacher.
+            hooks.append(teacher.register_forward_pre_hook(leave_out, with_kwargs=True))
         if order is not None:
             hooks.append(teacher.register_forward_hook(reorder))
         try:

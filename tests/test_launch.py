@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
     BertForMaskedLM,
+    BertForNextSentencePrediction,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     DataCollatorForLanguageModeling,
@@ -376,6 +377,30 @@ def test_scores_of_any_number_type_are_reported_and_those_that_are_no_numbers_le
     report = Report.load(tmp_path / "out" / "compressed")
     assert report.compressed.keys() == {"loss", "half", "rows"}
     assert (report.compressed["half"], report.compressed["rows"]) == (0.5, 64)
+
+
+def test_a_module_that_is_no_transformers_model_is_refused_before_training(
+    tiny_bert: BertForSequenceClassification, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    arguments = TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="trains a Sequential, which is no Transformers model"):
+        compress(Trainer(torch.nn.Sequential(tiny_bert), arguments), Recipe())
+
+
+def test_a_head_that_is_not_known_is_compressed_without_report(
+    make_bert: Callable[..., Any], tiny_dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = tiny_dataset.add_column("next_sentence_label", tiny_dataset["labels"]).remove_columns("labels")
+    trainer = Trainer(
+        BertForNextSentencePrediction(make_bert().config),
+        TrainingArguments(str(tmp_path / "out"), max_steps=6, use_cpu=True, report_to="none", disable_tqdm=True),
+        train_dataset=rows.rename_column("next_sentence_label", "labels"),
+        eval_dataset=rows.rename_column("next_sentence_label", "labels"),
+    )
+    compress(trainer, take_flags(["", "--prune_sparsity", "0.5", "--prune_every", "1"]).recipe)
+    trainer.train()
+    assert finish(trainer) is None
+    assert (tmp_path / "out" / "compressed" / "model.safetensors").is_file()
 
 
 class Recorder(TensorBoardCallback):

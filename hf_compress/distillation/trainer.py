@@ -161,7 +161,7 @@ class DistillationMixin(AskingMixin):
             # Trainer multiplies by the number of processes what a model was to divide by the count, and most do not.
             return super().compute_loss(model, inputs, return_outputs)
         if not model.training or (self.teacher is None and not self._weighs_batches):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         assert self.head is not None
         answers = {name: inputs[name] for name in self._answer_names if name in inputs}
         inputs = {name: value for name, value in inputs.items() if name not in answers}
@@ -176,7 +176,8 @@ class DistillationMixin(AskingMixin):
             num_items_in_batch = None
             # Here rather than in __init__: a subclass that overrides this method answers for its own loss.
             self.loss_is_scaled_for_ga = True
-        label_loss, outputs = super().compute_loss(model, labelled, True, num_items_in_batch)
+        # By name, as Trainer does: many override this method with `**kwargs` behind `return_outputs`.
+        label_loss, outputs = super().compute_loss(model, labelled, True, num_items_in_batch=num_items_in_batch)
         if self.teacher is None:
             loss = label_loss * share
         else:
