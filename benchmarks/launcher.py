@@ -2,8 +2,9 @@
 
     python benchmarks/launcher.py [--rounds 5] [--steps 200]
 
-The start is that of whole processes, in turns, beside a second plain one as control. Steps are measured with a Trainer that the launcher has made compress by
-an empty recipe, one that it has not, and a second such as control: the three take turns, a block of steps each.
+The start is that of whole processes, in turns, beside a second plain one as control. Steps are measured with a Trainer
+that the launcher has made compress by an empty recipe, one that it has not, and a second such as control: the three
+take turns, a block of steps each.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from hf_compress import Recipe
 from hf_compress.compression import compress
 
 SCRIPT = """
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, HfArgumentParser, Trainer, TrainingArguments
 """
 STARTS = {
     "python": ["-W", "ignore"],

@@ -18,6 +18,7 @@ from hf_compress import dataset_facts, provenance
 from hf_compress.card import save_card
 from hf_compress.checkpoint import save_compressed
 from hf_compress.distillation import DistillationMixin
+from hf_compress.distillation.trainer import REPORTERS
 from hf_compress.evaluation import can_evaluate, evaluating, evaluation_batches
 from hf_compress.formats import FORMATS, write_formats
 from hf_compress.heads import bare, find_head, has_own_forward
@@ -70,8 +71,8 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
     inner = bare(trainer.model)
     if not isinstance(inner, PreTrainedModel):
         raise ValueError(
-            f"This {type(trainer).__name__} trains a {type(inner).__name__}, which is no Transformers model, and only such "
-            "are written, reloaded and reported on. In code the callbacks work with a module around one: "
+            f"This {type(trainer).__name__} trains a {type(inner).__name__}, which is no Transformers model, and only "
+            "such are written, reloaded and reported on. In code the callbacks work with a module around one: "
             "`callbacks=recipe.callbacks()`, and `save_compressed` for the model inside."
         )
     origin = Origin.of(trainer.model)
@@ -171,7 +172,8 @@ def finish(
     if obstacle is not None:
         if hub_id is not None:
             raise ValueError(
-                f"The compressed model is in {folder}, but it cannot be pushed to {hub_id} without a report. {obstacle}"
+                f"The compressed model is in {folder}, but it cannot be pushed to {hub_id} without a report. "
+                f"{obstacle}"
             )
         logger.warning(f"There is no report and no card: {folder} holds the model alone. {obstacle}")
         if writes:
@@ -231,7 +233,8 @@ def _evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> d
     set_seed(trainer.args.seed)
     if isinstance(trainer.data_collator, DataCollatorForLanguageModeling):
         trainer.data_collator.generator = None
-    metrics = trainer.evaluate(**{**evaluation, **({"metric_key_prefix": prefix} if takes_prefix else {})})
+    with _unreported(trainer):
+        metrics = trainer.evaluate(**{**evaluation, **({"metric_key_prefix": prefix} if takes_prefix else {})})
     if not isinstance(metrics, Mapping):
         raise ValueError(
             f"`evaluate` of {type(trainer).__name__} returned {type(metrics).__name__}, where a report needs scores "
@@ -249,6 +252,17 @@ def _evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> d
     }
 
 
+@contextmanager
+def _unreported(trainer: Trainer) -> Iterator[None]:
+    """A context in which W&B and its like hear nothing: a script may have ended its run with them."""
+    handler = trainer.callback_handler
+    kept, handler.callbacks = handler.callbacks, [c for c in handler.callbacks if not isinstance(c, REPORTERS)]
+    try:
+        yield
+    finally:
+        handler.callbacks = kept
+
+
 def _teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str, float] | None:
     """The teacher's scores, its classes read in the student's order; None without a teacher."""
     if getattr(trainer, "teacher", None) is None:
@@ -256,8 +270,8 @@ def _teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str
     order = trainer._teacher_classes
     if not can_evaluate(trainer, trainer.teacher):
         logger.warning(
-            f"The teacher's scores are not in the report: this {type(trainer).__name__} evaluates with a `forward` that "
-            f"it has put on its own model, which is no {type(bare(trainer.teacher)).__name__}."
+            f"The teacher's scores are not in the report: this {type(trainer).__name__} evaluates with a `forward` "
+            f"that it has put on its own model, which is no {type(bare(trainer.teacher)).__name__}."
         )
         return None
     with trainer.teaching() as teacher:

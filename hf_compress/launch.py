@@ -1,19 +1,14 @@
 """Any Trainer script, unmodified, with our flags: `hf-compress run SCRIPT.py`, `torchrun -m hf_compress.launch`."""
 
-import builtins
 import functools
-import importlib.machinery
 import inspect
-import io
 import os
-import signal
 import sys
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
@@ -24,6 +19,7 @@ from hf_compress import provenance
 from hf_compress.comparison import comparison_table, recipe_table
 from hf_compress.compression import FOLDER, compress, finish
 from hf_compress.flags import Flags, descriptions, parser, take_flags
+from hf_compress.script import Script
 
 USAGE = """hf-compress run SCRIPT.py [the script's own arguments] [our flags]
        accelerate launch -m hf_compress.launch SCRIPT.py ...
@@ -121,9 +117,10 @@ def processes_stay() -> Iterator[None]:
     @functools.wraps(destroy)
     def destroy_later(group: Any = None) -> None:
         nonlocal asked
-        if group is not None:
-            return destroy(group)
-        asked = True
+        if group is None:
+            asked = True
+        else:
+            destroy(group)
 
     torch.distributed.destroy_process_group = destroy_later
     try:
@@ -152,7 +149,7 @@ def run(argv: Sequence[str], command: str | None = None) -> int:
     argv = list(argv)
     helped = any(token in HELP for token in argv)
     flags = take_flags(argv)
-    script = _Script(*argv)
+    script = Script(*argv)
     if helped or not flags.given:
         status = script.run()
         if helped:
@@ -176,7 +173,7 @@ def _warn_of_one_process() -> None:
         )
 
 
-def _run_compressed(script: "_Script", flags: Flags, command: str) -> int:
+def _run_compressed(script: Script, flags: Flags, command: str) -> int:
     launched = Launched(flags)
     with trainers_compress(launched):
         status = script.run()
@@ -203,89 +200,6 @@ def _run_compressed(script: "_Script", flags: Flags, command: str) -> int:
             Console().print(comparison_table(report))
         Console().print(f"The compressed model is in {Path(trainer.args.output_dir) / FOLDER}", soft_wrap=True)
     return status
-
-
-class _Script:
-    """A script to be run as `python SCRIPT.py` runs it."""
-
-    def __init__(self, path: str, *arguments: str) -> None:
-        self.path, self._arguments = path, arguments
-        self._module = ModuleType("__main__")
-        self._module.__file__ = os.path.abspath(path)  # noqa: PTH100 (as Python does, which resolves no links here)
-        self._module.__loader__ = importlib.machinery.SourceFileLoader("__main__", self._module.__file__)
-        self._module.__dict__["__builtins__"] = builtins
-        self._module.__dict__["__cached__"] = None
-
-    @contextmanager
-    def as_main(self) -> Iterator[None]:
-        """A context in which this script is the program: its arguments, its folder's modules, its `__main__`."""
-        argv, path, main = sys.argv, sys.path[:], sys.modules["__main__"]
-        sys.argv = [self.path, *self._arguments]
-        sys.path[0] = str(Path(self.path).resolve().parent)
-        # Not taken back as long as objects of the script live: what pickles them looks their classes up here.
-        sys.modules["__main__"] = self._module
-        try:
-            yield
-        finally:
-            sys.argv, sys.path[:], sys.modules["__main__"] = argv, path, main
-
-    def run(self) -> int:
-        """The exit status that Python would have given; an uncaught exception is shown without our frames."""
-        end = _End()
-        with self.as_main(), end:
-            with io.open_code(str(self._module.__file__)) as file:
-                code = compile(file.read(), str(self._module.__file__), "exec", dont_inherit=True)
-            exec(code, self._module.__dict__)
-        return end.status
-
-
-class _End:
-    """A context that does with what ends a script, whatever that is, as Python would, and keeps its exit status."""
-
-    status = 0
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> bool:
-        if isinstance(error, SystemExit):
-            self.status = _status(error.code)
-        elif error is not None:
-            _show(error)
-            self.status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-        return True
-
-
-def _status(code: Any) -> int:
-    """What `sys.exit(code)` makes of a code: nothing is success, a message goes to standard error and is a failure."""
-    if code is None:
-        return 0
-    if isinstance(code, int):
-        return code & 0xFF
-    sys.stderr.write(f"{code}\n")
-    return 1
-
-
-def _show(error: BaseException) -> None:
-    """Shows an uncaught exception as Python would, or as the script's own hook does."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        link.__traceback__ = _without_us(link.__traceback__)
-        link = link.__cause__ or link.__context__
-    sys.stdout.flush()
-    sys.excepthook(type(error), error, error.__traceback__)
-
-
-def _without_us(traceback: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of this file."""
-    if traceback is None:
-        return None
-    rest = _without_us(traceback.tb_next)
-    if traceback.tb_frame.f_code.co_filename == __file__:
-        return rest
-    return TracebackType(rest, traceback.tb_frame, traceback.tb_lasti, traceback.tb_lineno)
 
 
 def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_compress import inventory, provenance, records, targets
 from hf_compress.distillation import DistillationMixin
-from hf_compress.evaluation import clean_scores, can_evaluate, evaluating, logit_difference
+from hf_compress.evaluation import can_evaluate, clean_scores, evaluating, logit_difference
 from hf_compress.formats import FORMATS, written
 from hf_compress.heads import bare, find_head
 from hf_compress.latency import Latency

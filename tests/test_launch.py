@@ -408,6 +408,7 @@ class Recorder(TensorBoardCallback):
 
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
+        self.closed = False
 
     def setup(self, *args: Any) -> None:
         pass
@@ -419,6 +420,7 @@ class Recorder(TensorBoardCallback):
         pass
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        assert not self.closed, "as W&B raises after `wandb.finish()`"
         self.sent.append(dict(logs))
 
 
@@ -430,6 +432,7 @@ def test_what_sends_logs_away_is_sent_sparsity_ranges_and_both_terms_of_the_loss
         AutoModelForSequenceClassification.from_pretrained(model),
         TrainingArguments(str(tmp_path / "out"), max_steps=4, logging_steps=4, use_cpu=True, report_to="none"),
         train_dataset=tiny_dataset,
+        eval_dataset=tiny_dataset,
         callbacks=[recorder],
     )
     compress(trainer, take_flags(["", *ALL]).recipe)
@@ -438,6 +441,8 @@ def test_what_sends_logs_away_is_sent_sparsity_ranges_and_both_terms_of_the_loss
     keys = {"distill_loss", "label_loss", "sparsity", "quant_range_mean", "quant_range_max"}
     assert keys <= sent.keys()
     assert all(isinstance(sent[key], float) for key in keys), "what reporters take"
+    recorder.closed = True
+    assert finish(trainer) is not None, "whose evaluations are sent nowhere"
 
 
 ENDINGS = {
