@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import yaml
 from transformers import HfArgumentParser
@@ -37,8 +37,6 @@ def _shipped() -> Any:
 @dataclass
 class CompressionArguments:
     """Where the recipe of a run comes from beside its flags, and what becomes of the result."""
-
-    _argument_group_name: ClassVar[str] = "recipe and result"  # In the help of `HfArgumentParser`.
 
     compress_recipe: str | None = field(
         default=None,
@@ -91,15 +89,21 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         value = self._format_args(action, action.dest.rpartition("_")[2].upper())
+        if action.nargs == "+":
+            value = value.partition(" [")[0] + " ..."
         return f"{action.option_strings[0]} {value}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
-def parser(**settings: Any) -> HfArgumentParser:
-    """A parser of all our flags and of nothing else."""
-    return HfArgumentParser(KINDS, add_help=False, allow_abbrev=False, formatter_class=_Help, **settings)
+def help_text() -> str:
+    """What all our flags do, by method."""
+    headings = [*Recipe.__dataclass_fields__, "recipe and result"]
+    helps = [HfArgumentParser(kind, add_help=False, formatter_class=_Help).format_help() for kind in KINDS]
+    return "\n".join(
+        f"{heading}:{text.partition('options:')[2]}" for heading, text in zip(headings, helps, strict=True)
+    )
 
 
 def take_flags(argv: list[str]) -> Flags:
@@ -178,7 +182,7 @@ def descriptions() -> dict[str, str]:
 
 def _parse(tokens: Sequence[str], where: str) -> tuple[dict[str, Any], list[str]]:
     """The options that are given in `tokens`, without defaults, and the tokens that are not ours, in order."""
-    ours = parser()
+    ours = HfArgumentParser(KINDS, add_help=False, allow_abbrev=False)
     for action in ours._actions:
         action.default = argparse.SUPPRESS
 

@@ -18,7 +18,7 @@ from transformers import Trainer
 from hf_compress import provenance
 from hf_compress.comparison import comparison_table, recipe_table
 from hf_compress.compression import FOLDER, compress, finish
-from hf_compress.flags import Flags, descriptions, parser, take_flags
+from hf_compress.flags import Flags, descriptions, help_text, take_flags
 from hf_compress.script import Script
 
 USAGE = """hf-compress run SCRIPT.py [the script's own arguments] [our flags]
@@ -215,12 +215,11 @@ def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, An
 def _print_help(heading: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
-    text = parser(usage="").format_help().partition("\n\n")[2]
     recipes = "\n".join(
         textwrap.fill(words, 79, initial_indent=f"  {name:14} ", subsequent_indent=" " * 17)
         for name, words in descriptions().items()
     )
-    print(f"{heading}\n\n{text}\nrecipes for --compress_recipe:\n{recipes}")
+    print(f"{heading}\n\n{help_text()}\nrecipes for --compress_recipe:\n{recipes}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

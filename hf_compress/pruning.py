@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,8 +23,6 @@ BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # The integers as wide 
 @dataclass
 class PruningArguments:
     """Options of gradual magnitude pruning; off unless `prune_sparsity` is above 0."""
-
-    _argument_group_name: ClassVar[str] = "pruning"  # In the help of `HfArgumentParser`.
 
     prune_sparsity: float = field(
         default=0.0,

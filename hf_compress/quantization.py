@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,8 +25,6 @@ RANGE_MOMENTUM = 0.95
 @dataclass
 class QuantizationArguments:
     """Options of quantization-aware training; off unless `quant_scheme` is given."""
-
-    _argument_group_name: ClassVar[str] = "quantization"  # In the help of `HfArgumentParser`.
 
     quant_scheme: str | None = field(
         default=None,

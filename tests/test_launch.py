@@ -210,7 +210,12 @@ def test_a_dense_baseline_is_the_model_at_the_start_where_no_teacher_is(
     pruned = Report.load(tmp_path / "out" / "compressed")
     (tmp_path / "out").rename(tmp_path / "pruned")
     assert launch.main([str(SCRIPTS / "train_text.py"), *text_options, "--do_train", "--do_eval", *ALL]) == 0
-    assert pruned.dense == Report.load(tmp_path / "out" / "compressed").teacher
+    teacher = Report.load(tmp_path / "out" / "compressed").teacher
+    assert pruned.dense == teacher
+    (tmp_path / "out").rename(tmp_path / "taught")
+    cut = ["--distill_student_layers", "1", "--quant_scheme", "int8"]
+    assert launch.main([str(SCRIPTS / "train_text.py"), *text_options, "--do_train", "--do_eval", *cut]) == 0
+    assert Report.load(tmp_path / "out" / "compressed").dense == teacher, "the whole model, not the first layers of it"
 
 
 def test_a_result_that_is_there_already_is_refused_before_training(

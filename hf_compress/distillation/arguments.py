@@ -3,7 +3,6 @@
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from hf_compress.losses import LOSSES
 from hf_compress.options import changed
@@ -18,8 +17,6 @@ class DistillationArguments:
 
     `distill_student_layers` has its effect without a teacher too: the control that is trained on the labels alone.
     """
-
-    _argument_group_name: ClassVar[str] = "distillation"  # In the help of `HfArgumentParser`.
 
     distill_teacher: str | None = field(
         default=None,
