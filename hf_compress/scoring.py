@@ -10,14 +10,22 @@ from numbers import Real
 from typing import Any
 
 from torch import nn
-from transformers import DataCollatorForLanguageModeling, PreTrainedModel, Trainer, set_seed
+from transformers import (
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    set_seed,
+)
 from transformers.utils import logging
 
-from hf_compress.distillation.trainer import REPORTERS
 from hf_compress.evaluation import can_evaluate, evaluating
 from hf_compress.heads import bare, has_own_forward
 
 logger = logging.get_logger(__name__)
+
+SHOWING = (PrinterCallback, ProgressCallback)
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ def evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> di
     set_seed(trainer.args.seed)
     if isinstance(trainer.data_collator, DataCollatorForLanguageModeling):
         trainer.data_collator.generator = None
-    with _unreported(trainer):
+    with _unheard(trainer):
         metrics = trainer.evaluate(**{**evaluation, **({"metric_key_prefix": prefix} if takes_prefix else {})})
     if not isinstance(metrics, Mapping):
         raise ValueError(
@@ -67,10 +75,13 @@ def evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> di
 
 
 @contextmanager
-def _unreported(trainer: Trainer) -> Iterator[None]:
-    """A context in which W&B and its like hear nothing: a script may have ended its run with them."""
+def _unheard(trainer: Trainer) -> Iterator[None]:
+    """A context in which callbacks hear nothing, but for those that show progress.
+
+    Training is over: a script may have ended its run with W&B, and patience has nothing to wait for.
+    """
     handler = trainer.callback_handler
-    kept, handler.callbacks = handler.callbacks, [c for c in handler.callbacks if not isinstance(c, REPORTERS)]
+    kept, handler.callbacks = handler.callbacks, [c for c in handler.callbacks if isinstance(c, SHOWING)]
     try:
         yield
     finally:
