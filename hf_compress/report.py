@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_compress import inventory, provenance, records, targets
 from hf_compress.distillation import DistillationMixin
-from hf_compress.evaluation import clean_scores, evaluating, logit_difference
+from hf_compress.evaluation import can_evaluate, clean_scores, evaluating, logit_difference
 from hf_compress.formats import FORMATS, written
 from hf_compress.heads import bare, find_head
 from hf_compress.latency import Latency
@@ -272,7 +272,8 @@ def _format_facts(
     other = kind.read(folder / kind.path, reloaded).to(trainer.args.device)
     scores: dict[str, float] = {}
     # Metrics of sequence-to-sequence models are of texts that are generated, which a graph does not do by itself.
-    if head.kind != "seq2seq" or not isinstance(other, RuntimeModel):
+    generates = head.kind == "seq2seq" and isinstance(other, RuntimeModel)
+    if not generates and can_evaluate(trainer, other):
         with evaluating(trainer, other):
             scores = _scores(trainer, evaluate)
     if isinstance(other, RuntimeModel):

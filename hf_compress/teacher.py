@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from hf_compress.heads import Head, bare, class_order, find_head, has_default_labels
+from hf_compress.heads import Head, bare, class_order, find_head, has_default_labels, has_own_forward
 from hf_compress.options import changed
 
 logger = logging.get_logger(__name__)
@@ -117,7 +117,12 @@ def own_teacher(model: nn.Module) -> tuple[PreTrainedModel, PeftModel | None]:
     """
     if isinstance(model, PeftModel) and starts_at_base(model):
         return bare(model), model
-    return cast(PreTrainedModel, copy.deepcopy(model)), None
+    teacher = copy.deepcopy(model)
+    if has_own_forward(teacher):
+        # What a trainer has put there may compute with the model that it was made for, which is the student.
+        for name in ("forward", "_original_forward"):
+            vars(bare(teacher)).pop(name, None)
+    return cast(PreTrainedModel, teacher), None
 
 
 def starts_at_base(model: PeftModel) -> bool:
