@@ -23,6 +23,7 @@ from hf_compress.hub import push
 from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.report import DatasetFacts, Report, measure
 from hf_compress.teacher import SELF
+from hf_compress.vocabulary import VocabularyFacts
 
 logger = logging.get_logger(__name__)
 
@@ -64,6 +65,13 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
         raise ValueError(
             f"This {type(trainer).__name__} compresses already. Either its script sees to that, or the launcher and "
             "`compress` do: drop one of the two."
+        )
+    if recipe.vocabulary.enabled and VocabularyFacts.of(bare(trainer.model).config) is None:
+        raise ValueError(
+            "`--compress_vocabulary` has to take words out before any text is tokenized, and the rows of this "
+            f"{type(trainer).__name__} are tokenized already. Have the script call `model, tokenizer = "
+            "hf_compress.cut_vocabulary(model, tokenizer, texts)` first, as examples/run_glue.py does, or leave the "
+            "flag out."
         )
     origin = Origin.of(trainer.model)
     if recipe.distillation.distill_teacher == SELF and origin.name and not origin.trained:
@@ -175,7 +183,9 @@ def finish(
     trainer.accelerator.wait_for_everyone()
     origin = getattr(trainer, "origin", None)
     teacher = _teacher_scores(trainer, evaluation)
-    if dense is None and origin is not None and origin.trained:
+    # A dense model with all its words cannot read these rows.
+    whole = VocabularyFacts.of(bare(trainer.model).config) is None
+    if dense is None and origin is not None and origin.trained and whole:
         own = recipe.distillation.distill_teacher == SELF and trainer._adapted is None
         dense = teacher if own else _dense_scores(trainer, origin, evaluation)
     with _evaluating_on(trainer, rows):

@@ -1,4 +1,4 @@
-"""The plan of a run: the arguments of the three methods together, named, as JSON, and kept to by a resumed run."""
+"""The plan of a run: the arguments of all methods together, named, as JSON, and kept to by a resumed run."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -10,9 +10,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_compress.distillation import DistillationArguments
 from hf_compress.pruning import PruningArguments, PruningCallback
 from hf_compress.quantization import QuantizationArguments, QuantizationCallback
+from hf_compress.vocabulary import VocabularyArguments
 
 # For `HfArgumentParser((TrainingArguments, *ARGUMENTS))`.
-ARGUMENTS = (DistillationArguments, PruningArguments, QuantizationArguments)
+ARGUMENTS = (DistillationArguments, PruningArguments, QuantizationArguments, VocabularyArguments)
 # Options that say where something is kept, and so change nothing of what is trained.
 PLACES = ("distill_cache",)
 
@@ -21,17 +22,20 @@ PLACES = ("distill_cache",)
 class Recipe:
     """What a run promises to do to a model: any of the eight subsets of distillation, pruning and quantization.
 
+    And, beside them, whether its vocabulary was cut to the words of the training set before.
+
     The fields are in the order of `ARGUMENTS`, so that `Recipe(*parsed)` holds for what `HfArgumentParser` returns.
     """
 
     distillation: DistillationArguments = field(default_factory=DistillationArguments)
     pruning: PruningArguments = field(default_factory=PruningArguments)
     quantization: QuantizationArguments = field(default_factory=QuantizationArguments)
+    vocabulary: VocabularyArguments = field(default_factory=VocabularyArguments)
 
     @property
     def name(self) -> str:
         """A short name, such as `kd+mp60+int8` or `cut3+kd`; `dense` if no method is on."""
-        methods = []
+        methods = ["vocab"] if self.vocabulary.enabled else []
         if self.distillation.student_layers is not None:
             layers = self.distillation.student_layers
             methods.append("cut" + (str(layers) if isinstance(layers, int) else ".".join(map(str, layers))))

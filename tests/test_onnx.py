@@ -198,7 +198,19 @@ def test_onnx_runtime_computes_with_integers(exported: Callable[..., Path], tmp_
     assert "DequantizeLinear" not in kernels
 
 
-@pytest.mark.parametrize("scheme", [None, "int8", "int8-dynamic", "int8-weight", "int4-weight"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        None,
+        "int8",
+        "int8-dynamic",
+        "int8-weight",
+        "int4-weight",
+        "int8-embedding4",
+        "int8-embedding4-g32",
+        "int8-embedding4-row",
+    ],
+)
 def test_every_scheme_runs_at_any_batch_and_length(exported: Callable[..., Path], scheme: str | None) -> None:
     folder = exported(scheme)
     model = load(folder)
