@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
 from hf_compress import dataset_facts, provenance
+from hf_compress.budget import fit
 from hf_compress.card import save_card
 from hf_compress.checkpoint import save_compressed
 from hf_compress.distillation import DistillationMixin
@@ -53,7 +54,8 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
     """The same `trainer`, which from now on compresses what it trains by `recipe`.
 
     Its class becomes one that derives from its own and from `DistillationMixin`, and it gets `recipe.callbacks()`. Do
-    this before `train()`; afterwards `finish` writes the compressed model.
+    this before `train()`; afterwards `finish` writes the compressed model. A budget of bytes is made a scheme and a
+    sparsity here.
 
     Raises:
         ValueError: the recipe cannot be kept with this model, a result is in the output folder already, or the trainer
@@ -87,6 +89,13 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
         trainer.__class__ = type(kind.__name__, (DistillationMixin, kind), names)
     trainer = cast(DistillationMixin, trainer)
     trainer.begin_distillation(recipe.distillation)
+    if recipe.budget.enabled:
+        recipe, expected = fit(bare(trainer.model), recipe)
+        logger.warning(
+            f"`--compress_budget_mb {recipe.budget.compress_budget_mb:g}`: with `--quant_scheme "
+            f"{recipe.quantization.quant_scheme}` and `--prune_sparsity {recipe.pruning.prune_sparsity:g}` the file "
+            f"will have about {expected / 1e6:.2f} MB."
+        )
     trainer.remove_callback(RecipeCallback)
     callbacks = recipe.callbacks()
     # In front, so that what they add to the logs is seen by those that print it or send it away.

@@ -25,8 +25,8 @@ class Merge(NamedTuple):
 def kept_tokens(description: Description, seen: Iterable[int]) -> list[int]:
     """The numbers of the tokens that must stay so that `seen` ones are found as before, in ascending order.
 
-    Beside `seen` they are the added tokens, the unknown one, and the pieces of which everything else is spelled: single
-    characters, bytes, and what cannot be spelled by these. A text of `seen` tokens alone is cut into the same ones:
+    Beside `seen` they are the added tokens, the unknown one, and the pieces of which everything else is spelled:
+    single characters, bytes, and what cannot be spelled by these. A text of `seen` tokens is cut into the same ones:
 
     - WordPiece takes the longest token that fits, which stays; others only leave.
     - Unigram takes the best way to cut a text, which stays; other ways only leave.

@@ -61,9 +61,9 @@ def cut_vocabulary(
     """A copy of `model` and a tokenizer that know the tokens of `texts`, and what any other text is spelled with.
 
     Do this before anything is tokenized, and before there is a Trainer. Every one of `texts` is cut into the same
-    tokens as before, only numbered anew, and the model's logits for it are the same bit for bit; so is its training. In
-    any other text a word whose token is gone is read in smaller pieces, down to single characters (`pieces`). How many
-    tokens there were is `uncut_vocab_size` in the configuration.
+    tokens as before, only numbered anew, and the model's logits for it are the same bit for bit; training is what it
+    would be. In any other text a word whose token is gone is read in smaller pieces, down to single characters
+    (`pieces`). How many tokens there were is `uncut_vocab_size` in the configuration.
 
     Args:
         texts: those to be trained on. Of pairs of sentences, both.
@@ -85,8 +85,8 @@ def cut_vocabulary(
         )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
-            f"`--compress_vocabulary` rewrites the tokenizer.json of the library tokenizers; {type(tokenizer).__name__} "
-            "has none. Convert it, or leave the flag out."
+            "`--compress_vocabulary` rewrites the tokenizer.json of the library tokenizers, and "
+            f"{type(tokenizer).__name__} has none. Convert it, or leave the flag out."
         )
     remaining = iter(texts)
     first = list(itertools.islice(remaining, BATCH))
@@ -149,9 +149,8 @@ def _special_ids(model: PreTrainedModel) -> set[int]:
 
 def _numbers(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """The tokens of each text, all of it, by their numbers."""
-    return cast(
-        list[list[int]], tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-    )
+    found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return cast(list[list[int]], found)
 
 
 def _without(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> PreTrainedTokenizerBase:
@@ -203,10 +202,9 @@ def _check_same(
 
 def _logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torch.Tensor, ...]:
     head, training = find_head(model), model.training
-    inputs: Mapping[str, Any] = {}
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or BATCH, BATCH)
     padded = tokenizer.pad_token is not None
-    inputs = tokenizer(
+    inputs: Mapping[str, Any] = tokenizer(
         texts if padded else texts[:1], padding=padded, truncation=True, max_length=longest, return_tensors="pt"
     ).to(model.device)
     if head.kind == "choice":

@@ -36,6 +36,9 @@ FROZEN = """
 --quant_freeze            0.9
 --quant_exclude           []
 
+--compress_vocabulary     False
+--compress_budget_mb      None
+
 --compress_recipe         None        gmp-60 gmp-oneshot int8-only kd-int8 paper-all-60 paper-all-80
 --compress_config         None
 --compress_hub_id         None
@@ -83,7 +86,7 @@ def test_no_flag_collides_with_those_of_trainer() -> None:
 
 def test_all_defaults_together_switch_nothing_on() -> None:
     parsed = HfArgumentParser(KINDS).parse_args_into_dataclasses(args=[])
-    assert [arguments.enabled for arguments in parsed[:-1]] == [False] * 3
+    assert [arguments.enabled for arguments in parsed[:-1]] == [False] * 5
     assert Recipe(*parsed[:-1]).name == "dense"
 
 
