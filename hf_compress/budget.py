@@ -1,5 +1,6 @@
 """A file no larger than asked: which scheme and sparsity, found before training on the weights that it starts with."""
 
+import copy
 import math
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def fit(model: PreTrainedModel | PeftModel, recipe: Recipe) -> tuple[Recipe, int
     smallest = math.inf
     for scheme, most in [(given, LADDER[-1][1])] if given else LADDER:
         shares = [sparsity] if sparsity else [round(STEP * step, 2) for step in range(round(most / STEP) + 1)]
-        place = bisect_left(shares, -limit, key=lambda share: -sizes.bytes(scheme, share))  # noqa: B023 - used at once
+        place = bisect_left(shares, -limit, key=lambda share: -sizes.bytes(scheme, share))
         if place < len(shares):
             chosen = replace(
                 recipe,
@@ -64,8 +65,8 @@ class _OneShot:
     """The bytes of a model's packed file, were it pruned and rounded as it is."""
 
     def __init__(self, model: PreTrainedModel | PeftModel, recipe: Recipe) -> None:
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.model = cast(PreTrainedModel, base)
+        merged = copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
+        self.model = cast(PreTrainedModel, merged)
         self.scope = cast(Scope, recipe.pruning.prune_scope)
         self.prunable = prunable(self.model, recipe.pruning.prune_exclude)
         self.quantizable = quantizable(self.model, recipe.quantization.quant_exclude)

@@ -23,6 +23,7 @@ from hf_compress.heads import bare
 from hf_compress.hub import push
 from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.report import DatasetFacts, Report, measure
+from hf_compress.targets import transformer
 from hf_compress.teacher import SELF
 from hf_compress.vocabulary import VocabularyFacts
 
@@ -90,7 +91,7 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
     trainer = cast(DistillationMixin, trainer)
     trainer.begin_distillation(recipe.distillation)
     if recipe.budget.enabled:
-        recipe, expected = fit(bare(trainer.model), recipe)
+        recipe, expected = fit(transformer(trainer.model), recipe)
         logger.warning(
             f"`--compress_budget_mb {recipe.budget.compress_budget_mb:g}`: with `--quant_scheme "
             f"{recipe.quantization.quant_scheme}` and `--prune_sparsity {recipe.pruning.prune_sparsity:g}` the file "

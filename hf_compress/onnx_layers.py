@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from hf_compress.coding import NIBBLE
 from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import LAYERS, FakeQuantized
-from hf_compress.coding import NIBBLE
 from hf_compress.schemes import SMALLEST_SCALE, Grid, affine_parameters, from_integers, symmetric_scale, to_integers
 from hf_compress.targets import Kind, Target, kind, tied
 

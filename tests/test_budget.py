@@ -47,7 +47,7 @@ def test_what_is_given_stays(model: BertForSequenceClassification) -> None:
     chosen, _ = fit(model, within(0.7 * whole, quantization=scheme))
     assert chosen.quantization == scheme and chosen.pruning.prune_sparsity > 0
     pruning = PruningArguments(prune_sparsity=0.3, prune_scope="global")
-    chosen, _ = fit(model, within(0.7 * whole, pruning=pruning))
+    chosen, _ = fit(model, within(0.8 * whole, pruning=pruning))
     assert chosen.pruning == pruning and chosen.quantization.quant_scheme == LADDER[-1][0]
     with pytest.raises(ValueError, match=r"too small: with `--quant_scheme int8` and `--prune_sparsity 0.3` the file"):
         fit(model, within(0.3 * whole, pruning=pruning, quantization=QuantizationArguments(quant_scheme="int8")))
@@ -69,7 +69,7 @@ def test_a_budget_that_is_no_size_is_refused(value: float) -> None:
 
 def train(model: BertForSequenceClassification, rows: Dataset, recipe: Recipe, folder: Path) -> Trainer:
     settings = TrainingArguments(
-        str(folder), max_steps=20, learning_rate=1e-3, save_steps=10, report_to="none", disable_tqdm=True
+        str(folder), max_steps=20, learning_rate=1e-4, save_steps=10, report_to="none", disable_tqdm=True
     )
     trainer = Trainer(model, settings, train_dataset=rows, eval_dataset=rows)
     return compress(trainer, recipe)
@@ -88,7 +88,7 @@ def test_the_choice_is_trained_kept_and_described(
     assert chosen.name.endswith(f"+{budget:g}MB")
     expected = fit(model, chosen)[1]
     assert report.size.packed_bytes <= chosen.budget.bytes
-    assert report.size.packed_bytes == pytest.approx(expected, rel=0.02)
+    assert report.size.packed_bytes == pytest.approx(expected, rel=0.01)
     assert Recipe.load(tmp_path / "compressed" / "recipe.json") == chosen
     assert "The file was to have at most" in render(report)
 

@@ -27,13 +27,19 @@ from transformers import (
     set_seed,
 )
 
-from hf_compress import DistillationArguments, QuantizationArguments, Recipe, VocabularyArguments, cut_vocabulary
+from hf_compress import (
+    DistillationArguments,
+    QuantizationArguments,
+    Recipe,
+    VocabularyArguments,
+    cut_vocabulary,
+    finish,
+)
 from hf_compress import compress as compress_trainer
-from hf_compress import finish
 from hf_compress.card import render
-from hf_compress.teacher import load_teacher
 from hf_compress.heads import find_head
 from hf_compress.onnx import PATH
+from hf_compress.teacher import load_teacher
 from hf_compress.vocabulary import VocabularyFacts
 from tests.conftest import BAD, GOOD, PLAIN
 
