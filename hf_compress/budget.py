@@ -24,7 +24,7 @@ from hf_compress.targets import Target, prunable, quantizable
 LADDER: tuple[tuple[str, float], ...] = (("int8", 0.5), ("int8-embedding4", 0.9))
 STEP = 0.01
 # Of the budget, left free: trained weights do not pack exactly as well as those that training starts with.
-RESERVE = 0.02
+RESERVE = 0.01
 # Bytes of a tensor in the head of a safetensors file, beside its name; and those of the ranges of a layer.
 ENTRY, RANGES = 60, 150
 
@@ -34,7 +34,7 @@ def fit(model: PreTrainedModel | PeftModel, recipe: Recipe) -> tuple[Recipe, int
 
     What the recipe gives stays: with a scheme only the sparsity is chosen, with a sparsity only the scheme. Otherwise
     the first of `LADDER` that fits is taken, at the lowest sparsity by hundredths. The bytes are those of the model's
-    weights as they are, pruned and rounded at once; 2 % of the budget are left free for what training changes.
+    weights as they are, pruned and rounded at once; 1 % of the budget is left free for what training changes.
 
     Raises:
         ValueError: nothing fits. The message says how small a file can be.
@@ -61,6 +61,11 @@ def fit(model: PreTrainedModel | PeftModel, recipe: Recipe) -> tuple[Recipe, int
     )
 
 
+def expected_bytes(model: PreTrainedModel | PeftModel, recipe: Recipe) -> int:
+    """The bytes that the packed file of `model` would have, were it pruned and rounded by `recipe` as it is."""
+    return _OneShot(model, recipe).bytes(recipe.quantization.quant_scheme, recipe.pruning.prune_sparsity)
+
+
 class _OneShot:
     """The bytes of a model's packed file, were it pruned and rounded as it is."""
 
@@ -73,22 +78,23 @@ class _OneShot:
         self.known: dict[tuple[str, Grid | None, float], int] = {}
 
     @torch.no_grad()
-    def bytes(self, scheme_name: str, sparsity: float) -> int:
-        scheme = SCHEMES[scheme_name]
+    def bytes(self, scheme_name: str | None, sparsity: float) -> int:
+        scheme = None if scheme_name is None else SCHEMES[scheme_name]
         weights = [target.weight for target in self.prunable]
         masks = CRITERIA["magnitude"](weights, sparsity, self.scope) if sparsity else []
         kept = {id(weight): mask for weight, mask in zip(weights, masks, strict=False)}
-        rounded = {id(target.weight): target for target in self.quantizable}
+        rounded = {id(target.weight): target for target in self.quantizable if scheme is not None}
+        ranged = scheme is not None and scheme.activation is not None and scheme.activation.per == "tensor"
         total = 0
         for name, tensor in self._tensors():
             target, mask = rounded.get(id(tensor)), kept.get(id(tensor))
-            grid = None if target is None else scheme.embedding if target.kind == "embedding" else scheme.weight
+            embedding = target is not None and target.kind == "embedding"
+            grid = None if scheme is None or target is None else scheme.embedding if embedding else scheme.weight
             key = name, grid, sparsity if mask is not None else 0.0
             if key not in self.known:
                 self.known[key] = len(_packed(tensor, target, grid, mask))
             total += self.known[key] + len(name + PACKED) + ENTRY
-            ranged = scheme.activation is not None and scheme.activation.per == "tensor"
-            total += RANGES if ranged and target is not None and target.kind != "embedding" else 0
+            total += RANGES if ranged and target is not None and not embedding else 0
         return total
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -100,7 +106,9 @@ class _OneShot:
 def _packed(tensor: Tensor, target: Target | None, grid: Grid | None, mask: Tensor | None) -> Tensor:
     values = tensor.detach() if mask is None else torch.where(mask, tensor.detach(), 0.0)
     if target is None or grid is None:
-        return pack(values)
+        # What begins as a constant, as biases do, packs into nothing, and will be none once it is trained.
+        constant = tensor.requires_grad and bool((values == values.view(-1)[0]).all())
+        return torch.empty(values.nbytes) if constant else pack(values)
     rows = values.t() if target.kind == "conv1d" else values
     scale = symmetric_scale(rows, grid)
     return pack(to_integers(rows, scale, grid).to(torch.int8), "", 0, scale, grid.group_size)

