@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
 from hf_compress import dataset_facts, provenance
+from hf_compress.budget import fit
 from hf_compress.card import save_card
 from hf_compress.checkpoint import save_compressed
 from hf_compress.distillation import DistillationMixin
@@ -20,7 +21,9 @@ from hf_compress.hub import push
 from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.report import DatasetFacts, Report, measure
 from hf_compress.scoring import Origin, dense_scores, evaluate, teacher_scores
+from hf_compress.targets import transformer
 from hf_compress.teacher import SELF
+from hf_compress.vocabulary import VocabularyFacts
 
 logger = logging.get_logger(__name__)
 
@@ -31,7 +34,8 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
     """The same `trainer`, which from now on compresses what it trains by `recipe`.
 
     Its class becomes one that derives from its own and from `DistillationMixin`, and it gets `recipe.callbacks()`. Do
-    this before `train()`; afterwards `finish` writes the compressed model.
+    this before `train()`; afterwards `finish` writes the compressed model. A budget of bytes is made a scheme and a
+    sparsity here.
 
     Raises:
         ValueError: the recipe cannot be kept with this model, it is no Transformers model, a result is in the output
@@ -51,6 +55,13 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
             "such are written, reloaded and reported on. In code the callbacks work with a module around one: "
             "`callbacks=recipe.callbacks()`, and `save_compressed` for the model inside."
         )
+    if recipe.vocabulary.enabled and VocabularyFacts.of(inner.config) is None:
+        raise ValueError(
+            "`--compress_vocabulary` has to take words out before any text is tokenized, and the rows of this "
+            f"{type(trainer).__name__} are tokenized already. Have the script call `model, tokenizer = "
+            "hf_compress.cut_vocabulary(model, tokenizer, texts)` first, as examples/run_glue.py does, or leave the "
+            "flag out."
+        )
     origin = Origin.of(trainer.model)
     if recipe.distillation.distill_teacher == SELF and origin.name and not origin.trained:
         logger.warning(
@@ -65,6 +76,13 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
         trainer.__class__ = type(kind.__name__, (DistillationMixin, kind), names)
     trainer = cast(DistillationMixin, trainer)
     trainer.begin_distillation(recipe.distillation)
+    if recipe.budget.enabled:
+        recipe, expected = fit(transformer(trainer.model), recipe)
+        logger.warning(
+            f"`--compress_budget_mb {recipe.budget.compress_budget_mb:g}`: with `--quant_scheme "
+            f"{recipe.quantization.quant_scheme}` and `--prune_sparsity {recipe.pruning.prune_sparsity:g}` the file "
+            f"will have about {expected / 1e6:.2f} MB."
+        )
     trainer.remove_callback(RecipeCallback)
     callbacks = recipe.callbacks()
     # In front, so that what they add to the logs is seen by those that print it or send it away.
@@ -162,7 +180,9 @@ def finish(
     trainer.accelerator.wait_for_everyone()
     origin = getattr(trainer, "origin", None)
     teacher = teacher_scores(trainer, evaluation)
-    if dense is None and origin is not None and origin.trained:
+    # A dense model with all its words cannot read these rows.
+    whole = VocabularyFacts.of(bare(trainer.model).config) is None
+    if dense is None and origin is not None and origin.trained and whole:
         own = recipe.distillation.distill_teacher == SELF and trainer._adapted is None
         dense = teacher if own else dense_scores(trainer, origin, evaluation)
     with _evaluating_on(trainer, rows):

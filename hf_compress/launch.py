@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from hf_compress import provenance
 from hf_compress.comparison import comparison_table, recipe_table
-from hf_compress.compression import FOLDER, compress, finish
+from hf_compress.compression import FOLDER, compress, finish, recipe_of
 from hf_compress.flags import Flags, descriptions, help_text, take_flags
 from hf_compress.script import Script
 
@@ -41,7 +41,7 @@ class Launched:
         """Makes a Trainer that is about to train for the first time compress, and notes how it is evaluated."""
         compress(trainer, self.flags.recipe)
         if not self._said and trainer.is_world_process_zero():
-            Console(stderr=True).print(recipe_table(self.flags.recipe))
+            Console(stderr=True).print(recipe_table(recipe_of(trainer) or self.flags.recipe))
         self._said = True
         signature, evaluate = inspect.signature(trainer.evaluate), trainer.evaluate
 

@@ -138,6 +138,7 @@ RECIPES = {
     "very pruned int8": Recipe(
         pruning=PruningArguments(prune_sparsity=0.95), quantization=QuantizationArguments(quant_scheme="int8")
     ),
+    "embedding4": Recipe(quantization=QuantizationArguments(quant_scheme="int8-embedding4")),
     "very pruned int4": Recipe(
         pruning=PruningArguments(prune_sparsity=0.95), quantization=QuantizationArguments(quant_scheme="int4-weight")
     ),
@@ -178,7 +179,7 @@ def test_the_checkpoints_above_use_every_codec(make_bert: Callable[..., PreTrain
     assert used >= set(CODECS)
 
 
-@pytest.mark.parametrize("recipe", ["int8", "pruned int8", "int4-weight"])
+@pytest.mark.parametrize("recipe", ["int8", "pruned int8", "int4-weight", "embedding4"])
 def test_it_reads_transposed_and_tied_weights(recipe: str, tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=29, n_positions=32, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     folder = compressed(AutoModelForCausalLM.from_config(config), RECIPES[recipe], tmp_path / "packed")

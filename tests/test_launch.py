@@ -115,6 +115,25 @@ def test_a_plain_script_is_compressed_reloaded_evaluated_reported_and_carded(
     assert {"distill_loss", "label_loss", "sparsity", "quant_range_mean", "quant_range_max"} <= logged.keys()
 
 
+def test_a_script_that_has_tokenized_already_is_told_how_to_cut_its_words(
+    text_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(SCRIPTS / "train_text.py"), *text_options, "--do_train"]
+    assert launch.main([*arguments, "--compress_vocabulary", "--quant_scheme", "int8"]) == 1
+    assert "hf_compress.cut_vocabulary(model, tokenizer, texts)" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "compressed").exists()
+
+
+def test_a_budget_becomes_a_recipe_that_is_shown(
+    text_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(SCRIPTS / "train_text.py"), *text_options, "--do_train", "--do_eval"]
+    assert launch.main([*arguments, "--compress_budget_mb", "0.033", "--prune_every", "1"]) == 0
+    chosen = Report.load(tmp_path / "out" / "compressed").recipe
+    assert chosen.quantization.enabled and chosen.budget.compress_budget_mb == 0.033
+    assert f"Recipe: {chosen.name}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["train_text", "train_answers", "train_twice"])
 def test_without_our_flags_the_run_is_bit_identical_to_running_the_script_itself(
     name: str, text_options: list[str], answerer: Path, model: Path, file: Path, tmp_path: Path,
