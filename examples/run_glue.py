@@ -97,8 +97,8 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None,
         metadata={
-            "help": "How attention is computed, such as sdpa or eager; by default as Transformers chooses. With `--bf16` "
-            "on a CPU, eager is the faster one."
+            "help": "How attention is computed, such as sdpa or eager; by default as Transformers chooses. With "
+            "`--bf16` on a CPU, eager is the faster one."
         },
     )
     ignore_mismatched_sizes: bool = field(
