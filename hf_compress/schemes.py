@@ -69,13 +69,14 @@ def symmetric_scale(values: Float[Tensor, "*rows width"], grid: Grid) -> Float[T
         values: weights with one row per output feature or vocabulary entry, or activations with one row per token.
             A width that is no multiple of the group size leaves a shorter last group.
     """
-    magnitude = values.detach().float().abs()
+    rows = values.detach().float()
     if grid.per == "group":
         width, group = values.shape[-1], _group_size(grid)
-        padded = torch.nn.functional.pad(magnitude, (0, -width % group))
-        largest = padded.unflatten(-1, (-1, group)).amax(-1)
-    else:
-        largest = magnitude.amax(-1, keepdim=True)
+        rows = torch.nn.functional.pad(rows, (0, -width % group)).unflatten(-1, (-1, group))
+    # Both ends, read where they are: magnitudes would take the memory of all weights once more.
+    largest = torch.maximum(rows.amax(-1), rows.amin(-1).neg())
+    if grid.per != "group":
+        largest = largest.unsqueeze(-1)
     return _round_up(largest.div_(grid.largest).clamp_(min=SMALLEST_SCALE))
 
 
@@ -93,13 +94,19 @@ def from_integers(
     return integers * _spread(scale, integers.shape[-1], grid)
 
 
-def fake_quantize_symmetric(values: Float[Tensor, "*rows width"], grid: Grid) -> Float[Tensor, "*rows width"]:
+def fake_quantize_symmetric(
+    values: Float[Tensor, "*rows width"], grid: Grid, known: Float[Tensor, "*rows width"] | None = None
+) -> Float[Tensor, "*rows width"]:
     """`values` rounded to their symmetric grid, in their own dtype.
 
     The grid follows the values, so that nothing lies outside it and the gradient is straight-through everywhere
     (Bengio et al., 2013). Scales and rounding are float32 under autocast too.
+
+    Args:
+        known: what an earlier call returned for the same arguments, to be taken as the result; the gradient goes its
+            own way all the same.
     """
-    return _RoundSymmetric.apply(values, grid)
+    return _RoundSymmetric.apply(values, grid, known)
 
 
 def affine_parameters(
@@ -122,13 +129,20 @@ def to_affine_integers(
 
 
 def fake_quantize_affine(
-    values: Float[Tensor, "*shape"], scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], grid: Grid
+    values: Float[Tensor, "*shape"],
+    scale: Float[Tensor, ""],
+    zero_point: Float[Tensor, ""],
+    grid: Grid,
+    known: Float[Tensor, "*shape"] | None = None,
 ) -> Float[Tensor, "*shape"]:
     """`values` rounded to the affine grid and clipped to its range, in their own dtype.
 
     The gradient is straight-through inside the range and zero outside it.
+
+    Args:
+        known: as in `fake_quantize_symmetric`.
     """
-    return _RoundAffine.apply(values, scale, zero_point, grid.levels)
+    return _RoundAffine.apply(values, scale, zero_point, grid.levels, known)
 
 
 def _round_up(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -159,32 +173,40 @@ def _affine_integers(values: Tensor, scale: Tensor, zero_point: Tensor, levels: 
 
 class _RoundSymmetric(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, grid: Grid) -> Tensor:
+    def forward(ctx: Any, values: Tensor, grid: Grid, known: Tensor | None) -> Tensor:
+        if known is not None:
+            return known.detach()
         scale = symmetric_scale(values, grid)
         return to_integers(values, scale, grid).mul_(_spread(scale, values.shape[-1], grid)).to(values.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0], None, None
 
 
 class _RoundAffine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
+    def forward(
+        ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int, known: Tensor | None
+    ) -> Tensor:
         low, high, half = -zero_point * scale, (levels - zero_point) * scale, scale / 2
         # What lies less than half a step outside the last level is rounded to it, not clipped.
         ctx.bounds = low - half, high + half
         ctx.save_for_backward(values)
+        if known is not None:
+            return known.detach()
         return _affine_integers(values, scale, zero_point, levels).mul_(scale).to(values.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (values,), (low, high) = ctx.saved_tensors, ctx.bounds
         if _reads_numbers(values):
-            return torch.ops.aten.hardtanh_backward(gradients[0], values, low.item(), high.item()), None, None, None
-        # With a dimension each, or a comparison would round them to the 16 bits that values may have.
-        inside = (values > low.view(1)) & (values < high.view(1))
-        return torch.where(inside, gradients[0], 0.0), None, None, None
+            passed = torch.ops.aten.hardtanh_backward(gradients[0], values, low.item(), high.item())
+        else:
+            # With a dimension each, or a comparison would round them to the 16 bits that values may have.
+            inside = (values > low.view(1)) & (values < high.view(1))
+            passed = torch.where(inside, gradients[0], 0.0)
+        return passed, None, None, None, None
 
 
 def _reads_numbers(values: Tensor) -> bool:

@@ -1,6 +1,8 @@
 """`hf-compress` shows what a folder holds, and says what is wrong in one line."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +14,37 @@ from typer.testing import CliRunner
 
 from hf_compress import hub, inventory
 from hf_compress.checkpoint import save_compressed
-from hf_compress.cli import app
 from hf_compress.pruning import PruningArguments
 from hf_compress.recipe import Recipe
 from hf_compress.targets import prunable
+from hf_compress_cli import app
 
+ROOT = Path(__file__).parents[1]
 runner = CliRunner(env={"COLUMNS": "160"})
+
+
+COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
+
+
+def test_help_imports_nothing_that_takes_seconds() -> None:
+    """In a process of its own: here all is imported. Only `run` shows flags that Transformers' parser knows."""
+    code = """if True:
+        import contextlib, io, json, sys
+        from hf_compress_cli import app
+        said = io.StringIO()
+        for words in json.loads(sys.argv[1]):
+            with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+                app([*words, "--help"], prog_name="hf-compress")
+        print(json.dumps([said.getvalue(), sorted(sys.modules)]))
+    """
+    calls = [[], *([command] for command in COMMANDS if command != "run")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(calls)], env=environment, capture_output=True, text=True, check=True
+    )
+    said, modules = json.loads(ran.stdout)
+    assert said.count("Usage: hf-compress") == len(calls)
+    assert not {"hf_compress", "torch", "transformers", "datasets", "numpy"} & set(modules)
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
-"""The program `hf-compress`: look into a compressed model, push it, see a demonstration."""
+"""The program `hf-compress`: look into a compressed model, push it, see a demonstration.
 
-# Nothing heavy is imported up here: `hf-compress --help` must not wait for torch.
+It stands beside the package, since importing anything of `hf_compress` imports torch and Transformers, for which
+`hf-compress --help` must not wait: only what a command needs is imported, when it runs.
+"""
+
 import json
 import sys
 from collections.abc import Iterator, Sequence
