@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
 from hf_compress import Recipe
 from hf_compress.compression import compress
@@ -63,6 +63,7 @@ def run_seconds(folder: Path, steps: int, launched: bool) -> float:
         report_to="none", use_cpu=True, logging_strategy="no",
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=Dataset.from_dict(rows))
+    trainer.remove_callback(PrinterCallback)
     if launched:
         compress(trainer, Recipe())
     before = time.process_time()
