@@ -28,7 +28,7 @@ def decode_speed(folder: Path, rounds: int) -> list[float]:
     for _ in range(rounds):
         begun, done = time.process_time(), 0
         for key, tensor in tensors.items():
-            done += Packed.open(tensor, key.removesuffix(".packed")).weight(torch.float32).nbytes
+            done += Packed.open(tensor, key).weight(torch.float32).nbytes
         speeds.append(done / 1e6 / (time.process_time() - begun))
     return speeds
 

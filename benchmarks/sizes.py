@@ -58,7 +58,7 @@ def row(name: str, folder: Path, recipe: hfc.Recipe) -> str:
         dense = AutoModelForSequenceClassification.from_config(config)
         if config.architectures == [AutoModel.from_config(config).__class__.__name__]:
             dense = AutoModel.from_config(config)
-    size = sizes.measured_size(folder, dense, inventory.tensors(folder), recipe)
+    size = sizes.measured_size(folder, dense, dense, inventory.tensors(folder), recipe)
     file = size.packed_bytes
     return (
         f"| {name} | {file / 1e6:.3f} MB | {size.entropy_bytes / 1e6:.3f} MB | {file / size.entropy_bytes:.4f} "

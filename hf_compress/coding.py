@@ -14,6 +14,9 @@ from torch import Tensor
 # In the order of their numbers in the file: how the values are written, after how their places are.
 CODECS: tuple[str, ...] = ("planes", "pairs", "mask planes", "mask pairs", "gaps planes", "gaps pairs")
 LEVEL = 1  # What is left to win is Huffman's code, which all levels of zstandard do alike.
+# Of how many bytes zstandard may make a block, each with a Huffman code of its own: short where values change their
+# spread, long where the table of another code would cost more than it wins.
+BLOCKS = (1 << 17, 1 << 15, 1 << 14, 1 << 13)
 NIBBLE = 8  # Added to a value in [-8, 7], so that it fits four bits.
 LONG = 255  # A gap of so many zeros that no value follows.
 
@@ -168,9 +171,20 @@ def _decode_gaps(sections: Sections, count: int) -> np.ndarray:
 
 def _section(content: np.ndarray) -> bytes:
     plain = content.tobytes()
-    squeezed = zstandard.ZstdCompressor(level=LEVEL).compress(plain)
+    longest, *shorter = BLOCKS
+    sizes = [longest, *(size for size in shorter if size < len(plain))]
+    squeezed = min((_compressed(plain, size) for size in sizes), key=len)
     method, data = (1, squeezed) if len(squeezed) < len(plain) else (0, plain)
     return _SECTION.pack(len(data), method) + data
+
+
+def _compressed(plain: bytes, size: int) -> bytes:
+    """One frame of `plain`, in blocks of `size` bytes and a shorter last one."""
+    frame, parts = zstandard.ZstdCompressor(level=LEVEL).compressobj(size=len(plain)), []
+    last = max(0, len(plain) - 1) // size * size
+    for begin in range(0, last, size):
+        parts += [frame.compress(plain[begin : begin + size]), frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
+    return b"".join([*parts, frame.compress(plain[last:]), frame.flush()])
 
 
 def _decompress(part: memoryview, expected: int) -> bytes:
