@@ -46,8 +46,8 @@ class CompressionConfig(QuantizationConfigMixin):
         self.scheme, self.quantized, self.pruned, self.version = scheme, quantized or [], pruned or [], version
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. Save the model again if it is "
-                "less, upgrade hf_compress if it is more."
+                f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. Save the model again if "
+                "that is less, upgrade hf_compress if it is more."
             )
         for field in ("quantized", "pruned"):
             names = getattr(self, field)

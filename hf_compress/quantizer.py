@@ -37,7 +37,8 @@ class Unpack(ConversionOps):
     def convert(
         self, input_dict: dict[str, Any], full_layer_name: str, model: PreTrainedModel, **kwargs: Any
     ) -> dict[str, Tensor]:
-        return {full_layer_name: self.hf_quantizer.unpacked(model, full_layer_name)}
+        (given,) = (value[0] if isinstance(value, list) else value for value in input_dict.values())
+        return {full_layer_name: self.hf_quantizer.unpacked(model, full_layer_name, given)}
 
 
 @register_quantizer(METHOD)
@@ -147,19 +148,26 @@ class CompressionQuantizer(HfQuantizer):
         scale = symmetric_scale(rows, grid)
         return to_integers(rows, scale, grid).to(torch.int8), scale
 
-    def unpacked(self, model: PreTrainedModel, name: str) -> Tensor:
-        """The tensor `name` of `model` from its bytes, in the dtype that the model has it in."""
+    def unpacked(self, model: PreTrainedModel, name: str, given: Tensor) -> Tensor:
+        """The tensor `name` of `model` from its bytes, in the dtype that the model has it in.
+
+        What Transformers was `given` instead of files, a `state_dict`, holds weights, and is taken as it is.
+        """
+        if name not in self.packed and name not in self.begun:
+            return given
         if self.failure is None:
             try:
-                return (self.begun.pop(name, None) or self._begin(model, name))()
+                finish = self.begun.pop(name, None) or self._begin(model, name)
+                return located(Path(model.config.name_or_path), name, finish)
             except ValueError as error:
-                self.failure = ValueError(f"{model.config.name_or_path}: {name}: {error}.")
+                self.failure = error  # Transformers would swallow it.
         return torch.empty_like(model.get_parameter_or_buffer(name), device="cpu")
 
     def _begin(self, model: PreTrainedModel, name: str) -> Callable[[], Tensor]:
         """What gives the tensor `name`, which is being decoded meanwhile."""
         tensor, dtype = self.packed.pop(name), model.get_parameter_or_buffer(name).dtype
-        if self.quantization_config.run == "dense" or (scale := tensor.scale()) is None:
+        scale = located(Path(model.config.name_or_path), name, tensor.scale)
+        if self.quantization_config.run == "dense" or scale is None:
             return tensor.begin(dtype, self.executor)
         layer = _layer(model, name.removesuffix(".weight"))
         note(layer, Loaded(scale, self.quantization_config.grid(kind(layer) or "linear"), dtype))

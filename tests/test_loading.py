@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_compress.checkpoint import save_compressed
 from hf_compress.compression_config import CompressionConfig
@@ -95,6 +95,12 @@ def test_a_repository_in_the_hub_s_cache_loads_by_its_name(
     )
 
 
+def test_weights_may_come_from_a_state_dict_instead(model: PreTrainedModel, folder: Path, make_bert: Any) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    other = make_bert(seed=1)
+    assert _same(type(model).from_pretrained(None, config=config, state_dict=other.state_dict()), other)
+
+
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}], ids=str)
 def test_a_device_map_changes_no_bit(device_map: Any, model: PreTrainedModel, folder: Path) -> None:
     assert _same(AutoModelForSequenceClassification.from_pretrained(folder, device_map=device_map), model)
@@ -145,6 +151,20 @@ def test_without_hf_compress_transformers_refuses_the_folder(
     done = subprocess.run([sys.executable, "-c", STOCK, str(folder)], capture_output=True, text=True)
     assert done.returncode != 0
     assert "hf_compress" in done.stderr and "mismatched" in done.stderr.lower()
+
+
+def test_several_threads_refuse_damage_by_name(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-10] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ValueError, match=r"packed: bert\..*: the checksum of a packed tensor does not match"):
+            AutoModelForSequenceClassification.from_pretrained(folder)
+    finally:
+        torch.set_num_threads(1)
 
 
 PEAK = """
