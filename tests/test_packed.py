@@ -85,6 +85,19 @@ def test_two_of_four_takes_less_than_order_0_entropy() -> None:
     assert pack(integers).numel() <= 0.96 * entropy_bytes(integers)
 
 
+@pytest.mark.parametrize(("scheme", "share"), [("int8", 0.95), ("int4-weight", 0.9)])
+def test_pruned_rows_of_different_spread_take_less_than_order_0_entropy(scheme: str, share: float) -> None:
+    rows, grid = (
+        torch.randn(512, 512) * torch.logspace(-0.3, 0.3, 512)[torch.randperm(512), None],
+        SCHEMES[scheme].weight,
+    )
+    rows[rows.abs() < rows.abs().quantile(0.8)] = 0
+    scale = symmetric_scale(rows, grid)
+    integers = to_integers(rows, scale, grid).to(torch.int8)
+    values = pack(integers, scale=scale, group=grid.group_size).numel() - pack(scale.bfloat16()).numel()
+    assert values <= share * entropy_bytes(integers)
+
+
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.86), (torch.bfloat16, 0.72), (torch.float16, 0.89)])
 def test_the_exponents_of_floats_are_squeezed(dtype: torch.dtype, share: float) -> None:
     weights = (torch.randn(256, 256) * 0.02).to(dtype)
