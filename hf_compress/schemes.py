@@ -61,9 +61,11 @@ SCHEMES: dict[str, Scheme] = {
 def symmetric_scale(values: Float[Tensor, "*rows width"], grid: Grid) -> Float[Tensor, "*rows scales"]:
     """The float32 scales of `values` along their last dimension: one a row, or one a group of it.
 
-    Jacob et al., 2018, sec. 3: the largest magnitude maps to the largest integer. Scales are rounded up to 16
-    significant bits, so that an integer of up to 8 bits times its scale is exact: rounding is then idempotent to the
-    last bit.
+    Jacob et al., 2018, sec. 3: the largest magnitude maps to the largest integer. Scales have so few significant bits
+    that an integer of up to 8 bits times its scale is exact: rounding is then idempotent to the last bit. Those of
+    weights, which are stored, are the nearest numbers of 8 bits: bfloat16. The largest magnitude still is nearest to
+    the largest integer, at most half a step away, as any other value is from its own. Those of tokens are rounded up
+    to 16 bits.
 
     Args:
         values: weights with one row per output feature or vocabulary entry, or activations with one row per token.
@@ -77,7 +79,8 @@ def symmetric_scale(values: Float[Tensor, "*rows width"], grid: Grid) -> Float[T
     largest = torch.maximum(rows.amax(-1), rows.amin(-1).neg())
     if grid.per != "group":
         largest = largest.unsqueeze(-1)
-    return _round_up(largest.div_(grid.largest).clamp_(min=SMALLEST_SCALE))
+    scale = largest.div_(grid.largest).clamp_(min=SMALLEST_SCALE)
+    return _round_up(scale) if grid.per == "token" else _round_to_bfloat16(scale)
 
 
 def to_integers(
@@ -148,6 +151,11 @@ def fake_quantize_affine(
 def _round_up(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Positive float32 numbers rounded up to 16 significant bits."""
     return scale.view(torch.int32).add_(0xFF).bitwise_and_(~0xFF).view(torch.float32)
+
+
+def _round_to_bfloat16(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Positive float32 numbers rounded to 8 significant bits, half up; compilers drop a cast there and back."""
+    return scale.view(torch.int32).add_(0x8000).bitwise_and_(~0xFFFF).view(torch.float32)
 
 
 def _group_size(grid: Grid) -> int:

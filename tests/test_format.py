@@ -35,7 +35,7 @@ class Reader:
         magic, checksum, own_seal, kind, dimensions, self.transposed, zero, self.group, self.step = struct.unpack(
             "<4sIIBBBBII", data[:24]
         )
-        assert magic == b"HFC2" and zero == 0 and own_seal == seal
+        assert magic == b"HFC3" and zero == 0 and own_seal == seal
         assert checksum == zlib.crc32(name.encode() + data[8:])
         self.shape = struct.unpack(f"<{dimensions}I", data[24 : 24 + 4 * dimensions])
         self.data, self.at, self.kind = data, 24 + 4 * dimensions, KINDS[kind]
@@ -84,8 +84,9 @@ class Reader:
 
     def weight(self) -> np.ndarray:
         scales = None
-        if self.group:
-            scales = self.planes(4).view("<f4").reshape(self.shape[0], -1)
+        if self.group:  # bfloat16: the upper half of a float32.
+            stored = self.planes(2)
+            scales = np.pad(stored, ((0, 0), (2, 0))).view("<f4").reshape(self.shape[0], -1)
         numel = math.prod(self.shape)
         chunks = [self.chunk(min(self.step, numel - begin)) for begin in range(0, numel, self.step)]
         assert self.at == len(self.data)
@@ -95,6 +96,11 @@ class Reader:
         else:
             values = data.view(self.kind).reshape(self.shape)
         if scales is not None:
+            if self.shape[1] % self.group == 0:
+                order = sorted(range(scales.size), key=lambda run: stored.view("<u2")[run, 0])
+                in_order, values = values.reshape(-1, self.group), np.empty((scales.size, self.group), dtype="i1")
+                values[order] = in_order
+                values = values.reshape(self.shape)
             values = values * scales.repeat(self.group, axis=1)[:, : self.shape[1]]
         return values.T if self.transposed else values
 
@@ -103,8 +109,7 @@ def read(folder: Path) -> dict[str, np.ndarray]:
     files: dict[str, np.ndarray] = {}
     for path in folder.glob("*.safetensors"):
         files |= load_file(path)
-    tensors = {key.removesuffix(".packed"): data.tobytes() for key, data in files.items()}
-    assert len(tensors) == len(files) and all(key.endswith(".packed") for key in files)
+    tensors = {name: data.tobytes() for name, data in files.items()}
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     sealed = [{key: config[key] for key in ("pruned", "quantized", "scheme", "version")}, sorted(tensors)]
     seal = zlib.crc32(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode())
