@@ -1,0 +1,222 @@
+"""The outcome of each cell of a study, as the analysis needs it: read from a file of results and checked."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from hf_compress.study.combinations import COMBINATIONS, parts
+
+PAPER = "paper"
+MAIN = "main"
+METRICS = (PAPER, MAIN)
+ENDINGS = (".jsonl", ".jsonl.zst", ".csv")
+SELF = "self"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one cell came to.
+
+    `model` names the architecture that was compressed, and with `layers` of it the checkpoint `family` it was cut
+    from. Scores are in points of a hundred, of the metric named: `score` belongs to the compressed file as reloaded,
+    `start` to the dense model that the cell began with, `teacher_score` to the teacher. Sizes are bytes; `dense_bytes`
+    is the fp32 file of the same architecture. `rows` is how many the scores are over.
+    """
+
+    key: str
+    family: str
+    model: str
+    layers: int | None
+    task: str
+    combination: str
+    sparsity: float
+    seed: int
+    teacher: str | None
+    metric: str
+    score: float
+    start: float | None
+    teacher_score: float | None
+    dense_bytes: int
+    packed_bytes: int
+    analytic_bytes: int
+    entropy_bytes: int
+    rows: int
+    seconds: float
+
+
+NAMES = tuple(field.name for field in fields(Outcome))
+OPTIONAL = ("layers", "teacher", "start", "teacher_score")
+
+
+def read_outcomes(source: str | Path, metric: str = PAPER) -> list[Outcome]:
+    """The outcomes in `source`, ordered by model, task, combination, sparsity and seed.
+
+    Args:
+        source: a file of results (`.jsonl` or `.jsonl.zst`), the table of cells that a report writes (`.csv`), the
+            folder of a study, or a folder with files of results.
+        metric: `paper` takes the accuracy of a task that reports one, as the paper's means do; `main` the score that
+            stands for the task in its report, which for CoLA is Matthews' correlation.
+
+    Raises:
+        ValueError: there is nothing to read, a line is no result of a study, or two are of the same cell.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"`--metric` must be one of {', '.join(METRICS)}; got {metric!r}.")
+    path = Path(source)
+    found = [outcome for file in _files(path) for outcome in _read(file, metric)]
+    if not found:
+        raise ValueError(f"{path} holds no results. Run `hf-compress study` first, or give a file that it collected.")
+    found = _distinct(found)
+    order = {name: place for place, name in enumerate(COMBINATIONS)}
+    return sorted(found, key=lambda o: (o.model, o.task, order[o.combination], o.sparsity, o.seed))
+
+
+def to_row(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as a row of the table of cells."""
+    return {name: getattr(outcome, name) for name in NAMES}
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        cells = sorted(path.glob("*/cell.json"))
+        files = [file for file in sorted(path.iterdir()) if file.name.endswith((".jsonl", ".jsonl.zst"))]
+        return cells or files
+    if not path.is_file():
+        raise ValueError(f"RESULTS must be a file or a folder; there is none at {path}.")
+    if not path.name.endswith(ENDINGS):
+        raise ValueError(f"RESULTS must end in {', '.join(ENDINGS)}, or be a folder; got {path.name}.")
+    return [path]
+
+
+def _read(file: Path, metric: str) -> Iterator[Outcome]:
+    if file.name == "cell.json":
+        report = file.with_name("report.json")
+        if report.is_file():
+            values = _parsed(file.read_text("utf-8"), str(file))
+            yield _outcome(values | {"report": _parsed(report.read_text("utf-8"), str(report))}, metric, str(file))
+    elif file.suffix == ".csv":
+        lines = [line for line in file.read_text("utf-8").splitlines() if not line.startswith("#")]
+        for number, row in enumerate(csv.DictReader(lines), 2):
+            yield _from_row(row, f"{file}:{number}")
+    else:
+        for number, line in enumerate(_text(file).splitlines(), 1):
+            if line.strip():
+                yield _outcome(_parsed(line, f"{file}:{number}"), metric, f"{file}:{number}")
+
+
+def _text(file: Path) -> str:
+    content = file.read_bytes()
+    if file.suffix != ".zst":
+        return content.decode()
+    try:
+        return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content)).read().decode()
+    except zstandard.ZstdError as error:
+        raise ValueError(f"{file} is not compressed by zstd: {error}. Collect the results again.") from error
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must hold a JSON object; got {type(values).__name__}.")
+    return values
+
+
+def _outcome(values: Mapping[str, Any], metric: str, where: str) -> Outcome:
+    """The outcome in one line of results: `cell`, `report` and `seconds`."""
+    cell, report = (_get(values, name, dict, where) for name in ("cell", "report"))
+    combination = _get(cell, "methods", str, f"{where} cell")
+    main, compressed = _get(report, "main_metric", str, where), _get(report, "compressed", dict, where)
+    name = "accuracy" if metric == PAPER and "accuracy" in compressed else main
+    family, layers = _get(cell, "model", str, where), cell.get("layers")
+    size = _get(report, "size", dict, where)
+    return _checked(
+        Outcome(
+            key=_get(cell, "key", str, where),
+            family=family.removesuffix(f"-{layers}"),
+            model=family if layers is None or family.endswith(f"-{layers}") else f"{family}-{layers}",
+            layers=layers,
+            task=_get(cell, "task", str, where),
+            combination=combination,
+            sparsity=float(_get(cell, "sparsity", int | float, where)),
+            seed=_get(cell, "seed", int, where),
+            teacher=cell.get("teacher"),
+            metric=name,
+            score=_points(compressed, name, where),
+            start=_points(report.get("dense"), name, where, required=False),
+            teacher_score=_points(report.get("teacher"), name, where, required=False),
+            **{kind: _get(size, kind, int, where) for kind in NAMES if kind.endswith("_bytes")},
+            rows=_get(_get(report, "dataset", dict, where), "eval_rows", int, where),
+            seconds=float(_get(values, "seconds", int | float, where)),
+        ),
+        where,
+    )
+
+
+def _from_row(row: Mapping[str, str], where: str) -> Outcome:
+    missing = [name for name in NAMES if row.get(name) is None]
+    if missing:
+        raise ValueError(f"{where} lacks the column `{missing[0]}`. A report of a study writes such a table as cells.csv.")
+    kinds = {field.name: field.type for field in fields(Outcome)}
+    values: dict[str, Any] = {}
+    for name in NAMES:
+        kind = next(kind for kind in (int, float, str) if kinds[name] in (kind, kind | None))
+        try:
+            values[name] = None if row[name] == "" and name in OPTIONAL else kind(row[name])
+        except ValueError as error:
+            raise ValueError(f"{where} `{name}` must be a number; got {row[name]!r}.") from error
+    return _checked(Outcome(**values), where)
+
+
+def _checked(outcome: Outcome, where: str) -> Outcome:
+    if outcome.combination not in COMBINATIONS:
+        raise ValueError(f"{where} `methods` must be one of {', '.join(COMBINATIONS)}; got {outcome.combination!r}.")
+    if ("mp" in parts(outcome.combination)) != (0 < outcome.sparsity < 1):
+        raise ValueError(
+            f"{where} `sparsity` must be in (0, 1) with `mp` and 0 without; got {outcome.sparsity:g} for "
+            f"{outcome.combination}."
+        )
+    return outcome
+
+
+def _get(values: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
+    if name not in values:
+        raise ValueError(f"{where} lacks `{name}`. A result of a study has `cell`, `report` and `seconds`.")
+    if not isinstance(values[name], kind) or isinstance(values[name], bool):
+        said = getattr(kind, "__name__", str(kind))
+        raise ValueError(f"{where} `{name}` must be of type {said}; got {values[name]!r}.")
+    return values[name]
+
+
+def _points(scores: Mapping[str, Any] | None, name: str, where: str, *, required: bool = True) -> Any:
+    """A score in points of a hundred. A model that diverged has none, which a report says as "nan": that is 0 points."""
+    if scores is None and not required:
+        return None
+    value = (scores or {}).get(name)
+    if value in ("nan", "inf", "-inf"):
+        return 0.0
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{where} the score `{name}` must be a number; got {value!r}.")
+    return 100 * float(value)
+
+
+def _distinct(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """The outcomes without those that are there twice, as in two files that overlap."""
+    seen: dict[tuple[Any, ...], Outcome] = {}
+    for outcome in outcomes:
+        place = (outcome.model, outcome.task, outcome.combination, outcome.sparsity, outcome.seed)
+        first = seen.setdefault(place, outcome)
+        if first.key != outcome.key:
+            raise ValueError(
+                f"Two results are of one cell ({', '.join(map(str, place))}): {first.key} and {outcome.key}. A report "
+                "compares one recipe of each combination: give the results of one."
+            )
+    return list(seen.values())
