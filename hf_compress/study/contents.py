@@ -7,7 +7,7 @@ import numpy as np
 
 from hf_compress.study import published
 from hf_compress.study.combinations import COMBINATIONS, DENSE, parts
-from hf_compress.study.findings import ANALYTIC, BASELINES, CONTROL, SIZES, Findings
+from hf_compress.study.findings import ANALYTIC, BASELINES, CONTROL, DISK, SIZES, START, Findings, Spread
 from hf_compress.study.outcomes import NAMES, to_row
 from hf_compress.study.panel import FEWEST_REPEATS, FEWEST_TASKS
 from hf_compress.study.reductions import TOLERANCE
@@ -16,9 +16,9 @@ from hf_compress.study.tables import Column, Table, spread
 ALL = "geometric mean"
 BASELINE_WORDS = {
     CONTROL: "the dense model after the same training without any method",
-    "start": "the dense model that training began with",
+    START: "the dense model that training began with",
 }
-SIZE_WORDS = {ANALYTIC: "analytic size", "disk": "bytes on disk"}
+SIZE_WORDS = {ANALYTIC: "analytic size", DISK: "bytes on disk"}
 
 
 def contents(findings: Findings) -> list[Table]:
@@ -40,7 +40,7 @@ def reductions(findings: Findings, size: str, baseline: str) -> Table:
         row: dict[str, Any] = {"model": model}
         for name in findings.combinations:
             value, often, found = table[model, name]
-            row |= spread(name, value, draws.interval(often)) | {f"{name} tasks": f"{found}/{number}"}
+            row |= spread(name, value, draws.interval(often)) | _where(name, found, number)
         rows.append(row)
     if models:
         total: dict[str, Any] = {"model": ALL}
@@ -48,18 +48,21 @@ def reductions(findings: Findings, size: str, baseline: str) -> Table:
             value = float(np.exp(np.mean([np.log(table[model, name][0]) for model in models])))
             often = np.exp(np.mean([np.log(table[model, name][1]) for model in models], axis=0))
             found = sum(table[model, name][2] for model in models)
-            total |= spread(name, value, draws.interval(often)) | {f"{name} tasks": f"{found}/{number * len(models)}"}
+            total |= spread(name, value, draws.interval(often)) | _where(name, found, number * len(models))
         rows.append(total)
-    columns = [Column("model", "dense model")]
-    for name in findings.combinations:
-        columns += [Column(name, name, ".1f", interval=True), Column(f"{name} tasks", "tasks")]
-    note = (
-        f"Times smaller, by {SIZE_WORDS[size]}, than the dense model, at a score of at most {TOLERANCE:g} points less than "
-        f"that of {BASELINE_WORDS[baseline]}: per task the smallest of all models and sparsities of the combination, then "
-        f"the mean over {_tasks(findings)}. `tasks` is in how many there is such a model; in the others the ratio is 1. "
-        f"`dense` is what a smaller dense model gives. {intervals(findings)}"
+    columns = (
+        Column("model", "dense model"),
+        *(Column(name, name, ".1f", interval=True, beside=f"{name}_where") for name in findings.combinations),
     )
-    return Table(f"table1-{size}-{baseline}", f"Table 1 by {SIZE_WORDS[size]}, against {baseline}", note, tuple(columns), rows)
+    note = (
+        f"Times smaller, by {SIZE_WORDS[size]}, than the dense model, at a score of at most {TOLERANCE:g} points less "
+        f"than that of {BASELINE_WORDS[baseline]}: per task the smallest of all models and sparsities of the "
+        f"combination, then the mean over {_tasks(findings)}. In square brackets in how many there is such a model, "
+        "if not in all; in the others one keeps the dense model, and the ratio is 1. The column `dense` is what a "
+        f"smaller dense model gives. {intervals(findings)}"
+    )
+    title = f"By {SIZE_WORDS[size]}, against {BASELINE_WORDS[baseline]}"
+    return Table(f"table1-{size}-{baseline}", title, note, columns, rows)
 
 
 def paper_reductions(findings: Findings) -> Table:
@@ -69,7 +72,9 @@ def paper_reductions(findings: Findings) -> Table:
     rows: list[dict[str, Any]] = [{"model": model} | {name: table[model, name] for name in names} for model in models]
     means = {name: float(np.exp(np.mean([np.log(table[model, name]) for model in models]))) for name in names}
     rows.append({"model": ALL} | means)
-    note = f"{published.SOURCE}: analytic size, mean over eight GLUE tasks, no intervals published. The last row is ours."
+    note = (
+        f"{published.SOURCE}: analytic size, mean over eight GLUE tasks, no intervals published. The last row is ours."
+    )
     columns = (Column("model", "dense model"), *(Column(name, name, ".1f") for name in names))
     return Table("table1-paper", "Table 1 of the paper", note, columns, rows)
 
@@ -81,17 +86,15 @@ def multiplicativity(findings: Findings) -> Table:
     for name in (name for name in COMBINATIONS if len(parts(name)) > 1):
         row: dict[str, Any] = {"combination": name}
         for (size, baseline), values in found.items():
-            value = values.get(name)
-            row |= spread(f"{size}-{baseline}", value and value.value, value and value.interval)
+            row |= _spread(f"{size}-{baseline}", values.get(name))
         rows.append(row | {"paper": published.multiplicativity(name)})
     columns = [Column("combination", "combination")]
-    columns += [
-        Column(f"{s}-{b}", f"{SIZE_WORDS[s]}, against {b}", ".2f", interval=True) for s in SIZES for b in BASELINES
-    ]
+    columns += [Column(f"{s}-{b}", f"{SIZE_WORDS[s]}, {b}", ".2f", interval=True) for s in SIZES for b in BASELINES]
     columns.append(Column("paper", "paper (analytic)", ".2f"))
     note = (
-        "ratio(A+B) / (ratio(A) ratio(B)) of the reductions of Table 1, the geometric mean over models: above 1 the methods "
-        f"give more together than multiplied. {intervals(findings)}"
+        "ratio(A+B) / (ratio(A) ratio(B)) of the reductions of Table 1, the geometric mean over models: above 1 the "
+        f"methods give more together than multiplied. Control: {BASELINE_WORDS[CONTROL]}; start: "
+        f"{BASELINE_WORDS[START]}. {intervals(findings)}"
     )
     return Table("multiplicativity", "Do the methods multiply?", note, tuple(columns), rows)
 
@@ -109,8 +112,8 @@ def interactions(findings: Findings) -> Table:
         Column("paper_range", "paper: range over models"),
     )  # fmt: skip
     note = (
-        "Least squares with a mean for each model, task and seed. A single method: its effect alone. A product: what the "
-        "methods do together beyond the sum of their parts; above 0 they help each other. 95 % intervals are "
+        "Least squares with a mean for each model, task and seed. A single method: its effect alone. A product: what "
+        "the methods do together beyond the sum of their parts; above 0 they help each other. 95 % intervals are "
         f"cluster-robust over tasks with Student's t ({_clusters(findings)}); the paper gives none."
     )
     return Table("interactions", "Effects and interactions in the score", note, columns, rows)
@@ -132,8 +135,8 @@ def gains(findings: Findings) -> Table:
         Column("blocks", "models × tasks", "d"),
     )  # fmt: skip
     note = (
-        "What a method adds to a model that has the others already, at the same training: the mean difference of score, and "
-        f"the ratio of sizes. 95 % intervals as for the linear model ({_clusters(findings)})."
+        "What a method adds to a model that has the others already, at the same training: the mean difference of "
+        f"score, and the ratio of sizes. 95 % intervals as for the linear model ({_clusters(findings)})."
     )
     return Table("gains", "What each method costs and buys", note, columns, rows)
 
@@ -157,7 +160,7 @@ def rankings(findings: Findings) -> Table:
     )  # fmt: skip
     said = "An empty probability: not enough seeds and tasks to say. " if not findings.draws.over else ""
     note = (
-        f"Each method alone. Probabilities are shares of bootstrap draws {_varied(findings)}; ties count for either order. "
+        f"Each method alone. Probabilities are shares of bootstrap draws {_varied(findings)}; ties count for either. "
         f"{said}The paper's order of priority is quantization, distillation, pruning."
     )
     return Table("ranking", "Which method first?", note, columns, rows)
@@ -180,9 +183,10 @@ def points(findings: Findings) -> Table:
             "disk_mb": float(full.disk[:, place].mean()) / 1e6,
             "score": float(full.scores[:, place].mean()),
         }
-        row |= spread("difference", difference and difference.value, difference and difference.interval)
+        row |= _spread("difference", difference)
         for size, (now, share) in fronts.items():
-            row |= {f"{size}_front": "yes" if now[place] else "", f"{size}_share": None if share is None else share[place]}
+            row[f"{size}_front"] = "yes" if now[place] else ""
+            row[f"{size}_share"] = None if share is None else float(share[place])
         rows.append(row)
     columns = (
         Column("combination", "combination"), Column("model", "model"), Column("sparsity", "sparsity", ".0%"),
@@ -193,9 +197,9 @@ def points(findings: Findings) -> Table:
     )  # fmt: skip
     left = len(findings.whole.points) - len(full.points)
     note = (
-        f"The mean over {_tasks(findings)}; MB are 10⁶ bytes. The control is the same model after the same training without "
-        "any method. On the front nothing else is both smaller and better; the share is how often in the bootstrap draws. "
-        f"{left} points that lack a task or their control are left out. {intervals(findings)}"
+        f"The mean over {_tasks(findings)}; MB are 10⁶ bytes. The control is the same model after the same training "
+        "without any method. On the front nothing else is both smaller and better; the share is how often in the "
+        f"bootstrap draws. {left} points that lack a task or their control are left out. {intervals(findings)}"
     )
     return Table("points", "Figure 1 in numbers, and the Pareto front", note, columns, rows)
 
@@ -224,12 +228,12 @@ def noise(findings: Findings) -> Table:
     columns = (
         Column("task", "task"), Column("metric", "metric"), Column("cells", "cells", "d"),
         Column("rows", "evaluation rows", "d"), Column("deviation", "points from seed to seed (one run)"),
-        Column("freedom", "degrees of freedom", "d"), Column("sampling", "standard error of an accuracy on these rows", ".2f"),
+        Column("freedom", "degrees of freedom", "d"), Column("sampling", "sampling error of an accuracy", ".2f"),
     )  # fmt: skip
     note = (
-        "The standard deviation of a run's score from seed to seed, pooled over the cells with several seeds. The last column "
-        "is how far an accuracy on so few rows may be from that on all sentences there are; all cells share the rows, so that "
-        "differences are surer than this, and no interval here counts it."
+        "The standard deviation of a run's score from seed to seed, pooled over the cells with several seeds. The "
+        "last column is the standard error of an accuracy on so many rows, as a measure of that on all sentences. "
+        "All cells share the rows, so that differences are surer than this; no interval in this report counts it."
     )
     return Table("noise", "How sure is one run?", note, columns, rows)
 
@@ -248,11 +252,19 @@ def intervals(findings: Findings) -> str:
     """What the bootstrap intervals are over, as a sentence; why there are none, if so."""
     if not findings.draws.over:
         return (
-            f"No intervals: fewer than {FEWEST_TASKS} tasks and not enough seeds ({FEWEST_REPEATS} repeated runs at least)."
+            f"No intervals: not enough tasks ({FEWEST_TASKS}) and not enough seeds ({FEWEST_REPEATS} repeated runs)."
         )
     lacking = {"tasks": "seeds", "seeds": "tasks"}.get(findings.draws.over)
     missing = f"; not enough {lacking} to vary those, so they are too narrow" if lacking else ""
     return f"In brackets 95 % intervals of a bootstrap {_varied(findings)}{missing}."
+
+
+def _where(name: str, found: int, number: int) -> dict[str, str]:
+    return {f"{name}_where": "" if found == number else f"[{found} of {number}]"}
+
+
+def _spread(key: str, found: Spread | None) -> dict[str, float | None]:
+    return spread(key, None, None) if found is None else spread(key, found.value, found.interval)
 
 
 def _varied(findings: Findings) -> str:
@@ -284,5 +296,3 @@ def _paper_gain(method: str, on_top_of: str, sparsity: float) -> float | None:
         return float(published.gains(method, on_top_of, sparsity).mean())
     except KeyError:
         return None
-
-

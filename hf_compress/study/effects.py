@@ -1,4 +1,4 @@
-"""What the methods do to the score, alone and on top of each other: a linear model with interactions, by least squares."""
+"""What the methods do to the score, alone and on top of each other: a linear model with interactions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def absorbing_fit(
 
 
 def gains(outcomes: Sequence[Outcome], method: str, on_top_of: str, combined: str, sparsity: float) -> Gain | None:
-    """What `method` adds to `on_top_of`, together `combined`, over the models and tasks that have both; None if none do.
+    """What `method` adds to `on_top_of`, `combined` being both together, where both were measured; None if nowhere.
 
     The mean of the differences of means over seeds, with an interval as in `interactions`; of the ratios of sizes the
     geometric mean.
@@ -155,4 +155,3 @@ def _numbered(labels: Sequence[object]) -> Int[np.ndarray, " rows"]:
 
 def _mean(outcomes: Sequence[Outcome], name: str) -> float:
     return float(np.mean([getattr(outcome, name) for outcome in outcomes]))
-

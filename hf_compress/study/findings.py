@@ -1,6 +1,6 @@
 """All that a study says, computed once from its outcomes: reductions, multiplicativity, gains, ranking, front."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,16 +8,18 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from hf_compress.study import effects, reductions
-from hf_compress.study.combinations import COMBINATIONS, DENSE, METHODS, joined, parts, within
+from hf_compress.study.combinations import COMBINATIONS, METHODS, joined, parts, within
 from hf_compress.study.effects import Estimate, Gain
 from hf_compress.study.outcomes import Outcome
-from hf_compress.study.ranking import Ranking, rank
 from hf_compress.study.panel import Draws, Panel, complete, draw, mask, panel
+from hf_compress.study.ranking import Ranking, rank
 
 ANALYTIC, DISK = "analytic", "disk"
 SIZES = (ANALYTIC, DISK)
 CONTROL, START = "control", "start"
 BASELINES = (CONTROL, START)
+# By model and combination: the mean over tasks, that of each draw, and in how many tasks there is one.
+Reductions = dict[tuple[str, str], tuple[float, Float[np.ndarray, " draws"], int]]
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ class Findings:
         there = {point.combination for point in self.full.points}
         return tuple(name for name in COMBINATIONS if name in there)
 
-    def reductions(self, size: str, baseline: str) -> dict[tuple[str, str], tuple[float, Float[np.ndarray, " draws"], int]]:
-        """By model and combination: the mean reduction over tasks, that of each draw, and how many tasks have one."""
+    def reductions(self, size: str, baseline: str) -> Reductions:
+        """The reductions by a size of `SIZES` against one of the `BASELINES`."""
         return self._reductions[size, baseline]
 
     @cached_property
-    def _reductions(self) -> dict[tuple[str, str], dict[tuple[str, str], tuple[float, Float[np.ndarray, " draws"], int]]]:
+    def _reductions(self) -> dict[tuple[str, str], Reductions]:
         full, found = self.full, {}
         for size in SIZES:
             sizes = full.analytic if size == ANALYTIC else full.disk
@@ -170,5 +172,6 @@ class Findings:
                 drawn = (self.draws.scores[:, :, places] - self.draws.scores[:, :, controls]).mean(axis=2)
                 often[method] = self.draws.over_tasks(drawn)
         if len(once) == len(METHODS):
-            found.append(rank(f"points of score against the control (mp at {100 * sparsity:g} %)", once, often, self.draws))
+            measure = f"points of score against the control (mp at {100 * sparsity:g} %)"
+            found.append(rank(measure, once, often, self.draws))
         return found

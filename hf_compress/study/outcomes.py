@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,11 @@ NAMES = tuple(field.name for field in fields(Outcome))
 OPTIONAL = ("layers", "teacher", "start", "teacher_score")
 
 
-def read_outcomes(source: str | Path, metric: str = PAPER) -> list[Outcome]:
+def read_outcomes(source: str | Path | Sequence[str | Path], metric: str = PAPER) -> list[Outcome]:
     """The outcomes in `source`, ordered by model, task, combination, sparsity and seed.
 
     Args:
-        source: a file of results (`.jsonl` or `.jsonl.zst`), the table of cells that a report writes (`.csv`), the
+        source: one or several of: a file of results (`.jsonl` or `.jsonl.zst`), the table of cells that a report writes (`.csv`), the
             folder of a study, or a folder with files of results.
         metric: `paper` takes the accuracy of a task that reports one, as the paper's means do; `main` the score that
             stands for the task in its report, which for CoLA is Matthews' correlation.
@@ -68,10 +68,12 @@ def read_outcomes(source: str | Path, metric: str = PAPER) -> list[Outcome]:
     """
     if metric not in METRICS:
         raise ValueError(f"`--metric` must be one of {', '.join(METRICS)}; got {metric!r}.")
-    path = Path(source)
-    found = [outcome for file in _files(path) for outcome in _read(file, metric)]
+    paths = [Path(each) for each in ([source] if isinstance(source, str | Path) else source)]
+    found = [outcome for path in paths for file in _files(path) for outcome in _read(file, metric)]
     if not found:
-        raise ValueError(f"{path} holds no results. Run `hf-compress study` first, or give a file that it collected.")
+        raise ValueError(
+            f"{_names(paths)} holds no results. Run `hf-compress study` first, or give a file that it collected."
+        )
     found = _distinct(found)
     order = {name: place for place, name in enumerate(COMBINATIONS)}
     return sorted(found, key=lambda o: (o.model, o.task, order[o.combination], o.sparsity, o.seed))
@@ -80,6 +82,10 @@ def read_outcomes(source: str | Path, metric: str = PAPER) -> list[Outcome]:
 def to_row(outcome: Outcome) -> dict[str, Any]:
     """The outcome as a row of the table of cells."""
     return {name: getattr(outcome, name) for name in NAMES}
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(path.name for path in paths)
 
 
 def _files(path: Path) -> list[Path]:
@@ -164,7 +170,7 @@ def _outcome(values: Mapping[str, Any], metric: str, where: str) -> Outcome:
 def _from_row(row: Mapping[str, str], where: str) -> Outcome:
     missing = [name for name in NAMES if row.get(name) is None]
     if missing:
-        raise ValueError(f"{where} lacks the column `{missing[0]}`. A report of a study writes such a table as cells.csv.")
+        raise ValueError(f"{where} lacks the column `{missing[0]}`. The report of a study writes it, into cells.csv.")
     kinds = {field.name: field.type for field in fields(Outcome)}
     values: dict[str, Any] = {}
     for name in NAMES:
@@ -197,7 +203,7 @@ def _get(values: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
 
 
 def _points(scores: Mapping[str, Any] | None, name: str, where: str, *, required: bool = True) -> Any:
-    """A score in points of a hundred. A model that diverged has none, which a report says as "nan": that is 0 points."""
+    """A score in points of a hundred; 0 of a model that diverged, whose report says "nan"."""
     if scores is None and not required:
         return None
     value = (scores or {}).get(name)

@@ -1,6 +1,7 @@
 """A study as one HTML page, which needs nothing else: no network, no other file."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -16,16 +17,18 @@ from hf_compress.study.tables import HIGH, LOW, Column, Table
 TITLE = "Distillation, pruning and quantization together: what they cost and what they buy"
 # Which tables stand together under one heading, and which of them is drawn.
 GROUPS: tuple[dict[str, Any], ...] = (
-    {"id": "table1", "title": "Table 1: smaller at the same score", "names": (
-        "table1-disk-control", "table1-analytic-control", "table1-disk-start", "table1-analytic-start", "table1-paper")},
+    {"id": "table1", "open": 3, "title": "Table 1: smaller at the same score", "names": (
+        "table1-disk-control", "table1-analytic-control", "table1-paper", "table1-disk-start", "table1-analytic-start",
+    )},
     {"id": "multiply", "title": "Do the methods multiply?", "names": ("multiplicativity",),
-     "forest": "multiplicativity", "caption": "Reduction together / product of the reductions, on disk; 1 is multiplicative"},
-    {"id": "interactions", "title": "Effects and interactions", "names": ("interactions", "gains"),
+     "forest": "multiplicativity",
+     "caption": "Reduction together / product of the reductions, on disk, against the control; 1 is multiplicative"},
+    {"id": "interactions", "title": "Effects and interactions", "names": ("interactions", "gains"), "open": 2,
      "forest": "interactions", "caption": "Points of score"},
     {"id": "ranking", "title": "Which method first?", "names": ("ranking",)},
     {"id": "points", "title": "All points", "names": ("points",)},
     {"id": "noise", "title": "How sure is one run?", "names": ("noise",)},
-    {"id": "cells", "title": "All cells", "names": ("cells",), "folded": True},
+    {"id": "cells", "title": "All cells", "names": ("cells",), "open": 0},
 )  # fmt: skip
 
 
@@ -38,16 +41,17 @@ def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
         made_from: what it was made from, for the last line.
     """
     by_name = {table.name: table for table in tables}
-    groups = [
-        {"forest": None, "caption": "", "folded": False} | group | {"tables": [by_name[name] for name in group["names"]]}
-        for group in GROUPS
-    ]
+    plain = {"forest": None, "caption": "", "open": 1}
+    groups = [plain | group | {"tables": [by_name[name] for name in group["names"]]} for group in GROUPS]
     folder = files("hf_compress.study").joinpath("page")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     full, outcomes = findings.full, findings.outcomes
     lead = (
-        f"{len(outcomes)} runs: {len(findings.whole.models)} models, {len(findings.whole.tasks)} tasks, all subsets of the three "
-        f"methods, beside the figures of {published.SOURCE}. Every score and every size was measured on the file as reloaded."
+        f"{len(outcomes)} runs: {len(findings.whole.models)} models, {len(findings.whole.tasks)} tasks and "
+        f"{len(findings.combinations)} subsets of the three methods, beside the figures of {published.SOURCE}. Every "
+        "score and every size was measured on the file as reloaded."
     )
     return environment.from_string(folder.joinpath("page.html").read_text("utf-8")).render(
         title=TITLE,
@@ -55,12 +59,18 @@ def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
         tasks=", ".join(full.tasks),
         groups=groups,
         cell=_cell,
+        prose=_prose,
         css=folder.joinpath("page.css").read_text("utf-8").strip(),
         script=folder.joinpath("page.js").read_text("utf-8").strip(),
         # `</` would end the script element that holds the JSON.
         data=json.dumps(_data(findings, by_name), ensure_ascii=False).replace("</", "<\\/"),
-        footer=f"Made by `hf-compress study report` from {made_from}. Each table is beside this page as CSV and Parquet.",
+        footer=f"Made by hf-compress study report from {made_from}. Every table lies beside it as CSV and Parquet.",
     )
+
+
+def _prose(text: str) -> Markup:
+    """A note, with what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _cell(column: Column, row: Mapping[str, Any]) -> Markup:
@@ -68,7 +78,8 @@ def _cell(column: Column, row: Mapping[str, Any]) -> Markup:
     text = column.text(row)
     if column.interval and row[column.key + LOW] is not None:
         value, _, interval = text.partition(" (")
-        return Markup('{}<span class="range">{}</span>').format(value, interval.removesuffix(")"))
+        interval, _, remark = interval.partition(")")
+        return Markup('{}{}<span class="range">{}</span>').format(value, remark, interval)
     return escape(text)
 
 
@@ -120,7 +131,8 @@ def _mark(row: Mapping[str, Any], name: str, key: str) -> dict[str, Any]:
     value, low, high = row[key], row[key + LOW], row[key + HIGH]
     words = "not measured" if value is None else Column(key, "", ".2f", interval=True).text(row)
     interval = None if low is None else [low, high]
-    return {"name": row[name], "value": value, "interval": interval, "paper": row["paper"], "text": f"{row[name]}\n{words}"}
+    text = f"{row[name]}\n{words}"
+    return {"name": row[name], "value": value, "interval": interval, "paper": row["paper"], "text": text}
 
 
 def _words(row: Mapping[str, Any], table: Table) -> str:

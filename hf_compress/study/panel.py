@@ -55,13 +55,9 @@ class Panel:
     @property
     def models(self) -> tuple[str, ...]:
         """The models that have a dense control, the largest first."""
-        sizes = {point.model: float(np.nanmean(self.analytic[:, self.column(point.dense)])) for point in self.controlled}
+        dense = {point.model: self.column(point) for point in self.points if point == point.dense}
+        sizes = {model: float(np.nanmean(self.analytic[:, place])) for model, place in dense.items()}
         return tuple(sorted(sizes, key=lambda model: (-sizes[model], model)))
-
-    @property
-    def controlled(self) -> tuple[Point, ...]:
-        """The points whose dense control is a point too."""
-        return tuple(point for point in self.points if point.dense in self.points)
 
     def column(self, point: Point) -> int:
         """The place of `point` among the points."""
@@ -71,10 +67,14 @@ class Panel:
         """The panel of some of its tasks and points only, by their places."""
         cut = np.ix_(tasks, points)
         return Panel(
-            tuple(self.tasks[place] for place in tasks),
-            tuple(self.points[place] for place in points),
-            *(values[cut] for values in (self.scores, self.start, self.seeds)),
-            *(values[cut] for values in (self.analytic, self.disk, self.dense_disk)),
+            tasks=tuple(self.tasks[place] for place in tasks),
+            points=tuple(self.points[place] for place in points),
+            scores=self.scores[cut],
+            start=self.start[cut],
+            seeds=self.seeds[cut],
+            analytic=self.analytic[cut],
+            disk=self.disk[cut],
+            dense_disk=self.dense_disk[cut],
             residuals=tuple(self.residuals[place] for place in tasks),
             freedom=tuple(self.freedom[place] for place in tasks),
         )
@@ -119,7 +119,7 @@ def complete(whole: Panel) -> Panel:
     best: tuple[tuple[int, int], list[int], list[int]] = ((0, 0), [], [])
     for number in range(len(whole.tasks), 0, -1):
         for tasks in itertools.combinations(range(len(whole.tasks)), number):
-            full = {point for point, all_there in zip(whole.points, there[list(tasks)].all(0), strict=True) if all_there}
+            full = {whole.points[place] for place in np.flatnonzero(there[list(tasks)].all(axis=0))}
             points = [place for place, point in enumerate(whole.points) if point in full and point.dense in full]
             worth = (number * len(points), number)
             if worth > best[0]:

@@ -99,18 +99,23 @@ def _front(findings: Findings) -> "Figure":
     sizes, scores = full.disk.mean(axis=0) / 1e6, full.scores.mean(axis=0)
     best = sorted((sizes[place], scores[place]) for place in np.flatnonzero(findings.front(DISK)[0]))
     if best:
-        axes.step(*zip(*best, strict=True), where="post", color="#999999", linewidth=4, alpha=0.4, label="Pareto front")
+        steps = zip(*best, strict=True)
+        axes.step(*steps, where="post", color="#999999", linewidth=4, alpha=0.4, label="Pareto front")
     axes.set_ylabel("mean score")
     figure.legend(loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
-def _bars(axes: "Axes", rows: Sequence[tuple[str, float, tuple[float, float] | None, float | None]], line: float) -> None:
+Row = tuple[str, float, tuple[float, float] | None, float | None]
+
+
+def _bars(axes: "Axes", rows: Sequence[Row], line: float) -> None:
     """A forest plot: name, value and interval of each row, and the paper's value beside it."""
     for place, (_, value, interval, paper) in enumerate(reversed(rows)):
         if interval is not None:
             axes.plot(interval, [place, place], color="#0072b2", linewidth=1.6, solid_capstyle="butt")
-        axes.plot([value], [place], "o", color="#0072b2", markersize=6, label="ours, 95 % interval" if place == 0 else None)
+        label = "ours, 95 % interval" if place == 0 else None
+        axes.plot([value], [place], "o", color="#0072b2", markersize=6, label=label)
         if paper is not None:
             axes.plot([paper], [place], "D", color="#d55e00", markerfacecolor="white", markersize=6,
                       label="paper" if place == 0 else None)  # fmt: skip

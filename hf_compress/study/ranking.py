@@ -1,5 +1,6 @@
 """Which method goes first, and how sure that is."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -47,5 +48,5 @@ def rank(
 
 def share_in_order(drawn: Mapping[str, Float[np.ndarray, " draws"]], order: tuple[str, ...]) -> float:
     """The share of draws in which each method is at least as good as the next one of `order`."""
-    pairs = zip(order, order[1:], strict=False)
+    pairs = itertools.pairwise(order)
     return float(np.all([drawn[better] >= drawn[worse] for better, worse in pairs], axis=0).mean())

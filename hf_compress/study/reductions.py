@@ -47,10 +47,12 @@ def multiplicativity(
     return np.exp((together - apart).mean(axis=0))
 
 
-def front(sizes: Float[np.ndarray, " points"], scores: Float[np.ndarray, "*draws points"]) -> Bool[np.ndarray, "*draws points"]:
+def front(
+    sizes: Float[np.ndarray, " points"], scores: Float[np.ndarray, "*draws points"]
+) -> Bool[np.ndarray, "*draws points"]:
     """The points of the Pareto front: no other point is as small and better, or smaller and as good."""
     smaller_or_equal = sizes[None, :] <= sizes[:, None]
     smaller = sizes[None, :] < sizes[:, None]
     other, own = scores[..., None, :], scores[..., :, None]
     beaten = (smaller_or_equal & (other > own)) | (smaller & (other >= own))
-    return ~beaten.any(axis=-1)
+    return np.logical_not(beaten.any(axis=-1))

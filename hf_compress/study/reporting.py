@@ -14,7 +14,7 @@ from hf_compress.study.tables import Table
 PAGE = "index.html"
 
 
-def write_report(source: str | Path, folder: str | Path, *, metric: str = PAPER) -> list[Table]:
+def write_report(source: str | Path | Sequence[str | Path], folder: str | Path, *, metric: str = PAPER) -> list[Table]:
     """The tables of the report on the results in `source`, written into `folder` with plots and page.
 
     Args:
@@ -28,7 +28,7 @@ def write_report(source: str | Path, folder: str | Path, *, metric: str = PAPER)
     findings = Findings(read_outcomes(source, metric))
     if not findings.full.points:
         raise ValueError(
-            f"{source} has no cell whose model and task were also trained without any method (`dense`), so there is "
+            "There is no cell whose model and task were also trained without any method (`dense`), so there is "
             "nothing to compare. Let the study go on, or add `dense` to its `methods`."
         )
     folder = Path(folder)
@@ -37,7 +37,9 @@ def write_report(source: str | Path, folder: str | Path, *, metric: str = PAPER)
     for table in tables:
         table.save(folder)
     draw_all(findings, folder)
-    (folder / PAGE).write_text(page(findings, tables, Path(source).name), "utf-8")
+    sources = [source] if isinstance(source, str | Path) else source
+    names = ", ".join(Path(each).name for each in sources)
+    (folder / PAGE).write_text(page(findings, tables, names), "utf-8")
     return tables
 
 

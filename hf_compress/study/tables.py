@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 LOW, HIGH = "_low", "_high"
-NOT_ENOUGH = "too few runs"
 
 
 @dataclass(frozen=True)
@@ -15,17 +14,19 @@ class Column:
     """A column: the key of its values in the rows, its heading, and how numbers are written; None is as they are.
 
     With `interval` the rows have the ends of an interval too, under the key with `_low` and `_high` behind it, both
-    None where there is none.
+    None where there is none. `beside` is the key of a remark that follows the number.
     """
 
     key: str
     heading: str
     form: str | None = None
     interval: bool = False
+    beside: str | None = None
 
-    def keys(self) -> list[str]:
+    def values(self) -> list[str]:
         """Under which a row has the column's values."""
-        return [self.key, self.key + LOW, self.key + HIGH] if self.interval else [self.key]
+        ends = [self.key + LOW, self.key + HIGH] if self.interval else []
+        return [self.key, *ends, *([self.beside] if self.beside else [])]
 
     def text(self, row: Mapping[str, Any]) -> str:
         """What stands in the table; a missing number is said to be missing."""
@@ -35,7 +36,7 @@ class Column:
         said = format(value, self.form)
         if self.interval and row[self.key + LOW] is not None:
             said += f" ({row[self.key + LOW]:{self.form}} to {row[self.key + HIGH]:{self.form}})"
-        return said
+        return f"{said} {row[self.beside]}" if self.beside and row[self.beside] else said
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Table:
         import pyarrow
         from pyarrow import parquet
 
-        names = [key for column in self.columns for key in column.keys()]  # noqa: SIM118 - not a mapping
+        names = [key for column in self.columns for key in column.values()]
         with (folder / f"{self.name}.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, names, lineterminator="\n", extrasaction="ignore")
             writer.writeheader()

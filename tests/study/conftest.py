@@ -28,8 +28,8 @@ def synthetic_results(
 ) -> list[dict[str, Any]]:
     """Lines of results, as the engine writes them, of models cut from one that does not exist.
 
-    `seeds` is the number of seeds by layers, one where it is silent. The score of a cell is that of its task and model,
-    plus `EFFECTS` and `TOGETHER`, plus normal noise of that standard deviation.
+    `seeds` is the number of seeds by layers, one where it is silent. The score of a cell is that of its task and
+    model, plus `EFFECTS` and `TOGETHER`, plus normal noise of that standard deviation.
     """
     generator, lines = np.random.default_rng(seed), []
     for number, task in enumerate(tasks):
