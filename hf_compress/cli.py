@@ -13,6 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hf_compress.study import analysis
+
 if TYPE_CHECKING:
     from hf_compress.inventory import TensorFacts
 
@@ -22,6 +24,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+study = typer.Typer(help="Compare recipes over models, tasks and seeds.", no_args_is_help=True)
+app.add_typer(study, name="study")
+study.command()(analysis.report)
+app.command()(analysis.suggest)
 
 
 @contextmanager

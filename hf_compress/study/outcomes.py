@@ -58,8 +58,8 @@ def read_outcomes(source: str | Path | Sequence[str | Path], metric: str = PAPER
     """The outcomes in `source`, ordered by model, task, combination, sparsity and seed.
 
     Args:
-        source: one or several of: a file of results (`.jsonl` or `.jsonl.zst`), the table of cells that a report writes (`.csv`), the
-            folder of a study, or a folder with files of results.
+        source: one or several of: a file of results (`.jsonl` or `.jsonl.zst`), the table of cells that a report
+            writes (`.csv`), the folder of a study, a folder with files of results. What is in two of them counts once.
         metric: `paper` takes the accuracy of a task that reports one, as the paper's means do; `main` the score that
             stands for the task in its report, which for CoLA is Matthews' correlation.
 

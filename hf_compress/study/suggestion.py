@@ -179,8 +179,8 @@ def _model(known: Panel, outcomes: Sequence[Outcome], model: str, weights: Weigh
         return family[0]
     if weights is None or not there:
         raise ValueError(
-            f"`--model` must be a model of the study on that task ({', '.join(there) or 'there is none'}), or a folder "
-            f"or Hub id whose configuration can be read; got {model!r}."
+            f"`--model` must be a model that the study has on that task ({', '.join(there) or 'there is none'}), or a "
+            f"folder or Hub id whose configuration can be read; got {model!r}."
         )
     controls = {name: known.analytic[:, known.column(Point(name, "dense", 0.0))].mean() for name in there}
     return min(there, key=lambda name: abs(np.log(controls[name] / (4 * sum(weights)))))

@@ -10,6 +10,7 @@ import pytest
 import zstandard
 
 from hf_compress.study.combinations import COMBINATIONS, parts
+from hf_compress.study.outcomes import Outcome, read_outcomes
 
 EFFECTS = {"kd": 1.0, "mp": -2.0, "int8": -0.5}
 TOGETHER = {("kd", "mp"): 0.8}
@@ -80,17 +81,33 @@ def _line(task: str, kept: int, run: int, methods: str, sparsity: float, base: f
     }
 
 
+@pytest.fixture(scope="session")
+def write_results() -> Callable[..., Path]:
+    """A function that writes `synthetic_results` into the file named, compressed if its name says so."""
+
+    def write(file: Path, **changes: Any) -> Path:
+        content = "".join(json.dumps(line) + "\n" for line in synthetic_results(**changes)).encode()
+        file.write_bytes(zstandard.ZstdCompressor().compress(content) if file.suffix == ".zst" else content)
+        return file
+
+    return write
+
+
 @pytest.fixture
-def make_results(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes `synthetic_results` into a file, compressed if its name says so."""
+def make_results(tmp_path: Path, write_results: Callable[..., Path]) -> Callable[..., Path]:
+    """The same into the test's own folder."""
 
     def make(name: str = "results.jsonl.zst", **changes: Any) -> Path:
-        return write_lines(tmp_path / name, synthetic_results(**changes))
+        return write_results(tmp_path / name, **changes)
 
     return make
 
 
-def write_lines(file: Path, lines: list[dict[str, Any]]) -> Path:
-    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    file.write_bytes(zstandard.ZstdCompressor().compress(content) if file.suffix == ".zst" else content)
-    return file
+@pytest.fixture
+def make_outcomes(make_results: Callable[..., Path]) -> Callable[..., list[Outcome]]:
+    """A function that reads outcomes back from `synthetic_results`."""
+
+    def make(**changes: Any) -> list[Outcome]:
+        return read_outcomes(make_results(**changes))
+
+    return make
