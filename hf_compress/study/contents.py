@@ -151,8 +151,7 @@ def rankings(findings: Findings) -> Table:
             "first": ranking.first,
             "paper": ranking.paper,
         }
-        for sparsity in findings.sparsities[:1]
-        for ranking in findings.rankings(sparsity)
+        for ranking in findings.rankings()
     ]
     columns = (
         Column("measure", "measure"), Column("order", "order found"), Column("probability", "P(this order)", ".2f"),

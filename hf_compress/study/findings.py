@@ -16,6 +16,7 @@ from hf_compress.study.ranking import Ranking, rank
 
 ANALYTIC, DISK = "analytic", "disk"
 SIZES = (ANALYTIC, DISK)
+FOCUS = 0.6
 CONTROL, START = "control", "start"
 BASELINES = (CONTROL, START)
 # By model and combination: the mean over tasks, that of each draw, and in how many tasks there is one.
@@ -58,6 +59,12 @@ class Findings:
     def sparsities(self) -> tuple[float, ...]:
         """Those that were asked for, ascending."""
         return tuple(sorted({outcome.sparsity for outcome in self.outcomes} - {0.0}))
+
+    @property
+    def sparsity(self) -> float:
+        """The one to look at where only one can be: the paper's `FOCUS` if it was asked for; 0 if none was."""
+        there = self.sparsities
+        return FOCUS if FOCUS in there else max(there, default=0.0)
 
     @property
     def combinations(self) -> tuple[str, ...]:
@@ -152,7 +159,7 @@ class Findings:
             share += reductions.front(sizes, part).sum(axis=0)
         return now, share / len(means)
 
-    def rankings(self, sparsity: float) -> list[Ranking]:
+    def rankings(self) -> list[Ranking]:
         """The three methods by what each alone does to size at equal score, and to the score at equal training."""
         found = []
         for size in SIZES:
@@ -164,7 +171,7 @@ class Findings:
                 found.append(rank(f"times smaller within 0.5 points, {size}", once, often, self.draws))
         full, once, often = self.full, {}, {}
         for method in METHODS:
-            wanted = sparsity if method == "mp" else 0.0
+            wanted = self.sparsity if method == "mp" else 0.0
             places = [p for p, point in enumerate(full.points) if point[1:] == (method, wanted)]
             if places:
                 controls = [full.column(full.points[place].dense) for place in places]
@@ -172,6 +179,6 @@ class Findings:
                 drawn = (self.draws.scores[:, :, places] - self.draws.scores[:, :, controls]).mean(axis=2)
                 often[method] = self.draws.over_tasks(drawn)
         if len(once) == len(METHODS):
-            measure = f"points of score against the control (mp at {100 * sparsity:g} %)"
+            measure = f"points of score against the control (mp at {100 * self.sparsity:g} %)"
             found.append(rank(measure, once, often, self.draws))
         return found

@@ -120,7 +120,7 @@ def _data(findings: Findings, tables: Mapping[str, Table]) -> dict[str, Any]:
                 "rows": [
                     _mark(row, "term", "points")
                     for row in tables["interactions"].rows
-                    if row["sparsity"] == findings.sparsities[0]
+                    if row["sparsity"] == findings.sparsity
                 ],
             },
         },

@@ -125,7 +125,7 @@ def _bars(axes: "Axes", rows: Sequence[Row], line: float) -> None:
 
 
 def _interactions(findings: Findings) -> "Figure":
-    sparsity = findings.sparsities[0] if findings.sparsities else 0.0
+    sparsity = findings.sparsity
     figure, (axes,) = _figure(7, 3.4)
     rows = []
     for name, estimate in findings.interactions(sparsity).items():

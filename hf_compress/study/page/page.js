@@ -195,4 +195,10 @@ document.querySelectorAll("th button").forEach((button) => button.addEventListen
   body.append(...[...body.rows].sort(compare));
 }));
 
-new ResizeObserver(drawAll).observe(document.querySelector("main"));
+// The width only: what is drawn and unfolded changes the height.
+let width = 0;
+new ResizeObserver(([main]) => {
+  if (main.contentRect.width === width) return;
+  width = main.contentRect.width;
+  drawAll();
+}).observe(document.querySelector("main"));
