@@ -44,7 +44,7 @@ def multiplicativity(
     """
     together = np.log(np.stack(reductions[combination]))
     apart = sum(np.log(np.stack(reductions[method])) for method in parts(combination))
-    return np.exp((together - apart).mean(axis=0))
+    return np.asarray(np.exp((together - apart).mean(axis=0)))
 
 
 def front(
