@@ -13,6 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hf_compress.study import commands
+
 if TYPE_CHECKING:
     from hf_compress.inventory import TensorFacts
 
@@ -22,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(commands.app, name="study")
 
 
 @contextmanager
