@@ -1,6 +1,6 @@
 """Running one node of a study in this process: fine-tuning a dense model, or compressing one and measuring it."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -28,7 +29,7 @@ from hf_compress.study.sources import Sources, located, model_identity
 from hf_compress.study.store import Store
 from hf_compress.teacher import SELF
 
-# What a run of the engine needs and no result depends on, but for the rounding of sums over a batch in evaluation.
+# What running a node needs and no result depends on, but for the rounding of sums over a batch in evaluation.
 SETTINGS: dict[str, Any] = {
     "per_device_eval_batch_size": 64,
     "eval_strategy": "no",
@@ -63,7 +64,7 @@ class Training:
         )
         if node.layers is not None:
             model = student_from(model, node.layers)
-        trainer = Trainer(**self._common(node, model, tokenizer, rows, folder))
+        trainer = self._trainer(node, model, tokenizer, rows, folder)
         trainer.train()
         trainer.save_model(str(folder / "model"))
         return folder / "model", clean_scores(trainer.evaluate())
@@ -75,7 +76,7 @@ class Training:
         tokenizer = AutoTokenizer.from_pretrained(start)
         rows, _ = self._rows(node, tokenizer)
         model = AutoModelForSequenceClassification.from_pretrained(start, dtype=torch.float32)
-        trainer = Trainer(**self._common(node, model, tokenizer, rows, folder))
+        trainer = self._trainer(node, model, tokenizer, rows, folder)
         compress(trainer, self._recipe(node, store))
         trainer.train()
         task = TASKS[node.task]
@@ -109,21 +110,21 @@ class Training:
         identity = model_identity(self.sources.model(node.model))
         return self.sources.encoded(self.sources.task(node.task), tokenizer, identity)
 
-    def _common(
+    def _trainer(
         self, node: Dense | Cell, model: PreTrainedModel, tokenizer: Any, rows: dict[str, Any], folder: Path
-    ) -> dict[str, Any]:
-        """What a Trainer for `node` is built from."""
+    ) -> Trainer:
         task = TASKS[node.task]
-        arguments = training_arguments(node, folder)
-        return {
-            "model": model,
-            "args": arguments,
-            "train_dataset": rows["train"],
-            "eval_dataset": rows[task.validation],
-            "compute_metrics": compute_metrics(task.metrics),
-            "processing_class": tokenizer,
-            "data_collator": DataCollatorWithPadding(tokenizer),
-        }
+        trainer = Trainer(
+            model=model,
+            args=training_arguments(node, folder),
+            train_dataset=rows["train"],
+            eval_dataset=rows[task.validation],
+            compute_metrics=compute_metrics(task.metrics),
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
 
 
 def training_arguments(node: Dense | Cell, folder: Path) -> TrainingArguments:
@@ -132,6 +133,8 @@ def training_arguments(node: Dense | Cell, folder: Path) -> TrainingArguments:
     Raises:
         ValueError: Transformers refuses one of them.
     """
-    known = {option.name for option in fields(TrainingArguments)}
-    settings = {name: value for name, value in SETTINGS.items() if name in known}
-    return TrainingArguments(**settings | dict(node.training) | {"output_dir": str(folder), "seed": node.seed})
+    settings: dict[str, Any] = {"output_dir": str(folder), "seed": node.seed}
+    if not torch.accelerator.is_available():
+        # Without the first Transformers refuses `bf16`, and without the second torch warns at every batch.
+        settings |= {"use_cpu": True, "dataloader_pin_memory": False}
+    return TrainingArguments(**SETTINGS | settings | dict(node.training))

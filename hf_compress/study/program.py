@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 from hf_compress.study.cell import Training
 from hf_compress.study.engine import Outcome, Progress, run
@@ -16,7 +15,7 @@ from hf_compress.study.node import is_done
 from hf_compress.study.plan import Cell, Dense, Plan, plan
 from hf_compress.study.sources import Sources
 from hf_compress.study.store import Store, read_results
-from hf_compress.study.workers import Here, Processes, Workers
+from hf_compress.study.workers import Here, Processes, Workers, quiet
 
 
 def main(
@@ -40,6 +39,7 @@ def main(
         raise ValueError(f"`--jobs` must be at least 1; got {jobs}. One worker process per core or GPU is a start.")
     if threads < 0:
         raise ValueError(f"`--threads` must be at least 1, or 0 for the library's own choice; got {threads}.")
+    quiet()
     grid = Grid.read(grid_file)
     sources = Sources(grid, data)
     whole = plan(grid, sources.identities())
@@ -60,7 +60,6 @@ def main(
         import torch
 
         torch.set_num_threads(threads)
-    transformers_logging.set_verbosity_error()
     started = time.monotonic()
 
     def say(progress: Progress, outcome: Outcome | None) -> None:

@@ -124,6 +124,7 @@ def _serve(connection: Connection, work: Work, store: Store, threads: int) -> No
         os._exit(1)  # An engine that was killed must not leave its workers at work beside the next one's.
 
     threading.Thread(target=watch, daemon=True).start()
+    quiet()
     if threads:
         import torch
 
@@ -134,6 +135,16 @@ def _serve(connection: Connection, work: Work, store: Store, threads: int) -> No
         except EOFError:
             return
         connection.send(attempt(work, node, store))
+
+
+def quiet() -> None:
+    """Silences the progress bars and remarks of libraries: of hundreds of runs nobody can read them."""
+    import datasets
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 @contextmanager
