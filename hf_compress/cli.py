@@ -1,4 +1,4 @@
-"""The program `hf-compress`: look into a compressed model, push it, see a demonstration."""
+"""The program `hf-compress`: look into a compressed model, push it, see a demonstration, study many."""
 
 # Nothing heavy is imported up here: `hf-compress --help` must not wait for torch.
 import json
@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hf_compress.study import analysis
+from hf_compress.study import analysis, commands
 
 if TYPE_CHECKING:
     from hf_compress.inventory import TensorFacts
@@ -24,9 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-study = typer.Typer(help="Compare recipes over models, tasks and seeds.", no_args_is_help=True)
-app.add_typer(study, name="study")
-study.command()(analysis.report)
+commands.app.command()(analysis.report)
+app.add_typer(commands.app, name="study")
 app.command()(analysis.suggest)
 
 
