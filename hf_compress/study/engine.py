@@ -166,7 +166,11 @@ class _Engine:
     def _forget_if_idle(self, key: str) -> None:
         """Removes a dense model once no cell of the plan needs it; one that another engine is to run does."""
         for cell in self._cells_of(key):
-            if cell not in self.progress.done and cell not in self.known and not is_done(self.plan.cells[cell], self.store):
+            if (
+                cell not in self.progress.done
+                and cell not in self.known
+                and not is_done(self.plan.cells[cell], self.store)
+            ):
                 return
         self.store.forget_dense(key)
 

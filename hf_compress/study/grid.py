@@ -209,7 +209,9 @@ def _recipe(values: Any) -> dict[str, tuple[Any, ...]]:
     axes = {}
     for name, value in values.items():
         # Of an option that is a list itself, a list of lists is the axis.
-        several = isinstance(value, list) and (known[name].type != list[str] or all(isinstance(v, list) for v in value))
+        several = isinstance(value, list) and (
+            known[name].type != list[str] or all(isinstance(v, list) for v in value)
+        )
         axes[name] = tuple(value) if several else (value,)
         if not axes[name]:
             raise ValueError(f"`recipe`: `{name}` has no value. Give one, or several as a list.")

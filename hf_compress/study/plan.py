@@ -55,7 +55,9 @@ class Cell:
     @property
     def needs(self) -> tuple[str, ...]:
         """The keys of the dense models without which this cell cannot begin."""
-        return (self.starts_from,) if self.taught_by in (None, self.starts_from) else (self.starts_from, self.taught_by)
+        return (
+            (self.starts_from,) if self.taught_by in (None, self.starts_from) else (self.starts_from, self.taught_by)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The cell as JSON values."""
@@ -109,8 +111,7 @@ class _Planner:
         self.dense: dict[str, Dense] = {}
         self._found: dict[tuple[Any, ...], str] = {}
         self._recipes = {
-            methods: [self._recipe(methods, options) for options in grid.recipes(methods)]
-            for methods in grid.methods
+            methods: [self._recipe(methods, options) for options in grid.recipes(methods)] for methods in grid.methods
         }
 
     def cells(self) -> Iterator[Cell]:
@@ -153,9 +154,7 @@ class _Planner:
                     taught_by=teacher if taught else None,
                 )
 
-    def _recipe(
-        self, methods: str, options: Mapping[str, Any]
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    def _recipe(self, methods: str, options: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         """The recipe as plain values, and those of its options that are not the default, but for the teacher's name."""
         taught = {"distill_teacher": self.grid.teacher} if "kd" in methods.split("+") else {}
         sections = {

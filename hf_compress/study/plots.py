@@ -77,7 +77,8 @@ def _curves(axes: "Axes", curves: dict[str, list[tuple[float, float]]], label: s
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(f"{value:e}")[0] in "25" else "")
     axes.set_xlabel(label)
-    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.grid(which="both", axis="x", alpha=0.15, linewidth=0.6)
+    axes.grid(axis="y", alpha=0.25, linewidth=0.6)
 
 
 def _figure1(findings: Findings) -> "Figure":
@@ -100,7 +101,7 @@ def _front(findings: Findings) -> "Figure":
     best = sorted((sizes[place], scores[place]) for place in np.flatnonzero(findings.front(DISK)[0]))
     if best:
         steps = zip(*best, strict=True)
-        axes.step(*steps, where="post", color="#999999", linewidth=4, alpha=0.4, label="Pareto front")
+        axes.step(*steps, where="post", color="#d5d9dd", linewidth=4, zorder=1, label="Pareto front")
     axes.set_ylabel("mean score")
     figure.legend(loc="outside lower center", ncols=5, frameon=False)
     return figure
@@ -121,6 +122,8 @@ def _bars(axes: "Axes", rows: Sequence[Row], line: float) -> None:
                       label="paper" if place == 0 else None)  # fmt: skip
     axes.axvline(line, color="#888888", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [name for name, *_ in reversed(rows)])
+    axes.set_ylim(-0.6, max(len(rows), 1) - 0.4)
+    axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.legend(frameon=False, fontsize=8)
 
 

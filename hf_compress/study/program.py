@@ -72,9 +72,7 @@ def main(
                 soft_wrap=True,
             )
 
-    progress = run(
-        whole, store, workers, cells=chosen, known=known, retry_failed=retry_failed, listener=say
-    )
+    progress = run(whole, store, workers, cells=chosen, known=known, retry_failed=retry_failed, listener=say)
     console.print(
         f"{progress.found + len(progress.done)} of {progress.total} cells done ({progress.found} before), "
         f"{len(progress.failed)} failed, {len(progress.blocked)} blocked, {time.monotonic() - started:.0f} s",

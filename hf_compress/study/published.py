@@ -8,7 +8,7 @@ from importlib.resources import files
 import numpy as np
 from jaxtyping import Float
 
-from hf_compress.study.combinations import COMBINATIONS, DENSE, METHODS, joined, parts, within
+from hf_compress.study.combinations import COMBINATIONS, DENSE, joined, parts, within
 from hf_compress.study.panel import Point
 
 SOURCE = "Movva et al., COLING 2022, arXiv 2208.09684"
@@ -76,8 +76,3 @@ def interaction(combination: str, sparsity: float) -> Float[np.ndarray, " models
 
 def _score(model: str, combination: str, sparsity: float) -> float:
     return figure1()[Point(model, combination, sparsity if "mp" in parts(combination) else 0.0)][1]
-
-
-def order(values: Mapping[str, float]) -> tuple[str, ...]:
-    """The methods by their value, the best first."""
-    return tuple(sorted(METHODS, key=lambda method: -values[method]))

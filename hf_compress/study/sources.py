@@ -71,7 +71,9 @@ class Sources:
         regression = kind.regression
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            encoded = dict(tokenizer(*(batch[column] for column in kind.sentences), truncation=True, max_length=length))
+            encoded = dict(
+                tokenizer(*(batch[column] for column in kind.sentences), truncation=True, max_length=length)
+            )
             encoded["label"] = [float(label) if regression else label for label in batch["label"]]
             return encoded
 

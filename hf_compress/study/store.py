@@ -187,7 +187,9 @@ def read_results(file: str | Path) -> list[Result]:
             content = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content)).read()
         return [Result.from_dict(json.loads(line)) for line in content.decode().splitlines() if line.strip()]
     except (ValueError, zstandard.ZstdError) as error:
-        raise ValueError(f"{file} holds no results of a study: {error} `hf-compress study collect` writes one.") from error
+        raise ValueError(
+            f"{file} holds no results of a study: {error} `hf-compress study collect` writes one."
+        ) from error
 
 
 def reports(results: Iterable[Result]) -> list[Report]:
