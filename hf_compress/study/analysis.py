@@ -66,10 +66,10 @@ def suggest(
 ) -> None:
     """Say which recipe to try first for a model and a task, and what to expect of it, from the runs of a study."""
     with _clean_errors():
-        from hf_compress.study import outcomes, suggestion
+        from hf_compress.study import measurements, suggestion
 
-        found = outcomes.read_outcomes(shipped() if results is None else results, metric)
-        known = {name for outcome in found for name in (outcome.model, outcome.family)}
+        found = measurements.read_measurements(shipped() if results is None else results, metric)
+        known = {name for measurement in found for name in (measurement.model, measurement.family)}
         advice = suggestion.suggest(
             found,
             model,

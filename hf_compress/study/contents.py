@@ -8,7 +8,7 @@ import numpy as np
 from hf_compress.study import published
 from hf_compress.study.combinations import COMBINATIONS, DENSE, parts
 from hf_compress.study.findings import ANALYTIC, BASELINES, CONTROL, DISK, SIZES, START, Findings, Spread
-from hf_compress.study.outcomes import NAMES, to_row
+from hf_compress.study.measurements import NAMES, to_row
 from hf_compress.study.panel import FEWEST_REPEATS, FEWEST_TASKS
 from hf_compress.study.reductions import TOLERANCE
 from hf_compress.study.tables import Column, Table, spread
@@ -208,19 +208,19 @@ def noise(findings: Findings) -> Table:
     whole = findings.whole
     rows = []
     for place, task in enumerate(whole.tasks):
-        outcomes = [outcome for outcome in findings.outcomes if outcome.task == task]
+        measurements = [measurement for measurement in findings.measurements if measurement.task == task]
         residuals, enough = whole.residuals[place], whole.freedom[place] >= FEWEST_REPEATS
-        share = float(np.clip(np.mean([outcome.score for outcome in outcomes]) / 100, 0, 1))
+        share = float(np.clip(np.mean([measurement.score for measurement in measurements]) / 100, 0, 1))
         rows.append(
             {
                 "task": task,
-                "metric": outcomes[0].metric,
-                "cells": len(outcomes),
-                "rows": outcomes[0].rows,
+                "metric": measurements[0].metric,
+                "cells": len(measurements),
+                "rows": measurements[0].rows,
                 "deviation": f"{np.sqrt(np.mean(residuals**2)):.2f}" if enough else "not enough seeds",
                 "freedom": whole.freedom[place],
-                "sampling": 100 * np.sqrt(share * (1 - share) / outcomes[0].rows)
-                if outcomes[0].metric == "accuracy"
+                "sampling": 100 * np.sqrt(share * (1 - share) / measurements[0].rows)
+                if measurements[0].metric == "accuracy"
                 else None,
             }
         )
@@ -238,13 +238,13 @@ def noise(findings: Findings) -> Table:
 
 
 def cells(findings: Findings) -> Table:
-    """Every outcome; also what `hf-compress suggest` reads."""
+    """Every measurement; also what `hf-compress suggest` reads."""
     forms = {"score": ".2f", "start": ".2f", "teacher_score": ".2f", "sparsity": ".0%", "seconds": ".0f", "rows": "d"}
     columns = tuple(
         Column(name, name.replace("_", " "), ",d" if name.endswith("_bytes") else forms.get(name)) for name in NAMES
     )
     note = "One row a run. Scores are in points of a hundred, sizes in bytes."
-    return Table("cells", "All cells", note, columns, [to_row(outcome) for outcome in findings.outcomes])
+    return Table("cells", "All cells", note, columns, [to_row(measurement) for measurement in findings.measurements])
 
 
 def intervals(findings: Findings) -> str:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from scipy.stats import t
 
 from hf_compress.study.combinations import COMBINATIONS, DENSE, parts, within
-from hf_compress.study.outcomes import Outcome
+from hf_compress.study.measurements import Measurement
 from hf_compress.study.panel import FEWEST_TASKS, LEVEL
 
 
@@ -33,7 +33,7 @@ class Gain:
     blocks: int
 
 
-def interactions(outcomes: Sequence[Outcome], sparsity: float) -> dict[str, Estimate]:
+def interactions(measurements: Sequence[Measurement], sparsity: float) -> dict[str, Estimate]:
     """The coefficient of each combination in a linear model of the score, by the combination's name.
 
     That of one method is its effect alone. That of two is what they do together beyond the sum of both, and that of
@@ -42,14 +42,14 @@ def interactions(outcomes: Sequence[Outcome], sparsity: float) -> dict[str, Esti
     no more than others. Intervals are cluster-robust, with tasks as the clusters and Student's t.
 
     Args:
-        outcomes: of any combinations.
+        measurements: of any combinations.
         sparsity: the pruned ones to look at; others are left out.
     """
-    chosen = [outcome for outcome in outcomes if outcome.sparsity in (0.0, sparsity)]
-    there = {outcome.combination for outcome in chosen}
+    chosen = [measurement for measurement in measurements if measurement.sparsity in (0.0, sparsity)]
+    there = {measurement.combination for measurement in chosen}
     # Of a combination that lacks one of its parts nothing can be told apart.
     terms = [name for name in COMBINATIONS if name != DENSE and set(within(name)) <= there]
-    chosen = [outcome for outcome in chosen if outcome.combination in (DENSE, *terms)]
+    chosen = [measurement for measurement in chosen if measurement.combination in (DENSE, *terms)]
     if not terms:
         return {}
     design = np.array([[float(set(parts(term)) <= set(parts(o.combination))) for term in terms] for o in chosen])
@@ -100,18 +100,20 @@ def absorbing_fit(
     return coefficients, scale * bread @ (sums.T @ sums) @ bread
 
 
-def gains(outcomes: Sequence[Outcome], method: str, on_top_of: str, combined: str, sparsity: float) -> Gain | None:
+def gains(
+    measurements: Sequence[Measurement], method: str, on_top_of: str, combined: str, sparsity: float
+) -> Gain | None:
     """What `method` adds to `on_top_of`, `combined` being both together, where both were measured; None if nowhere.
 
     The mean of the differences of means over seeds, with an interval as in `interactions`; of the ratios of sizes the
     geometric mean.
     """
     wanted = {name: sparsity if "mp" in parts(name) else 0.0 for name in (on_top_of, combined)}
-    cells: dict[tuple[str, str], dict[str, list[Outcome]]] = {}
-    for outcome in outcomes:
-        if wanted.get(outcome.combination) == outcome.sparsity:
-            block = cells.setdefault((outcome.model, outcome.task), {})
-            block.setdefault(outcome.combination, []).append(outcome)
+    cells: dict[tuple[str, str], dict[str, list[Measurement]]] = {}
+    for measurement in measurements:
+        if wanted.get(measurement.combination) == measurement.sparsity:
+            block = cells.setdefault((measurement.model, measurement.task), {})
+            block.setdefault(measurement.combination, []).append(measurement)
     pairs = [(task, block[on_top_of], block[combined]) for (_, task), block in cells.items() if len(block) == 2]
     if not pairs:
         return None
@@ -153,5 +155,5 @@ def _numbered(labels: Sequence[object]) -> Int[np.ndarray, " rows"]:
     return np.array([places[label] for label in labels])
 
 
-def _mean(outcomes: Sequence[Outcome], name: str) -> float:
-    return float(np.mean([getattr(outcome, name) for outcome in outcomes]))
+def _mean(measurements: Sequence[Measurement], name: str) -> float:
+    return float(np.mean([getattr(measurement, name) for measurement in measurements]))

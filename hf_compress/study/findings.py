@@ -1,4 +1,4 @@
-"""All that a study says, computed once from its outcomes: reductions, multiplicativity, gains, ranking, front."""
+"""All that a study says, computed once from its measurements: reductions, multiplicativity, gains, ranking, front."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from hf_compress.study import effects, reductions
 from hf_compress.study.combinations import COMBINATIONS, METHODS, joined, parts, within
 from hf_compress.study.effects import Estimate, Gain
-from hf_compress.study.outcomes import Outcome
+from hf_compress.study.measurements import Measurement
 from hf_compress.study.panel import Draws, Panel, complete, draw, mask, panel
 from hf_compress.study.ranking import Ranking, rank
 
@@ -33,17 +33,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the outcomes of a study come to.
+    """What the measurements of a study come to.
 
-    Means over tasks are of the largest part of the study without holes (`full`); the linear model takes all outcomes.
+    Means over tasks are of the largest part of the study without holes (`full`); the linear model takes all there are.
     """
 
-    outcomes: Sequence[Outcome]
+    measurements: Sequence[Measurement]
 
     @cached_property
     def whole(self) -> Panel:
         """Everything, with holes."""
-        return panel(self.outcomes)
+        return panel(self.measurements)
 
     @cached_property
     def full(self) -> Panel:
@@ -58,7 +58,7 @@ class Findings:
     @property
     def sparsities(self) -> tuple[float, ...]:
         """Those that were asked for, ascending."""
-        return tuple(sorted({outcome.sparsity for outcome in self.outcomes} - {0.0}))
+        return tuple(sorted({measurement.sparsity for measurement in self.measurements} - {0.0}))
 
     @property
     def sparsity(self) -> float:
@@ -123,7 +123,7 @@ class Findings:
 
     def interactions(self, sparsity: float) -> dict[str, Estimate]:
         """The linear model of the scores, at one sparsity."""
-        return effects.interactions(self.outcomes, sparsity)
+        return effects.interactions(self.measurements, sparsity)
 
     def gains(self, sparsity: float) -> list[Gain]:
         """What each method costs and buys, alone and on top of the others, at one sparsity."""
@@ -132,7 +132,7 @@ class Findings:
             for on_top_of in COMBINATIONS:
                 if method not in parts(on_top_of):
                     combined = joined(method, *parts(on_top_of))
-                    rows.append(effects.gains(self.outcomes, method, on_top_of, combined, sparsity))
+                    rows.append(effects.gains(self.measurements, method, on_top_of, combined, sparsity))
         return [gain for gain in rows if gain is not None]
 
     def differences(self) -> dict[int, Spread]:

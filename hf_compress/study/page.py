@@ -47,9 +47,9 @@ def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    full, outcomes = findings.full, findings.outcomes
+    full, measurements = findings.full, findings.measurements
     lead = (
-        f"{len(outcomes)} runs: {len(findings.whole.models)} models, {len(findings.whole.tasks)} tasks and "
+        f"{len(measurements)} runs: {len(findings.whole.models)} models, {len(findings.whole.tasks)} tasks and "
         f"{len(findings.combinations)} subsets of the three methods, beside the figures of {published.SOURCE}. Every "
         "score and every size was measured on the file as reloaded."
     )

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import norm, t
 
 from hf_compress.study.combinations import DENSE
-from hf_compress.study.outcomes import Outcome
+from hf_compress.study.measurements import Measurement
 
 DRAWS = 4000
 # Below these a spread says more about luck than about the study.
@@ -34,10 +34,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """Means over seeds, NaN where there is no outcome; scores and `start` in points of a hundred, sizes in bytes.
+    """Means over seeds, NaN where there is no measurement; scores and `start` in points of a hundred, sizes in bytes.
 
     `start` is the score of the dense model that a point was trained from. `residuals` holds, task by task, the
-    differences of outcomes to the mean of their cell, from all cells with several seeds, each made larger by
+    differences of measurements to the mean of their cell, from all cells with several seeds, each made larger by
     sqrt(n / (n - 1)) so that they have the variance of one run. `freedom` counts them less the means taken.
     """
 
@@ -80,26 +80,33 @@ class Panel:
         )
 
 
-def panel(outcomes: Sequence[Outcome]) -> Panel:
-    """All outcomes as one panel, with holes where cells are missing."""
-    tasks = tuple(sorted({outcome.task for outcome in outcomes}))
-    points = tuple(dict.fromkeys(Point(outcome.model, outcome.combination, outcome.sparsity) for outcome in outcomes))
-    cells: dict[tuple[int, int], list[Outcome]] = {}
-    for outcome in outcomes:
-        place = (tasks.index(outcome.task), points.index(Point(outcome.model, outcome.combination, outcome.sparsity)))
-        cells.setdefault(place, []).append(outcome)
+def panel(measurements: Sequence[Measurement]) -> Panel:
+    """All measurements as one panel, with holes where cells are missing."""
+    tasks = tuple(sorted({measurement.task for measurement in measurements}))
+    points = tuple(
+        dict.fromkeys(
+            Point(measurement.model, measurement.combination, measurement.sparsity) for measurement in measurements
+        )
+    )
+    cells: dict[tuple[int, int], list[Measurement]] = {}
+    for measurement in measurements:
+        place = (
+            tasks.index(measurement.task),
+            points.index(Point(measurement.model, measurement.combination, measurement.sparsity)),
+        )
+        cells.setdefault(place, []).append(measurement)
     shape = (len(tasks), len(points))
     scores, start, analytic, disk, dense_disk = (np.full(shape, np.nan) for _ in range(5))
     seeds = np.zeros(shape, dtype=np.int64)
     residuals: list[list[float]] = [[] for _ in tasks]
     freedom = [0] * len(tasks)
     for place, cell in cells.items():
-        values = np.array([outcome.score for outcome in cell])
+        values = np.array([measurement.score for measurement in cell])
         scores[place], seeds[place] = values.mean(), len(cell)
-        start[place] = np.mean([np.nan if outcome.start is None else outcome.start for outcome in cell])
-        analytic[place] = np.mean([outcome.analytic_bytes for outcome in cell])
-        disk[place] = np.mean([outcome.packed_bytes for outcome in cell])
-        dense_disk[place] = np.mean([outcome.dense_bytes for outcome in cell])
+        start[place] = np.mean([np.nan if measurement.start is None else measurement.start for measurement in cell])
+        analytic[place] = np.mean([measurement.analytic_bytes for measurement in cell])
+        disk[place] = np.mean([measurement.packed_bytes for measurement in cell])
+        dense_disk[place] = np.mean([measurement.dense_bytes for measurement in cell])
         if len(cell) > 1:
             residuals[place[0]] += list((values - values.mean()) * np.sqrt(len(cell) / (len(cell) - 1)))
             freedom[place[0]] += len(cell) - 1

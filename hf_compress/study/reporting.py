@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_compress.study.contents import contents
 from hf_compress.study.findings import Findings
-from hf_compress.study.outcomes import PAPER, read_outcomes
+from hf_compress.study.measurements import PAPER, read_measurements
 from hf_compress.study.page import page
 from hf_compress.study.plots import draw_all
 from hf_compress.study.tables import Table
@@ -18,14 +18,14 @@ def write_report(source: str | Path | Sequence[str | Path], folder: str | Path, 
     """The tables of the report on the results in `source`, written into `folder` with plots and page.
 
     Args:
-        source: as for `read_outcomes`.
+        source: as for `read_measurements`.
         folder: made if it is not there; files of these names in it are replaced.
-        metric: as for `read_outcomes`.
+        metric: as for `read_measurements`.
 
     Raises:
         ValueError: there are no results, or not a single cell with its dense control.
     """
-    findings = Findings(read_outcomes(source, metric))
+    findings = Findings(read_measurements(source, metric))
     if not findings.full.points:
         raise ValueError(
             "There is no cell whose model and task were also trained without any method (`dense`), so there is "

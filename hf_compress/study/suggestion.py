@@ -10,7 +10,7 @@ from scipy.stats import t
 
 from hf_compress.study.combinations import parts
 from hf_compress.study.findings import Spread
-from hf_compress.study.outcomes import SELF, Outcome
+from hf_compress.study.measurements import SELF, Measurement
 from hf_compress.study.panel import FEWEST_REPEATS, FEWEST_TASKS, LEVEL, Panel, Point, panel
 
 
@@ -60,7 +60,7 @@ class Suggestion:
 
 
 def suggest(
-    outcomes: Sequence[Outcome],
+    measurements: Sequence[Measurement],
     model: str,
     task: str,
     *,
@@ -71,7 +71,7 @@ def suggest(
     """The recipe of a study to try first: the best that is small enough, or else the smallest that is good enough.
 
     Args:
-        outcomes: the study.
+        measurements: the study.
         model: a model of the study, or the family of one, which is then its largest. Students that the study cut from
             the same checkpoint are candidates, too.
         task: a task of the study; for any other the mean over all of its tasks is what there is to go by.
@@ -84,11 +84,11 @@ def suggest(
         ValueError: no wish, a wish outside its range, an unknown model without `weights`, or a wish nothing fulfils.
     """
     _check(max_bytes, max_drop)
-    whole = panel(outcomes)
+    whole = panel(measurements)
     places = [whole.tasks.index(task)] if task in whole.tasks else list(range(len(whole.tasks)))
     known = _kept(whole, places)
-    compared_to = _model(known, outcomes, model, weights)
-    family = {o.model: (o.family, o.layers, o.dense_bytes) for o in outcomes}
+    compared_to = _model(known, measurements, model, weights)
+    family = {o.model: (o.family, o.layers, o.dense_bytes) for o in measurements}
     own = family[compared_to]
     candidates = []
     for place, point in enumerate(known.points):
@@ -109,7 +109,7 @@ def suggest(
     chosen = min(fit, key=lambda p: (sizes[p], drops[p]) if max_bytes is None else (drops[p], sizes[p]))
     point = known.points[chosen]
     difference, over = expected(known, chosen, control, known_task=task in whole.tasks)
-    mine = [o for o in outcomes if o.task in known.tasks]
+    mine = [o for o in measurements if o.task in known.tasks]
     both = (point, known.points[control])
     cells = [o for wanted in both for o in mine if (o.model, o.combination, o.sparsity) == wanted]
     return Suggestion(
@@ -169,12 +169,12 @@ def _kept(whole: Panel, tasks: Sequence[int]) -> Panel:
     return whole.kept(tasks, points)
 
 
-def _model(known: Panel, outcomes: Sequence[Outcome], model: str, weights: Weights | None) -> str:
+def _model(known: Panel, measurements: Sequence[Measurement], model: str, weights: Weights | None) -> str:
     """The model of the study that stands for the one asked for."""
     there = known.models
     if model in there:
         return model
-    family = [name for name in there if any(o.family == model and o.model == name for o in outcomes)]
+    family = [name for name in there if any(o.family == model and o.model == name for o in measurements)]
     if family:
         return family[0]
     if weights is None or not there:

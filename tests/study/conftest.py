@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from hf_compress.study.combinations import COMBINATIONS, parts
-from hf_compress.study.outcomes import Outcome, read_outcomes
+from hf_compress.study.measurements import Measurement, read_measurements
 
 EFFECTS = {"kd": 1.0, "mp": -2.0, "int8": -0.5}
 TOGETHER = {("kd", "mp"): 0.8}
@@ -104,10 +104,10 @@ def make_results(tmp_path: Path, write_results: Callable[..., Path]) -> Callable
 
 
 @pytest.fixture
-def make_outcomes(make_results: Callable[..., Path]) -> Callable[..., list[Outcome]]:
-    """A function that reads outcomes back from `synthetic_results`."""
+def make_measurements(make_results: Callable[..., Path]) -> Callable[..., list[Measurement]]:
+    """A function that reads measurements back from `synthetic_results`."""
 
-    def make(**changes: Any) -> list[Outcome]:
-        return read_outcomes(make_results(**changes))
+    def make(**changes: Any) -> list[Measurement]:
+        return read_measurements(make_results(**changes))
 
     return make

@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 from hf_compress.cli import app
 from hf_compress.study.contents import contents
 from hf_compress.study.findings import CONTROL, DISK, Findings
-from hf_compress.study.outcomes import Outcome, read_outcomes
+from hf_compress.study.measurements import Measurement, read_measurements
 from hf_compress.study.page import page
 from hf_compress.study.plots import NAMES
 from hf_compress.study.reporting import quote
 from hf_compress.study.tables import Column, Table
 
 Write = Callable[..., Path]
-Make = Callable[..., list[Outcome]]
+Make = Callable[..., list[Measurement]]
 runner = CliRunner(env={"COLUMNS": "160"})
 
 
@@ -34,7 +34,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, write_results: Write) -> P
 
 @pytest.fixture(scope="module")
 def findings(results: Path) -> Findings:
-    return Findings(read_outcomes(results))
+    return Findings(read_measurements(results))
 
 
 @pytest.fixture(scope="module")
@@ -116,17 +116,17 @@ def test_the_charts_are_drawn_from_what_the_tables_say(written: Path, findings: 
     assert rows["kd+mp"]["paper"] == pytest.approx(1.22, abs=0.005)
 
 
-def test_names_in_results_cannot_break_out_of_the_page(make_outcomes: Make) -> None:
-    outcomes = make_outcomes(tasks=("</script><b>", "cola", "sst2"))
-    findings = Findings(outcomes)
+def test_names_in_results_cannot_break_out_of_the_page(make_measurements: Make) -> None:
+    measurements = make_measurements(tasks=("</script><b>", "cola", "sst2"))
+    findings = Findings(measurements)
     text = page(findings, contents(findings), "<i>")
     read = _Page()
     read.feed(text)
     assert read.open == [] and "<b>" not in text and "<i>" not in text
 
 
-def test_effects_that_were_put_in_are_reported(make_outcomes: Make) -> None:
-    findings = Findings(make_outcomes(noise=0.0))
+def test_effects_that_were_put_in_are_reported(make_measurements: Make) -> None:
+    findings = Findings(make_measurements(noise=0.0))
     tables = {table.name: table for table in contents(findings)}
     reported = {row["term"]: row["points"] for row in tables["interactions"].rows}
     assert reported["kd"] == pytest.approx(1.0) and reported["kd × mp"] == pytest.approx(0.8)
@@ -148,27 +148,27 @@ def test_the_front_holds_what_is_smallest_and_what_is_best(findings: Findings) -
     assert share is not None and (share >= 0).all() and (share <= 1).all()
 
 
-def test_too_few_tasks_and_seeds_are_said_instead_of_an_interval(make_outcomes: Make) -> None:
-    findings = Findings(make_outcomes(tasks=("sst2",)))
+def test_too_few_tasks_and_seeds_are_said_instead_of_an_interval(make_measurements: Make) -> None:
+    findings = Findings(make_measurements(tasks=("sst2",)))
     tables = {table.name: table for table in contents(findings)}
     assert "not enough tasks" in tables["multiplicativity"].note and "not enough seeds" in tables["points"].note
     assert all(row["points_low"] is None for row in tables["interactions"].rows)
     assert all(row["probability"] is None for row in tables["ranking"].rows)
     assert "not enough seeds" in tables["ranking"].note
     assert [row["deviation"] for row in tables["noise"].rows] == ["not enough seeds"]
-    assert "not enough seeds to vary" in {t.name: t for t in contents(Findings(make_outcomes()))}["points"].note
+    assert "not enough seeds to vary" in {t.name: t for t in contents(Findings(make_measurements()))}["points"].note
     page(findings, list(tables.values()), "results")
 
 
-def test_a_study_that_is_half_done_is_reported_as_far_as_it_goes(make_outcomes: Make) -> None:
-    outcomes = make_outcomes(seeds={1: 3})
-    started = Findings(outcomes[: len(outcomes) // 2])
+def test_a_study_that_is_half_done_is_reported_as_far_as_it_goes(make_measurements: Make) -> None:
+    measurements = make_measurements(seeds={1: 3})
+    started = Findings(measurements[: len(measurements) // 2])
     assert page(started, contents(started), "results")
-    few = Findings([o for o in outcomes if o.combination in ("dense", "mp")])
+    few = Findings([o for o in measurements if o.combination in ("dense", "mp")])
     tables = {table.name: table for table in contents(few)}
     assert [row["term"] for row in tables["interactions"].rows] == ["mp"] and not tables["ranking"].rows
     assert page(few, list(tables.values()), "results")
-    without = Findings([o for o in outcomes if "mp" not in o.combination])
+    without = Findings([o for o in measurements if "mp" not in o.combination])
     assert page(without, contents(without), "results")
 
 

@@ -11,45 +11,45 @@ from typer.testing import CliRunner
 
 from hf_compress.cli import app
 from hf_compress.study import analysis
-from hf_compress.study.outcomes import Outcome, read_outcomes
+from hf_compress.study.measurements import Measurement, read_measurements
 from hf_compress.study.panel import Point, panel
 from hf_compress.study.suggestion import Weights, suggest
 
-Make = Callable[..., list[Outcome]]
+Make = Callable[..., list[Measurement]]
 runner = CliRunner(env={"COLUMNS": "160"})
 
 
-def test_the_best_that_is_small_enough_is_suggested(make_outcomes: Make) -> None:
-    outcomes = make_outcomes(noise=0.0)
-    advice = suggest(outcomes, "synthetic-6", "sst2", max_bytes=20e6)
+def test_the_best_that_is_small_enough_is_suggested(make_measurements: Make) -> None:
+    measurements = make_measurements(noise=0.0)
+    advice = suggest(measurements, "synthetic-6", "sst2", max_bytes=20e6)
     assert (advice.point.model, advice.point.combination) == ("synthetic-6", "kd+mp+int8")
     assert advice.size <= 20e6 and advice.difference.value == pytest.approx(-0.7)
     assert advice.flags == ["--distill_teacher FINE-TUNED-SYNTHETIC", "--prune_sparsity 0.6", "--quant_scheme int8"]
-    assert suggest(outcomes, "synthetic-6", "sst2", max_bytes=91e6).point.combination == "kd"
+    assert suggest(measurements, "synthetic-6", "sst2", max_bytes=91e6).point.combination == "kd"
 
 
-def test_the_smallest_that_is_good_enough_is_suggested(make_outcomes: Make) -> None:
-    outcomes = make_outcomes(noise=0.0)
-    assert suggest(outcomes, "synthetic-6", "sst2", max_drop=0.5).point.combination == "kd+int8"
-    assert suggest(outcomes, "synthetic-6", "sst2", max_drop=0.7).point.combination == "kd+mp+int8"
-    cut = suggest(outcomes, "synthetic-6", "sst2", max_drop=3.8)
+def test_the_smallest_that_is_good_enough_is_suggested(make_measurements: Make) -> None:
+    measurements = make_measurements(noise=0.0)
+    assert suggest(measurements, "synthetic-6", "sst2", max_drop=0.5).point.combination == "kd+int8"
+    assert suggest(measurements, "synthetic-6", "sst2", max_drop=0.7).point.combination == "kd+mp+int8"
+    cut = suggest(measurements, "synthetic-6", "sst2", max_drop=3.8)
     assert (cut.point.model, cut.point.combination) == ("synthetic-3", "kd+mp+int8"), "14.1 MB with -3.7 points"
     assert cut.flags[0] == "--distill_student_layers 3"
 
 
-def test_both_wishes_hold_together(make_outcomes: Make) -> None:
-    outcomes = make_outcomes(noise=0.0)
-    assert suggest(outcomes, "synthetic-6", "sst2", max_bytes=17e6, max_drop=1.0).point.combination == "kd+mp+int8"
+def test_both_wishes_hold_together(make_measurements: Make) -> None:
+    measurements = make_measurements(noise=0.0)
+    assert suggest(measurements, "synthetic-6", "sst2", max_bytes=17e6, max_drop=1.0).point.combination == "kd+mp+int8"
     with pytest.raises(ValueError, match=r"Nothing .* fulfils the wish for synthetic-6. The smallest is synthetic-1"):
-        suggest(outcomes, "synthetic-6", "sst2", max_bytes=10e6, max_drop=0.1)
+        suggest(measurements, "synthetic-6", "sst2", max_bytes=10e6, max_drop=0.1)
 
 
-def test_the_interval_is_student_s_from_the_pooled_seeds_of_the_task(make_outcomes: Make) -> None:
-    outcomes = make_outcomes(seeds={3: 4}, noise=1.0)
-    advice = suggest(outcomes, "synthetic-3", "cola", max_bytes=14.5e6, max_drop=50)
+def test_the_interval_is_student_s_from_the_pooled_seeds_of_the_task(make_measurements: Make) -> None:
+    measurements = make_measurements(seeds={3: 4}, noise=1.0)
+    advice = suggest(measurements, "synthetic-3", "cola", max_bytes=14.5e6, max_drop=50)
     scores = {
-        name: [o.score for o in outcomes if (o.task, o.model, o.combination) == ("cola", "synthetic-3", name)]
-        for name in {o.combination for o in outcomes}
+        name: [o.score for o in measurements if (o.task, o.model, o.combination) == ("cola", "synthetic-3", name)]
+        for name in {o.combination for o in measurements}
     }
     pooled = np.sqrt(np.mean([np.var(values, ddof=1) for values in scores.values()]))
     difference = np.mean(scores[advice.point.combination]) - np.mean(scores["dense"])
@@ -59,32 +59,32 @@ def test_the_interval_is_student_s_from_the_pooled_seeds_of_the_task(make_outcom
     assert len(advice.cells) == 8 and advice.over == "seeds"
 
 
-def test_one_seed_gives_a_number_and_no_interval(make_outcomes: Make) -> None:
-    advice = suggest(make_outcomes(), "synthetic-3", "cola", max_drop=50)
+def test_one_seed_gives_a_number_and_no_interval(make_measurements: Make) -> None:
+    advice = suggest(make_measurements(), "synthetic-3", "cola", max_drop=50)
     assert advice.difference.interval is None and advice.over == "not enough seeds"
 
 
-def test_another_task_is_judged_by_all_of_them_and_less_surely(make_outcomes: Make) -> None:
-    outcomes = make_outcomes(seeds={3: 3}, noise=1.0)
-    other = suggest(outcomes, "synthetic-3", "reviews", max_bytes=14.5e6)
+def test_another_task_is_judged_by_all_of_them_and_less_surely(make_measurements: Make) -> None:
+    measurements = make_measurements(seeds={3: 3}, noise=1.0)
+    other = suggest(measurements, "synthetic-3", "reviews", max_bytes=14.5e6)
     assert other.tasks == ("cola", "mrpc", "sst2") and not other.task_known and other.over == "another task"
-    whole = panel(outcomes)
+    whole = panel(measurements)
     places = [whole.column(point) for point in (other.point, Point("synthetic-3", "dense", 0.0))]
     differences = whole.scores[:, places[0]] - whole.scores[:, places[1]]
     reach = stats.t.ppf(0.975, 2) * np.std(differences, ddof=1) * np.sqrt(4 / 3)
     assert other.difference.interval == pytest.approx((differences.mean() - reach, differences.mean() + reach))
-    few = suggest(make_outcomes(tasks=("cola",)), "synthetic-3", "reviews", max_drop=50)
+    few = suggest(make_measurements(tasks=("cola",)), "synthetic-3", "reviews", max_drop=50)
     assert few.difference.interval is None and few.over == "not enough tasks"
 
 
-def test_a_family_is_its_largest_model_and_the_student_has_to_be_cut(make_outcomes: Make) -> None:
-    advice = suggest(make_outcomes(noise=0.0), "synthetic", "sst2", max_drop=0.5)
+def test_a_family_is_its_largest_model_and_the_student_has_to_be_cut(make_measurements: Make) -> None:
+    advice = suggest(make_measurements(noise=0.0), "synthetic", "sst2", max_drop=0.5)
     assert advice.compared_to == "synthetic-6" and advice.flags[0] == "--distill_student_layers 6"
 
 
-def test_an_unknown_model_takes_the_nearest_in_size_and_its_own_weights(make_outcomes: Make) -> None:
-    outcomes = make_outcomes(noise=0.0)
-    advice = suggest(outcomes, "else", "sst2", max_drop=0.7, weights=Weights(24_000_000, 10_000_000))
+def test_an_unknown_model_takes_the_nearest_in_size_and_its_own_weights(make_measurements: Make) -> None:
+    measurements = make_measurements(noise=0.0)
+    advice = suggest(measurements, "else", "sst2", max_drop=0.7, weights=Weights(24_000_000, 10_000_000))
     assert advice.compared_to == "synthetic-6" and advice.layers is None
     assert advice.size == pytest.approx(24_000_000 + 0.4 * 10_000_000, rel=2e-3)
     assert advice.dense_size == 4 * 34_000_000
@@ -127,8 +127,8 @@ def test_sizes_are_read_in_decimal_units() -> None:
 
 
 def test_the_study_that_comes_with_the_package_answers() -> None:
-    outcomes = read_outcomes(analysis.shipped())
-    largest = max(outcomes, key=lambda outcome: outcome.dense_bytes)
+    measurements = read_measurements(analysis.shipped())
+    largest = max(measurements, key=lambda measurement: measurement.dense_bytes)
     result = runner.invoke(app, ["suggest", "--model", largest.model, "--task", largest.task, "--max-drop", "50"])
     assert result.exit_code == 0, result.output
     assert "--quant_scheme int8" in result.stdout

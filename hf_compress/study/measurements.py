@@ -1,4 +1,4 @@
-"""The outcome of each cell of a study, as the analysis needs it: read from a file of results and checked."""
+"""The measurement of each cell of a study, as the analysis needs it: read from a file of results and checked."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ SELF = "self"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Measurement:
     """What one cell came to.
 
     `model` names the architecture that was compressed, and with `layers` of it the checkpoint `family` it was cut
@@ -50,12 +50,12 @@ class Outcome:
     seconds: float
 
 
-NAMES = tuple(field.name for field in fields(Outcome))
+NAMES = tuple(field.name for field in fields(Measurement))
 OPTIONAL = ("layers", "teacher", "start", "teacher_score")
 
 
-def read_outcomes(source: str | Path | Sequence[str | Path], metric: str = PAPER) -> list[Outcome]:
-    """The outcomes in `source`, ordered by model, task, combination, sparsity and seed.
+def read_measurements(source: str | Path | Sequence[str | Path], metric: str = PAPER) -> list[Measurement]:
+    """The measurements in `source`, ordered by model, task, combination, sparsity and seed.
 
     Args:
         source: one or several of: a file of results (`.jsonl` or `.jsonl.zst`), the table of cells that a report
@@ -69,7 +69,7 @@ def read_outcomes(source: str | Path | Sequence[str | Path], metric: str = PAPER
     if metric not in METRICS:
         raise ValueError(f"`--metric` must be one of {', '.join(METRICS)}; got {metric!r}.")
     paths = [Path(each) for each in ([source] if isinstance(source, str | Path) else source)]
-    found = [outcome for path in paths for file in _files(path) for outcome in _read(file, metric)]
+    found = [measurement for path in paths for file in _files(path) for measurement in _read(file, metric)]
     if not found:
         raise ValueError(
             f"{_names(paths)} holds no results. Run `hf-compress study` first, or give a file that it collected."
@@ -79,9 +79,9 @@ def read_outcomes(source: str | Path | Sequence[str | Path], metric: str = PAPER
     return sorted(found, key=lambda o: (o.model, o.task, order[o.combination], o.sparsity, o.seed))
 
 
-def to_row(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as a row of the table of cells."""
-    return {name: getattr(outcome, name) for name in NAMES}
+def to_row(measurement: Measurement) -> dict[str, Any]:
+    """The measurement as a row of the table of cells."""
+    return {name: getattr(measurement, name) for name in NAMES}
 
 
 def _names(paths: Iterable[Path]) -> str:
@@ -100,12 +100,12 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _read(file: Path, metric: str) -> Iterator[Outcome]:
+def _read(file: Path, metric: str) -> Iterator[Measurement]:
     if file.name == "cell.json":
         report = file.with_name("report.json")
         if report.is_file():
             values = _parsed(file.read_text("utf-8"), str(file))
-            yield _outcome(values | {"report": _parsed(report.read_text("utf-8"), str(report))}, metric, str(file))
+            yield _measurement(values | {"report": _parsed(report.read_text("utf-8"), str(report))}, metric, str(file))
     elif file.suffix == ".csv":
         lines = [line for line in file.read_text("utf-8").splitlines() if not line.startswith("#")]
         for number, row in enumerate(csv.DictReader(lines), 2):
@@ -113,7 +113,7 @@ def _read(file: Path, metric: str) -> Iterator[Outcome]:
     else:
         for number, line in enumerate(_text(file).splitlines(), 1):
             if line.strip():
-                yield _outcome(_parsed(line, f"{file}:{number}"), metric, f"{file}:{number}")
+                yield _measurement(_parsed(line, f"{file}:{number}"), metric, f"{file}:{number}")
 
 
 def _text(file: Path) -> str:
@@ -136,8 +136,8 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def _outcome(values: Mapping[str, Any], metric: str, where: str) -> Outcome:
-    """The outcome in one line of results: `cell`, `report` and `seconds`."""
+def _measurement(values: Mapping[str, Any], metric: str, where: str) -> Measurement:
+    """The measurement in one line of results: `cell`, `report` and `seconds`."""
     cell, report = (_get(values, name, dict, where) for name in ("cell", "report"))
     combination = _get(cell, "methods", str, f"{where} cell")
     main, compressed = _get(report, "main_metric", str, where), _get(report, "compressed", dict, where)
@@ -145,7 +145,7 @@ def _outcome(values: Mapping[str, Any], metric: str, where: str) -> Outcome:
     family, layers = _get(cell, "model", str, where), cell.get("layers")
     size = _get(report, "size", dict, where)
     return _checked(
-        Outcome(
+        Measurement(
             key=_get(cell, "key", str, where),
             family=family.removesuffix(f"-{layers}"),
             model=family if layers is None or family.endswith(f"-{layers}") else f"{family}-{layers}",
@@ -167,11 +167,11 @@ def _outcome(values: Mapping[str, Any], metric: str, where: str) -> Outcome:
     )
 
 
-def _from_row(row: Mapping[str, str], where: str) -> Outcome:
+def _from_row(row: Mapping[str, str], where: str) -> Measurement:
     missing = [name for name in NAMES if row.get(name) is None]
     if missing:
         raise ValueError(f"{where} lacks the column `{missing[0]}`. The report of a study writes it, into cells.csv.")
-    kinds = {field.name: field.type for field in fields(Outcome)}
+    kinds = {field.name: field.type for field in fields(Measurement)}
     values: dict[str, Any] = {}
     for name in NAMES:
         kind = next(kind for kind in (int, float, str) if kinds[name] in (kind, kind | None))
@@ -179,18 +179,20 @@ def _from_row(row: Mapping[str, str], where: str) -> Outcome:
             values[name] = None if row[name] == "" and name in OPTIONAL else kind(row[name])
         except ValueError as error:
             raise ValueError(f"{where} `{name}` must be a number; got {row[name]!r}.") from error
-    return _checked(Outcome(**values), where)
+    return _checked(Measurement(**values), where)
 
 
-def _checked(outcome: Outcome, where: str) -> Outcome:
-    if outcome.combination not in COMBINATIONS:
-        raise ValueError(f"{where} `methods` must be one of {', '.join(COMBINATIONS)}; got {outcome.combination!r}.")
-    if ("mp" in parts(outcome.combination)) != (0 < outcome.sparsity < 1):
+def _checked(measurement: Measurement, where: str) -> Measurement:
+    if measurement.combination not in COMBINATIONS:
         raise ValueError(
-            f"{where} `sparsity` must be in (0, 1) with `mp` and 0 without; got {outcome.sparsity:g} for "
-            f"{outcome.combination}."
+            f"{where} `methods` must be one of {', '.join(COMBINATIONS)}; got {measurement.combination!r}."
         )
-    return outcome
+    if ("mp" in parts(measurement.combination)) != (0 < measurement.sparsity < 1):
+        raise ValueError(
+            f"{where} `sparsity` must be in (0, 1) with `mp` and 0 without; got {measurement.sparsity:g} for "
+            f"{measurement.combination}."
+        )
+    return measurement
 
 
 def _get(values: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
@@ -214,15 +216,15 @@ def _points(scores: Mapping[str, Any] | None, name: str, where: str, *, required
     return 100 * float(value)
 
 
-def _distinct(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """The outcomes without those that are there twice, as in two files that overlap."""
-    seen: dict[tuple[Any, ...], Outcome] = {}
-    for outcome in outcomes:
-        place = (outcome.model, outcome.task, outcome.combination, outcome.sparsity, outcome.seed)
-        first = seen.setdefault(place, outcome)
-        if first.key != outcome.key:
+def _distinct(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """The measurements without those that are there twice, as in two files that overlap."""
+    seen: dict[tuple[Any, ...], Measurement] = {}
+    for measurement in measurements:
+        place = (measurement.model, measurement.task, measurement.combination, measurement.sparsity, measurement.seed)
+        first = seen.setdefault(place, measurement)
+        if first.key != measurement.key:
             raise ValueError(
-                f"Two results are of one cell ({', '.join(map(str, place))}): {first.key} and {outcome.key}. A report "
-                "compares one recipe of each combination: give the results of one."
+                f"Two results are of one cell ({', '.join(map(str, place))}): {first.key} and {measurement.key}. A "
+                "report compares one recipe of each combination: give the results of one."
             )
     return list(seen.values())
