@@ -159,10 +159,10 @@ def test_make_targets_exist(command: Command) -> None:
 def test_subcommands_of_hf_compress_and_their_flags_exist(command: Command) -> None:
     subcommands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert command.words[1] in subcommands
-    subcommand = subcommands[command.words[1]]
-    if hasattr(subcommand, "commands"):  # What is no command's name in a group of them is for its `run`.
-        subcommand = subcommand.commands.get(command.words[2], subcommand.commands["run"])
-    known = {option for parameter in subcommand.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    found = subcommands[command.words[1]]
+    if inner := getattr(found, "commands", {}):  # Of `study`, where what is no command's name is a grid to run.
+        found = inner.get(command.words[2], inner["run"])
+    known = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert set(command.flags) <= known | {"--help"}
 
 

@@ -40,48 +40,66 @@ def _clean_errors() -> Iterator[None]:
 @app.command()
 def run(
     grid: Annotated[Path, typer.Argument(metavar="GRID.yaml", help="The grid; `examples/study/` has some.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the study: results, and what runs share.")],
+    out: Annotated[
+        str,
+        typer.Option("--out", metavar="DIR", help="Folder of the study, or its URL: results, and what runs share."),
+    ],
     data: Annotated[
-        str | None, typer.Option("--data", help="Folder with a copy of the grid's data, in the Hub's layout.")
+        str | None,
+        typer.Option("--data", metavar="DIR", help="Folder with a copy of the grid's data, laid out as on the Hub."),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Worker processes; with 1 all runs in this one.")] = 1,
     threads: Annotated[int, typer.Option("--threads", help="Compute threads per job; 0: the library's choice.")] = 0,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="Run on this Ray cluster; `auto`: that of this machine; `local`."
+        ),
+    ] = None,
+    cpus: Annotated[float, typer.Option("--cpus", help="On Ray: CPUs, and compute threads, per run.")] = 1.0,
+    gpus: Annotated[float, typer.Option("--gpus", help="On Ray: GPUs per run; 0.25 puts four on each.")] = 0.0,
+    retries: Annotated[int, typer.Option("--retries", help="On Ray: further attempts if a machine is lost.")] = 3,
     results: Annotated[
-        list[str] | None, typer.Option("--results", help="File of results whose cells count as done; repeatable.")
+        list[str] | None,
+        typer.Option("--results", metavar="FILE", help="Results whose cells count as done; may be given again."),
     ] = None,
     cells: Annotated[str, typer.Option("--cells", metavar="I/N", help="Only the I-th of N parts, from 1.")] = "1/1",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells, and run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and an estimate, and run nothing.")] = False,
 ) -> None:
     """Run what is not done yet of a grid, one report per cell. Killed, it goes on where it was when started again."""
     with _clean_errors():
         from hf_compress.study import program
 
-        finished = program.main(
-            grid,
-            out,
+        options = program.Options(
             data=data,
             jobs=jobs,
             threads=threads,
-            results=results or [],
+            ray=ray,
+            cpus=cpus,
+            gpus=gpus,
+            retries=retries,
+            results=tuple(results or ()),
             part=cells,
             retry_failed=retry_failed,
             dry_run=dry_run,
         )
-        raise typer.Exit(0 if finished else 1)
+        raise typer.Exit(0 if program.main(grid, out, options) else 1)
 
 
 @app.command()
 def collect(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study.")],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines; compressed if it ends in .zst.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of a study, or its URL.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="To write: JSON lines, compressed if it ends in .zst.")],
     results: Annotated[
-        list[str] | None, typer.Option("--results", help="File of results to put in as well; repeatable.")
+        list[str] | None,
+        typer.Option("--results", metavar="FILE", help="Results to put in as well; may be given again."),
     ] = None,
 ) -> None:
     """Write all results of a study into one file, from which reports are made and other studies go on."""
     with _clean_errors():
-        from hf_compress.study import store
+        from hf_compress.study.results import read_results, write_results
+        from hf_compress.study.store import Store
 
-        also = [result for name in results or [] for result in store.read_results(name)]
-        typer.echo(f"{store.collect(folder, file, also)} results written to {file}")
+        also = [result for name in results or [] for result in read_results(name)]
+        typer.echo(f"{write_results([*also, *Store(folder).results()], file)} results written to {file}")

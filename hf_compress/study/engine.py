@@ -1,33 +1,40 @@
 """The engine of a study: what is not done yet is run, in an order in which all that it needs is there."""
 
 import heapq
-from collections.abc import Callable, Collection, Iterable
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from hf_compress.study.node import Outcome, is_done
+from hf_compress.report import REPORT_NAME
+from hf_compress.study.node import Outcome
 from hf_compress.study.plan import Cell, Dense, Plan
-from hf_compress.study.store import Store
+from hf_compress.study.store import DENSE, ERROR, Store
 from hf_compress.study.workers import Workers
 
-# Seconds between two looks at a node that another engine is at.
+# Seconds between two looks at nodes that another engine is at.
 PATIENCE = 2.0
 
 
 @dataclass
 class Progress:
-    """What has become of the nodes of a run so far. `blocked` cells wait for a dense model that failed."""
+    """What has become of the nodes of a run so far.
 
-    total: int
+    `found` cells were done before, `done` nodes have their seconds, `failed` ones the last line of their traceback,
+    and `blocked` cells wait for a dense model that failed.
+    """
+
+    chosen: tuple[str, ...]
+    found: set[str] = field(default_factory=set)
     done: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     blocked: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
-    dense_done: dict[str, float] = field(default_factory=dict)
-    found: int = 0
+    to_do: set[str] = field(default_factory=set)
 
     @property
     def finished(self) -> bool:
-        return self.found + len(self.done) == self.total
+        """Whether all cells that were chosen are done."""
+        return all(key in self.found or key in self.done for key in self.chosen)
 
 
 Listener = Callable[[Progress, Outcome | None], None]
@@ -45,62 +52,71 @@ def run(
 ) -> Progress:
     """What has become of the `cells` of `plan` (by default all), once all have been run that were not done.
 
+    Dense models are run if a cell needs them, and removed when no cell of the plan does any more.
+
     Args:
         known: cells that count as done although their results are not in the store.
         retry_failed: whether nodes that failed in an earlier run get another attempt.
-        listener: called whenever a node ends, and once a second.
+        listener: called before the first node, whenever one ends, and once a second.
     """
-    engine = _Engine(plan, store, workers, list(plan.cells if cells is None else cells), set(known))
+    engine = _Engine(plan, store, workers, tuple(plan.cells if cells is None else cells), set(known))
     engine.begin(retry_failed)
+    listener(engine.progress, None)
     try:
         while engine.step():
-            for outcome in workers.outcomes(1.0 if engine.progress.running else 0.0) or [None]:
-                if outcome is not None:
-                    engine.take(outcome)
+            ended = workers.outcomes(1.0)
+            for outcome in ended:
+                engine.take(outcome)
                 listener(engine.progress, outcome)
+            if not ended:
+                listener(engine.progress, None)
     finally:
         workers.close()
     return engine.progress
 
 
 class _Engine:
-    def __init__(self, plan: Plan, store: Store, workers: Workers, cells: list[str], known: set[str]) -> None:
-        self.plan, self.store, self.workers = plan, store, workers
-        self.chosen, self.known = cells, known
-        self.progress = Progress(total=len(cells))
-        self.place: dict[str, int] = {}
+    def __init__(self, plan: Plan, store: Store, workers: Workers, chosen: tuple[str, ...], known: set[str]) -> None:
+        self.plan, self.store, self.workers, self.known = plan, store, workers, known
+        self.progress, self.ours = Progress(chosen), frozenset(chosen)
+        self.order: dict[str, int] = {}
         self.ready: list[tuple[int, str]] = []
         self.waiting: dict[str, set[str]] = {}
-        self.dependents: dict[str, list[str]] = {}
         self.elsewhere: list[str] = []
+        # All cells of the plan that are not done, also those that are not ours to run, by what they need.
+        self.open: dict[str, set[str]] = {key: set() for key in plan.dense}
 
     def begin(self, retry_failed: bool) -> None:
-        """Sorts out what there is to do."""
-        for number, key in enumerate(self.chosen):
-            cell = self.plan.cells[key]
-            if key in self.known or is_done(cell, self.store):
-                self.progress.found += 1
-                continue
-            if self._failed_before(key, retry_failed):
-                continue
-            needs = {need for need in cell.needs if self._needs_running(need, 2 * number, retry_failed)}
-            self.place[key] = 2 * number + 1
-            for need in cell.needs:
-                self.dependents.setdefault(need, []).append(key)
-            if any(need in self.progress.failed for need in needs):
-                self.progress.blocked.add(key)
-            elif needs:
-                self.waiting[key] = needs
+        """Sorts out what there is to do, with one look at the store."""
+        reports, present = self.store.listed(REPORT_NAME), self.store.listed(DENSE)
+        failed = self.store.listed(ERROR)
+        if retry_failed:
+            for key in failed & (self.plan.cells.keys() | self.plan.dense.keys()):
+                self.store.forget_error(key)
+            failed = set()
+        done = {
+            key
+            for key, cell in self.plan.cells.items()
+            if key in self.known or (key in reports and self.store.is_done(cell))
+        }
+        for key, cell in self.plan.cells.items():
+            for need in cell.needs if key not in done else ():
+                self.open[need].add(key)
+        for number, key in enumerate(self.progress.chosen):
+            if key in done:
+                self.progress.found.add(key)
+            elif key in failed:
+                self._remember_failure(key)
             else:
-                self._push(key)
+                self._plan_cell(key, number, present, failed)
+        for key in present & self.open.keys():
+            self._forget_if_idle(key)
 
     def step(self) -> bool:
         """Gives the workers what they can take; whether there is anything to wait for."""
-        if not self.progress.running and not self.ready and self.elsewhere:
-            import time
-
-            time.sleep(PATIENCE)
         if self.elsewhere and not self.ready:
+            if not self.progress.running:
+                time.sleep(PATIENCE)
             for key in self.elsewhere:
                 self._push(key)
             self.elsewhere = []
@@ -116,68 +132,62 @@ class _Engine:
         progress.running.discard(key)
         if outcome.state == "taken":
             self.elsewhere.append(key)
-        elif outcome.state == "failed":
+            return
+        progress.to_do.discard(key)
+        if outcome.state == "failed":
             progress.failed[key] = outcome.error
-            blocked = [other for other in self.dependents.get(key, ()) if other in self.waiting]
-            for other in blocked:
-                del self.waiting[other]
-            progress.blocked |= set(blocked)
-        elif key in self.plan.dense:
-            progress.dense_done[key] = outcome.seconds
-            for other in self.dependents.get(key, ()):
-                needs = self.waiting.get(other)
-                if needs is not None:
-                    needs.discard(key)
-                    if not needs:
-                        del self.waiting[other]
-                        self._push(other)
+            for other in self.open.get(key, set()) & self.waiting.keys():
+                self._block(other)
+            return
+        progress.done[key] = outcome.seconds
+        if key in self.plan.dense:
+            for other in self.open[key] & self.waiting.keys():
+                self.waiting[other].discard(key)
+                if not self.waiting[other]:
+                    del self.waiting[other]
+                    self._push(other)
         else:
-            progress.done[key] = outcome.seconds
             for need in self.plan.cells[key].needs:
+                self.open[need].discard(key)
                 self._forget_if_idle(need)
+
+    def _plan_cell(self, key: str, number: int, present: set[str], failed: set[str]) -> None:
+        missing = [need for need in self.plan.cells[key].needs if need not in present]
+        self.order[key] = 2 * number + 1
+        self.progress.to_do.add(key)
+        self.waiting[key] = set(missing)
+        for need in missing:
+            if need in failed:
+                self._remember_failure(need)
+            elif need not in self.order:
+                self.order[need] = 2 * number  # Before the first cell that needs it, and no earlier.
+                self.progress.to_do.add(need)
+                self._push(need)
+        if any(need in self.progress.failed for need in missing):
+            self._block(key)
+        elif not missing:
+            del self.waiting[key]
+            self._push(key)
+
+    def _block(self, key: str) -> None:
+        self.waiting.pop(key)
+        self.progress.to_do.discard(key)
+        self.progress.blocked.add(key)
+
+    def _remember_failure(self, key: str) -> None:
+        lines = (self.store.error(key) or "").strip().splitlines()
+        self.progress.failed[key] = lines[-1] if lines else "It failed without a word."
 
     def _node(self, key: str) -> Dense | Cell:
         return self.plan.dense[key] if key in self.plan.dense else self.plan.cells[key]
 
     def _push(self, key: str) -> None:
-        heapq.heappush(self.ready, (self.place[key], key))
-
-    def _failed_before(self, key: str, retry: bool) -> bool:
-        error = self.store.error(key)
-        if error is None:
-            return False
-        if retry:
-            self.store.forget_error(key)
-            return False
-        self.progress.failed[key] = error.strip().splitlines()[-1]
-        return True
-
-    def _needs_running(self, key: str, place: int, retry: bool) -> bool:
-        """Whether a dense model is not there; the first time that it is asked for, it is put in line."""
-        if key in self.place or key in self.progress.failed:
-            return True
-        if is_done(self.plan.dense[key], self.store):
-            return False
-        if not self._failed_before(key, retry):
-            self.place[key] = place
-            self._push(key)
-        return True
+        heapq.heappush(self.ready, (self.order[key], key))
 
     def _forget_if_idle(self, key: str) -> None:
-        """Removes a dense model once no cell of the plan needs it; one that another engine is to run does."""
-        for cell in self._cells_of(key):
-            if (
-                cell not in self.progress.done
-                and cell not in self.known
-                and not is_done(self.plan.cells[cell], self.store)
-            ):
-                return
-        self.store.forget_dense(key)
-
-    def _cells_of(self, key: str) -> Iterable[str]:
-        if not hasattr(self, "_by_need"):
-            self._by_need: dict[str, list[str]] = {}
-            for cell in self.plan.cells.values():
-                for need in cell.needs:
-                    self._by_need.setdefault(need, []).append(cell.key)
-        return self._by_need[key]
+        """Removes a dense model that no cell of the plan needs any more; those of other engines are looked up."""
+        if self.open[key] & self.ours:
+            return
+        self.open[key] = {other for other in self.open[key] if not self.store.is_done(self.plan.cells[other])}
+        if not self.open[key]:
+            self.store.forget_dense(key)

@@ -1,6 +1,7 @@
 """The grid of a study as its YAML file states it, checked in full before anything is trained."""
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -34,6 +35,15 @@ SAID_ELSEWHERE = {
 # Training arguments that are the engine's.
 OURS = ("output_dir", "seed", "data_seed", "do_train", "do_eval", "do_predict", "push_to_hub", "report_to")
 LONGEST = 512
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-4 as the number that it is, which YAML 1.1 wants written 1.0e-4."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class Grid:
         if not path.is_file():
             raise ValueError(f"GRID must be a YAML file; there is none at {path}. `examples/study/` has some.")
         try:
-            values = yaml.safe_load(path.read_text("utf-8"))
+            values = yaml.load(path.read_text("utf-8"), _Loader)
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is not YAML: {error}") from error
         return cls.from_dict(values, path.stem)

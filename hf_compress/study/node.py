@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from hf_compress.study.plan import Cell, Dense
-from hf_compress.study.store import Result, Store
+from hf_compress.study.results import Result
+from hf_compress.study.store import Store
 
 State = Literal["done", "failed", "taken"]
 
@@ -54,7 +55,7 @@ def attempt(work: Work, node: Dense | Cell, store: Store) -> Outcome:
     with store.claim(node.key) as ours:
         if not ours:
             return Outcome(node.key, "taken")
-        if is_done(node, store):  # By another engine, since this one looked.
+        if store.is_done(node):  # By another engine, since this one looked.
             return Outcome(node.key, "done")
         folder = store.scratch(node.key)
         shutil.rmtree(folder, ignore_errors=True)  # Of an attempt that was killed.
@@ -72,8 +73,3 @@ def attempt(work: Work, node: Dense | Cell, store: Store) -> Outcome:
             return Outcome(node.key, "done", seconds)
         store.save_error(node.key, "".join(traceback.format_exception(trial.error)))
         return Outcome(node.key, "failed", seconds, f"{type(trial.error).__name__}: {trial.error}".splitlines()[0])
-
-
-def is_done(node: Dense | Cell, store: Store) -> bool:
-    """Whether the node's result is there."""
-    return (store.dense(node.key) if isinstance(node, Dense) else store.result(node.key)) is not None

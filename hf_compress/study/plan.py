@@ -116,13 +116,18 @@ class _Planner:
 
     def cells(self) -> Iterator[Cell]:
         teacher = next((model for model in self.grid.models if model.name == self.grid.teacher), None)
-        for model in self.grid.models:
-            for layers in model.layers:
-                for task in self.grid.tasks:
-                    for seed in model.seeds or self.grid.seeds:
-                        start = self._dense(model, layers, task, seed)
-                        taught_by = start if teacher is None else self._dense(teacher, None, task, self.grid.seeds[0])
-                        yield from self._cells(model, layers, task, seed, start, taught_by)
+        starts = [
+            (number, model, layers, task, seed)
+            for model in self.grid.models
+            for layers in model.layers
+            for task in self.grid.tasks
+            for number, seed in enumerate(model.seeds or self.grid.seeds)
+        ]
+        # Seed by seed, so that a study that is not run to its end is whole as far as it came.
+        for _, model, layers, task, seed in sorted(starts, key=lambda start: start[0]):
+            start = self._dense(model, layers, task, seed)
+            taught_by = start if teacher is None else self._dense(teacher, None, task, self.grid.seeds[0])
+            yield from self._cells(model, layers, task, seed, start, taught_by)
 
     def _cells(
         self, model: Model, layers: int | None, task: Task, seed: int, start: str, teacher: str
@@ -155,12 +160,13 @@ class _Planner:
                 )
 
     def _recipe(self, methods: str, options: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-        """The recipe as plain values, and those of its options that are not the default, but for the teacher's name."""
-        taught = {"distill_teacher": self.grid.teacher} if "kd" in methods.split("+") else {}
+        """The recipe as plain values, and its options that are not the default, but for the teacher's name."""
+        given = dict(options)
+        if "kd" in methods.split("+"):
+            given["distill_teacher"] = self.grid.teacher
         sections = {
             section: {option.name: given[option.name] for option in fields(kind) if option.name in given}
             for kind, section in SECTIONS.items()
-            for given in [options | taught]
         }
         recipe, defaults = Recipe.from_dict(sections).to_dict(), Recipe().to_dict()
         changed = {

@@ -1,85 +1,103 @@
-"""A run of a study as its user sees it: what is planned, what is under way, and what came of it."""
+"""A run of a study from its command line to its last line."""
 
 import re
-import sys
 import time
-from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
-from hf_compress.study.cell import Training
-from hf_compress.study.engine import Outcome, Progress, run
+from hf_compress.report import REPORT_NAME
+from hf_compress.study.cell import Training, training_arguments
+from hf_compress.study.display import Display, label
+from hf_compress.study.engine import run
+from hf_compress.study.estimate import in_words, seconds_left
 from hf_compress.study.grid import Grid
-from hf_compress.study.node import is_done
 from hf_compress.study.plan import Cell, Dense, Plan, plan
+from hf_compress.study.ray import OnRay
+from hf_compress.study.results import read_results
 from hf_compress.study.sources import Sources
-from hf_compress.study.store import Store, read_results
-from hf_compress.study.workers import Here, Processes, Workers, quiet
+from hf_compress.study.store import ERROR, Store
+from hf_compress.study.workers import Here, Processes, Workers, quiet, visible_gpus
 
 
-def main(
-    grid_file: Path,
-    out: Path,
-    *,
-    data: str | None,
-    jobs: int,
-    threads: int,
-    results: list[str],
-    part: str,
-    retry_failed: bool,
-    dry_run: bool,
-) -> bool:
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the grid and the folder.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    data: str | None = None
+    jobs: int = 1
+    threads: int = 0
+    ray: str | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    retries: int = 3
+    results: tuple[str, ...] = field(default_factory=tuple)
+    part: str = "1/1"
+    retry_failed: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ValueError(f"`--jobs` must be at least 1; got {self.jobs}. One per core or GPU is a start.")
+        if self.jobs > 1 and self.ray is not None:
+            raise ValueError(
+                "`--jobs` and `--ray` exclude each other: on a cluster `--cpus` and `--gpus` say how many."
+            )
+        if self.threads < 0:
+            raise ValueError(f"`--threads` must be at least 1, or 0 for the library's choice; got {self.threads}.")
+        for name in ("cpus", "gpus", "retries"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`--{name}` must be 0 or more; got {getattr(self, name)}.")
+
+
+def main(grid_file: Path, out: str, options: Options) -> bool:
     """Whether all cells asked for are done, after a run of the grid.
 
     Raises:
-        ValueError: an option outside its range, or a grid that cannot be run.
+        ValueError: a grid that cannot be run.
     """
-    if jobs < 1:
-        raise ValueError(f"`--jobs` must be at least 1; got {jobs}. One worker process per core or GPU is a start.")
-    if threads < 0:
-        raise ValueError(f"`--threads` must be at least 1, or 0 for the library's own choice; got {threads}.")
     quiet()
-    grid = Grid.read(grid_file)
-    sources = Sources(grid, data)
-    whole = plan(grid, sources.identities())
-    chosen = chosen_cells(whole, part)
-    known = {result.cell.key for name in results for result in read_results(name)}
+    sources = Sources(Grid.read(grid_file), options.data)
+    whole = plan(sources.grid, sources.identities(guess=options.dry_run))
+    chosen = chosen_cells(whole, options.part)
+    took = {result.cell.key: result.seconds for name in options.results for result in read_results(name)}
+    if options.dry_run:
+        show_plan(Console(), whole, chosen, took, out, options)
+        return True
+    check_training(whole)
     store = Store(out)
     console = Console(stderr=True)
-    if dry_run:
-        show_plan(Console(), whole, chosen, known, store)
-        return True
-    work = Training(sources)
-    workers: Workers = Here(work, store)
-    if jobs > 1:
-        import torch
-
-        workers = Processes(work, store, jobs, threads=threads, gpus=torch.cuda.device_count())
-    elif threads:
-        import torch
-
-        torch.set_num_threads(threads)
+    workers = _workers(Training(sources), store, options)
     started = time.monotonic()
-
-    def say(progress: Progress, outcome: Outcome | None) -> None:
-        if outcome is not None and outcome.state != "taken":
-            left = progress.total - progress.found - len(progress.done) - len(progress.failed) - len(progress.blocked)
-            console.print(
-                f"{time.strftime('%H:%M:%S')} {outcome.state:6} {label(whole, outcome.key)} "
-                f"{outcome.seconds:.0f} s, {left} left {outcome.error}",
-                highlight=False,
-                soft_wrap=True,
-            )
-
-    progress = run(whole, store, workers, cells=chosen, known=known, retry_failed=retry_failed, listener=say)
+    before = {result.cell.key: result.seconds for result in store.results() if result.cell.key in whole.cells}
+    with Display(whole, console, before | took, lambda: workers.slots) as display:
+        progress = run(
+            whole,
+            store,
+            workers,
+            cells=chosen,
+            known=took.keys(),
+            retry_failed=options.retry_failed,
+            listener=display,
+        )
+    done = len(progress.found) + len(progress.done.keys() & whole.cells.keys())
     console.print(
-        f"{progress.found + len(progress.done)} of {progress.total} cells done ({progress.found} before), "
-        f"{len(progress.failed)} failed, {len(progress.blocked)} blocked, {time.monotonic() - started:.0f} s",
+        f"{done} of {len(chosen)} cells done, {len(progress.found)} of them before, in "
+        f"{in_words(time.monotonic() - started)}; {len(progress.failed)} failed, {len(progress.blocked)} wait for "
+        "what failed",
         highlight=False,
     )
     for key, error in progress.failed.items():
-        console.print(f"failed: {label(whole, key)}: {error}  ({store.folder / key / 'error.txt'})", soft_wrap=True)
+        node = whole.dense[key] if key in whole.dense else whole.cells[key]
+        console.print(f"failed: {label(node)}: {error}\n  {out}/{key}/{ERROR}", soft_wrap=True, markup=False)
+    if progress.failed:
+        console.print("`--retry-failed` runs these again.")
     return progress.finished
 
 
@@ -96,31 +114,56 @@ def chosen_cells(whole: Plan, part: str) -> list[str]:
     groups: dict[str, list[str]] = {}
     for cell in whole.cells.values():
         groups.setdefault(cell.starts_from, []).append(cell.key)
-    # Whole groups, each to the part that has the fewest cells so far.
+    # Each group goes to the part that has the fewest cells so far.
     parts: list[list[str]] = [[] for _ in range(count)]
     for group in groups.values():
         min(parts, key=len).extend(group)
     return parts[number - 1]
 
 
-def label(whole: Plan, key: str) -> str:
-    """A node as its user knows it."""
-    node: Dense | Cell = whole.dense[key] if key in whole.dense else whole.cells[key]
-    size = node.model if node.layers is None else f"{node.model} cut to {node.layers}"
-    what = "baseline" if isinstance(node, Dense) else node.methods
-    if isinstance(node, Cell) and node.sparsity:
-        what += f" {100 * node.sparsity:g} %"
-    return f"{node.task} {size} {what} seed {node.seed}"
+def check_training(whole: Plan) -> None:
+    """Has Transformers refuse, before anything is trained, the training arguments that it would refuse later.
+
+    Raises:
+        ValueError: it does.
+    """
+    checked: list[Mapping[str, object]] = []
+    nodes: list[Dense | Cell] = [*whole.dense.values(), *whole.cells.values()]
+    for node in nodes:
+        if not any(node.training is seen or node.training == seen for seen in checked):
+            checked.append(node.training)
+            training_arguments(node, Path("unused"))
 
 
-def show_plan(console: Console, whole: Plan, chosen: list[str], known: set[str], store: Store) -> None:
-    """Prints the cells and what there is of them."""
-    states: Counter[str] = Counter()
+def show_plan(
+    console: Console, whole: Plan, chosen: Collection[str], took: Mapping[str, float], out: str, options: Options
+) -> None:
+    """Prints the cells, what there is of each, and how long the rest may take."""
+    store = Store(out)
+    reports, failed = store.listed(REPORT_NAME), store.listed(ERROR)
+    found = {key: result.seconds for key in reports & whole.cells.keys() if (result := store.result(key)) is not None}
+    took = found | {key: seconds for key, seconds in took.items() if key in whole.cells}
+    to_do = [key for key in chosen if key not in took]
+    needed = {need for key in to_do for need in whole.cells[key].needs}
     for key in chosen:
-        done = key in known or is_done(whole.cells[key], store)
-        state = "done" if done else "failed" if store.error(key) else "to do"
-        states[state] += 1
-        console.print(f"{key} {state:6} {label(whole, key)}", highlight=False, soft_wrap=True)
-    needed = {need for key in chosen for need in whole.cells[key].needs}
-    console.print(f"{len(chosen)} cells on {len(needed)} dense models: {dict(states)}", highlight=False)
-    sys.stdout.flush()
+        state = "done" if key in took else "failed" if key in failed else "to do"
+        console.print(f"{key} {state:6} {label(whole.cells[key])}", highlight=False, soft_wrap=True)
+    seconds = seconds_left(whole, [*to_do, *needed], took)
+    words = in_words(None if seconds is None else seconds / options.jobs)
+    console.print(
+        f"{len(chosen)} cells, {len(to_do)} to do on {len(needed)} dense models; estimate: {words}"
+        + ("" if took else ", until some have run"),
+        highlight=False,
+    )
+
+
+def _workers(work: Training, store: Store, options: Options) -> Workers:
+    if options.ray is not None:
+        return OnRay(work, store, options.ray, cpus=options.cpus, gpus=options.gpus, retries=options.retries)
+    if options.jobs > 1:
+        return Processes(work, store, options.jobs, threads=options.threads, gpus=visible_gpus())
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    return Here(work, store)

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -92,16 +93,31 @@ class Sources:
             for split, part in rows.items()
         }, names
 
-    def identities(self) -> Identities:
+    def identities(self, *, guess: bool = False) -> Identities:
         """What the models and the data of the grid are.
+
+        Args:
+            guess: whether names will do for what cannot be reached, as in a plan that is not to be run.
 
         Raises:
             ValueError: one of them is not there.
         """
+
+        def found(identify: Callable[[], str], name: str) -> str:
+            try:
+                return identify()
+            except (ValueError, OSError):
+                if not guess:
+                    raise
+                return f"unknown:{name}"
+
         return Identities(
-            {model.path: model_identity(model) for model in self.grid.models},
-            {task.name: _rows_digest(self.rows(task)) for task in self.grid.tasks},
+            {model.path: found(partial(model_identity, model), model.path) for model in self.grid.models},
+            {task.name: found(partial(self._identity, task), task.name) for task in self.grid.tasks},
         )
+
+    def _identity(self, task: Task) -> str:
+        return _rows_digest(self.rows(task))
 
 
 def located(path: str) -> str:

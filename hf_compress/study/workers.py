@@ -2,9 +2,10 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -18,9 +19,11 @@ DIED = "The process that ran this was ended from outside (exit code {code}): out
 
 
 class Workers(Protocol):
-    """Runs nodes, at most `slots` at a time."""
+    """Runs nodes."""
 
-    slots: int
+    @property
+    def slots(self) -> int:
+        """How many nodes it can be at now."""
 
     def submit(self, node: Dense | Cell) -> None:
         """Begins with `node`; a slot must be free."""
@@ -54,11 +57,12 @@ class Here:
 class Processes:
     """Worker processes of this machine, which live as long as the study: libraries are imported once.
 
-    Each has `threads` compute threads (0: as many as it likes) and, where there are GPUs, sees one of them, in turn.
-    One that dies takes its node with it, which has failed then, and another is put in its place.
+    Each has `threads` compute threads (0: as many as it likes) and sees one of several `gpus`, in turn, by its number
+    or name as in CUDA_VISIBLE_DEVICES. One that dies takes its node with it, which has failed then, and another is
+    put in its place.
     """
 
-    def __init__(self, work: Work, store: Store, jobs: int, *, threads: int = 0, gpus: int = 0) -> None:
+    def __init__(self, work: Work, store: Store, jobs: int, *, threads: int = 0, gpus: Sequence[str] = ()) -> None:
         self.slots = jobs
         self._work, self._store, self._threads, self._gpus = work, store, threads, gpus
         self._context = multiprocessing.get_context("spawn")
@@ -68,7 +72,7 @@ class Processes:
 
     def submit(self, node: Dense | Cell) -> None:
         slot = self._idle.pop()
-        if slot not in self._workers:
+        if slot not in self._workers or not self._workers[slot][0].is_alive():
             self._workers[slot] = self._start(slot)
         self._busy[slot] = node.key
         self._workers[slot][1].send(node)
@@ -83,7 +87,7 @@ class Processes:
             process, connection = self._workers[slot]
             try:
                 found.append(connection.recv())
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 process.join()
                 del self._workers[slot]
                 error = DIED.format(code=process.exitcode)
@@ -105,7 +109,7 @@ class Processes:
             target=_serve, args=(theirs, self._work, self._store, self._threads), daemon=True
         )
         # Read when the child imports its libraries, and so to be set before it is there.
-        settings = {"CUDA_VISIBLE_DEVICES": str(slot % self._gpus)} if self._gpus > 1 else {}
+        settings = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]} if len(self._gpus) > 1 else {}
         if self._threads:
             settings["OMP_NUM_THREADS"] = str(self._threads)
         with _environment(settings):
@@ -116,6 +120,7 @@ class Processes:
 
 def _serve(connection: Connection, work: Work, store: Store, threads: int) -> None:
     """The life of a worker process: a node comes in, its outcome goes out, until the engine is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's, which ends its workers.
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -145,6 +150,14 @@ def quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in names.split(",")] if names else [str(n) for n in range(torch.cuda.device_count())]
 
 
 @contextmanager
