@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from hf_compress.study import published
+from hf_compress.study.claims import claims
 from hf_compress.study.combinations import COMBINATIONS, DENSE, parts
 from hf_compress.study.findings import ANALYTIC, BASELINES, CONTROL, DISK, SIZES, START, Findings, Spread
 from hf_compress.study.measurements import NAMES, to_row
@@ -27,7 +28,7 @@ def contents(findings: Findings) -> list[Table]:
     makers: Sequence[Callable[[Findings], Table]] = (
         paper_reductions, multiplicativity, interactions, gains, rankings, points, noise, cells,
     )  # fmt: skip
-    return [*tables, *(make(findings) for make in makers)]
+    return [claims(findings), *tables, *(make(findings) for make in makers)]
 
 
 def reductions(findings: Findings, size: str, baseline: str) -> Table:

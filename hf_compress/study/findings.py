@@ -12,11 +12,11 @@ from hf_compress.study.combinations import COMBINATIONS, METHODS, joined, parts,
 from hf_compress.study.effects import Estimate, Gain
 from hf_compress.study.measurements import Measurement
 from hf_compress.study.panel import Draws, Panel, complete, draw, mask, panel
+from hf_compress.study.published import HEADLINE
 from hf_compress.study.ranking import Ranking, rank
 
 ANALYTIC, DISK = "analytic", "disk"
 SIZES = (ANALYTIC, DISK)
-FOCUS = 0.6
 CONTROL, START = "control", "start"
 BASELINES = (CONTROL, START)
 # By model and combination: the mean over tasks, that of each draw, and in how many tasks there is one.
@@ -62,9 +62,9 @@ class Findings:
 
     @property
     def sparsity(self) -> float:
-        """The one to look at where only one can be: the paper's `FOCUS` if it was asked for; 0 if none was."""
+        """The one to look at where only one can be: that of the paper's headlines, else the highest; 0 if none is."""
         there = self.sparsities
-        return FOCUS if FOCUS in there else max(there, default=0.0)
+        return HEADLINE if HEADLINE in there else max(there, default=0.0)
 
     @property
     def combinations(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from hf_compress.study.tables import HIGH, LOW, Column, Table
 TITLE = "Distillation, pruning and quantization together: what they cost and what they buy"
 # Which tables stand together under one heading, and which of them is drawn.
 GROUPS: tuple[dict[str, Any], ...] = (
+    {"id": "claims", "title": "Does the paper reproduce?", "names": ("claims",)},
     {"id": "table1", "open": 3, "title": "Table 1: smaller at the same score", "names": (
         "table1-disk-control", "table1-analytic-control", "table1-paper", "table1-disk-start", "table1-analytic-start",
     )},
@@ -70,7 +71,8 @@ def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
 
 def _prose(text: str) -> Markup:
     """A note, with what stands in backticks as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*([^*]+)\*", r"<em>\1</em>", marked))
 
 
 def _cell(column: Column, row: Mapping[str, Any]) -> Markup:

@@ -14,6 +14,8 @@ from hf_compress.study.panel import Point
 SOURCE = "Movva et al., COLING 2022, arXiv 2208.09684"
 # "(1) quantization, (2) distillation, (3) pruning"
 PRIORITY = ("int8", "kd", "mp")
+# The sparsity that its headlines are of.
+HEADLINE = 0.6
 
 
 def _rows(name: str) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from hf_compress.cli import app
+from hf_compress.study.claims import claims, verdict
 from hf_compress.study.contents import contents
 from hf_compress.study.findings import CONTROL, DISK, Findings
 from hf_compress.study.measurements import Measurement, read_measurements
@@ -139,6 +140,33 @@ def test_effects_that_were_put_in_are_reported(make_measurements: Make) -> None:
     # Within 0.5 points of the dense model, whose next smaller one lies 2 or 3 points below: itself at int8.
     assert by_hand["synthetic-6"]["int8"] == pytest.approx(4.0)
     assert by_hand["synthetic-6"]["mp_where"] == "[0 of 3]" and by_hand["synthetic-6"]["mp"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("interval", "above", "said"),
+    [
+        ((1.1, 1.3), True, "reproduces"),
+        ((1.1, 1.3), False, "does not reproduce"),
+        ((0.7, 0.9), False, "reproduces"),
+        ((0.7, 0.9), True, "does not reproduce"),
+        ((0.9, 1.1), True, "cannot be told"),
+        (None, True, "not enough runs"),
+    ],
+)
+def test_a_claim_is_judged_by_where_its_interval_lies(
+    interval: tuple[float, float] | None, above: bool, said: str
+) -> None:
+    assert verdict(interval, 1.0, above=above) == said
+
+
+def test_claims_are_judged_by_what_was_put_in(make_measurements: Make) -> None:
+    sure = {row["claim"]: row for row in claims(Findings(make_measurements(noise=0.01, seeds={1: 3}))).rows}
+    assert sure["In score, distillation makes up for pruning"]["verdict"] == "reproduces"
+    assert sure["In score, distillation makes up for quantization"]["verdict"] == "cannot be told"
+    (headline,) = [row for claim, row in sure.items() if "largest model" in claim]
+    assert headline["verdict"] == "does not reproduce" and headline["here"].startswith("-0.7")
+    few = claims(Findings(make_measurements(tasks=("sst2",)))).rows
+    assert {row["verdict"] for row in few} == {"not enough runs"}
 
 
 def test_the_front_holds_what_is_smallest_and_what_is_best(findings: Findings) -> None:
