@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_compress"
-SOURCES = [*sorted(PACKAGE.rglob("*.py")), ROOT / "hf_compress_cli.py"]
+PROGRAM = ROOT / "hf_compress_cli"
+SOURCES = [*sorted(PACKAGE.rglob("*.py")), *sorted(PROGRAM.rglob("*.py"))]
 MODULES = [path for path in SOURCES if path != PACKAGE / "__init__.py"]
 PRINTERS = {"hf_compress_cli", "demo", "launch"}
 LONGEST = 320

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import typer
 from transformers import BertForSequenceClassification
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from hf_compress import hub, inventory
@@ -23,7 +25,15 @@ ROOT = Path(__file__).parents[1]
 runner = CliRunner(env={"COLUMNS": "160"})
 
 
-COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
+def commands(group: TyperGroup, *words: str) -> list[list[str]]:
+    """The words of every command in `group` and in the groups in it."""
+    found = []
+    for name, command in group.commands.items():
+        found += [[*words, name], *(commands(command, *words, name) if isinstance(command, TyperGroup) else [])]
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
 
 
 def test_help_imports_nothing_that_takes_seconds() -> None:
@@ -37,7 +47,7 @@ def test_help_imports_nothing_that_takes_seconds() -> None:
                 app([*words, "--help"], prog_name="hf-compress")
         print(json.dumps([said.getvalue(), sorted(sys.modules)]))
     """
-    calls = [[], *([command] for command in COMMANDS if command != "run")]
+    calls = [[], *(words for words in COMMANDS if words != ["run"])]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
         [sys.executable, "-c", code, json.dumps(calls)], env=environment, capture_output=True, text=True, check=True

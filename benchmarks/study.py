@@ -1,0 +1,95 @@
+"""What a study costs beside its cells: the share of the engine's time in a run of cells that only wait, and planning.
+
+The cells of the stub take a known time, waited out on the clock, so that all that a run takes longer is the engine's:
+claims, order, files. Planning is of 10,000 cells, with models and data named rather than read.
+
+    python benchmarks/study.py --json study.json
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_compress.report import REPORT_NAME
+from hf_compress.study.engine import run
+from hf_compress.study.grid import Grid
+from hf_compress.study.plan import Cell, Dense, Identities, Plan, plan
+from hf_compress.study.store import Store
+from hf_compress.study.workers import Here
+
+CARDS = Path(__file__).parents[1] / "model_cards"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Work that waits, and hands in a real report."""
+
+    seconds: float
+    report: dict[str, Any]
+
+    def dense(self, node: Dense, store: Store, folder: Path) -> tuple[Path, dict[str, float]]:
+        (folder / "model").mkdir()
+        time.sleep(self.seconds)
+        return folder / "model", {"accuracy": 0.9}
+
+    def cell(self, node: Cell, store: Store, folder: Path) -> dict[str, Any]:
+        time.sleep(self.seconds)
+        return self.report
+
+
+def planned(seeds: int, sparsities: list[float], tasks: list[str]) -> Plan:
+    grid = Grid.from_dict(
+        {
+            "models": [{"name": "small", "path": "small", "layers": [1, 2]}, {"name": "large", "path": "large"}],
+            "tasks": tasks,
+            "teacher": "large",
+            "sparsities": sparsities,
+            "seeds": list(range(seeds)),
+        }
+    )
+    names = [model.path for model in grid.models]
+    return plan(grid, Identities(dict(zip(names, names, strict=True)), dict(zip(tasks, tasks, strict=True))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=0.2, help="of a cell; real ones take a hundred times that")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    options = parser.parse_args()
+
+    start = time.perf_counter()
+    many = planned(47, [0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.97, 0.99], ["sst2", "mrpc"])
+    planning = time.perf_counter() - start
+    print(f"planned {len(many.cells):,} cells on {len(many.dense)} dense models in {planning:.2f} s")
+
+    report = json.loads(next(CARDS.glob(f"*/{REPORT_NAME}")).read_text("utf-8"))
+    whole = planned(-(-options.cells // 24), [0.6], ["sst2"])
+    chosen = list(whole.cells)[: options.cells]
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        start = time.perf_counter()
+        progress = run(whole, store, Here(Waiting(options.seconds, report), store), cells=chosen)
+        took = time.perf_counter() - start
+    waited = options.seconds * len(progress.done)
+    overhead = took / waited - 1
+    print(
+        f"{len(chosen)} cells and {len(progress.done) - len(chosen)} dense models of {options.seconds:g} s: "
+        f"{took:.2f} s, {100 * overhead:.2f} % more than they waited"
+    )
+    if options.json:
+        numbers = {
+            "cells": len(chosen),
+            "overhead": overhead,
+            "planned": len(many.cells),
+            "planning_seconds": planning,
+        }
+        options.json.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""A study that trains nothing: a small grid, and work that writes down what it was asked to do."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_compress.study.grid import Grid
+from hf_compress.study.plan import Cell, Dense, Identities, Plan, plan
+from hf_compress.study.store import Store
+
+REPORT = json.loads((Path(__file__).parents[1] / "golden" / "report.json").read_text("utf-8"))
+VALUES: dict[str, Any] = {
+    "models": [{"name": "small", "path": "owner/small", "layers": [1, 2]}, {"name": "large", "path": "owner/large"}],
+    "tasks": ["sst2", "mrpc"],
+    "teacher": "large",
+    "training": {"num_train_epochs": 2},
+}
+
+
+def grid(**changes: Any) -> Grid:
+    """The grid of `VALUES` with `changes`."""
+    return Grid.from_dict(VALUES | changes)
+
+
+def planned(**changes: Any) -> Plan:
+    """The plan of such a grid, for models and data that are called by their names."""
+    return plan(made := grid(**changes), identities(made))
+
+
+def identities(of: Grid) -> Identities:
+    return Identities({model.path: model.path for model in of.models}, {task.name: task.name for task in of.tasks})
+
+
+@dataclass(frozen=True)
+class Stub:
+    """Work that takes `seconds` a node, fails at those whose keys are `failing`, and dies at those in `deadly`."""
+
+    diary: Path
+    seconds: float = 0.0
+    failing: frozenset[str] = frozenset()
+    deadly: frozenset[str] = frozenset()
+
+    def dense(self, node: Dense, store: Store, folder: Path) -> tuple[Path, dict[str, float]]:
+        self._live(node)
+        (folder / "model").mkdir()
+        (folder / "model" / "weights").write_text(f"{node.task} {node.model} {node.layers} {node.seed}")
+        return folder / "model", {"accuracy": 0.9, "f1": 0.9, "loss": 0.3}
+
+    def cell(self, node: Cell, store: Store, folder: Path) -> dict[str, Any]:
+        read = {need: (store.model(need) / "weights").read_text() for need in node.needs}
+        self._live(node)
+        return REPORT | {"task": node.task, "seed": node.seed, "base_model": json.dumps(read)}
+
+    def begun(self) -> list[str]:
+        """The keys of the nodes that were begun, in order."""
+        return self.diary.read_text().split() if self.diary.exists() else []
+
+    def _live(self, node: Dense | Cell) -> None:
+        with self.diary.open("a") as diary:
+            diary.write(f"{node.key}\n")
+        time.sleep(self.seconds)
+        if node.key in self.deadly:
+            os._exit(3)
+        if node.key in self.failing:
+            raise RuntimeError(f"no luck with {node.key}")

@@ -1,0 +1,62 @@
+"""On a real Ray cluster of two nodes of this machine, one of which is lost half-way, each cell gets its report."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_compress.report import REPORT_NAME
+from hf_compress.study.engine import Progress, run
+from hf_compress.study.node import Outcome
+from hf_compress.study.ray import OnRay
+from hf_compress.study.store import Store
+from hf_compress.study.workers import Here
+from tests.study.stub import Stub, planned
+
+ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+
+
+def reports(folder: Path) -> dict[str, str]:
+    return {file.parent.name: file.read_text() for file in folder.glob(f"*/{REPORT_NAME}")}
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_half_way_costs_no_report(tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    whole = planned(tasks=["sst2"])
+    calm, store = Store(tmp_path / "undisturbed"), Store(tmp_path / "out")
+    assert run(whole, calm, Here(Stub(tmp_path / "other"), calm)).finished
+    # The head runs nothing, so that it is a machine with work that is lost.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        machines = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        cluster.wait_for_nodes()
+        work = Stub(tmp_path / "diary", seconds=0.3, failing=frozenset({next(reversed(whole.cells))}))
+        workers = OnRay(work, store, cluster.address)
+        assert workers.slots == 2
+        lost: list[Any] = []
+
+        def lose(progress: Progress, outcome: Outcome | None) -> None:
+            if not lost and len(progress.done) >= 6:
+                time.sleep(0.1)  # Into the next cells.
+                lost.append(machines.pop())
+                cluster.remove_node(lost[0], allow_graceful=False)
+
+        progress = run(whole, store, workers, listener=lose)
+        assert lost
+        # What fails by itself is not tried again; what died with its machine is.
+        assert list(progress.failed) == [next(reversed(whole.cells))]
+        assert work.begun().count(next(reversed(whole.cells))) == 1
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert run(whole, store, Here(Stub(work.diary), store), retry_failed=True).finished
+    assert reports(tmp_path / "out") == reports(tmp_path / "undisturbed")
+
+
+def test_a_cluster_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match="there is no cluster"):
+        OnRay(Stub(tmp_path / "diary"), store, "127.0.0.1:1")
