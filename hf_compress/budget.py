@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from hf_compress.packed import pack
-from hf_compress.quantizer import PACKED
 from hf_compress.recipe import Recipe
 from hf_compress.schemes import SCHEMES, Grid, symmetric_scale, to_integers
 from hf_compress.sparsity import CRITERIA, Scope
@@ -93,7 +92,7 @@ class _OneShot:
             key = name, grid, sparsity if mask is not None else 0.0
             if key not in self.known:
                 self.known[key] = len(_packed(tensor, target, grid, mask))
-            total += self.known[key] + len(name + PACKED) + ENTRY
+            total += self.known[key] + len(name) + ENTRY
             total += RANGES if ranged and target is not None and not embedding else 0
         return total
 
