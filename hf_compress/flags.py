@@ -23,6 +23,7 @@ from hf_compress.recipe import ARGUMENTS, Recipe
 PREFIXES = ("distill", "prune", "quant", "compress")
 RECIPE_NAME = "recipe.json"
 YAML = (".yaml", ".yml")
+WIDEST = 60  # Characters of what a flag's help shows as its value, of the 80 of a terminal.
 
 
 def recipe_names() -> list[str]:
@@ -88,9 +89,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Help with one spelling of each flag, one word for its value, and its default where it has one."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        value = self._format_args(action, action.dest.rpartition("_")[2].upper())
+        word = action.dest.rpartition("_")[2].upper()
+        value = self._format_args(action, word)
         if action.nargs == "+":
             value = value.partition(" [")[0] + " ..."
+        if len(value) > WIDEST:
+            value = word
         return f"{action.option_strings[0]} {value}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
