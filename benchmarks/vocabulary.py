@@ -1,15 +1,15 @@
-"""What cutting the vocabulary to a training set costs and saves, before any training.
+"""What cutting the vocabulary to a training set, and embeddings of four bits, cost and save before any training.
 
     python benchmarks/vocabulary.py --model FINE_TUNED --dataset_name GLUE --task_name sst2 --max_train_samples 12000
 
-The score is of the validation split; `file` is what the packed file of the model as it is would have, pruned and
-rounded at once.
+Scores are of the validation split, with nothing rounded but the embeddings; `file` is what the packed file of the
+model as it is would have, pruned and rounded at once.
 """
 
 import argparse
+import copy
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from transformers import (
 import hf_compress as hfc
 from hf_compress.budget import expected_bytes
 from hf_compress.glue import TASKS, compute_metrics
+from hf_compress.schemes import SCHEMES, Grid, fake_quantize_symmetric
 
 METHODS = (("int8", 0.0), ("int8-embedding4", 0.0), ("int8", 0.6), ("int8-embedding4", 0.6))
 BATCH = 64
@@ -46,16 +47,28 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Data
     return float(compute_metrics(TASKS[task].metrics)(predicted)[TASKS[task].main_metric])
 
 
+def with_embeddings(model: PreTrainedModel, grid: Grid) -> PreTrainedModel:
+    """A copy of the model whose embeddings are on the grid."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.weight.data = fake_quantize_symmetric(module.weight.data, grid)
+    return copied
+
+
 def row(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, task: str) -> str:
     weights = sum(parameter.numel() for parameter in model.parameters())
-    cells: list[Any] = [name, f"{model.config.vocab_size:,}", f"{4 * weights / 1e6:.2f}"]
+    cells = [name, f"{model.config.vocab_size:,}", f"{4 * weights / 1e6:.2f}"]
     for scheme, sparsity in METHODS:
         recipe = hfc.Recipe(
             pruning=hfc.PruningArguments(prune_sparsity=sparsity),
             quantization=hfc.QuantizationArguments(quant_scheme=scheme),
         )
         cells.append(f"{expected_bytes(model, recipe) / 1e6:.2f}")
-    return f"| {' | '.join([*cells, f'{100 * score(model, tokenizer, rows, task):.2f}'])} |"
+    for scheme in (None, "int8", "int8-embedding4"):
+        rounded = model if scheme is None else with_embeddings(model, SCHEMES[scheme].embedding)
+        cells.append(f"{100 * score(rounded, tokenizer, rows, task):.2f}")
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -74,8 +87,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     cut, smaller = hfc.cut_vocabulary(model, tokenizer, texts(train, task.sentences))
     methods = [f"{scheme}, {sparsity:.0%} zeros: file MB" for scheme, sparsity in METHODS]
-    print(f"| vocabulary | tokens | fp32 MB | {' | '.join(methods)} | {task.main_metric} |")
-    print("| --- |" + " ---: |" * (3 + len(METHODS)))
+    scores = [task.main_metric, "8-bit embeddings", "4-bit embeddings"]
+    print(f"| {' | '.join(['vocabulary', 'tokens', 'fp32 MB', *methods, *scores])} |")
+    print("| --- |" + " ---: |" * (2 + len(methods) + len(scores)))
     print(row("whole", model, tokenizer, rows, arguments.task_name))
     print(row("cut", cut, smaller, rows, arguments.task_name))
     other = [len(tokenizer(text).input_ids) != len(smaller(text).input_ids) for text in texts(rows, task.sentences)]
