@@ -1,4 +1,4 @@
-"""What the argument dataclasses of the methods share: which options were set, and a word if that has no effect."""
+"""What the methods' options share: which were set, a word if that has no effect, and whether the optimizer fits."""
 
 import warnings
 from dataclasses import MISSING, fields
@@ -16,6 +16,21 @@ def warn_idle(options: Any, switch: str) -> None:
     if idle:
         verb = "has" if len(idle) == 1 else "have"
         warnings.warn(f"{', '.join(idle)} {verb} no effect without `--{switch}`.", UserWarning, stacklevel=4)
+
+
+def refuse_averages(optimizer: Any, switch: str) -> None:
+    """Refuse an optimizer that evaluates and saves an average of earlier weights, in which nothing stays zero.
+
+    Raises:
+        ValueError: it is one of `schedulefree` (Defazio et al., 2024), by itself or as accelerate wraps it.
+    """
+    kind = type(getattr(optimizer, "optimizer", optimizer))
+    if kind.__module__.partition(".")[0] == "schedulefree":
+        raise ValueError(
+            f"`{switch}` cannot train with {kind.__name__} (`--optim schedule_free_...`): it evaluates and saves an "
+            "average of earlier weights, in which pruned ones are not zero. Choose another `--optim`, such as "
+            "`adamw_torch`."
+        )
 
 
 def _default(option: Any) -> Any:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_compress.adapters import current_weight, merge_in_forward
 from hf_compress.layers import FakeQuantized, maskable_modules
-from hf_compress.options import warn_idle
+from hf_compress.options import refuse_averages, warn_idle
 from hf_compress.sharding import Shards, count_zeros, local, refuse_shards, reshard
 from hf_compress.sparsity import CRITERIA, SCHEDULES, SCOPES, Scope, disagreements, zero_counts
 from hf_compress.targets import Target, prunable, transformer, whole
@@ -125,7 +125,7 @@ class PruningCallback(TrainerCallback):
 
     Raises, at the start of training:
         ValueError: an exclude pattern matches nothing, nothing is left to prune, the run is too short for the
-            schedule, the weights are sharded otherwise than by FSDP2, or an adapter is not supported.
+            schedule, the weights are sharded otherwise than by FSDP2, or an adapter or optimizer is not supported.
 
     Raises, later:
         ValueError: a weight became NaN.
@@ -159,6 +159,7 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Selects the layers, lays out the schedule and finds a resumed run's masks in its weights."""
         self.on_init_end(args, state, control, **kwargs)  # For a Trainer that was built before it had this callback.
+        refuse_averages(kwargs.get("optimizer"), "--prune_sparsity")
         model = whole(kwargs["model"])
         reshard(model)
         selected = prunable(transformer(model), self.arguments.prune_exclude)
@@ -259,7 +260,6 @@ class PruningCallback(TrainerCallback):
             warnings.warn(
                 f"`--prune_every {self.arguments.prune_every}` prunes in one leap: only {self._end - self._begin} of "
                 f"{max_steps} steps lie between `--prune_begin` and `--prune_end`. Lower it, or train longer.",
-                UserWarning,
                 stacklevel=2,
             )
 
@@ -276,7 +276,6 @@ class PruningCallback(TrainerCallback):
                 f"of {len(emptied)} of {len(kept)} layers to zero ({', '.join(emptied[:3])}): they are smaller than "
                 "those of other layers, as those of an untrained layer are. Use `--prune_scope layer`, or keep such "
                 f"layers dense (`--prune_exclude {emptied[0]}`).",
-                UserWarning,
                 stacklevel=2,
             )
 

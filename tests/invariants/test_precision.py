@@ -1,5 +1,6 @@
 """Point 6: under other precisions, checkpointing, compilers and optimizers it trains, zeros stay and parity holds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ class Zeros(TrainerCallback):
         self.before = now
 
 
-def parity(run: Trainer, folder: Path) -> float:
+def parity(run: Trainer, folder: Path, methods: Sequence[str] = METHODS) -> float:
     """The largest difference of a logit between the trained model and the compressed one that is loaded again."""
-    save_compressed(run.model, folder, recipe(METHODS))
+    save_compressed(run.model, folder, recipe(methods))
     reloaded = AutoModelForSequenceClassification.from_pretrained(
         folder, attn_implementation=run.model.config._attn_implementation
     ).to(run.args.device)
@@ -111,9 +112,41 @@ def test_zeros_stay_zero_under_any_optimizer(optim: str, methods: Any, tmp_path:
         assert int((target.weight == 0).sum()) == round(0.6 * target.weight.numel())
 
 
-@GPU
-def test_zeros_stay_zero_under_8_bit_adam(tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
-    run = trained(tmp_path, (PRUNE,), callbacks=[Zeros()], max_steps=20, optim="adamw_bnb_8bit", use_cpu=False)
+# What keeps its moments in few bits, by the package that it is from, on a CPU too: extra `optimizers`.
+LOW_BITS = {
+    "adamw_torch_8bit": "torchao",
+    "adamw_torch_4bit": "torchao",
+    "adamw_bnb_8bit": "bitsandbytes",
+    "paged_adamw_8bit": "bitsandbytes",
+    "lion_8bit": "bitsandbytes",
+    "ademamix_8bit": "bitsandbytes",
+    "rmsprop_bnb_8bit": "bitsandbytes",
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("optim", LOW_BITS)
+def test_zeros_stay_zero_under_optimizers_of_few_bits(optim: str, device: str, tmp_path: Path) -> None:
+    """Weights of fewer than 4096 numbers would have moments in 32 bits."""
+    pytest.importorskip(LOW_BITS[optim])
+    wide = bert(hidden_size=64, intermediate_size=128, num_hidden_layers=1)
+    with torch.compiler.set_stance("force_eager"):  # torchao's steps are compiled, in minutes.
+        run = trained(
+            tmp_path, (PRUNE,), model=wide, callbacks=[Zeros()], max_steps=10, optim=optim, use_cpu=device == "cpu"
+        )
     for target in prunable(run.model):
         assert int((target.weight == 0).sum()) == round(0.6 * target.weight.numel())
+        state = run.optimizer.optimizer.state[target.weight]
+        few = [
+            getattr(moment, "dtype", None) == torch.uint8 or "OptimState" in repr(type(moment))
+            for moment in state.values()
+        ]
+        assert any(few)
+
+
+@pytest.mark.parametrize("optim", ["schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd"])
+def test_an_optimizer_that_averages_weights_is_refused_by_pruning_alone(optim: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`--prune_sparsity` cannot train with \w+ScheduleFree"):
+        trained(tmp_path, (PRUNE,), optim=optim, lr_scheduler_type="constant")
+    run = trained(tmp_path / "int8", (QUANT,), optim=optim, lr_scheduler_type="constant")
+    assert parity(run, tmp_path / "compressed", (QUANT,)) == 0
