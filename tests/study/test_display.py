@@ -63,8 +63,6 @@ def test_the_time_left_is_judged_by_the_nodes_that_are_most_alike() -> None:
     assert seconds_left(whole, [], took) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(None, "unknown"), (5.4, "5 s"), (600.0, "10 min"), (9000.0, "2.5 h")]
-)
+@pytest.mark.parametrize(("seconds", "words"), [(None, "unknown"), (5.4, "5 s"), (600.0, "10 min"), (9000.0, "2.5 h")])
 def test_durations_are_said_in_words(seconds: float | None, words: str) -> None:
     assert in_words(seconds) == words
