@@ -1,6 +1,6 @@
 """What a study costs beside its cells: the share of the engine's time in a run of cells that only wait, and planning.
 
-The cells of the stub take a known time, waited out on the clock, so that all that a run takes longer is the engine's:
+The cells of the stub take a known time, waited out on the clock: whatever the run takes longer is the engine's own,
 claims, order, files. Planning is of 10,000 cells, with models and data named rather than read.
 
     python benchmarks/study.py --json study.json
@@ -58,7 +58,7 @@ def planned(seeds: int, sparsities: list[float], tasks: list[str]) -> Plan:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=0.2, help="of a cell; real ones take a hundred times that")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time of a cell; a real one takes minutes")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
 

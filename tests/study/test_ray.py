@@ -29,7 +29,7 @@ def test_a_machine_that_is_lost_half_way_costs_no_report(tmp_path: Path) -> None
     calm, store = Store(tmp_path / "undisturbed"), Store(tmp_path / "out")
     assert run(whole, calm, Here(Stub(tmp_path / "other"), calm)).finished
     # The head runs nothing, so that it is a machine with work that is lost.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         machines = [cluster.add_node(num_cpus=1) for _ in range(2)]
         cluster.wait_for_nodes()
