@@ -24,9 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-commands.app.command()(analysis.report)
-app.add_typer(commands.app, name="study")
-app.command()(analysis.suggest)
 
 
 @contextmanager
@@ -165,6 +162,11 @@ def demo(
         from hf_compress import demo as demonstration
 
         demonstration.main(out)
+
+
+app.command()(analysis.suggest)
+commands.app.command()(analysis.report)
+app.add_typer(commands.app, name="study")
 
 
 def _numbers(option: str, words: str) -> list[int]:
