@@ -1,6 +1,7 @@
 """Nodes of a study on a cluster, through Ray: it finds them a machine, and another if that is lost."""
 
 import logging
+import socket
 from typing import TYPE_CHECKING, Any
 
 from hf_compress.study.node import Outcome, Work, attempt
@@ -35,8 +36,9 @@ class OnRay:
         self._ours = not ray.is_initialized()
         if self._ours:
             try:
+                _reach(address)
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-            except ConnectionError as error:
+            except OSError as error:  # ConnectionError is one.
                 raise ValueError(
                     f"`--ray {address}`: there is no cluster ({error}). Start one, or give local."
                 ) from error
@@ -82,6 +84,13 @@ class OnRay:
         except self._ray.exceptions.RayError as error:  # Its retries are used up.
             self._store.save_error(key, f"{error}\n")
             return Outcome(key, "failed", 0.0, f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _reach(address: str) -> None:
+    """Does nothing if something listens at `HOST:PORT`; Ray itself would wait there for minutes, out of reach."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _attempt(shared: Any, node: Dense | Cell) -> Outcome:

@@ -210,3 +210,29 @@ def test_worker_processes_do_the_same_and_one_that_dies_takes_only_its_node_with
     assert run(whole, store, Processes(work, store, 2, threads=1), retry_failed=True).finished
     go(whole, Stub(tmp_path / "other"), tmp_path / "undisturbed")
     assert reports(tmp_path / "out") == reports(tmp_path / "undisturbed")
+
+
+def _with_workers(plan: Plan, work: Stub, folder: Path) -> None:
+    store = Store(folder)
+    run(plan, store, Processes(work, store, 2, threads=1))
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_killed_takes_its_workers_with_it(work: Stub, tmp_path: Path) -> None:
+    whole, slow, folder = planned(), Stub(work.diary, seconds=0.3), tmp_path / "out"
+    process = FORK.Process(target=_with_workers, args=(whole, slow, folder))
+    process.start()
+    while len(work.begun()) < 8:
+        assert process.is_alive()
+        time.sleep(0.05)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    time.sleep(1)
+    begun, finished = work.begun(), reports(folder)
+    time.sleep(1)
+    assert work.begun() == begun, "a worker goes on without its engine"
+    assert finished and go(whole, work, folder).finished
+    assert all(work.begun().count(key) == begun.count(key) for key in finished)
+    go(whole, Stub(tmp_path / "other"), tmp_path / "undisturbed")
+    assert reports(folder) == reports(tmp_path / "undisturbed")
