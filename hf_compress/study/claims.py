@@ -38,9 +38,9 @@ def claims(findings: Findings) -> Table:
     columns = (Column("claim", "the paper's claim"), Column("paper", "paper"), Column("here", "here"),
                Column("verdict", "verdict"))  # fmt: skip
     note = (
-        f"A claim *reproduces* if its whole {100 * LEVEL:.0f} % interval, or {LEVEL:.2f} of the draws, is on its "
-        "side, and *does not* if it is on the other; in between it cannot be told. Sizes are bytes on disk unless it "
-        "says analytic, scores are compared with the control. The intervals are those of the tables below."
+        f"A claim *reproduces* if its whole {LEVEL:.0%} interval, or {LEVEL:.0%} of the draws, is on its side; "
+        "it *does not* if that is on the other; in between it cannot be told. Sizes are bytes on disk unless it says "
+        "analytic, scores are compared with the control. The intervals are those of the tables below."
     )
     return Table("claims", "Does the paper reproduce?", note, columns, rows)
 
