@@ -14,6 +14,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+models.app.command()(studies.suggest)
 app.add_typer(models.app)
 app.add_typer(studies.app, name="study")
-app.command()(studies.suggest)
