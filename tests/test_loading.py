@@ -161,9 +161,7 @@ def test_several_threads_refuse_damage_by_name(folder: Path) -> None:
     file.write_bytes(data)
     torch.set_num_threads(3)
     try:
-        with pytest.raises(
-            ValueError, match="packed: classifier.weight: the checksum of a packed tensor does not match"
-        ):
+        with pytest.raises(ValueError, match="classifier.weight: the checksum of a packed tensor does not match"):
             AutoModelForSequenceClassification.from_pretrained(folder)
     finally:
         torch.set_num_threads(1)

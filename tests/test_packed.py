@@ -85,7 +85,7 @@ def test_two_of_four_takes_less_than_order_0_entropy() -> None:
     assert pack(integers).numel() <= 0.96 * entropy_bytes(integers)
 
 
-@pytest.mark.parametrize(("scheme", "share"), [("int8", 0.95), ("int4-weight", 0.9)])
+@pytest.mark.parametrize(("scheme", "share"), [("int8", 0.95), ("int4-weight", 0.92)])
 def test_pruned_rows_of_different_spread_take_less_than_order_0_entropy(scheme: str, share: float) -> None:
     rows, grid = (
         torch.randn(512, 512) * torch.logspace(-0.3, 0.3, 512)[torch.randperm(512), None],
