@@ -91,7 +91,7 @@ class _OneShot:
             grid = None if scheme is None or target is None else scheme.embedding if embedding else scheme.weight
             key = name, grid, sparsity if mask is not None else 0.0
             if key not in self.known:
-                self.known[key] = len(_packed(tensor, target, grid, mask))
+                self.known[key] = _packed(tensor, target, grid, mask)
             total += self.known[key] + len(name) + ENTRY
             total += RANGES if ranged and target is not None and not embedding else 0
         return total
@@ -102,12 +102,13 @@ class _OneShot:
         return ((name, parameters.get(name, tensor)) for name, tensor in state.items())
 
 
-def _packed(tensor: Tensor, target: Target | None, grid: Grid | None, mask: Tensor | None) -> Tensor:
+def _packed(tensor: Tensor, target: Target | None, grid: Grid | None, mask: Tensor | None) -> int:
+    """The bytes of one tensor, rounded to `grid` where `mask` keeps it."""
     values = tensor.detach() if mask is None else torch.where(mask, tensor.detach(), 0.0)
     if target is None or grid is None:
         # What begins as a constant, as biases do, packs into nothing, and will be none once it is trained.
         constant = tensor.requires_grad and bool((values == values.flatten()[:1]).all())
-        return torch.empty(values.nbytes) if constant else pack(values)
+        return len(pack(values)) + constant * values.nbytes
     rows = values.t() if target.kind == "conv1d" else values
     scale = symmetric_scale(rows, grid)
-    return pack(to_integers(rows, scale, grid).to(torch.int8), "", 0, scale, grid.group_size)
+    return len(pack(to_integers(rows, scale, grid).to(torch.int8), "", 0, scale, grid.group_size))
