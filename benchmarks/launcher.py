@@ -2,8 +2,9 @@
 
     python benchmarks/launcher.py [--rounds 5] [--steps 200]
 
-The start is measured in processes of its own. Steps are measured with a Trainer that the launcher has made compress by
-an empty recipe, one that it has not, and a second such as control: the three take turns, a block of steps each.
+The start is that of whole processes, in turns, beside a second plain one as control. Steps are measured with a Trainer
+that the launcher has made compress by an empty recipe, one that it has not, and a second such as control: the three
+take turns, a block of steps each.
 """
 
 import argparse
@@ -16,27 +17,40 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
 from hf_compress import Recipe
 from hf_compress.compression import compress
 
-START = """
-import sys, time
+SCRIPT = """
 from transformers import AutoModelForSequenceClassification, HfArgumentParser, Trainer, TrainingArguments
-before = time.perf_counter()
-from hf_compress import launch
-launch.main([sys.argv[1], "--prune_sparsity", "0.5"])
-print(time.perf_counter() - before)
 """
+STARTS = {
+    "python": ["-W", "ignore"],
+    "control": ["-W", "ignore"],
+    "python -m hf_compress.launch": ["-W", "ignore", "-m", "hf_compress.launch"],
+    "hf-compress run": ["-W", "ignore", str(Path(sys.executable).with_name("hf-compress")), "run"],
+}
 
 
-def start_seconds(folder: Path) -> float:
-    """From Transformers imported to the end of an empty script, our import and flags included."""
+def start_seconds(folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Whole processes that import what a Trainer script imports, and end: by themselves, and with our flags.
+
+    The first round, which fills the system's caches, is not counted.
+    """
     script = folder / "empty.py"
-    script.write_text("")
-    command = [sys.executable, "-W", "ignore", "-c", START, str(script)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    script.write_text(SCRIPT)
+    seconds: dict[str, list[float]] = {kind: [] for kind in STARTS}
+    for turn in range(rounds + 1):
+        for kind in [*STARTS][turn % len(STARTS) :] + [*STARTS][: turn % len(STARTS)]:
+            command = [sys.executable, *STARTS[kind], str(script)]
+            if "compress" in kind:
+                command += ["--prune_sparsity", "0.5"]
+            before = time.perf_counter()
+            subprocess.run(command, capture_output=True, check=True)
+            if turn:
+                seconds[kind].append(time.perf_counter() - before)
+    return seconds
 
 
 def run_seconds(folder: Path, steps: int, launched: bool) -> float:
@@ -49,6 +63,7 @@ def run_seconds(folder: Path, steps: int, launched: bool) -> float:
         report_to="none", use_cpu=True, logging_strategy="no",
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=Dataset.from_dict(rows))
+    trainer.remove_callback(PrinterCallback)
     if launched:
         compress(trainer, Recipe())
     before = time.process_time()
@@ -63,8 +78,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        starts = [start_seconds(folder) for _ in range(options.rounds)]
-        print(f"start: {statistics.median(starts):.2f} s beyond importing Transformers (limit 0.3; {starts})")
+        starts = start_seconds(folder, options.rounds)
+        plain = statistics.median(starts["python"])
+        print(f"start: {plain:.2f} s for a script that imports Transformers and ends")
+        for kind in [*STARTS][1:]:
+            more = [ours - theirs for ours, theirs in zip(starts[kind], starts["python"], strict=True)]
+            spread = f"{min(more):+.2f} to {max(more):+.2f}"
+            print(f"{kind}: {statistics.median(more):+.2f} s ({spread})")
         block = max(1, options.steps // options.rounds)
         kinds = {"plain": False, "control": False, "launched": True}
         run_seconds(folder, 5, True)
@@ -75,7 +95,8 @@ def main() -> None:
                 seconds[kind].append(run_seconds(folder, block, kinds[kind]))
         for kind in ("control", "launched"):
             ratios = [ours / plain for ours, plain in zip(seconds[kind], seconds["plain"], strict=True)]
-            print(f"{kind}: {statistics.median(ratios):.3f} of plain Trainer's CPU time over {options.steps} steps")
+            spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+            print(f"{kind}: {statistics.median(ratios):.3f} ({spread}) of plain Trainer's CPU time a step")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/sizes.py [--model MODEL] [--scheme int8] [--folders COMPRESSED...] [--codecs COMPRESSED]
 
-`file` is model.safetensors with its header. `entropy` is the order-0 entropy of the integers, with scales and the
-floats as they are, and `analytic` the formula of Movva et al. (2022), which counts no mask, scale or header. With
+`file` is model.safetensors with its header. `entropy` is the order-0 entropy of the integers of each tensor alone,
+without scales and without what is no integer, and `analytic` the formula of Movva et al. (2022), which counts no mask,
+scale or header. With
 `--codecs`, how other codecs and other orders would do on the integers of a checkpoint.
 """
 
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +60,18 @@ def row(name: str, folder: Path, recipe: hfc.Recipe) -> str:
         dense = AutoModelForSequenceClassification.from_config(config)
         if config.architectures == [AutoModel.from_config(config).__class__.__name__]:
             dense = AutoModel.from_config(config)
-    size = sizes.measured_size(folder, dense, inventory.tensors(folder), recipe)
-    file = size.packed_bytes
+    size = sizes.measured_size(folder, dense, dense, inventory.tensors(folder), recipe)
+    file, bound = size.packed_bytes, sum(entropy(tensor.values().numpy()) for tensor in quantized(folder))
     return (
-        f"| {name} | {file / 1e6:.3f} MB | {size.entropy_bytes / 1e6:.3f} MB | {file / size.entropy_bytes:.4f} "
+        f"| {name} | {file / 1e6:.3f} MB | {bound / 1e6:.3f} MB | {file / bound:.4f} "
         f"| {size.analytic_bytes / 1e6:.3f} MB | {file / size.analytic_bytes:.4f} |"
     )
+
+
+def quantized(folder: Path) -> list[Packed]:
+    """The tensors of integers in `folder`."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [tensor for path in files for tensor in packed_tensors(path, {}) if tensor.scale() is not None]
 
 
 def entropy(values: np.ndarray) -> float:
@@ -82,12 +90,17 @@ def codecs(folder: Path) -> Iterator[str]:
         f"zstd -{level}": (zstd(level), zstandard.ZstdDecompressor().decompress) for level in (1, 9, 19)
     }
     plain |= {"lzma -6": (lzma.compress, lzma.decompress), "bzip2 -9": (bz2.compress, bz2.decompress)}
-    tensors = [
-        tensor
-        for path in sorted(folder.glob("*.safetensors"))
-        for tensor in packed_tensors(path, {})
-        if tensor.dtype == torch.int8
-    ]
+    if find_spec("pcodec"):  # Asymmetric numeral systems; pip install pcodec
+        from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
+
+        config = ChunkConfig(
+            compression_level=12, enable_8_bit=True, mode_spec=ModeSpec.classic(), delta_spec=DeltaSpec.no_op()
+        )
+        plain["pcodec -12"] = (
+            lambda data: standalone.simple_compress(np.frombuffer(data, dtype=np.uint8), config),
+            standalone.simple_decompress,
+        )
+    tensors = quantized(folder)
     integers = [tensor.values().numpy() for tensor in tensors]
     scales = [tensor.scale() for tensor in tensors]
     bound = sum(entropy(values) for values in integers)
@@ -107,7 +120,7 @@ def codecs(folder: Path) -> Iterator[str]:
     begun = time.process_time()
     for tensor in tensors:
         Packed.open(torch.frombuffer(bytearray(tensor.data), dtype=torch.uint8), tensor.key).values()
-    ours = sum(len(tensor.data) - len(pack(scale)) for tensor, scale in zip(tensors, scales, strict=True))
+    ours = sum(len(tensor.data) - len(pack(scale.bfloat16())) for tensor, scale in zip(tensors, scales, strict=True))
     yield line("this format, its scales taken off", ours, begun)
     for name, (compress, decompress) in plain.items():
         parts = [both(compress, values) for values in integers]

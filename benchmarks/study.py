@@ -58,9 +58,7 @@ def planned(seeds: int, sparsities: list[float], tasks: list[str]) -> Plan:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=200)
-    parser.add_argument(
-        "--seconds", type=float, default=0.5, help="time of a cell; a real one takes minutes"
-    )
+    parser.add_argument("--seconds", type=float, default=0.5, help="time of a cell; a real one takes minutes")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
 

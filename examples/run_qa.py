@@ -17,6 +17,7 @@ from transformers import (
     HfArgumentParser,
     Trainer,
     TrainingArguments,
+    set_seed,
 )
 
 # --- hf_compress: begin ---
@@ -40,6 +41,7 @@ def main() -> None:
     flags = hf_compress.take_flags(sys.argv)
     # --- hf_compress: end ---
     script_args, training_args = HfArgumentParser((ScriptArguments, TrainingArguments)).parse_args_into_dataclasses()
+    set_seed(training_args.seed)  # Before the model, whose head may be new.
     files = {"train": script_args.train_file, "validation": script_args.validation_file}
     raw = load_dataset("json", data_files=files)
     tokenizer = AutoTokenizer.from_pretrained(script_args.model_name_or_path)

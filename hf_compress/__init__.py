@@ -30,3 +30,5 @@ from hf_compress.report import Report as Report
 from hf_compress.report import measure as measure
 from hf_compress.resume import last_complete_checkpoint as last_complete_checkpoint
 from hf_compress.students import student_from as student_from
+from hf_compress.vocabulary import VocabularyArguments as VocabularyArguments
+from hf_compress.vocabulary import cut_vocabulary as cut_vocabulary

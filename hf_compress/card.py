@@ -156,6 +156,8 @@ def human_bytes(number: int) -> str:
 
 def _done(report: Report) -> list[str]:
     recipe, done = report.recipe, []
+    if report.vocabulary is not None:
+        done.append("cut down to the words of its training texts")
     if recipe.distillation.student_layers is not None:
         done.append("cut down to fewer layers")
     if recipe.distillation.enabled:

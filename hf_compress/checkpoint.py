@@ -10,6 +10,7 @@ import torch.distributed as dist
 from peft import PeftModel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import fake_quantized, rounded
@@ -18,6 +19,8 @@ from hf_compress.recipe import Recipe
 from hf_compress.sharding import count_zeros, reshard, whole_on_first
 from hf_compress.sparsity import Scope, zero_counts
 from hf_compress.targets import prunable, quantizable
+
+logger = logging.get_logger(__name__)
 
 RECIPE_NAME = "recipe.json"
 
@@ -90,6 +93,13 @@ def save_compressed(
     if processing_class is not None:
         processing_class.save_pretrained(aside)
     recipe.save(aside / RECIPE_NAME)
+    size = sum(file.stat().st_size for file in aside.glob("*.safetensors"))
+    if size > recipe.budget.bytes:
+        logger.warning(
+            f"The file of the compressed model has {size / 1e6:.2f} MB, more than `--compress_budget_mb "
+            f"{recipe.budget.compress_budget_mb:g}` asks for. Train it with `hf_compress.compress(trainer, recipe)`, "
+            "which chooses what will fit; if that was done, ask for a little less."
+        )
     if folder.exists():
         folder.rmdir()
     return aside.rename(folder)

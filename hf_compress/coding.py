@@ -4,6 +4,9 @@
 """
 
 import struct
+import threading
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -14,6 +17,9 @@ from torch import Tensor
 # In the order of their numbers in the file: how the values are written, after how their places are.
 CODECS: tuple[str, ...] = ("planes", "pairs", "mask planes", "mask pairs", "gaps planes", "gaps pairs")
 LEVEL = 1  # What is left to win is Huffman's code, which all levels of zstandard do alike.
+# Of how many bytes zstandard may make a block, each with a Huffman code of its own: short where values change their
+# spread, long where the table of another code would cost more than it wins.
+BLOCKS = (1 << 17, 1 << 15, 1 << 14, 1 << 13)
 NIBBLE = 8  # Added to a value in [-8, 7], so that it fits four bits.
 LONG = 255  # A gap of so many zeros that no value follows.
 
@@ -24,18 +30,12 @@ _BOTH_NIBBLES = np.array([low | high << 8 for high in range(16) for low in range
 
 def encode(words: UInt[np.ndarray, " count"], codec: str) -> bytes | None:
     """`words` in `codec`, or None if it cannot hold them; the same words give the same bytes."""
-    *places, values = codec.split()
-    head = b""
-    if places:
-        kept = words != 0
-        head, words = _encode_mask(kept) if places == ["mask"] else _encode_gaps(kept), words[kept]
-    data = encode_planes(words) if values == "planes" else _encode_pairs(words)
-    return None if data is None else head + data
+    return _encodings(words, (codec,))[codec]
 
 
 def encode_shortest(words: UInt[np.ndarray, " count"]) -> tuple[int, bytes]:
     """The number of the codec that needs the fewest bytes for `words`, the first of equals, and those bytes."""
-    coded = [(number, encode(words, codec)) for number, codec in enumerate(CODECS)]
+    coded = enumerate(_encodings(words, CODECS).values())
     return min(((number, data) for number, data in coded if data is not None), key=lambda pair: len(pair[1]))
 
 
@@ -122,6 +122,22 @@ class Sections:
             raise ValueError(f"{len(self.data) - self.at} bytes follow the last section: it is damaged")
 
 
+def _encodings(words: np.ndarray, codecs: Sequence[str]) -> dict[str, bytes | None]:
+    """`words` in each of `codecs`; what two of them share is compressed once."""
+    kept = words != 0
+    values = {False: words, True: words[kept]}
+    written = cache(lambda coder, apart: coder(values[apart]))
+    places = cache(lambda coder: coder(kept))
+    encodings: dict[str, bytes | None] = {}
+    for codec in codecs:
+        *place, value = codec.split()
+        data = written(encode_planes if value == "planes" else _encode_pairs, bool(place))
+        if data is not None and place:
+            data = places(_encode_mask if place == ["mask"] else _encode_gaps) + data
+        encodings[codec] = data
+    return encodings
+
+
 def _encode_pairs(words: np.ndarray) -> bytes | None:
     if words.itemsize > 1:
         return None
@@ -168,9 +184,30 @@ def _decode_gaps(sections: Sections, count: int) -> np.ndarray:
 
 def _section(content: np.ndarray) -> bytes:
     plain = content.tobytes()
-    squeezed = zstandard.ZstdCompressor(level=LEVEL).compress(plain)
+    longest, *shorter = BLOCKS
+    sizes = [longest, *(size for size in shorter if size < len(plain))]
+    squeezed = min((_compressed(plain, size) for size in sizes), key=len)
     method, data = (1, squeezed) if len(squeezed) < len(plain) else (0, plain)
     return _SECTION.pack(len(data), method) + data
+
+
+def _compressed(plain: bytes, size: int) -> bytes:
+    """One frame of `plain`, in blocks of `size` bytes and a shorter last one."""
+    frame, parts = zstandard.ZstdCompressor(level=LEVEL).compressobj(size=len(plain)), []
+    last = max(0, len(plain) - 1) // size * size
+    for begin in range(0, last, size):
+        parts += [frame.compress(plain[begin : begin + size]), frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
+    return b"".join([*parts, frame.compress(plain[last:]), frame.flush()])
+
+
+class _Own(threading.local):
+    """What each thread has for itself: a decompressor takes as long to make as a section to read."""
+
+    def __init__(self) -> None:
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_own = _Own()
 
 
 def _decompress(part: memoryview, expected: int) -> bytes:
@@ -178,6 +215,6 @@ def _decompress(part: memoryview, expected: int) -> bytes:
         # zstandard allocates what the frame claims, so the claim is checked first.
         if zstandard.frame_content_size(part) != expected:
             raise ValueError(f"a section claims another size than the {expected} bytes declared: it is damaged")
-        return zstandard.ZstdDecompressor().decompress(part)
+        return _own.decompressor.decompress(part)
     except zstandard.ZstdError as error:
         raise ValueError(f"a section does not decompress: {error}") from error

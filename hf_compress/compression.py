@@ -1,10 +1,7 @@
 """Making a Trainer compress what it trains, and finishing its run: the file, what is measured on it, its card."""
 
-import copy
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,50 +10,36 @@ from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
 from hf_compress import dataset_facts, provenance
+from hf_compress.budget import fit
 from hf_compress.card import save_card
 from hf_compress.checkpoint import save_compressed
 from hf_compress.distillation import DistillationMixin
-from hf_compress.evaluation import evaluating, evaluation_batches
+from hf_compress.evaluation import evaluation_batches
 from hf_compress.formats import FORMATS, write_formats
-from hf_compress.heads import bare
+from hf_compress.heads import bare, find_head
 from hf_compress.hub import push
 from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.report import DatasetFacts, Report, measure
+from hf_compress.scoring import Origin, dense_scores, evaluate, teacher_scores
+from hf_compress.targets import transformer
 from hf_compress.teacher import SELF
+from hf_compress.vocabulary import VocabularyFacts
 
 logger = logging.get_logger(__name__)
 
 FOLDER = "compressed"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The model that training began with: its name or path, and whether that is a model for the task already."""
-
-    name: str
-    revision: str | None
-    trained: bool
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "Origin":
-        """The origin of a model that nothing was saved from yet: saving overwrites what its configuration knows."""
-        inner = bare(model)
-        config = getattr(inner, "config", None)
-        name = getattr(config, "name_or_path", "") or ""
-        # A head that was added to a pretrained body is not of the class that the checkpoint was saved from.
-        trained = bool(name) and type(inner).__name__ in (getattr(config, "architectures", None) or [])
-        return cls(name or type(inner).__name__, getattr(config, "_commit_hash", None), trained)
-
-
 def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
     """The same `trainer`, which from now on compresses what it trains by `recipe`.
 
     Its class becomes one that derives from its own and from `DistillationMixin`, and it gets `recipe.callbacks()`. Do
-    this before `train()`; afterwards `finish` writes the compressed model.
+    this before `train()`; afterwards `finish` writes the compressed model. A budget of bytes is made a scheme and a
+    sparsity here.
 
     Raises:
-        ValueError: the recipe cannot be kept with this model, a result is in the output folder already, or the trainer
-            compresses already.
+        ValueError: the recipe cannot be kept with this model, it is no Transformers model, a result is in the output
+            folder already, or the trainer compresses already.
     """
     check_free(trainer)
     present = recipe_of(trainer)
@@ -64,6 +47,20 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
         raise ValueError(
             f"This {type(trainer).__name__} compresses already. Either its script sees to that, or the launcher and "
             "`compress` do: drop one of the two."
+        )
+    inner = bare(trainer.model)
+    if not isinstance(inner, PreTrainedModel):
+        raise ValueError(
+            f"This {type(trainer).__name__} trains a {type(inner).__name__}, which is no Transformers model, and only "
+            "such are written, reloaded and reported on. In code the callbacks work with a module around one: "
+            "`callbacks=recipe.callbacks()`, and `save_compressed` for the model inside."
+        )
+    if recipe.vocabulary.enabled and VocabularyFacts.of(inner.config) is None:
+        raise ValueError(
+            "`--compress_vocabulary` has to take words out before any text is tokenized, and the rows of this "
+            f"{type(trainer).__name__} are tokenized already. Have the script call `model, tokenizer = "
+            "hf_compress.cut_vocabulary(model, tokenizer, texts)` first, as examples/run_glue.py does, or leave the "
+            "flag out."
         )
     origin = Origin.of(trainer.model)
     if recipe.distillation.distill_teacher == SELF and origin.name and not origin.trained:
@@ -79,6 +76,13 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
         trainer.__class__ = type(kind.__name__, (DistillationMixin, kind), names)
     trainer = cast(DistillationMixin, trainer)
     trainer.begin_distillation(recipe.distillation)
+    if recipe.budget.enabled:
+        recipe, expected = fit(transformer(trainer.model), recipe)
+        logger.warning(
+            f"`--compress_budget_mb {recipe.budget.compress_budget_mb:g}`: with `--quant_scheme "
+            f"{recipe.quantization.quant_scheme}` and `--prune_sparsity {recipe.pruning.prune_sparsity:g}` the file "
+            f"will have about {expected / 1e6:.2f} MB."
+        )
     trainer.remove_callback(RecipeCallback)
     callbacks = recipe.callbacks()
     # In front, so that what they add to the logs is seen by those that print it or send it away.
@@ -158,13 +162,14 @@ def finish(
     rows = evaluation.get("eval_dataset", trainer.eval_dataset)
     if isinstance(rows, str):
         rows = trainer.eval_dataset[rows]
-    if rows is None:
+    obstacle = _obstacle(trainer.model, rows)
+    if obstacle is not None:
         if hub_id is not None:
             raise ValueError(
-                f"The compressed model is in {folder}, but it cannot be pushed to {hub_id} without a report, which "
-                "needs an evaluation set. Have the script evaluate (`--do_eval`)."
+                f"The compressed model is in {folder}, but it cannot be pushed to {hub_id} without a report. "
+                f"{obstacle}"
             )
-        logger.warning(f"Without an evaluation set there is no report and no card: {folder} holds the model alone.")
+        logger.warning(f"There is no report and no card: {folder} holds the model alone. {obstacle}")
         if writes:
             write_formats(folder, formats)
         return None
@@ -174,10 +179,12 @@ def finish(
         write_formats(folder, formats, batches)
     trainer.accelerator.wait_for_everyone()
     origin = getattr(trainer, "origin", None)
-    teacher = _teacher_scores(trainer, evaluation)
-    if dense is None and origin is not None and origin.trained:
+    teacher = teacher_scores(trainer, evaluation)
+    # A dense model with all its words cannot read these rows.
+    whole = VocabularyFacts.of(bare(trainer.model).config) is None
+    if dense is None and origin is not None and origin.trained and whole:
         own = recipe.distillation.distill_teacher == SELF and trainer._adapted is None
-        dense = teacher if own else _dense_scores(trainer, origin, evaluation)
+        dense = teacher if own else dense_scores(trainer, origin, evaluation)
     with _evaluating_on(trainer, rows):
         report = measure(
             trainer,
@@ -191,7 +198,7 @@ def finish(
             main_metric=main_metric,
             dense=dense,
             teacher=teacher,
-            evaluate=lambda: _evaluate(trainer, evaluation, "compressed"),
+            evaluate=lambda: evaluate(trainer, evaluation, "compressed"),
             command=command,
         )
     if writes:
@@ -203,61 +210,15 @@ def finish(
     return report
 
 
-def _evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """What the trainer's own `evaluate` returns for its model, names without prefix, numbers only."""
-    kinds = {name: parameter.kind for name, parameter in inspect.signature(trainer.evaluate).parameters.items()}
-    takes_prefix = "metric_key_prefix" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()
-    metrics = trainer.evaluate(**{**evaluation, **({"metric_key_prefix": prefix} if takes_prefix else {})})
-    if not isinstance(metrics, Mapping):
-        raise ValueError(
-            f"`evaluate` of {type(trainer).__name__} returned {type(metrics).__name__}, where a report needs scores "
-            "by name. Return what `super().evaluate()` returns."
-        )
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and name != "epoch"}
-    # A script's own `evaluate` may put another prefix than it is told.
-    return {f"eval_{n.removeprefix(f'{prefix}_').removeprefix('eval_')}": float(v) for n, v in numbers.items()}
-
-
-def _teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str, float] | None:
-    """The teacher's scores, its classes read in the student's order; None without a teacher."""
-    if getattr(trainer, "teacher", None) is None:
-        return None
-    order = trainer._teacher_classes
-    with trainer.teaching() as teacher:
-        known = inspect.signature(bare(teacher).forward).parameters
-
-        def leave_out(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return args, {name: value for name, value in kwargs.items() if name in known}
-
-        def reorder(module: nn.Module, args: Any, outputs: Any) -> Any:
-            outputs["logits"] = outputs["logits"][..., order]
-            return outputs
-
-        hooks = [teacher.register_forward_pre_hook(leave_out, with_kwargs=True)]
-        if order is not None:
-            hooks.append(teacher.register_forward_hook(reorder))
-        try:
-            with evaluating(trainer, teacher):
-                scores = _evaluate(trainer, evaluation, "teacher")
-        finally:
-            for hook in hooks:
-                hook.remove()
-    # Its own loss counted the labels in its own order.
-    return scores if order is None else {name: v for name, v in scores.items() if name != "eval_loss"}
-
-
-def _dense_scores(trainer: Trainer, origin: Origin, evaluation: Mapping[str, Any]) -> dict[str, float] | None:
-    """The scores of the model that training began with, loaded anew; None, with a word, if that is not there."""
-    source: PreTrainedModel = bare(trainer.model)
+def _obstacle(model: nn.Module, rows: Any) -> str | None:
+    """Why there can be no report on the model; None where there can."""
+    if rows is None:
+        return "A report needs an evaluation set: have the script evaluate (`--do_eval`)."
     try:
-        dense = type(source).from_pretrained(
-            origin.name, revision=origin.revision or "main", config=copy.deepcopy(source.config), dtype=source.dtype
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        logger.warning(f"There is no dense baseline: {origin.name} could not be loaded once more. {error}")
-        return None
-    with evaluating(trainer, dense.to(trainer.args.device)):
-        return _evaluate(trainer, evaluation, "dense")
+        find_head(model)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 @contextmanager

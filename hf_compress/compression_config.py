@@ -13,7 +13,7 @@ from hf_compress.schemes import Grid, Scheme
 from hf_compress.targets import Kind
 
 METHOD = "hf_compress"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SEALED = ("version", "scheme", "quantized", "pruned")
 
 Run = Literal["dense", "int8"]
@@ -27,7 +27,7 @@ class CompressionConfig(QuantizationConfigMixin):
         scheme: the grids, as `dataclasses.asdict` gives them, or None if nothing is quantized.
         quantized: names of the layers whose weights are integers in the file.
         pruned: names of the layers whose zeros are not stored.
-        version: of the format; a newer one is refused.
+        version: of the format; any other one is refused.
         run: what is made of the integers when the file is loaded. "dense" gives floating-point weights, which can be
             trained again; "int8" keeps them as integers in a quarter of the memory, for inference. It is no
             part of the file: give it to `from_pretrained(..., quantization_config=CompressionConfig(run="int8"))`.
@@ -46,8 +46,8 @@ class CompressionConfig(QuantizationConfigMixin):
         self.scheme, self.quantized, self.pruned, self.version = scheme, quantized or [], pruned or [], version
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. Upgrade hf_compress to "
-                "read it."
+                f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. Save the model again if "
+                "that is less, upgrade hf_compress if it is more."
             )
         for field in ("quantized", "pruned"):
             names = getattr(self, field)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from hf_compress.heads import Head
+from hf_compress.heads import Head, bare, has_own_forward
 
 PARITY_BATCHES = 8
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
@@ -21,12 +21,24 @@ def clean_scores(metrics: Mapping[str, Any], prefix: str = "eval") -> dict[str, 
     return {name: float(value) for name, value in named.items() if not name.endswith(TIMINGS)}
 
 
+def can_evaluate(trainer: Trainer, model: nn.Module) -> bool:
+    """Whether `trainer` can evaluate `model` in place of its own.
+
+    That may have a `forward` of its own, which the trainer relies on: then only models of its class.
+    """
+    return not has_own_forward(trainer.model) or type(bare(model)) is type(bare(trainer.model))
+
+
 @contextmanager
 def evaluating(trainer: Trainer, model: nn.Module) -> Iterator[None]:
     """A context in which `trainer` evaluates `model`; afterwards the trainer is as it was, but for its log.
 
     The accelerator forgets its models meanwhile, or it would not prepare this one (mixed precision, compilation).
     """
+    if has_own_forward(trainer.model) and model is not bare(trainer.model):
+        with _lent(bare(trainer.model), bare(model)) as lent, evaluating(trainer, lent):
+            yield
+        return
     names = ("model", "model_wrapped", "deepspeed", "model_preparation_time")
     kept = {name: trainer.__dict__[name] for name in names if name in trainer.__dict__}
     kept_models, kept_callback_model = trainer.accelerator._models, trainer.callback_handler.model
@@ -39,6 +51,18 @@ def evaluating(trainer: Trainer, model: nn.Module) -> Iterator[None]:
             trainer.__dict__.pop(name, None)
         trainer.__dict__.update(kept)
         trainer.accelerator._models, trainer.callback_handler.model = kept_models, kept_callback_model
+
+
+@contextmanager
+def _lent(model: nn.Module, other: nn.Module) -> Iterator[nn.Module]:
+    """A context in which `model` computes by its own `forward` with the modules and weights of `other`."""
+    names = ("_modules", "_parameters", "_buffers")
+    kept = {name: vars(model)[name] for name in names}
+    vars(model).update({name: vars(other)[name] for name in names})
+    try:
+        yield model
+    finally:
+        vars(model).update(kept)
 
 
 def evaluation_batches(trainer: Trainer) -> list[dict[str, Any]]:

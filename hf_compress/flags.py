@@ -84,9 +84,26 @@ class Flags:
     given: bool
 
 
-def parser(**settings: Any) -> HfArgumentParser:
-    """A parser of all our flags and of nothing else."""
-    return HfArgumentParser(KINDS, add_help=False, allow_abbrev=False, **settings)
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with one spelling of each flag, one word for its value, and its default where it has one."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        value = self._format_args(action, action.dest.rpartition("_")[2].upper())
+        if action.nargs == "+":
+            value = value.partition(" [")[0] + " ..."
+        return f"{action.option_strings[0]} {value}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+
+def help_text() -> str:
+    """What all our flags do, by method."""
+    headings = [*Recipe.__dataclass_fields__, "recipe and result"]
+    helps = [HfArgumentParser(kind, add_help=False, formatter_class=_Help).format_help() for kind in KINDS]
+    return "\n".join(
+        f"{heading}:{text.partition('options:')[2]}" for heading, text in zip(headings, helps, strict=True)
+    )
 
 
 def take_flags(argv: list[str]) -> Flags:
@@ -165,7 +182,7 @@ def descriptions() -> dict[str, str]:
 
 def _parse(tokens: Sequence[str], where: str) -> tuple[dict[str, Any], list[str]]:
     """The options that are given in `tokens`, without defaults, and the tokens that are not ours, in order."""
-    ours = parser()
+    ours = HfArgumentParser(KINDS, add_help=False, allow_abbrev=False)
     for action in ours._actions:
         action.default = argparse.SUPPRESS
 

@@ -222,6 +222,16 @@ def bare(model: nn.Module) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def has_own_forward(model: nn.Module) -> bool:
+    """Whether somebody has put a `forward` on this very model, as TRL's trainers do, in place of its class's.
+
+    What accelerate puts there calls the one that it found, and keeps that.
+    """
+    inner = bare(model)
+    own = vars(inner).get("_original_forward", vars(inner).get("forward"))
+    return own is not None and getattr(own, "__func__", None) is not type(inner).forward
+
+
 def find_head(model: nn.Module) -> Head:
     """The head of a model, found from its class (or the class it derives from) and its configuration.
 

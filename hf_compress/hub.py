@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, errors
 from huggingface_hub.errors import HFValidationError
 
 from hf_compress.card import CARD_NAME, PLOT_NAME, render
@@ -23,21 +23,27 @@ def push(folder: str | Path, repo_id: str, private: bool = False, token: str | N
         token: a Hub token with write access; by default the one of `hf auth login`.
 
     Raises:
-        ValueError: something is missing in the folder, its card is not what its report says, or `repo_id` is no id.
+        ValueError: something is missing in the folder, its card is not what its report says, `repo_id` is no id, or
+            the Hub was not reached or refused.
     """
     folder = Path(folder)
     report = check(folder)
     api = HfApi(token=token)
     try:
         created = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=created.repo_id,
+            folder_path=folder,
+            commit_message=f"Add {report.recipe.name} for {report.task}, {report.size.packed_bytes:,} bytes",
+            ignore_patterns=[".*", "**/.*"],
+        )
     except HFValidationError as error:
         raise ValueError(f"`repo_id` must be of the form owner/name; got {repo_id!r}. {error}") from error
-    api.upload_folder(
-        repo_id=created.repo_id,
-        folder_path=folder,
-        commit_message=f"Add {report.recipe.name} for {report.task}, {report.size.packed_bytes:,} bytes",
-        ignore_patterns=[".*", "**/.*"],
-    )
+    except (OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]  # Imported there from the HTTP client.
+        raise ValueError(
+            f"{folder} is complete, but could not be pushed to {repo_id}: {error}. Once that is mended, `hf-compress "
+            f"push {folder} {repo_id}` does it."
+        ) from error
     return str(created)
 
 

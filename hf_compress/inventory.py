@@ -10,8 +10,9 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_compress.coding import CODECS, entropy_bytes
+from hf_compress.compression_config import METHOD
 from hf_compress.packed import Packed
-from hf_compress.quantizer import PACKED, located, opened, packed_tensors
+from hf_compress.quantizer import located, opened, packed_tensors
 from hf_compress.targets import model_class, part
 
 
@@ -79,9 +80,7 @@ def bytes_by_codec(folder: str | Path) -> dict[str, dict[str, int | None]]:
 
 
 def _facts(path: Path, model: PreTrainedModel) -> Iterator[TensorFacts]:
-    with opened(path) as file:
-        keys = list(file.keys())
-    if not any(key.endswith(PACKED) for key in keys):
+    if (getattr(model.config, "quantization_config", None) or {}).get("quant_method") != METHOD:
         yield from _dense_facts(path, model)
         return
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -101,7 +100,7 @@ def _packed_facts(packed: Packed, part: str) -> TensorFacts:
     values, scale = packed.values(), packed.scale()
     zeros = values.numel() - int(values.count_nonzero())
     if scale is not None:
-        bound = entropy_bytes(values) + scale.nbytes
+        bound = entropy_bytes(values) + 2 * scale.numel()
     else:
         bound = min(float(values.nbytes), entropy_bytes(values != 0) + values.itemsize * (values.numel() - zeros))
     codec = "/".join(sorted(packed.codecs()))

@@ -1,27 +1,25 @@
 """Any Trainer script, unmodified, with our flags: `hf-compress run SCRIPT.py`, `torchrun -m hf_compress.launch`."""
 
-import builtins
 import functools
-import importlib.machinery
 import inspect
-import io
 import os
-import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType, TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
 from transformers import Trainer
 
 from hf_compress import provenance
 from hf_compress.comparison import comparison_table, recipe_table
-from hf_compress.compression import FOLDER, compress, finish
-from hf_compress.flags import Flags, descriptions, parser, take_flags
+from hf_compress.compression import FOLDER, compress, finish, recipe_of
+from hf_compress.flags import Flags, descriptions, help_text, take_flags
+from hf_compress.script import Script
 
 USAGE = """hf-compress run SCRIPT.py [the script's own arguments] [our flags]
        accelerate launch -m hf_compress.launch SCRIPT.py ...
@@ -43,7 +41,7 @@ class Launched:
         """Makes a Trainer that is about to train for the first time compress, and notes how it is evaluated."""
         compress(trainer, self.flags.recipe)
         if not self._said and trainer.is_world_process_zero():
-            Console(stderr=True).print(recipe_table(self.flags.recipe))
+            Console(stderr=True).print(recipe_table(recipe_of(trainer) or self.flags.recipe))
         self._said = True
         signature, evaluate = inspect.signature(trainer.evaluate), trainer.evaluate
 
@@ -111,6 +109,28 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
             setattr(Trainer, name, function)
 
 
+@contextmanager
+def processes_stay() -> Iterator[None]:
+    """A context in which processes stay connected, also when the script ends that: what comes after it needs them."""
+    destroy, asked = torch.distributed.destroy_process_group, False
+
+    @functools.wraps(destroy)
+    def destroy_later(group: Any = None) -> None:
+        nonlocal asked
+        if group is None:
+            asked = True
+        else:
+            destroy(group)
+
+    torch.distributed.destroy_process_group = destroy_later
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy
+        if asked and torch.distributed.is_initialized():
+            destroy()
+
+
 def run(argv: Sequence[str], command: str | None = None) -> int:
     """The exit status of the script `argv[0]`, run with the arguments behind it, of which our flags are ours.
 
@@ -122,22 +142,38 @@ def run(argv: Sequence[str], command: str | None = None) -> int:
         return 0 if argv else 2
     if not Path(argv[0]).is_file():
         raise ValueError(
-            f"The first argument must be the path of a script; got {argv[0]!r}, where there is no file. The usage is\n"
+            "The first argument must be the path of a script, with our flags and its own behind it (of a module that "
+            f"you run by `python -m`, give the file); got {argv[0]!r}, where there is no file. The usage is\n"
             f"       {USAGE}"
         )
     argv = list(argv)
     helped = any(token in HELP for token in argv)
     flags = take_flags(argv)
-    script = _Script(*argv)
+    script = Script(*argv)
     if helped or not flags.given:
         status = script.run()
         if helped:
             _print_help("\nFlags of hf_compress, which go beside those above:")
         return status
-    return _run_compressed(script, flags, command or provenance.command())
+    _warn_of_one_process()
+    with processes_stay():
+        return _run_compressed(script, flags, command or provenance.command())
 
 
-def _run_compressed(script: "_Script", flags: Flags, command: str) -> int:
+def _warn_of_one_process() -> None:
+    """Says so where accelerate was asked for several processes and started one, which it does in silence."""
+    counts = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    on_cpu, several = os.environ.get("ACCELERATE_USE_CPU") == "True", "MASTER_ADDR" in os.environ
+    if on_cpu and several and not any(name in os.environ for name in counts):
+        warnings.warn(
+            "This is one process, whatever `--num_processes` says: without MPI `accelerate launch --cpu` starts no "
+            "more. Use `accelerate launch --config_file FILE` with a file like examples/accelerate/cpu.yaml, or "
+            "`torchrun --nproc_per_node 2 -m hf_compress.launch`.",
+            stacklevel=2,
+        )
+
+
+def _run_compressed(script: Script, flags: Flags, command: str) -> int:
     launched = Launched(flags)
     with trainers_compress(launched):
         status = script.run()
@@ -166,89 +202,6 @@ def _run_compressed(script: "_Script", flags: Flags, command: str) -> int:
     return status
 
 
-class _Script:
-    """A script to be run as `python SCRIPT.py` runs it."""
-
-    def __init__(self, path: str, *arguments: str) -> None:
-        self.path, self._arguments = path, arguments
-        self._module = ModuleType("__main__")
-        self._module.__file__ = os.path.abspath(path)  # noqa: PTH100 (as Python does, which resolves no links here)
-        self._module.__loader__ = importlib.machinery.SourceFileLoader("__main__", self._module.__file__)
-        self._module.__dict__["__builtins__"] = builtins
-        self._module.__dict__["__cached__"] = None
-
-    @contextmanager
-    def as_main(self) -> Iterator[None]:
-        """A context in which this script is the program: its arguments, its folder's modules, its `__main__`."""
-        argv, path, main = sys.argv, sys.path[:], sys.modules["__main__"]
-        sys.argv = [self.path, *self._arguments]
-        sys.path[0] = str(Path(self.path).resolve().parent)
-        # Not taken back as long as objects of the script live: what pickles them looks their classes up here.
-        sys.modules["__main__"] = self._module
-        try:
-            yield
-        finally:
-            sys.argv, sys.path[:], sys.modules["__main__"] = argv, path, main
-
-    def run(self) -> int:
-        """The exit status that Python would have given; an uncaught exception is shown without our frames."""
-        end = _End()
-        with self.as_main(), end:
-            with io.open_code(str(self._module.__file__)) as file:
-                code = compile(file.read(), str(self._module.__file__), "exec", dont_inherit=True)
-            exec(code, self._module.__dict__)
-        return end.status
-
-
-class _End:
-    """A context that does with what ends a script, whatever that is, as Python would, and keeps its exit status."""
-
-    status = 0
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> bool:
-        if isinstance(error, SystemExit):
-            self.status = _status(error.code)
-        elif error is not None:
-            _show(error)
-            self.status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-        return True
-
-
-def _status(code: Any) -> int:
-    """What `sys.exit(code)` makes of a code: nothing is success, a message goes to standard error and is a failure."""
-    if code is None:
-        return 0
-    if isinstance(code, int):
-        return code & 0xFF
-    sys.stderr.write(f"{code}\n")
-    return 1
-
-
-def _show(error: BaseException) -> None:
-    """Shows an uncaught exception as Python would, or as the script's own hook does."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        link.__traceback__ = _without_us(link.__traceback__)
-        link = link.__cause__ or link.__context__
-    sys.stdout.flush()
-    sys.excepthook(type(error), error, error.__traceback__)
-
-
-def _without_us(traceback: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of this file."""
-    if traceback is None:
-        return None
-    rest = _without_us(traceback.tb_next)
-    if traceback.tb_frame.f_code.co_filename == __file__:
-        return rest
-    return TracebackType(rest, traceback.tb_frame, traceback.tb_lasti, traceback.tb_lineno)
-
-
 def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
     """The arguments of a call by name; those of `**kwargs` among the others."""
     bound = signature.bind_partial(*args, **kwargs).arguments
@@ -262,9 +215,11 @@ def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, An
 def _print_help(heading: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
-    text = parser(usage="").format_help().partition("\n\n")[2]
-    recipes = "\n".join(f"  {name:14} {words}" for name, words in descriptions().items())
-    print(f"{heading}\n\n{text}\nrecipes for --compress_recipe:\n{recipes}")
+    recipes = "\n".join(
+        textwrap.fill(words, 79, initial_indent=f"  {name:14} ", subsequent_indent=" " * 17)
+        for name, words in descriptions().items()
+    )
+    print(f"{heading}\n\n{help_text()}\nrecipes for --compress_recipe:\n{recipes}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_compress.schemes import Grid, Scheme, affine_parameters, fake_quantize_affine, fake_quantize_symmetric
+from hf_compress.siblings import Siblings
 from hf_compress.targets import KINDS, Kind, Target, kind, named_modules, quantizable, tied
 
 
@@ -41,6 +42,7 @@ class FakeQuantized(nn.Module):
     rounded: torch.dtype | None
     mask: Tensor | None = None  # True where a weight is kept. No buffer: DDP would send it round at every step.
     adapter: tuple[LoraLayer, ...] = ()  # In a tuple, or it would become a submodule: this layer's own, or any other.
+    siblings: Siblings  # The same for all layers of a model.
 
     @property
     def plain(self) -> bool:
@@ -79,10 +81,18 @@ class FakeQuantized(nn.Module):
             self._observe(values)
         if not self.quantizing:
             return values
+        return self.siblings.rounded(values, self._grid_of_input, lambda known: self._round_input(values, known))
+
+    def _grid_of_input(self) -> Hashable:
+        """What tells the grid of the input from that of another layer's."""
+        return self.input_grid, *(self.input_range.tolist() if self.has_range else ())
+
+    def _round_input(self, values: Tensor, known: Tensor | None) -> Tensor:
+        grid = cast(Grid, self.input_grid)
         if not self.has_range:
-            return fake_quantize_symmetric(values, self.input_grid)
-        scale, zero_point = affine_parameters(self.input_range[0], self.input_range[1], self.input_grid)
-        return fake_quantize_affine(values, scale, zero_point, self.input_grid)
+            return fake_quantize_symmetric(values, grid, known)
+        scale, zero_point = affine_parameters(self.input_range[0], self.input_range[1], grid)
+        return fake_quantize_affine(values, scale, zero_point, grid, known)
 
     @torch.no_grad()
     def unload_and_optionally_merge_module(
@@ -102,8 +112,7 @@ class FakeQuantized(nn.Module):
 
     @torch.no_grad()
     def _observe(self, values: Tensor) -> None:
-        low, high = torch.aminmax(values.detach())
-        seen = torch.stack([low, high]).float()
+        seen = self.siblings.extremes(values)
         if self.step_range is not None:
             seen = torch.stack(
                 [torch.minimum(self.step_range[0], seen[0]), torch.maximum(self.step_range[1], seen[1])]
@@ -168,13 +177,14 @@ def fake_quantize_modules(
     Raises:
         ValueError: an exclude pattern matches nothing, or nothing is left to quantize.
     """
-    targets = quantizable(model, exclude)
+    targets, siblings = quantizable(model, exclude), Siblings()
     layers = []
     for target in targets + tied(model, targets):
         grids: tuple[Grid, Grid | None] = scheme.weight, scheme.activation
         if target.shares_embedding:
             grids = scheme.embedding, None
         layers.append(turn(target.module, target.kind, *grids))
+        layers[-1].siblings = siblings
     return layers
 
 
@@ -224,6 +234,7 @@ def turn(
     layer.weight_grid, layer.input_grid = weight_grid, input_grid
     layer.observing = layer.quantizing = False
     layer.rounded = layer.step_range = None
+    layer.siblings = Siblings()
     if layer.has_range and "input_range" not in layer._buffers:
         unseen = torch.tensor([math.inf, -math.inf], device=layer.weight.device, dtype=torch.float32)
         layer.register_buffer("input_range", unseen)

@@ -5,10 +5,12 @@ from functools import cache
 from typing import Any, cast
 
 import torch
+from jaxtyping import Int8, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from hf_compress.coding import NIBBLE
 from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import LAYERS, FakeQuantized
 from hf_compress.schemes import SMALLEST_SCALE, Grid, affine_parameters, symmetric_scale, to_integers
@@ -43,7 +45,6 @@ class Integers(nn.Module):
         Of groups it is the one that is divided into groups.
         """
         attributes: dict[str, Any] = {"axis": axis}
-        narrow = self.weight_grid.bits == 4 and self.weight_grid.per == "group"
         if self.weight_grid.per == "group":
             attributes["block_size"] = self.weight_grid.group_size
         scale = self.weight_scale
@@ -53,7 +54,7 @@ class Integers(nn.Module):
             attributes,
             dtype=torch.float32,
             shape=self.weight.shape,
-            metadata_props=NARROW if narrow else None,
+            metadata_props=NARROW if self.weight_grid.bits == 4 else None,
         )
 
 
@@ -95,10 +96,24 @@ class IntegerTiedLinear(Integers, nn.Linear):
 
 
 class IntegerEmbedding(Integers, nn.Embedding):
-    """An embedding that looks up integers and scales, and multiplies only what it found."""
+    """An embedding that looks up integers and scales, and multiplies only what it found.
+
+    No runtime looks up integers of four bits: `weight` has two of them in each byte then (`_pairs`).
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.embedding(input, self.weight).float() * F.embedding(input, self.weight_scale[:, None])
+        found = F.embedding(input, self.weight).float()
+        if self.weight.dtype == torch.uint8:
+            high = (found / 16).floor()
+            found = torch.cat([found - 16 * high, high], -1)[..., : self.embedding_dim] - NIBBLE
+        return found * F.embedding(input, self.weight_scale[:, None])
+
+
+class IntegerTiedEmbedding(IntegerEmbedding):
+    """An embedding of four bits that an output projection shares, which needs all of it expanded in any case."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.embedding(input, self.float_weight(axis=0))
 
 
 def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
@@ -107,12 +122,16 @@ def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None
     targets = [Target(name, module, cast(Kind, kind(module))) for name, module in layers]
     turned: dict[int, tuple[Tensor, Tensor]] = {}
     heads = tied(model, targets)
+    shared = {id(target.weight) for target in heads if target.kind != "embedding"}
     for target in [*targets, *heads]:
         as_rows = target.kind == "embedding" or target.shares_embedding
         grid = config.grid("embedding" if as_rows else "linear")
         weight = target.weight
         if id(weight) not in turned:  # What is tied stays so.
-            turned[id(weight)] = _integers(weight.detach(), target.kind, grid, as_rows)
+            integers, scale = _integers(weight.detach(), target.kind, grid, as_rows)
+            if as_rows and grid.bits == 4 and id(weight) not in shared:
+                integers = _pairs(integers)
+            turned[id(weight)] = integers, scale
         _turn(target, grid, *turned[id(weight)])
 
 
@@ -125,11 +144,21 @@ def _integers(weight: Tensor, layer: Kind, grid: Grid, as_rows: bool) -> tuple[T
     return (integers if as_rows else integers.t().contiguous()), scale.reshape(-1).clone()
 
 
+def _pairs(integers: Int8[Tensor, "rows width"]) -> UInt8[Tensor, "rows half"]:
+    """Integers of four bits two in a byte: the first half of a row in the low bits, the second in the high ones."""
+    low, high = F.pad(integers + NIBBLE, (0, integers.shape[1] % 2)).to(torch.uint8).chunk(2, dim=1)
+    return low + 16 * high
+
+
 def _turn(target: Target, grid: Grid, integers: Tensor, scale: Tensor) -> None:
     layer = target.module
     input_grid = layer.input_grid if isinstance(layer, FakeQuantized) else None
     plain = cast(Hashable, type(layer))
-    layer.__class__ = IntegerTiedLinear if target.shares_embedding else _integer_class(plain, target.kind)
+    if target.kind == "embedding":
+        expanded = grid.bits == 4 and integers.dtype == torch.int8
+        layer.__class__ = _embedding_class(plain, IntegerTiedEmbedding if expanded else IntegerEmbedding)
+    else:
+        layer.__class__ = IntegerTiedLinear if target.shares_embedding else IntegerLinear
     del layer._parameters["weight"]
     layer.register_buffer("weight", integers)
     layer.register_buffer("weight_scale", scale)
@@ -145,13 +174,11 @@ def _turn(target: Target, grid: Grid, integers: Tensor, scale: Tensor) -> None:
 
 
 @cache
-def _integer_class(plain: type[nn.Module], layer: Kind) -> type[nn.Module]:
-    if layer != "embedding":
-        return IntegerLinear
+def _embedding_class(plain: type[nn.Module], ours: type[IntegerEmbedding]) -> type[nn.Module]:
     if plain in (nn.Embedding, LAYERS["embedding"]):
-        return IntegerEmbedding
+        return ours
     # Ours comes last, so that it is what the `super().forward` of Bart's embeddings calls.
-    return type(f"Integer{plain.__name__}", (plain, IntegerEmbedding), {})
+    return type(f"Integer{plain.__name__}", (plain, ours), {})
 
 
 def _fake_quantized(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

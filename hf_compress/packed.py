@@ -6,11 +6,11 @@
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hf_compress.coding import CODECS, Sections, decode, decode_planes, encode, encode_planes, encode_shortest
 
-MAGIC = b"HFC2"
+MAGIC = b"HFC3"
 KINDS: tuple[torch.dtype, ...] = (
     torch.int8,
     torch.float32,
@@ -32,8 +32,9 @@ KINDS: tuple[torch.dtype, ...] = (
     torch.int64,
     torch.bool,
 )
-# So many values that Huffman's tables cost nothing, so few that what is decoded stays in the cache.
+# So many values that nothing is lost between chunks, so few that what is decoded stays in the cache.
 CHUNK = 1 << 18
+SMALL = 1 << 14  # So many values are decoded sooner than they are handed to another thread.
 
 # Magic, CRC-32, seal, kind, dimensions, whether transposed, 0, values a scale, values a chunk.
 _HEAD = struct.Struct("<4sIIBBBBII")
@@ -54,17 +55,22 @@ def pack(
     Args:
         key: the name of the weight; the checksum covers it, so that bytes do not pass for another weight's.
         seal: a number that all tensors of one checkpoint share.
-        scale: float32 scales of an int8 `tensor` of rows: what it stands for are its values times their scales.
+        scale: the scales of an int8 `tensor` of rows, bfloat16 numbers in float32: what it stands for are its values
+            times their scales.
         group: the number of consecutive values of a row that share a scale; the whole row by default.
         transposed: whether the weight is the transpose of `tensor`.
     """
     words = _words(tensor)
-    width = tensor.shape[-1] if scale is not None else 1
-    step = max(1, CHUNK // max(width, 1)) * max(width, 1)
+    width = max(tensor.shape[-1], 1) if scale is not None else 1
+    step = max(1, CHUNK // width) * width
     group = 0 if scale is None else min(group or width, width)
     parts = [struct.pack(f"<{tensor.dim()}I", *tensor.shape)]
     if scale is not None:
-        parts.append(encode_planes(_words(scale)))
+        scales = _words(scale.bfloat16())
+        assert torch.equal(scale.bfloat16().float(), scale), "scales are rounded as `schemes` rounds them"
+        parts.append(encode_planes(scales))
+        if (order := _order(scales, width, group)) is not None:
+            words = words.reshape(-1, group)[order].reshape(-1)
     for begin in range(0, len(words), step):
         codec, data = encode_shortest(words[begin : begin + step])
         parts.append(_CHUNK.pack(len(data), codec) + data)
@@ -72,6 +78,17 @@ def pack(
     packed = bytearray(b"".join([head, *parts]))
     struct.pack_into("<I", packed, 4, _checksum(packed, key))
     return torch.frombuffer(packed, dtype=torch.uint8)
+
+
+class _Parts(NamedTuple):
+    """What follows the head: scales, the order of the runs that share one, chunks with the place of their first value.
+
+    Without scales, or with runs of different lengths, there is no order: values stand in their own.
+    """
+
+    scale: Tensor | None
+    order: np.ndarray | None
+    chunks: list[tuple[int, memoryview]]
 
 
 @dataclass(frozen=True)
@@ -142,80 +159,93 @@ class Packed:
         Raises, like all that reads further than the head:
             ValueError: the bytes are damaged, hostile, or those of another weight.
         """
-        chunks = self._parts[1]
-        words = np.empty(self.numel, dtype=f"<u{self.dtype.itemsize}")
-        for begin, chunk in chunks:
-            end = min(begin + self.step, self.numel)
-            words[begin:end] = _decoded(chunk, end - begin, words.itemsize)
-        return torch.from_numpy(words.view(np.uint8)).view(self.dtype).reshape(self.shape)
+        return self.begin(None)()
+
+    def weight(self, dtype: torch.dtype) -> Shaped[Tensor, "..."]:
+        """The weight that the bytes stand for, in `dtype`: values, times their scales if they have some."""
+        return self.begin(dtype)()
 
     def scale(self) -> Float[Tensor, "rows scales"] | None:
         """The float32 scales of the rows of integers, or of their groups; None if the values stand for themselves."""
-        return None if self._parts[0] is None else torch.from_numpy(self._parts[0])
+        return self._parts.scale
 
-    def weight(self, dtype: torch.dtype, executor: Executor | None = None) -> Shaped[Tensor, "..."]:
-        """The weight that the bytes stand for, in `dtype`: values, times their scales if they have some.
+    def begin(self, dtype: torch.dtype | None, executor: Executor | None = None) -> Callable[[], Tensor]:
+        """A function that gives the weight in `dtype`, or the values that were packed if that is None.
 
-        Beside the result only chunks are allocated.
+        Beside the result only chunks are allocated, and the transpose of a transposed weight. What is raised may be so
+        by the function.
 
         Args:
-            executor: decodes chunks at the same time.
+            executor: decodes meanwhile; without it nothing is decoded before the function is called.
         """
-        scale, chunks = self._parts
-        if scale is None and self.dtype == dtype:
-            return self._oriented(self.values())
-        weight = torch.empty(self.shape, dtype=dtype)
-        flat, width = weight.view(-1), self.shape[-1] if self.shape else 1
+        _, order, chunks = self._parts
+        result = torch.empty(self.shape, dtype=dtype or self.dtype, device="cpu")  # Loading, it would be "meta".
+        target = _words(result)
 
         def place(begin: int, chunk: memoryview) -> None:
-            target = flat[begin : begin + self.step]
-            words = _decoded(chunk, len(target), self.dtype.itemsize)
-            if scale is None:
-                target.copy_(torch.from_numpy(words.copy().view(np.uint8)).view(self.dtype))
-                return
-            # Products are float32, whatever the weight is in: one is rounded to it.
-            direct = dtype == torch.float32
-            numbers = target.numpy() if direct else np.empty(len(target), dtype=np.float32)
-            numbers[...] = words.view(np.int8)
-            rows = numbers.reshape(-1, width)
-            scales = scale[begin // width : begin // width + len(rows)]
-            with np.errstate(over="ignore"):  # Of scales that nobody trained.
-                rows *= scales if self.group >= width else np.repeat(scales, self.group, axis=1)[:, :width]
-            if not direct:
-                target.copy_(torch.from_numpy(numbers))
+            words = _decoded(chunk, min(self.step, self.numel - begin), self.dtype.itemsize)
+            if dtype is not None:
+                words = self._converted(words, begin, dtype)
+            if order is None:
+                target[begin : begin + len(words)] = words
+            else:
+                runs, first = words.reshape(-1, self.group), begin // self.group
+                target.reshape(-1, self.group)[order[first : first + len(runs)]] = runs
 
-        run: Callable[..., Any] = map if executor is None or len(chunks) < 2 else executor.map
-        for _ in run(place, *zip(*chunks, strict=True)) if chunks else ():
-            pass
-        return self._oriented(weight)
+        run = map if executor is None or self.numel <= SMALL else executor.map
+        jobs: Iterable[None] = run(place, *zip(*chunks, strict=True)) if chunks else ()
+
+        def finish() -> Tensor:
+            for _ in jobs:
+                pass
+            return result.t().contiguous() if self.transposed and dtype is not None else result
+
+        return finish
+
+    def _converted(self, words: np.ndarray, begin: int, dtype: torch.dtype) -> np.ndarray:
+        """The words in `dtype` of the numbers that `words`, the stored values from `begin` on, stand for."""
+        scale, order, _ = self._parts
+        if scale is None:
+            stored = torch.from_numpy(words.copy().view(np.uint8)).view(self.dtype)
+            return words if dtype == self.dtype else _words(stored.to(dtype))
+        width = self.shape[1] if order is None else self.group
+        # Products are float32, whatever the weight is in: one is rounded to it.
+        runs = words.view(np.int8).reshape(-1, width).astype(np.float32)
+        rows = slice(begin // width, begin // width + len(runs))
+        with np.errstate(over="ignore"):  # Of scales that nobody trained.
+            if order is None:
+                runs *= np.repeat(scale.numpy()[rows], self.group, axis=1)[:, :width]
+            else:
+                runs *= scale.numpy().reshape(-1, 1)[order[rows]]
+        return _words(torch.from_numpy(runs).to(dtype))
 
     def codecs(self) -> set[str]:
         """The codecs of its chunks."""
-        return {CODECS[chunk[_CHUNK.size - 1]] for _, chunk in self._parts[1]}
+        return {CODECS[chunk[_CHUNK.size - 1]] for _, chunk in self._parts.chunks}
 
     def bytes_with(self, codec: str) -> int | None:
         """The bytes that the tensor would have with all chunks in `codec`, or None if that cannot hold it."""
-        words, chunks = _words(self.values()), self._parts[1]
+        words, (_, order, chunks) = _words(self.values()), self._parts
+        if order is not None:
+            words = words.reshape(-1, self.group)[order].reshape(-1)
         sizes = [encode(words[begin : begin + self.step], codec) for begin, _ in chunks]
         if any(data is None for data in sizes):
             return None
         now = sum(len(chunk) - _CHUNK.size for _, chunk in chunks)
         return len(self.data) - now + sum(len(data or b"") for data in sizes)
 
-    def _oriented(self, stored: Tensor) -> Tensor:
-        return stored.t().contiguous() if self.transposed else stored
-
     @cached_property
-    def _parts(self) -> tuple[np.ndarray | None, list[tuple[int, memoryview]]]:
-        """The scales and the chunks, each with the place of its first value, once the checksum was found to match."""
+    def _parts(self) -> "_Parts":
+        """What lies behind the head, whose checksum was found to match."""
         if _checksum(self.data, self.key) != struct.unpack_from("<I", self.data, 4)[0]:
             raise ValueError("the checksum of a packed tensor does not match: the file is damaged, download it again")
-        sections, scale = Sections(self.data[_HEAD.size + 4 * len(self.shape) :]), None
+        sections, scale, order = Sections(self.data[_HEAD.size + 4 * len(self.shape) :]), None, None
         if self.group:
             rows, width = self.shape
-            scales = -(-width // self.group)
-            scale = decode_planes(sections, rows * scales, 4).view("<f4").reshape(rows, scales)
-        return scale, list(self._walk(sections.data[sections.at :]))
+            words = decode_planes(sections, rows * -(-width // self.group), 2)
+            scale = torch.from_numpy(words).view(torch.bfloat16).float().view(rows, -1)
+            order = _order(words, width, self.group)
+        return _Parts(scale, order, list(self._walk(sections.data[sections.at :])))
 
     def _walk(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
         at = 0
@@ -235,6 +265,14 @@ def _decoded(chunk: memoryview, count: int, width: int) -> np.ndarray:
     words = decode(sections, chunk[_CHUNK.size - 1], count, width)
     sections.finish()
     return words
+
+
+def _order(scales: np.ndarray, width: int, group: int) -> np.ndarray | None:
+    """The runs of values that share a scale, by the bits of `scales`: alike in spread, alike in Huffman's code.
+
+    None if the last run of a row is shorter: they then stand as they are.
+    """
+    return None if width % group else np.argsort(scales, kind="stable")
 
 
 def _words(tensor: Tensor) -> np.ndarray:

@@ -32,7 +32,7 @@ class QuantizationArguments:
             "choices": list(SCHEMES),
             "help": "Number format to train for. `int8`: weights per row, embeddings per row, activations by ranges "
             "learned in training. `int8-dynamic`: activations by token, at run time. `int8-weight`, `int4-weight`: "
-            "weights only.",
+            "weights only. `int8-embedding4`: `int8` with embeddings of four bits.",
         },
     )
     quant_begin: float = field(

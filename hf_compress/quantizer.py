@@ -22,8 +22,6 @@ from hf_compress.schemes import symmetric_scale, to_integers
 from hf_compress.sharding import whole_on_first
 from hf_compress.targets import Kind, kind
 
-PACKED = ".packed"
-
 T = TypeVar("T")
 
 
@@ -32,8 +30,6 @@ class Unpack(ConversionOps):
 
     def __init__(self, hf_quantizer: "CompressionQuantizer") -> None:
         self.hf_quantizer = hf_quantizer
-        threads = torch.get_num_threads()
-        self.executor = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Unpack":
         return self  # Transformers copies it for every tensor; there is one quantizer, and one set of threads.
@@ -41,16 +37,20 @@ class Unpack(ConversionOps):
     def convert(
         self, input_dict: dict[str, Any], full_layer_name: str, model: PreTrainedModel, **kwargs: Any
     ) -> dict[str, Tensor]:
-        (packed,) = (value[0] if isinstance(value, list) else value for value in input_dict.values())
-        return {full_layer_name: self.hf_quantizer.unpacked(model, full_layer_name, packed, self.executor)}
+        (given,) = (value[0] if isinstance(value, list) else value for value in input_dict.values())
+        return {full_layer_name: self.hf_quantizer.unpacked(model, full_layer_name, given)}
 
 
 @register_quantizer(METHOD)
 class CompressionQuantizer(HfQuantizer):
-    """Packs weights when a model is saved and unpacks them, one at a time, when it is loaded."""
+    """Packs weights when a model is saved and unpacks them when it is loaded."""
 
     quantization_config: CompressionConfig
     failure: ValueError | None = None
+    # Of the model that is being loaded: what decodes, its tensors as they were opened, those that are being decoded.
+    executor: Executor | None = None
+    packed: dict[str, Packed]
+    begun: dict[str, Callable[[], Tensor]]
 
     def is_serializable(self) -> bool:
         return True
@@ -67,8 +67,8 @@ class CompressionQuantizer(HfQuantizer):
         return {"deserialize": Unpack}
 
     def get_weight_conversions(self) -> list[WeightConverter]:
-        # Decoding is the CPU's work; the weight then goes to its device.
-        return [WeightConverter(rf"\{PACKED}$", "", [Unpack(self)], force_cpu=True)]
+        # Every tensor, under its own name. Decoding is the CPU's work; the weight then goes to its device.
+        return [WeightConverter("(.+)", r"\1", [Unpack(self)], force_cpu=True)]
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         config = self.quantization_config
@@ -84,10 +84,19 @@ class CompressionQuantizer(HfQuantizer):
         if config.grids is not None and config.grids.activation is not None:
             linear = [name for name in config.quantized if kind(_layer(model, name)) != "embedding"]
             restore_layers(model, linear, config.grids.activation)
-        self.check_files([Path(path) for path in kwargs.get("checkpoint_files") or []], model)
+        self.packed = self.check_files([Path(path) for path in kwargs.get("checkpoint_files") or []], model)
+        threads = torch.get_num_threads()
+        self.executor = ThreadPoolExecutor(threads) if threads > 1 else None
+        # Threads decode what the CPU will keep while Transformers is at other things. What goes elsewhere is decoded
+        # when its turn has come: it may be more than fits into memory.
+        ahead = self.executor is not None and kwargs.get("device_map") in (None, {"": torch.device("cpu")})
+        self.begun = {name: self._begin(model, name) for name in list(self.packed)} if ahead else {}
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if self.executor is not None:
+            self.executor.shutdown(wait=False, cancel_futures=True)
+        self.packed, self.begun, self.executor = {}, {}, None
         if self.failure is not None:
             raise self.failure
         # `save_pretrained` would try to revert these; what it packs has the names that the model has.
@@ -116,11 +125,11 @@ class CompressionQuantizer(HfQuantizer):
                 layer_kind = kind(module) or "linear"
                 integers, scale = self._integers(tensor, module, layer_kind)
                 group, transposed = config.grid(layer_kind).group_size, layer_kind == "conv1d"
-                state[name + PACKED] = pack(integers, name, seal, scale, group, transposed)
+                state[name] = pack(integers, name, seal, scale, group, transposed)
             else:
                 # A masked negative weight is -0.0, whose sign bit would be stored; adding zero makes it 0.0.
                 masked = leaf == "weight" and layer in config.pruned
-                state[name + PACKED] = pack(tensor + 0 if masked else tensor, name, seal)
+                state[name] = pack(tensor + 0 if masked else tensor, name, seal)
         # No metadata of ours: safetensors writes several entries in an order that changes from run to run.
         return state, {}
 
@@ -139,40 +148,49 @@ class CompressionQuantizer(HfQuantizer):
         scale = symmetric_scale(rows, grid)
         return to_integers(rows, scale, grid).to(torch.int8), scale
 
-    def unpacked(self, model: PreTrainedModel, name: str, packed: Tensor, executor: Executor | None) -> Tensor:
-        """The tensor `name` of `model` from its bytes, in the dtype that the model has it in."""
-        expected = model.get_parameter_or_buffer(name)
+    def unpacked(self, model: PreTrainedModel, name: str, given: Tensor) -> Tensor:
+        """The tensor `name` of `model` from its bytes, in the dtype that the model has it in.
+
+        What Transformers was `given` instead of files, a `state_dict`, holds weights, and is taken as it is.
+        """
+        if name not in self.packed and name not in self.begun:
+            return given
         if self.failure is None:
             try:
-                return self._unpacked(model, Packed.open(packed, name, expected.shape), expected.dtype, executor)
+                finish = self.begun.pop(name, None) or self._begin(model, name)
+                return located(Path(model.config.name_or_path), name, finish)
             except ValueError as error:
-                self.failure = ValueError(f"{model.config.name_or_path}: {name}: {error}.")
-        return torch.empty(expected.shape, dtype=expected.dtype)
+                self.failure = error  # Transformers would swallow it.
+        return torch.empty_like(model.get_parameter_or_buffer(name), device="cpu")
 
-    def _unpacked(
-        self, model: PreTrainedModel, tensor: Packed, dtype: torch.dtype, executor: Executor | None
-    ) -> Tensor:
-        if self.quantization_config.run == "dense" or (scale := tensor.scale()) is None:
-            return tensor.weight(dtype, executor)
-        layer = _layer(model, tensor.key.removesuffix(".weight"))
+    def _begin(self, model: PreTrainedModel, name: str) -> Callable[[], Tensor]:
+        """What gives the tensor `name`, which is being decoded meanwhile."""
+        tensor, dtype = self.packed.pop(name), model.get_parameter_or_buffer(name).dtype
+        scale = located(Path(model.config.name_or_path), name, tensor.scale)
+        if self.quantization_config.run == "dense" or scale is None:
+            return tensor.begin(dtype, self.executor)
+        layer = _layer(model, name.removesuffix(".weight"))
         note(layer, Loaded(scale, self.quantization_config.grid(kind(layer) or "linear"), dtype))
-        return tensor.values().t().contiguous() if tensor.transposed else tensor.values()
+        finish = tensor.begin(None, self.executor)
+        return (lambda: finish().t().contiguous()) if tensor.transposed else finish
 
-    def check_files(self, paths: Sequence[Path], model: PreTrainedModel) -> None:
-        """Refuse files that hold other tensors than were saved, or in other shapes than the model's, unread."""
+    def check_files(self, paths: Sequence[Path], model: PreTrainedModel) -> dict[str, Packed]:
+        """The tensors of the files that are tensors of the model, opened, by name.
+
+        Raises:
+            ValueError: the files hold other tensors than were saved, or in other shapes than the model's.
+        """
         expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        opened_tensors: dict[str, Packed] = {}
-        for path in paths:
-            for tensor in packed_tensors(path, expected):
-                opened_tensors[tensor.key] = tensor
-        seal = self.quantization_config.seal(opened_tensors)
-        for name, tensor in opened_tensors.items():
+        tensors = {tensor.key: tensor for path in paths for tensor in packed_tensors(path, expected)}
+        seal = self.quantization_config.seal(tensors)
+        for name, tensor in tensors.items():
             if tensor.seal != seal:
                 raise ValueError(
                     f"{model.config.name_or_path}: {name} was not saved together with the other tensors, or with "
                     "`quantization_config` as it stands in config.json: a file was changed, mixed with another or "
                     "left out. Download or save the folder again."
                 )
+        return {name: tensor for name, tensor in tensors.items() if name in expected}
 
 
 def packed_tensors(path: Path, expected: Mapping[str, Sequence[int]]) -> Iterator[Packed]:
@@ -186,10 +204,7 @@ def packed_tensors(path: Path, expected: Mapping[str, Sequence[int]]) -> Iterato
     """
     with opened(path) as file:
         for key in file.keys():  # noqa: SIM118 - the handle is no dict
-            name = key.removesuffix(PACKED)
-            if name == key:
-                raise ValueError(f"{path}: {key} is not packed, and was not written by this version. Save it again.")
-            yield located(path, key, partial(Packed.open, file.get_tensor(key), name, expected.get(name)))
+            yield located(path, key, partial(Packed.open, file.get_tensor(key), key, expected.get(key)))
 
 
 def located(path: Path, key: str, action: Callable[[], T]) -> T:

@@ -1,6 +1,7 @@
-"""The plan of a run: the arguments of the three methods together, named, as JSON, and kept to by a resumed run."""
+"""The plan of a run: the arguments of all methods together, named, as JSON, and kept to by a resumed run."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,40 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_compress.distillation import DistillationArguments
 from hf_compress.pruning import PruningArguments, PruningCallback
 from hf_compress.quantization import QuantizationArguments, QuantizationCallback
+from hf_compress.vocabulary import VocabularyArguments
+
+
+@dataclass
+class BudgetArguments:
+    """Options of the size that is asked for; none unless `compress_budget_mb` is given."""
+
+    compress_budget_mb: float | None = field(
+        default=None,
+        metadata={
+            "help": "Megabytes (10^6 bytes), above 0, that the packed file may have. What is not given of "
+            "`quant_scheme` and `prune_sparsity` is chosen for that before training; what cannot fit is refused."
+        },
+    )
+
+    @property
+    def enabled(self) -> bool:
+        return self.compress_budget_mb is not None
+
+    @property
+    def bytes(self) -> float:
+        """How many bytes the file may have."""
+        return math.inf if self.compress_budget_mb is None else 1e6 * self.compress_budget_mb
+
+    def __post_init__(self) -> None:
+        if self.compress_budget_mb is not None and not 0 < self.compress_budget_mb < math.inf:
+            raise ValueError(
+                f"`--compress_budget_mb` must be a number of megabytes above 0; got {self.compress_budget_mb}. Give "
+                "10 for a file of at most 10,000,000 bytes."
+            )
+
 
 # For `HfArgumentParser((TrainingArguments, *ARGUMENTS))`.
-ARGUMENTS = (DistillationArguments, PruningArguments, QuantizationArguments)
+ARGUMENTS = (DistillationArguments, PruningArguments, QuantizationArguments, VocabularyArguments, BudgetArguments)
 # Options that say where something is kept, and so change nothing of what is trained.
 PLACES = ("distill_cache",)
 
@@ -21,17 +53,22 @@ PLACES = ("distill_cache",)
 class Recipe:
     """What a run promises to do to a model: any of the eight subsets of distillation, pruning and quantization.
 
+    And, beside them, whether its vocabulary is cut to the words of the training set before, and the size of the file
+    that scheme and sparsity were chosen for (`budget.fit`).
+
     The fields are in the order of `ARGUMENTS`, so that `Recipe(*parsed)` holds for what `HfArgumentParser` returns.
     """
 
     distillation: DistillationArguments = field(default_factory=DistillationArguments)
     pruning: PruningArguments = field(default_factory=PruningArguments)
     quantization: QuantizationArguments = field(default_factory=QuantizationArguments)
+    vocabulary: VocabularyArguments = field(default_factory=VocabularyArguments)
+    budget: BudgetArguments = field(default_factory=BudgetArguments)
 
     @property
     def name(self) -> str:
         """A short name, such as `kd+mp60+int8` or `cut3+kd`; `dense` if no method is on."""
-        methods = []
+        methods = ["vocab"] if self.vocabulary.enabled else []
         if self.distillation.student_layers is not None:
             layers = self.distillation.student_layers
             methods.append("cut" + (str(layers) if isinstance(layers, int) else ".".join(map(str, layers))))
@@ -41,6 +78,8 @@ class Recipe:
             methods.append(f"mp{self.pruning.prune_sparsity * 100:g}")
         if self.quantization.enabled:
             methods.append(str(self.quantization.quant_scheme))
+        if self.budget.enabled:
+            methods.append(f"{self.budget.compress_budget_mb:g}MB")
         return "+".join(methods) or "dense"
 
     def callbacks(self) -> list[TrainerCallback]:

@@ -13,13 +13,14 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_compress import inventory, provenance, records, targets
 from hf_compress.distillation import DistillationMixin
-from hf_compress.evaluation import clean_scores, evaluating, logit_difference
+from hf_compress.evaluation import can_evaluate, clean_scores, evaluating, logit_difference
 from hf_compress.formats import FORMATS, written
 from hf_compress.heads import bare, find_head
 from hf_compress.latency import Latency
 from hf_compress.recipe import Recipe
 from hf_compress.runtimes import RuntimeModel
 from hf_compress.sizes import Size, measured_size
+from hf_compress.vocabulary import VocabularyFacts
 
 REPORT_NAME = "report.json"
 SCHEMA = "hf_compress.report/1"
@@ -66,7 +67,8 @@ class Report:
     `parity` is the largest absolute difference of a logit between the trained and the reloaded model, over
     `parity_rows` evaluation rows per process. `base_model` is the name or path as given; `base_model_hub_id` is set
     only if that is a model of the Hub. `head` names what is predicted (`Head.name`). `formats` has the formats that
-    were written beside the packed file; `latency` is what `hf-compress bench --save` measured later, if it did.
+    were written beside the packed file; `latency` is what `hf-compress bench --save` measured later, if it did;
+    `vocabulary` is None if all tokens are there.
     """
 
     recipe: Recipe
@@ -98,6 +100,7 @@ class Report:
     created: str
     formats: dict[str, FormatFacts] = field(default_factory=dict)
     latency: Latency | None = None
+    vocabulary: VocabularyFacts | None = None
 
     def __post_init__(self) -> None:
         for name, scores in (("dense", self.dense), ("teacher", self.teacher), ("compressed", self.compressed)):
@@ -110,8 +113,9 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, its schema first; non-finite floats are strings, since JSON has none."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.latency is None:
-            del values["latency"]
+        for name in ("latency", "vocabulary"):
+            if values[name] is None:
+                del values[name]
         encoded: dict[str, Any] = records.encode(values)
         return {"schema": SCHEMA, **encoded}
 
@@ -207,9 +211,13 @@ def measure(
     formats = {name: _format_facts(trainer, folder, name, reloaded, evaluate) for name in written(folder)}
 
     uncut = trainer.uncut if isinstance(trainer, DistillationMixin) else None
+    whole = copy.deepcopy(uncut or source.config)
+    vocabulary = VocabularyFacts.of(source.config)
+    if vocabulary is not None:
+        whole.get_text_config().vocab_size = vocabulary.whole
     with torch.device("meta"):
         student: PreTrainedModel = type(source)(copy.deepcopy(source.config))
-        dense_model: PreTrainedModel = type(source)(copy.deepcopy(uncut or source.config))
+        dense_model: PreTrainedModel = type(source)(whole)
     exclude = recipe.pruning.prune_exclude if recipe.pruning.enabled else ()
     prunable = {target.name: target for target in targets.prunable(reloaded, exclude)}
     zeros = {name: int((target.weight == 0).sum()) for name, target in prunable.items()}
@@ -244,6 +252,7 @@ def measure(
         versions=provenance.versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         formats=formats,
+        vocabulary=vocabulary,
     )
 
 
@@ -272,7 +281,8 @@ def _format_facts(
     other = kind.read(folder / kind.path, reloaded).to(trainer.args.device)
     scores: dict[str, float] = {}
     # Metrics of sequence-to-sequence models are of texts that are generated, which a graph does not do by itself.
-    if head.kind != "seq2seq" or not isinstance(other, RuntimeModel):
+    generates = head.kind == "seq2seq" and isinstance(other, RuntimeModel)
+    if not generates and can_evaluate(trainer, other):
         with evaluating(trainer, other):
             scores = _scores(trainer, evaluate)
     if isinstance(other, RuntimeModel):

@@ -51,28 +51,36 @@ SCHEMES: dict[str, Scheme] = {
     "int8-dynamic": Scheme(weight=ROW_INT8, embedding=ROW_INT8, activation=Grid(bits=8, per="token")),
     "int8-weight": Scheme(weight=ROW_INT8, embedding=ROW_INT8, activation=None),
     "int4-weight": Scheme(weight=Grid(bits=4, per="group", group_size=64), embedding=ROW_INT8, activation=None),
+    # A scale per group of 32 or 64 rounds finer, but costs more bytes than more levels would in an entropy-coded file.
+    "int8-embedding4": Scheme(
+        weight=ROW_INT8, embedding=Grid(bits=4, per="row"), activation=Grid(bits=8, per="tensor")
+    ),
 }
 
 
 def symmetric_scale(values: Float[Tensor, "*rows width"], grid: Grid) -> Float[Tensor, "*rows scales"]:
     """The float32 scales of `values` along their last dimension: one a row, or one a group of it.
 
-    Jacob et al., 2018, sec. 3: the largest magnitude maps to the largest integer. Scales are rounded up to 16
-    significant bits, so that an integer of up to 8 bits times its scale is exact: rounding is then idempotent to the
-    last bit.
+    Jacob et al., 2018, sec. 3: the largest magnitude maps to the largest integer. Scales have so few significant bits
+    that an integer of up to 8 bits times its scale is exact: rounding is then idempotent to the last bit. Those of
+    weights, which are stored, are the nearest numbers of 8 bits: bfloat16. The largest magnitude still is nearest to
+    the largest integer, at most half a step away, as any other value is from its own. Those of tokens are rounded up
+    to 16 bits.
 
     Args:
         values: weights with one row per output feature or vocabulary entry, or activations with one row per token.
             A width that is no multiple of the group size leaves a shorter last group.
     """
-    magnitude = values.detach().float().abs()
+    rows = values.detach().float()
     if grid.per == "group":
         width, group = values.shape[-1], _group_size(grid)
-        padded = torch.nn.functional.pad(magnitude, (0, -width % group))
-        largest = padded.unflatten(-1, (-1, group)).amax(-1)
-    else:
-        largest = magnitude.amax(-1, keepdim=True)
-    return _round_up(largest.div_(grid.largest).clamp_(min=SMALLEST_SCALE))
+        rows = torch.nn.functional.pad(rows, (0, -width % group)).unflatten(-1, (-1, group))
+    # Both ends, read where they are: magnitudes would take the memory of all weights once more.
+    largest = torch.maximum(rows.amax(-1), rows.amin(-1).neg())
+    if grid.per != "group":
+        largest = largest.unsqueeze(-1)
+    scale = largest.div_(grid.largest).clamp_(min=SMALLEST_SCALE)
+    return _round_up(scale) if grid.per == "token" else _round_to_bfloat16(scale)
 
 
 def to_integers(
@@ -89,13 +97,19 @@ def from_integers(
     return integers * _spread(scale, integers.shape[-1], grid)
 
 
-def fake_quantize_symmetric(values: Float[Tensor, "*rows width"], grid: Grid) -> Float[Tensor, "*rows width"]:
+def fake_quantize_symmetric(
+    values: Float[Tensor, "*rows width"], grid: Grid, known: Float[Tensor, "*rows width"] | None = None
+) -> Float[Tensor, "*rows width"]:
     """`values` rounded to their symmetric grid, in their own dtype.
 
     The grid follows the values, so that nothing lies outside it and the gradient is straight-through everywhere
     (Bengio et al., 2013). Scales and rounding are float32 under autocast too.
+
+    Args:
+        known: what an earlier call returned for the same arguments, to be taken as the result; the gradient goes its
+            own way all the same.
     """
-    return _RoundSymmetric.apply(values, grid)
+    return _RoundSymmetric.apply(values, grid, known)
 
 
 def affine_parameters(
@@ -118,18 +132,30 @@ def to_affine_integers(
 
 
 def fake_quantize_affine(
-    values: Float[Tensor, "*shape"], scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], grid: Grid
+    values: Float[Tensor, "*shape"],
+    scale: Float[Tensor, ""],
+    zero_point: Float[Tensor, ""],
+    grid: Grid,
+    known: Float[Tensor, "*shape"] | None = None,
 ) -> Float[Tensor, "*shape"]:
     """`values` rounded to the affine grid and clipped to its range, in their own dtype.
 
     The gradient is straight-through inside the range and zero outside it.
+
+    Args:
+        known: as in `fake_quantize_symmetric`.
     """
-    return _RoundAffine.apply(values, scale, zero_point, grid.levels)
+    return _RoundAffine.apply(values, scale, zero_point, grid.levels, known)
 
 
 def _round_up(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Positive float32 numbers rounded up to 16 significant bits."""
     return scale.view(torch.int32).add_(0xFF).bitwise_and_(~0xFF).view(torch.float32)
+
+
+def _round_to_bfloat16(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Positive float32 numbers rounded to 8 significant bits, half up; compilers drop a cast there and back."""
+    return scale.view(torch.int32).add_(0x8000).bitwise_and_(~0xFFFF).view(torch.float32)
 
 
 def _group_size(grid: Grid) -> int:
@@ -155,32 +181,40 @@ def _affine_integers(values: Tensor, scale: Tensor, zero_point: Tensor, levels: 
 
 class _RoundSymmetric(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, grid: Grid) -> Tensor:
+    def forward(ctx: Any, values: Tensor, grid: Grid, known: Tensor | None) -> Tensor:
+        if known is not None:
+            return known.detach()
         scale = symmetric_scale(values, grid)
         return to_integers(values, scale, grid).mul_(_spread(scale, values.shape[-1], grid)).to(values.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0], None, None
 
 
 class _RoundAffine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
+    def forward(
+        ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int, known: Tensor | None
+    ) -> Tensor:
         low, high, half = -zero_point * scale, (levels - zero_point) * scale, scale / 2
         # What lies less than half a step outside the last level is rounded to it, not clipped.
         ctx.bounds = low - half, high + half
         ctx.save_for_backward(values)
+        if known is not None:
+            return known.detach()
         return _affine_integers(values, scale, zero_point, levels).mul_(scale).to(values.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (values,), (low, high) = ctx.saved_tensors, ctx.bounds
         if _reads_numbers(values):
-            return torch.ops.aten.hardtanh_backward(gradients[0], values, low.item(), high.item()), None, None, None
-        # With a dimension each, or a comparison would round them to the 16 bits that values may have.
-        inside = (values > low.view(1)) & (values < high.view(1))
-        return torch.where(inside, gradients[0], 0.0), None, None, None
+            passed = torch.ops.aten.hardtanh_backward(gradients[0], values, low.item(), high.item())
+        else:
+            # With a dimension each, or a comparison would round them to the 16 bits that values may have.
+            inside = (values > low.view(1)) & (values < high.view(1))
+            passed = torch.where(inside, gradients[0], 0.0)
+        return passed, None, None, None, None
 
 
 def _reads_numbers(values: Tensor) -> bool:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from hf_compress.heads import has_own_forward
+
 logger = logging.get_logger(__name__)
 
 _DECODER_DEPTHS = ("num_decoder_layers", "decoder_layers")
@@ -31,6 +33,11 @@ def student_from(model: PreTrainedModel, layers: int | Sequence[int]) -> PreTrai
         raise ValueError(
             f"`--distill_student_layers` cuts a Transformers model, not a {type(model).__name__}. Cut the model "
             "inside with `hf_compress.student_from` before anything is put around it."
+        )
+    if has_own_forward(model):
+        raise ValueError(
+            f"`--distill_student_layers` cannot cut a {type(model).__name__} whose `forward` was replaced, as TRL's "
+            "trainers do. Cut it with `hf_compress.student_from` before the trainer is built."
         )
     config = copy.deepcopy(model.config)
     stacks = _stacks(model)

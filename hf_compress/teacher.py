@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from hf_compress.heads import Head, bare, class_order, find_head, has_default_labels
+from hf_compress.heads import Head, bare, class_order, find_head, has_default_labels, has_own_forward
 from hf_compress.options import changed
+from hf_compress.vocabulary import keep_tokens
 
 logger = logging.get_logger(__name__)
 
@@ -54,7 +55,8 @@ def check_choice(settings: Any, model: Any, teacher: PreTrainedModel | None) -> 
 def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrainedModel:
     """The model at a path or Hub id, with the student's kind of head, in the dtype that it was saved in.
 
-    An adapter's folder stands for its base model and the adapter, merged if it is LoRA.
+    An adapter's folder stands for its base model and the adapter, merged if it is LoRA. If `processing_class` is the
+    teacher's own tokenizer with fewer tokens (`cut_vocabulary`), the teacher is cut alike, and reads the same.
 
     Raises:
         ValueError: nothing can be loaded from there, what is there has no trained head of that kind, or it has another
@@ -91,8 +93,8 @@ def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrai
         )
     if config is not None and config.peft_type == PeftType.LORA:
         teacher = teacher.merge_and_unload()
-    check_tokenizer(name, processing_class)
-    return cast(PreTrainedModel, teacher)
+    kept = check_tokenizer(name, processing_class)
+    return keep_tokens(teacher, kept) if kept is not None else cast(PreTrainedModel, teacher)
 
 
 def _adapter_names(name: str) -> set[str]:
@@ -117,7 +119,12 @@ def own_teacher(model: nn.Module) -> tuple[PreTrainedModel, PeftModel | None]:
     """
     if isinstance(model, PeftModel) and starts_at_base(model):
         return bare(model), model
-    return cast(PreTrainedModel, copy.deepcopy(model)), None
+    teacher = copy.deepcopy(model)
+    if has_own_forward(teacher):
+        # What a trainer has put there may compute with the model that it was made for, which is the student.
+        for name in ("forward", "_original_forward"):
+            vars(bare(teacher)).pop(name, None)
+    return cast(PreTrainedModel, teacher), None
 
 
 def starts_at_base(model: PeftModel) -> bool:
@@ -162,18 +169,24 @@ def adapter_off(model: PeftModel) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-def check_tokenizer(name: str, processing_class: Any) -> None:
-    """Refuses a teacher whose tokenizer, if it has one beside it, gives tokens other numbers than the student's.
+def check_tokenizer(name: str, processing_class: Any) -> list[int] | None:
+    """The teacher's numbers for the student's tokens, in order, if the student has fewer; None if they are the same.
+
+    Also None where the teacher has no tokenizer beside it.
 
     Raises:
-        ValueError: the vocabularies differ.
+        ValueError: the vocabularies differ in another way.
     """
     if not isinstance(processing_class, PreTrainedTokenizerBase):
-        return
+        return None
     files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
     if not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files):
-        return
+        return None
     theirs, ours = AutoTokenizer.from_pretrained(name).get_vocab(), processing_class.get_vocab()
+    if len(ours) < len(theirs) and ours.keys() <= theirs.keys():
+        kept = [theirs[token] for token in sorted(ours, key=lambda token: ours[token])]
+        if kept == sorted(kept):
+            return kept
     if theirs != ours:
         differing = sorted(token for token, _ in theirs.items() ^ ours.items())
         raise ValueError(
@@ -181,6 +194,7 @@ def check_tokenizer(name: str, processing_class: Any) -> None:
             f"{len(set(differing))} tokens, such as {differing[0]!r}. The teacher would read other words than the "
             "student. Use a teacher with the student's tokenizer."
         )
+    return None
 
 
 def check_separate(student: nn.Module, teacher: nn.Module) -> None:
@@ -229,7 +243,8 @@ def match_teacher(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"The teacher has a vocabulary of {sizes[1]} tokens, the student one of {sizes[0]}. The teacher would "
-            "read other words than the student: use a teacher with the student's tokenizer."
+            "read other words than the student: use a teacher with the student's tokenizer, or, if that was cut, cut "
+            "the teacher with `hf_compress.cut_vocabulary` and the same texts."
         )
     read = [inspect.signature(bare(model).forward).parameters for model in (student, teacher)]
     if "token_type_ids" in read[1] and "token_type_ids" not in read[0] and teacher_config.type_vocab_size > 1:

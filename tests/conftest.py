@@ -30,6 +30,7 @@ from jaxtyping import install_import_hook
 # The mathematics promises shapes, so its annotations are executed. The floors above take models and trainers, for
 # which tests may hand in doubles that only quack.
 PURE = ("losses", "sharding", "sparsity", "schemes", "coding", "packed", "targets", "heads")
+PURE += ("study.panel", "study.reductions", "study.effects", "study.ranking", "study.published")
 CHECKED = [f"hf_compress.{name}" for name in PURE]
 install_import_hook(CHECKED, "beartype.beartype")
 

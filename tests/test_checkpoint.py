@@ -183,7 +183,7 @@ def test_the_folder_holds_no_pickle_and_the_recipe_that_made_it(tiny_bert: Any, 
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "recipe.json"}
     assert Recipe.load(folder / "recipe.json") == recipe
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert config["quant_method"] == "hf_compress" and config["version"] == 2
+    assert config["quant_method"] == "hf_compress" and config["version"] == 3
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(tiny_bert: Any, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def folder(tiny_bert: Any, train: Any, tmp_path: Path) -> Path:
     return save_compressed(train(tiny_bert, SUBSETS["pruned int8"]), tmp_path / "compressed", SUBSETS["pruned int8"])
 
 
-QUERY = "bert.encoder.layer.0.attention.self.query.weight.packed"
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 
 
 def _rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
@@ -252,8 +252,7 @@ def _take_out(state: dict[str, torch.Tensor]) -> None:
 
 
 def _unpack(state: dict[str, torch.Tensor]) -> None:
-    del state[QUERY]
-    state[QUERY.removesuffix(".packed")] = torch.zeros(32, 32)
+    state[QUERY] = torch.zeros(32, 32)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +263,7 @@ def _unpack(state: dict[str, torch.Tensor]) -> None:
         (_swap, "needs shape"),
         (_exchange, "checksum"),
         (_take_out, "was not saved together with the other tensors"),
-        (_unpack, "is not packed"),
+        (_unpack, "row of bytes, this is float32"),
     ],
 )
 def test_a_damaged_tensor_is_refused_by_name(change: Any, said: str, folder: Path) -> None:
@@ -277,7 +276,7 @@ def test_a_damaged_tensor_is_refused_by_name(change: Any, said: str, folder: Pat
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"version": 99}, "version` must be 2; got 99"),
+        ({"version": 99}, "version` must be 3; got 99"),
         ({"scheme": None}, "scheme` must name the grids"),
         ({"scheme": {"weight": "int8"}}, "no scheme of hf_compress"),
         ({"scheme": ["int8"]}, "no scheme of hf_compress"),
@@ -299,7 +298,7 @@ def test_a_config_that_does_not_fit_is_refused(change: dict[str, Any], said: str
 def test_a_packed_weight_read_by_hand_is_what_the_format_says(folder: Path) -> None:
     """The format needs no hf_compress model: integers times the scale of their row."""
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        packed = Packed.open(file.get_tensor(QUERY), QUERY.removesuffix(".packed"))
+        packed = Packed.open(file.get_tensor(QUERY), QUERY)
     expected = AutoModelForSequenceClassification.from_pretrained(folder).get_parameter(packed.key)
     assert torch.equal(packed.values().float() * packed.scale(), expected)
 

@@ -1,23 +1,60 @@
 """`hf-compress` shows what a folder holds, and says what is wrong in one line."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import typer
 from transformers import BertForSequenceClassification
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from hf_compress import hub, inventory
 from hf_compress.checkpoint import save_compressed
-from hf_compress.cli import app
 from hf_compress.pruning import PruningArguments
 from hf_compress.recipe import Recipe
 from hf_compress.targets import prunable
+from hf_compress_cli import app
 
+ROOT = Path(__file__).parents[1]
 runner = CliRunner(env={"COLUMNS": "160"})
+
+
+def commands(group: TyperGroup, *words: str) -> list[list[str]]:
+    """The words of every command in `group` and in the groups in it."""
+    found = []
+    for name, command in group.commands.items():
+        found += [[*words, name], *(commands(command, *words, name) if isinstance(command, TyperGroup) else [])]
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
+
+
+def test_help_imports_nothing_that_takes_seconds() -> None:
+    """In a process of its own: here all is imported. Only `run` shows flags that Transformers' parser knows."""
+    code = """if True:
+        import contextlib, io, json, sys
+        from hf_compress_cli import app
+        said = io.StringIO()
+        for words in json.loads(sys.argv[1]):
+            with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+                app([*words, "--help"], prog_name="hf-compress")
+        print(json.dumps([said.getvalue(), sorted(sys.modules)]))
+    """
+    calls = [[], *(words for words in COMMANDS if words != ["run"])]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(calls)], env=environment, capture_output=True, text=True, check=True
+    )
+    said, modules = json.loads(ran.stdout)
+    assert said.count("Usage: hf-compress") == len(calls)
+    assert not {"hf_compress", "torch", "transformers", "datasets", "numpy"} & set(modules)
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hf_compress.cli import app
 from hf_compress.comparison import HEADINGS, markdown_table, report_rows
 from hf_compress.report import Report
+from hf_compress_cli import app
 
 
 @pytest.fixture

@@ -31,10 +31,13 @@ FROZEN = """
 --prune_scope             'layer'     layer global
 --prune_exclude           []
 
---quant_scheme            None        int8 int8-dynamic int8-weight int4-weight
+--quant_scheme            None        int8 int8-dynamic int8-weight int4-weight int8-embedding4
 --quant_begin             0.1
 --quant_freeze            0.9
 --quant_exclude           []
+
+--compress_vocabulary     False
+--compress_budget_mb      None
 
 --compress_recipe         None        gmp-60 gmp-oneshot int8-only kd-int8 paper-all-60 paper-all-80
 --compress_config         None
@@ -83,7 +86,7 @@ def test_no_flag_collides_with_those_of_trainer() -> None:
 
 def test_all_defaults_together_switch_nothing_on() -> None:
     parsed = HfArgumentParser(KINDS).parse_args_into_dataclasses(args=[])
-    assert [arguments.enabled for arguments in parsed[:-1]] == [False] * 3
+    assert [arguments.enabled for arguments in parsed[:-1]] == [False] * 5
     assert Recipe(*parsed[:-1]).name == "dense"
 
 

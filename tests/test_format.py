@@ -35,7 +35,7 @@ class Reader:
         magic, checksum, own_seal, kind, dimensions, self.transposed, zero, self.group, self.step = struct.unpack(
             "<4sIIBBBBII", data[:24]
         )
-        assert magic == b"HFC2" and zero == 0 and own_seal == seal
+        assert magic == b"HFC3" and zero == 0 and own_seal == seal
         assert checksum == zlib.crc32(name.encode() + data[8:])
         self.shape = struct.unpack(f"<{dimensions}I", data[24 : 24 + 4 * dimensions])
         self.data, self.at, self.kind = data, 24 + 4 * dimensions, KINDS[kind]
@@ -84,8 +84,9 @@ class Reader:
 
     def weight(self) -> np.ndarray:
         scales = None
-        if self.group:
-            scales = self.planes(4).view("<f4").reshape(self.shape[0], -1)
+        if self.group:  # bfloat16: the upper half of a float32.
+            stored = self.planes(2)
+            scales = np.pad(stored, ((0, 0), (2, 0))).view("<f4").reshape(self.shape[0], -1)
         numel = math.prod(self.shape)
         chunks = [self.chunk(min(self.step, numel - begin)) for begin in range(0, numel, self.step)]
         assert self.at == len(self.data)
@@ -95,6 +96,11 @@ class Reader:
         else:
             values = data.view(self.kind).reshape(self.shape)
         if scales is not None:
+            if self.shape[1] % self.group == 0:
+                order = sorted(range(scales.size), key=lambda run: stored.view("<u2")[run, 0])
+                in_order, values = values.reshape(-1, self.group), np.empty((scales.size, self.group), dtype="i1")
+                values[order] = in_order
+                values = values.reshape(self.shape)
             values = values * scales.repeat(self.group, axis=1)[:, : self.shape[1]]
         return values.T if self.transposed else values
 
@@ -103,8 +109,7 @@ def read(folder: Path) -> dict[str, np.ndarray]:
     files: dict[str, np.ndarray] = {}
     for path in folder.glob("*.safetensors"):
         files |= load_file(path)
-    tensors = {key.removesuffix(".packed"): data.tobytes() for key, data in files.items()}
-    assert len(tensors) == len(files) and all(key.endswith(".packed") for key in files)
+    tensors = {name: data.tobytes() for name, data in files.items()}
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     sealed = [{key: config[key] for key in ("pruned", "quantized", "scheme", "version")}, sorted(tensors)]
     seal = zlib.crc32(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode())
@@ -138,6 +143,7 @@ RECIPES = {
     "very pruned int8": Recipe(
         pruning=PruningArguments(prune_sparsity=0.95), quantization=QuantizationArguments(quant_scheme="int8")
     ),
+    "embedding4": Recipe(quantization=QuantizationArguments(quant_scheme="int8-embedding4")),
     "very pruned int4": Recipe(
         pruning=PruningArguments(prune_sparsity=0.95), quantization=QuantizationArguments(quant_scheme="int4-weight")
     ),
@@ -178,7 +184,7 @@ def test_the_checkpoints_above_use_every_codec(make_bert: Callable[..., PreTrain
     assert used >= set(CODECS)
 
 
-@pytest.mark.parametrize("recipe", ["int8", "pruned int8", "int4-weight"])
+@pytest.mark.parametrize("recipe", ["int8", "pruned int8", "int4-weight", "embedding4"])
 def test_it_reads_transposed_and_tied_weights(recipe: str, tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=29, n_positions=32, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     folder = compressed(AutoModelForCausalLM.from_config(config), RECIPES[recipe], tmp_path / "packed")

@@ -148,3 +148,12 @@ def test_a_repository_id_that_is_none_is_refused_before_the_network(hub: FakeHub
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`folder` must be a folder"):
         push(tmp_path / "nowhere", "someone/small")
+
+
+def test_a_hub_that_is_out_of_reach_leaves_the_folder_and_says_how_to_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="could not be pushed to someone/small.*`hf-compress push"):
+        push(folder, "someone/small", token="hf_secret")
+    assert (folder / "model.safetensors").is_file()

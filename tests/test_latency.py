@@ -16,7 +16,6 @@ from hf_compress import bench as speed
 from hf_compress.bench import bench, latency_table, save_latency
 from hf_compress.card import render
 from hf_compress.checkpoint import save_compressed
-from hf_compress.cli import app
 from hf_compress.latency import Latency, Timing, measure_latency
 from hf_compress.layers import fake_quantize_modules
 from hf_compress.quantization import QuantizationArguments
@@ -24,6 +23,7 @@ from hf_compress.ratios import paired_ratio
 from hf_compress.recipe import Recipe
 from hf_compress.report import REPORT_NAME, Report
 from hf_compress.schemes import SCHEMES
+from hf_compress_cli import app
 
 GOLDEN = Path(__file__).parent / "golden"
 MakeBert = Callable[..., BertForSequenceClassification]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_compress.checkpoint import save_compressed
 from hf_compress.compression_config import CompressionConfig
@@ -45,6 +45,15 @@ def folder(model: PreTrainedModel, tmp_path: Path) -> Path:
     return save_compressed(model, tmp_path / "packed", RECIPE)
 
 
+def _quantized(model: PreTrainedModel, folder: Path) -> Path:
+    """The folder that `model` is written to with integers in it, as it is."""
+    names = [target.name for target in quantizable(model)]
+    config = CompressionConfig(scheme=asdict(SCHEMES["int8-weight"]), quantized=names)
+    model.hf_quantizer, model.config.quantization_config = CompressionQuantizer(config), config
+    model.save_pretrained(folder)
+    return folder
+
+
 def _same(loaded: PreTrainedModel, model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> bool:
     state = loaded.state_dict()
     return all(torch.equal(state[name].cpu(), tensor.to(dtype)) for name, tensor in model.state_dict().items())
@@ -71,16 +80,25 @@ def test_shards_load_and_one_that_is_missing_or_foreign_is_refused(
         AutoModelForSequenceClassification.from_pretrained(shards)
 
 
+@pytest.mark.parametrize("size", ["5GB", "6KB"], ids=["one file", "shards"])
 def test_a_repository_in_the_hub_s_cache_loads_by_its_name(
-    model: PreTrainedModel, folder: Path, tmp_path: Path
+    size: str, model: PreTrainedModel, folder: Path, tmp_path: Path
 ) -> None:
     repository, commit = tmp_path / "cache" / "models--someone--small", "0" * 40
     (repository / "snapshots").mkdir(parents=True), (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    folder.rename(repository / "snapshots" / commit)
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(
+        repository / "snapshots" / commit, max_shard_size=size
+    )
     assert _same(
         AutoModelForSequenceClassification.from_pretrained("someone/small", cache_dir=tmp_path / "cache"), model
     )
+
+
+def test_weights_may_come_from_a_state_dict_instead(model: PreTrainedModel, folder: Path, make_bert: Any) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    other = make_bert(seed=1)
+    assert _same(type(model).from_pretrained(None, config=config, state_dict=other.state_dict()), other)
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}], ids=str)
@@ -104,6 +122,51 @@ def test_several_threads_load_the_same_bits(make_bert: Callable[..., PreTrainedM
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("offload", [False, True], ids=["cpu and disk", "disk"])
+def test_weights_that_do_not_fit_are_left_on_the_disk(
+    offload: bool, model: PreTrainedModel, folder: Path, tmp_path: Path
+) -> None:
+    places = {"bert": "disk" if offload else "cpu", "classifier": "cpu" if offload else "disk"}
+    loaded = AutoModelForSequenceClassification.from_pretrained(
+        folder, device_map=places, offload_folder=tmp_path / "offload"
+    ).eval()
+    inputs = torch.arange(20).view(2, 10)
+    with torch.no_grad():
+        assert torch.equal(loaded(inputs).logits, model(inputs).logits)
+
+
+STOCK = """
+import sys
+from transformers import AutoModelForSequenceClassification
+AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("kind", ["pruned", "quantized"])
+def test_without_hf_compress_transformers_refuses_the_folder(
+    kind: str, make_bert: Any, folder: Path, tmp_path: Path
+) -> None:
+    if kind == "quantized":
+        folder = _quantized(make_bert(), tmp_path / "quantized")
+    done = subprocess.run([sys.executable, "-c", STOCK, str(folder)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "hf_compress" in done.stderr and "mismatched" in done.stderr.lower()
+
+
+def test_several_threads_refuse_damage_by_name(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-10] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ValueError, match=r"packed: bert\..*: the checksum of a packed tensor does not match"):
+            AutoModelForSequenceClassification.from_pretrained(folder)
+    finally:
+        torch.set_num_threads(1)
+
+
 PEAK = """
 import sys
 from pathlib import Path
@@ -123,19 +186,16 @@ print(memory("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its peak from /proc")
+@pytest.mark.parametrize("threads", ["1", "3"])
 def test_loading_takes_little_more_memory_than_the_dense_model(
-    make_bert: Callable[..., PreTrainedModel], folder: Path, tmp_path: Path
+    threads: str, make_bert: Callable[..., PreTrainedModel], folder: Path, tmp_path: Path
 ) -> None:
     model = make_bert(vocab_size=40_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=4)
-    names = [target.name for target in quantizable(model)]
-    config = CompressionConfig(scheme=asdict(SCHEMES["int8-weight"]), quantized=names)
-    model.hf_quantizer, model.config.quantization_config = CompressionQuantizer(config), config
-    large = tmp_path / "large"
-    model.save_pretrained(large)
+    large = _quantized(model, tmp_path / "large")
     sizes = [parameter.nbytes for parameter in model.parameters()]
     done = subprocess.run(
         [sys.executable, "-c", PEAK, str(large), str(folder)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads},
         capture_output=True,
         text=True,
         check=True,

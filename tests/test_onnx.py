@@ -198,7 +198,17 @@ def test_onnx_runtime_computes_with_integers(exported: Callable[..., Path], tmp_
     assert "DequantizeLinear" not in kernels
 
 
-@pytest.mark.parametrize("scheme", [None, "int8", "int8-dynamic", "int8-weight", "int4-weight"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        None,
+        "int8",
+        "int8-dynamic",
+        "int8-weight",
+        "int4-weight",
+        "int8-embedding4",
+    ],
+)
 def test_every_scheme_runs_at_any_batch_and_length(exported: Callable[..., Path], scheme: str | None) -> None:
     folder = exported(scheme)
     model = load(folder)
@@ -217,9 +227,28 @@ def test_four_bits_are_stored_as_four_bits(exported: Callable[..., Path]) -> Non
     assert all(2 * len(tensor.raw_data) == tensor.dims[0] * tensor.dims[1] for tensor in narrow)
 
 
-def test_openvino_reads_the_same_file(exported: Callable[..., Path]) -> None:
+def test_embeddings_of_four_bits_take_half_a_byte_each(exported: Callable[..., Path]) -> None:
+    stored = initializers(exported("int8-embedding4")).values()
+    pairs = [tuple(tensor.dims) for tensor in stored if tensor.data_type == onnx.TensorProto.UINT8 and tensor.dims]
+    assert sorted(pairs) == sorted([(40, 16), (32, 16), (2, 16)]), "words, positions and kinds of sentences"
+
+
+def test_rows_of_four_bits_may_be_uneven(tmp_path: Path) -> None:
+    config = BertConfig(**SPECIAL, **{**SIZES, "hidden_size": 33, "num_attention_heads": 1})
+    export_onnx(quantized(build(SEQUENCE, config), tmp_path / "compressed", "int8-embedding4"))
+
+
+def test_a_head_tied_to_embeddings_of_four_bits_shares_them(tmp_path: Path) -> None:
+    folder = quantized(build(AutoModelForMaskedLM, BERT), tmp_path / "compressed", "int8-embedding4")
+    export_onnx(folder)
+    words = [tensor for tensor in initializers(folder).values() if tuple(tensor.dims) == (40, 32)]
+    assert [tensor.data_type for tensor in words] == [onnx.TensorProto.INT4]
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-embedding4"])
+def test_openvino_reads_the_same_file(exported: Callable[..., Path], scheme: str) -> None:
     pytest.importorskip("openvino")
-    folder = exported("int8")
+    folder = exported(scheme)
     model = load(folder)
     batch = next(random_batches(model))
     with torch.no_grad():

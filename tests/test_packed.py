@@ -54,7 +54,7 @@ def test_a_weight_is_its_integers_times_their_scales(
     opened = Packed.open(pack(integers, "name", 7, scale, grid.group_size, transposed), "name")
     expected = from_integers(integers, scale, grid).to(dtype)
     with ThreadPoolExecutor(threads) as executor:
-        weight = opened.weight(dtype, executor if threads > 1 else None)
+        weight = opened.begin(dtype, executor if threads > 1 else None)()
     assert torch.equal(weight, expected.t() if transposed else expected) and weight.is_contiguous()
     assert torch.equal(opened.values(), integers) and torch.equal(opened.scale(), scale)  # type: ignore[arg-type]
     assert opened.weight_shape == tuple(weight.shape) and opened.seal == 7
@@ -85,17 +85,30 @@ def test_two_of_four_takes_less_than_order_0_entropy() -> None:
     assert pack(integers).numel() <= 0.96 * entropy_bytes(integers)
 
 
+@pytest.mark.parametrize(("scheme", "share"), [("int8", 0.95), ("int4-weight", 0.9)])
+def test_pruned_rows_of_different_spread_take_less_than_order_0_entropy(scheme: str, share: float) -> None:
+    rows, grid = (
+        torch.randn(512, 512) * torch.logspace(-0.3, 0.3, 512)[torch.randperm(512), None],
+        SCHEMES[scheme].weight,
+    )
+    rows[rows.abs() < rows.abs().quantile(0.8)] = 0
+    scale = symmetric_scale(rows, grid)
+    integers = to_integers(rows, scale, grid).to(torch.int8)
+    values = pack(integers, scale=scale, group=grid.group_size).numel() - pack(scale.bfloat16()).numel()
+    assert values <= share * entropy_bytes(integers)
+
+
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 0.86), (torch.bfloat16, 0.72), (torch.float16, 0.89)])
 def test_the_exponents_of_floats_are_squeezed(dtype: torch.dtype, share: float) -> None:
     weights = (torch.randn(256, 256) * 0.02).to(dtype)
     assert pack(weights).numel() <= share * weights.nbytes
 
 
-def test_scales_take_less_than_three_of_their_four_bytes() -> None:
+def test_scales_take_little_more_than_a_byte() -> None:
     rows = torch.randn(4000, 8)
     scale = symmetric_scale(rows, SCHEMES["int8"].weight)
     integers = to_integers(rows, scale, SCHEMES["int8"].weight).to(torch.int8)
-    assert pack(integers, scale=scale).numel() - pack(integers).numel() < 3 * 4000
+    assert pack(integers, scale=scale).numel() - pack(integers).numel() < 1.1 * 4000
 
 
 def test_the_same_tensor_gives_the_same_bytes() -> None:
@@ -153,7 +166,7 @@ def _forged(data: bytes) -> torch.Tensor:
 
 def test_a_forged_checksum_does_not_open_the_door() -> None:
     """Damage whose checksum was made to match: every length is checked on its own."""
-    rng, scale = random.Random(1), torch.rand(20, 1)
+    rng, scale = random.Random(1), torch.rand(20, 1).bfloat16().float()
     data = pack(_integers(0.7, 20, 30), scale=scale).numpy().tobytes()
     refused = 0
     for _ in range(2000):

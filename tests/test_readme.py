@@ -22,8 +22,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from hf_compress.cli import app
 from hf_compress.flags import KINDS
+from hf_compress_cli import app
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

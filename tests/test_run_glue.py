@@ -8,14 +8,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from string import ascii_lowercase
 from types import ModuleType
 
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from hf_compress.report import Report
+from tests.conftest import BAD, GOOD, PLAIN
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "run_glue.py"
 ALL_THREE = ["--distill_teacher", "self", "--prune_sparsity", "0.5", "--prune_every", "1", "--quant_scheme", "int8"]
@@ -110,6 +115,40 @@ def test_a_dense_model_is_trained_and_then_compressed_by_all_three_methods(
     small = AutoModelForSequenceClassification.from_pretrained(out / "compressed")
     assert (dense.bert.encoder.layer[0].attention.self.query.weight == 0).sum() == 0
     assert (small.bert.encoder.layer[0].attention.self.query.weight == 0).float().mean() >= 0.5
+
+
+def test_words_that_training_does_not_have_go_and_the_file_keeps_to_its_budget(
+    run: Run,
+    make_bert: Callable[..., BertForSequenceClassification],
+    files: list[object],
+    tmp_path: Path,
+    tiny_sentences: Dataset,
+) -> None:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    unused = [f"{letter}unused" for letter in ascii_lowercase]
+    letters = [*ascii_lowercase, *(f"##{letter}" for letter in ascii_lowercase)]
+    words = list(dict.fromkeys([*special, *unused, *letters, *PLAIN, *GOOD, *BAD]))
+    built = Tokenizer(WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    built.pre_tokenizer = BertPreTokenizer()
+    named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), special, strict=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=built, **named)
+    model = save(make_bert(vocab_size=len(words)), tokenizer, tmp_path / "model")
+    out = tmp_path / "out"
+    options = ["--dense_baseline", model, *files, "--output_dir", out, "--do_train", "--save_strategy", "steps"]
+    options += ["--compress_vocabulary", "--compress_budget_mb", 0.035, "--prune_every", 1, "--save_steps", 4]
+    run(*options)
+    report = Report.load(out / "compressed")
+    assert report.vocabulary is not None and report.vocabulary.whole == len(words)
+    seen = {word for text in tiny_sentences["sentence"] for word in text.split()}
+    assert report.vocabulary.kept == len({*special, *letters, *seen}) < len(words) - 20
+    assert report.dense is not None, "scored with all its words"
+    assert report.recipe.name.startswith("vocab+") and report.recipe.name.endswith("+0.035MB")
+    assert report.size.packed_bytes <= 35_000
+    weights = (out / "compressed" / "model.safetensors").read_bytes()
+    shutil.rmtree(out / "compressed")
+    shutil.rmtree(out / "checkpoint-8")
+    run(*options, "--resume_from_checkpoint", "last")
+    assert (out / "compressed" / "model.safetensors").read_bytes() == weights
 
 
 def test_a_resumed_run_ends_where_the_uninterrupted_one_did(

@@ -40,6 +40,13 @@ def test_integers_and_scales_stand_for_exactly_the_rounded_values(grid: Grid) ->
     assert torch.equal(from_integers(integers.to(torch.int8), scale, grid), fake_quantize_symmetric(values, grid))
 
 
+@pytest.mark.parametrize("grid", SYMMETRIC, ids=str)
+def test_scales_of_weights_are_the_nearest_bfloat16_numbers(grid: Grid) -> None:
+    values = torch.randn(50, 64)
+    scale = symmetric_scale(values, grid)
+    assert torch.equal(scale, (values.abs().amax(-1, keepdim=True) / grid.largest).bfloat16().float())
+
+
 def test_rows_agree_with_torchs_per_channel_operator() -> None:
     values, grid = torch.randn(20, 64), Grid(bits=8, per="row")
     scale = symmetric_scale(values, grid).flatten()

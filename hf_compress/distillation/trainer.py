@@ -161,7 +161,7 @@ class DistillationMixin(AskingMixin):
             # Trainer multiplies by the number of processes what a model was to divide by the count, and most do not.
             return super().compute_loss(model, inputs, return_outputs)
         if not model.training or (self.teacher is None and not self._weighs_batches):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         assert self.head is not None
         answers = {name: inputs[name] for name in self._answer_names if name in inputs}
         inputs = {name: value for name, value in inputs.items() if name not in answers}
@@ -176,11 +176,13 @@ class DistillationMixin(AskingMixin):
             num_items_in_batch = None
             # Here rather than in __init__: a subclass that overrides this method answers for its own loss.
             self.loss_is_scaled_for_ga = True
-        label_loss, outputs = super().compute_loss(model, labelled, True, num_items_in_batch)
+        # By name, as Trainer does: many override this method with `**kwargs` behind `return_outputs`.
+        label_loss, outputs = super().compute_loss(model, labelled, True, num_items_in_batch=num_items_in_batch)
         if self.teacher is None:
             loss = label_loss * share
         else:
             label_loss = label_loss.mean() * share  # `nn.DataParallel` returns one loss per device
+            outputs = self._learning(outputs, model, labelled)
             taught = dict(zip(self.head.names, answers.values(), strict=True)) if answers else None
             distill_loss = self._distance(outputs, taught or self._teach(model, inputs), inputs) * share
             alpha = self.distillation.distill_alpha
@@ -219,6 +221,13 @@ class DistillationMixin(AskingMixin):
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         total = torch.as_tensor(total, device=self.args.device)
         return count.to(self.args.device) * processes / total.clamp(min=1)
+
+    def _learning(self, outputs: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """The student's outputs with gradients; a `compute_loss` may return some that were only made to be scored."""
+        assert self.head is not None
+        if not torch.is_grad_enabled() or all(logits.requires_grad for logits in self.head.logits(outputs)):
+            return outputs
+        return model(**{name: value for name, value in inputs.items() if name not in LABELS | set(self.label_names)})
 
     def _distance(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
         """The distillation loss: a mean over the positions that count, and over the two ends of an answer."""

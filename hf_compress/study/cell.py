@@ -60,7 +60,11 @@ class Training:
             config.label2id = {name: number for number, name in enumerate(names)}
         set_seed(node.seed)  # The head is drawn here, before there is a Trainer to seed.
         model = AutoModelForSequenceClassification.from_pretrained(
-            place, revision=revision, config=config, dtype=torch.float32
+            place,
+            revision=revision,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=entry.attn_implementation,
         )
         if node.layers is not None:
             model = student_from(model, node.layers)
@@ -75,7 +79,9 @@ class Training:
         start = store.model(node.starts_from)
         tokenizer = AutoTokenizer.from_pretrained(start)
         rows, _ = self._rows(node, tokenizer)
-        model = AutoModelForSequenceClassification.from_pretrained(start, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            start, dtype=torch.float32, attn_implementation=entry.attn_implementation
+        )
         trainer = self._trainer(node, model, tokenizer, rows, folder)
         compress(trainer, self._recipe(node, store))
         trainer.train()

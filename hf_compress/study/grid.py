@@ -48,7 +48,10 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Model:
-    """A pretrained model, and the sizes to cut it to: each a number of its layers, None being all."""
+    """A pretrained model, and the sizes to cut it to: each a number of its layers, None being all.
+
+    `attn_implementation` is that of `from_pretrained`. With `bf16` on a CPU, eager is the fast one.
+    """
 
     name: str
     path: str
@@ -56,6 +59,7 @@ class Model:
     seeds: tuple[int, ...] | None = None
     revision: str | None = None
     hub_id: str | None = None
+    attn_implementation: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -75,7 +79,8 @@ class Grid:
 
     `training` is for all runs; a model's and a task's own go before it, and `dense_training` before those where the
     dense models are trained. `recipe` holds lists of values: more than one is one more axis of the grid. `teacher` is
-    the name of a model, trained whole on the task with the first of `seeds`, or `self`, the dense model itself.
+    the name of a model, trained whole on the task with the first of `seeds`, and with its own `training` only if an
+    entry lists the whole model; or `self`, the dense model itself.
     """
 
     name: str

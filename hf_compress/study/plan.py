@@ -3,18 +3,22 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from hf_compress import records
-from hf_compress.recipe import Recipe
+from hf_compress.recipe import ARGUMENTS, Recipe
 from hf_compress.study.grid import METHODS, Grid, Model, Task
 
 # The version of what a node computes, and part of every key. To be raised by hand when a change makes a node of the
 # same description train otherwise. The package's version and the commit would make every release and every commit
 # forget all results, most of which they cannot change; a report says which versions it was made with.
 VERSION = 1
-SECTIONS = dict(zip(METHODS.values(), Recipe.__dataclass_fields__, strict=True))
+SECTIONS = {
+    kind: section
+    for kind, section in zip(ARGUMENTS, Recipe.__dataclass_fields__, strict=True)
+    if kind in METHODS.values()
+}
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class _Planner:
         }
 
     def cells(self) -> Iterator[Cell]:
-        teacher = next((model for model in self.grid.models if model.name == self.grid.teacher), None)
+        teacher = self._teacher()
         starts = [
             (number, model, layers, task, seed)
             for model in self.grid.models
@@ -128,6 +132,15 @@ class _Planner:
             start = self._dense(model, layers, task, seed)
             taught_by = start if teacher is None else self._dense(teacher, None, task, self.grid.seeds[0])
             yield from self._cells(model, layers, task, seed, start, taught_by)
+
+    def _teacher(self) -> Model | None:
+        """The model that teaches all cells, whole; None if each is taught by the dense model that it starts from.
+
+        What an entry of the grid says of training is for the sizes that it lists.
+        """
+        named = [model for model in self.grid.models if model.name == self.grid.teacher]
+        whole = [model for model in named if None in model.layers]
+        return next(iter([*whole, *(replace(model, training={}) for model in named)]), None)
 
     def _cells(
         self, model: Model, layers: int | None, task: Task, seed: int, start: str, teacher: str
@@ -192,6 +205,7 @@ class _Planner:
                 "data": self.identities.data[task.name],
                 "max_length": self.grid.max_length,
                 "training": training,
+                "attention": model.attn_implementation,
                 "seed": seed,
             }
         )

@@ -166,7 +166,7 @@ CASES = [
     Case("bart", SEQ2SEQ, {"lm_head"}),
     *(
         Case(config, auto_class, head, scheme=scheme)
-        for scheme in ("int8-dynamic", "int4-weight")
+        for scheme in ("int8-dynamic", "int4-weight", "int8-embedding4")
         for config, auto_class, head in (
             ("albert", SEQUENCE, {"classifier"}),
             ("gpt2", CAUSAL, {"lm_head"}),

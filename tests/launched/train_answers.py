@@ -35,6 +35,7 @@ def main():
         post_process_function=post_processing_function,
     )
     trainer.train()
+    trainer.save_model()
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", {name: value for name, value in metrics.items() if not isinstance(value, str)})
     return 0

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 def build(model, data, tokenizer, folder):
     class WeightedTrainer(Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
             labels = inputs.pop("labels")
             outputs = model(**inputs)
             weight = torch.tensor([1.0, 2.0], device=labels.device)
@@ -37,6 +37,7 @@ def main(model_path, file, folder):
     scores = before.evaluate()
     trainer = build(AutoModelForSequenceClassification.from_pretrained(model_path), data, tokenizer, folder)
     trainer.train()
+    trainer.save_model()
     Path(folder, "classes.json").write_text(
         json.dumps([[kind.__name__ for kind in type(one).__mro__] for one in (before, trainer)])
     )

@@ -1,13 +1,12 @@
-"""The commands of `hf-compress study`: run a grid, and gather what has been measured."""
+"""The commands for many models: run a grid, gather what was measured, report on it, and take advice from it."""
 
-# Nothing heavy is imported up here: `hf-compress --help` must not wait for torch.
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from hf_compress_cli.errors import clean_errors
 
 
 class _RunByDefault(TyperGroup):
@@ -25,16 +24,6 @@ app = typer.Typer(
     help="Run a grid of models, tasks and recipes: `hf-compress study GRID.yaml --out DIR`.",
     no_args_is_help=True,
 )
-
-
-@contextmanager
-def _clean_errors() -> Iterator[None]:
-    """Errors that are the user's to mend become one message and exit status 1."""
-    try:
-        yield
-    except ValueError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 @app.command()
@@ -68,7 +57,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and an estimate, and run nothing.")] = False,
 ) -> None:
     """Run what is not done yet of a grid, one report per cell. Killed, it goes on where it was when started again."""
-    with _clean_errors():
+    with clean_errors():
         from hf_compress.study import program
 
         options = program.Options(
@@ -97,9 +86,55 @@ def collect(
     ] = None,
 ) -> None:
     """Write all results of a study into one file, from which reports are made and other studies go on."""
-    with _clean_errors():
+    with clean_errors():
         from hf_compress.study.results import read_results, write_results
         from hf_compress.study.store import Store
 
         also = [result for name in results or [] for result in read_results(name)]
         typer.echo(f"{write_results([*also, *Store(folder).results()], file)} results written to {file}")
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="RESULTS...", help="Files of results (.jsonl, .jsonl.zst), or a study's folder."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for tables, plots and index.html.")] = Path(
+        "study-report"
+    ),
+    metric: Annotated[
+        str, typer.Option("--metric", help="paper: accuracy where a task reports one; main: each task's own score.")
+    ] = "paper",
+    document: Annotated[
+        list[Path] | None,
+        typer.Option("--document", help="Markdown file whose marked tables are to be replaced; repeatable."),
+    ] = None,
+) -> None:
+    """Make tables, plots and a page that works offline from the results of a study."""
+    with clean_errors():
+        from hf_compress.study import reporting
+
+        tables = reporting.write_report(results, out, metric=metric)
+        typer.echo(f"{len(tables)} tables, plots and {out / reporting.PAGE}")
+        for path in document or []:
+            typer.echo(f"{path}: {reporting.quote(path, tables)} tables replaced")
+
+
+def suggest(
+    model: Annotated[str, typer.Option("--model", help="A model of the study, or a folder or Hub id.")],
+    task: Annotated[str, typer.Option("--task", help="A task of the study, or your own, for which all stand in.")],
+    max_size: Annotated[str | None, typer.Option("--max-size", metavar="10MB", help="The largest file.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="The largest loss of score, in points of a hundred.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Results of a study; by default those that come with the package.")
+    ] = None,
+    metric: Annotated[str, typer.Option("--metric", help="As for `study report`.")] = "paper",
+) -> None:
+    """Say which recipe to try first for a model and a task, and what to expect of it, from the runs of a study."""
+    with clean_errors():
+        from hf_compress.study import advice
+
+        typer.echo(advice.advise(model, task, max_size=max_size, max_drop=max_drop, results=results, metric=metric))

@@ -1,10 +1,8 @@
-"""The program `hf-compress`: look into a compressed model, push it, see a demonstration."""
+"""The commands for one model: run a script; look into, compare, measure and push what came out; a demonstration."""
 
-# Nothing heavy is imported up here: `hf-compress --help` must not wait for torch.
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,30 +11,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hf_compress.study import commands
+from hf_compress_cli.errors import clean_errors
 
 if TYPE_CHECKING:
     from hf_compress.inventory import TensorFacts
 
-app = typer.Typer(
-    help="Distil, prune and quantize Transformers models inside the Trainer; look at and share what comes out.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(commands.app, name="study")
-
-
-@contextmanager
-def _clean_errors() -> Iterator[None]:
-    """Errors that are the user's to mend become one message and exit status 1; all others keep their traceback."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        yield
-    except (ValueError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
+app = typer.Typer()
 
 
 @app.command()
@@ -47,7 +27,7 @@ def inspect(
     codecs: Annotated[bool, typer.Option("--codecs", help="Bytes in each codec, not only the shortest.")] = False,
 ) -> None:
     """Show what a compressed model consists of: bits per weight, sparsity, bytes on disk, entropy bound."""
-    with _clean_errors():
+    with clean_errors():
         from hf_compress import inventory
 
         folder = _local(path_or_repo)
@@ -76,7 +56,7 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
     """Show the sizes and scores of several compressed models in one table."""
-    with _clean_errors():
+    with clean_errors():
         from hf_compress.comparison import markdown_table, terminal_table
         from hf_compress.report import Report
 
@@ -103,7 +83,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure how fast each way to run the models is: PyTorch dense and int8, ONNX Runtime, OpenVINO."""
-    with _clean_errors():
+    with clean_errors():
         from hf_compress import bench as speed
         from hf_compress import records
 
@@ -134,7 +114,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Hide a repository that is created.")] = False,
 ) -> None:
     """Upload a finished folder to the Hub in one commit, after checking that card and report agree."""
-    with _clean_errors():
+    with clean_errors():
         from hf_compress import hub
 
         typer.echo(hub.push(folder, repo_id, private=private))
@@ -159,7 +139,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the result.")] = Path("demo"),
 ) -> None:
     """Train a small teacher on synthetic sentences and compress it with all three methods, without the Hub."""
-    with _clean_errors():
+    with clean_errors():
         from hf_compress import demo as demonstration
 
         demonstration.main(out)

@@ -1,0 +1,118 @@
+"""Results become measurements, or an error that names what is wrong with them."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_compress.study.measurements import NAMES, read_measurements, to_row
+
+Make = Callable[..., Path]
+
+
+def test_every_line_of_a_compressed_file_is_an_measurement(make_results: Make) -> None:
+    measurements = read_measurements(make_results(seeds={1: 3}))
+    assert len(measurements) == 3 * (1 + 1 + 3) * 8
+    first = measurements[0]
+    assert (first.family, first.model, first.layers, first.combination) == ("synthetic", "synthetic-1", 1, "dense")
+    assert first.analytic_bytes == 4 * 13_900_000 and first.dense_bytes == 4 * 13_900_000 + 10_000
+    assert 70 < first.score < 90, "points of a hundred"
+    assert first.start is not None and first.teacher_score is None
+
+
+def test_a_plain_file_and_a_folder_of_files_read_the_same(make_results: Make) -> None:
+    packed, plain = make_results(), make_results("plain.jsonl")
+    assert read_measurements(packed) == read_measurements(plain) == read_measurements(plain.parent), (
+        "twice the same is once"
+    )
+    assert read_measurements([packed, plain]) == read_measurements(packed)
+
+
+def test_the_folder_of_a_study_reads_like_the_file_collected_from_it(make_results: Make, tmp_path: Path) -> None:
+    plain = make_results("plain.jsonl")
+    study = tmp_path / "study"
+    for line in map(json.loads, plain.read_text().splitlines()):
+        folder = study / line["cell"]["key"]
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text(json.dumps(line.pop("report")))
+        (folder / "cell.json").write_text(json.dumps(line))
+    (study / "unfinished").mkdir()
+    (study / "unfinished" / "cell.json").write_text("{}")
+    assert read_measurements(study) == read_measurements(plain)
+
+
+def test_the_table_of_cells_reads_back_as_the_measurements_it_was_written_from(
+    make_results: Make, tmp_path: Path
+) -> None:
+    measurements = read_measurements(make_results())
+    table = tmp_path / "cells.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, NAMES)
+        writer.writeheader()
+        writer.writerows(to_row(measurement) for measurement in measurements)
+    assert read_measurements(table) == measurements
+
+
+def test_the_paper_s_metric_is_accuracy_where_there_is_one(make_results: Make) -> None:
+    results = make_results(tasks=("cola",))
+    assert {measurement.metric for measurement in read_measurements(results)} == {"accuracy"}
+    assert {measurement.metric for measurement in read_measurements(results, "main")} == {"matthews_correlation"}
+    with pytest.raises(ValueError, match="`--metric` must be one of paper, main; got 'best'"):
+        read_measurements(results, "best")
+
+
+def _spoilt(change: Callable[[dict[str, Any]], object]) -> Callable[[Make], Path]:
+    def spoil(make: Make) -> Path:
+        file = make("spoilt.jsonl")
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        change(lines[3])
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return file
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_spoilt(lambda line: line.pop("report")), r"spoilt.jsonl:4 lacks `report`"),
+        (_spoilt(lambda line: line["cell"].update(methods="qat")), r":4 `methods` must be one of dense, .*got 'qat'"),
+        (_spoilt(lambda line: line["cell"].update(sparsity=0.5)), r"`sparsity` must be in \(0, 1\) with `mp` and 0"),
+        (_spoilt(lambda line: line["report"]["compressed"].update(accuracy="good")), "`accuracy` must be a number"),
+        (_spoilt(lambda line: line["report"]["size"].pop("packed_bytes")), "lacks `packed_bytes`"),
+        (_spoilt(lambda line: line["cell"].update(seed="one")), "`seed` must be of type int; got 'one'"),
+        (
+            _spoilt(lambda line: line["cell"].update(methods="dense", key="other")),
+            "Two results are of one cell .*other",
+        ),
+    ],
+)
+def test_what_is_no_result_is_refused_by_line_and_name(
+    make_results: Make, spoil: Callable[[Make], Path], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_measurements(spoil(make_results))
+
+
+def test_a_model_that_diverged_scores_nothing(make_results: Make) -> None:
+    spoil = _spoilt(lambda line: line["report"]["compressed"].update(accuracy="nan"))
+    assert [measurement.score for measurement in read_measurements(spoil(make_results))].count(0.0) == 1
+
+
+def test_a_file_that_is_not_there_or_of_another_kind_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is none at .*nothing.jsonl"):
+        read_measurements(tmp_path / "nothing.jsonl")
+    with pytest.raises(ValueError, match="holds no results. Run `hf-compress study`"):
+        read_measurements(tmp_path)
+    (tmp_path / "results.txt").write_text("")
+    with pytest.raises(ValueError, match="must end in .jsonl, .jsonl.zst, .csv"):
+        read_measurements(tmp_path / "results.txt")
+    (tmp_path / "results.jsonl.zst").write_text("plain")
+    with pytest.raises(ValueError, match="is not compressed by zstd"):
+        read_measurements(tmp_path / "results.jsonl.zst")
+    (tmp_path / "broken.jsonl").write_text("{\n")
+    with pytest.raises(ValueError, match="broken.jsonl:1 is not JSON"):
+        read_measurements(tmp_path / "broken.jsonl")
