@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -28,8 +28,6 @@ def place(
     monkeypatch.chdir(tmp_path)
     tiny_bert.save_pretrained(tmp_path / "bert")
     tiny_tokenizer.save_pretrained(tmp_path / "bert")
-    from datasets import ClassLabel
-
     rows = tiny_sentences.cast_column("label", ClassLabel(names=["negative", "positive"]))
     for split in ("train", "validation"):
         rows.to_parquet(tmp_path / "glue" / "sst2" / f"{split}-0.parquet")
@@ -52,6 +50,12 @@ def place(
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(grid))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command silences libraries for as long as its process lives, which here is that of other tests, too."""
+    monkeypatch.setattr("hf_compress.study.program.quiet", lambda: None)
 
 
 def study(*arguments: str) -> str:
