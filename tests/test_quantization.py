@@ -58,7 +58,8 @@ def test_turning_keeps_parameters_and_only_adds_ranges_to_the_state_dict(scheme:
     assert all(one is other for one, other in zip(before, tiny_bert.parameters(), strict=True))
     added = set(tiny_bert.state_dict()) - keys
     assert keys <= set(tiny_bert.state_dict()) and all(name.endswith(".input_range") for name in added)
-    assert bool(added) == (scheme == "int8")
+    activation = SCHEMES[scheme].activation
+    assert bool(added) == (activation is not None and activation.per == "tensor")
 
 
 def test_body_and_embeddings_are_turned_and_the_head_is_not(tiny_bert: Any) -> None:
