@@ -1,4 +1,7 @@
-"""What others make of a dense model after training: the int8 graphs of ONNX Runtime, and of NNCF for OpenVINO."""
+"""What others make of a dense model after training: the int8 graphs of ONNX Runtime, and of NNCF for OpenVINO.
+
+NNCF's comes twice: as it is, and with nothing but linear layers and embeddings rounded, as our schemes do.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +23,7 @@ from transformers import AutoConfig
 from hf_compress.onnx import PATH, write_graph
 from hf_compress.runtimes import in_onnx_runtime, in_openvino
 
-FP32, DYNAMIC, STATIC, NNCF = "fp32", "ort_dynamic", "ort_static", "nncf"
+FP32, DYNAMIC, STATIC, NNCF, NNCF_LINEAR = "fp32", "ort_dynamic", "ort_static", "nncf", "nncf_linear"
 # ONNX Runtime's own list rounds softmax and additions too, and costs ten points of accuracy (SST-2, MiniLM).
 PRODUCTS = ["MatMul", "Gemm", "Gather"]
 
@@ -58,15 +61,33 @@ def quantize_after_training(dense: Path, batches: Sequence[dict[str, np.ndarray]
         op_types_to_quantize=PRODUCTS,
     )
     # As OpenVINO's own files: ONNX Runtime refuses the graph of the same that NNCF writes from ONNX.
-    quantized = nncf.quantize(
-        openvino.convert_model(str(source)),
-        nncf.Dataset(batches),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(batches),
-    )
-    paths[NNCF] = dense / "openvino" / f"{NNCF}.xml"
-    openvino.save_model(quantized, paths[NNCF], compress_to_fp16=False)
+    for name in (NNCF, NNCF_LINEAR):
+        graph = openvino.convert_model(str(source))
+        left_out = (
+            [] if name == NNCF else [node.get_friendly_name() for node in graph.get_ops() if _of_activations(node)]
+        )
+        quantized = nncf.quantize(
+            graph,
+            nncf.Dataset(batches),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(batches),
+            ignored_scope=nncf.IgnoredScope(names=left_out),
+        )
+        paths[name] = dense / "openvino" / f"{name}.xml"
+        openvino.save_model(quantized, paths[name], compress_to_fp16=False)
     return paths
+
+
+def _of_activations(node: openvino.Node) -> bool:
+    """Whether a node multiplies two activations, as attention does, and none with a weight."""
+    return node.get_type_name() == "MatMul" and not any(
+        _is_constant(value.get_node()) for value in node.input_values()
+    )
+
+
+def _is_constant(node: openvino.Node) -> bool:
+    inputs = [value.get_node() for value in node.input_values()]
+    return node.get_type_name() == "Constant" or bool(inputs and all(map(_is_constant, inputs)))
 
 
 def load_graph(path: Path, folder: Path, runtime: Callable[..., nn.Module] | None = None) -> nn.Module:
