@@ -14,17 +14,14 @@ from hf_compress.distillation import DistillationArguments
 from hf_compress.glue import TASKS
 from hf_compress.pruning import PruningArguments
 from hf_compress.quantization import QuantizationArguments
+from hf_compress.study.combinations import COMBINATIONS, parts
 from hf_compress.teacher import SELF
 
-METHODS: dict[str, type[Any]] = {
+METHOD_ARGUMENTS: dict[str, type[Any]] = {
     "kd": DistillationArguments,
     "mp": PruningArguments,
     "int8": QuantizationArguments,
 }
-DENSE = "dense"
-SUBSETS = tuple(
-    "+".join(chosen) or DENSE for size in range(len(METHODS) + 1) for chosen in itertools.combinations(METHODS, size)
-)
 # Options of a recipe that a grid says in its own words.
 SAID_ELSEWHERE = {
     "distill_teacher": "`teacher`",
@@ -88,7 +85,7 @@ class Grid:
     tasks: tuple[Task, ...]
     data: str = "nyu-mll/glue"
     max_length: int = 128
-    methods: tuple[str, ...] = SUBSETS
+    methods: tuple[str, ...] = COMBINATIONS
     sparsities: tuple[float, ...] = (0.6,)
     seeds: tuple[int, ...] = (0,)
     teacher: str = SELF
@@ -97,13 +94,13 @@ class Grid:
     recipe: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def recipes(self, methods: str) -> Iterator[dict[str, Any]]:
-        """The options, besides the teacher's name, of each recipe for one of the `SUBSETS`."""
-        parts = () if methods == DENSE else methods.split("+")
-        known = {option.name for part in parts for option in fields(METHODS[part])}
+        """The options, besides the teacher's name, of each recipe for one of the `COMBINATIONS`."""
+        chosen = parts(methods)
+        known = {option.name for part in chosen for option in fields(METHOD_ARGUMENTS[part])}
         axes = {name: values for name, values in self.recipe.items() if name in known}
-        if "mp" in parts:
+        if "mp" in chosen:
             axes["prune_sparsity"] = self.sparsities
-        if "int8" in parts:
+        if "int8" in chosen:
             axes.setdefault("quant_scheme", ("int8",))
         for values in itertools.product(*axes.values()):
             yield dict(zip(axes, values, strict=True))
@@ -147,9 +144,11 @@ class Grid:
 
 def _check(grid: Grid) -> None:
     _distinct(grid.methods, "methods")
-    unknown = [method for method in grid.methods if method not in SUBSETS]
+    unknown = [method for method in grid.methods if method not in COMBINATIONS]
     if unknown:
-        raise ValueError(f"`methods` must be some of {', '.join(SUBSETS)}; got {unknown[0]!r}. Leave it out for all.")
+        raise ValueError(
+            f"`methods` must be some of {', '.join(COMBINATIONS)}; got {unknown[0]!r}. Leave it out for all."
+        )
     _distinct(grid.sparsities, "sparsities")
     for sparsity in grid.sparsities:
         if not (_is_number(sparsity) and 0 < sparsity < 1):
@@ -175,8 +174,8 @@ def _check(grid: Grid) -> None:
     _distinct([task.name for task in grid.tasks], "tasks")
     for methods in grid.methods:
         for options in grid.recipes(methods):
-            for method in () if methods == DENSE else methods.split("+"):
-                kind = METHODS[method]
+            for method in parts(methods):
+                kind = METHOD_ARGUMENTS[method]
                 kind(**{option.name: options[option.name] for option in fields(kind) if option.name in options})
 
 
@@ -217,7 +216,7 @@ def _task(entry: Any) -> Task:
 
 
 def _recipe(values: Any) -> dict[str, tuple[Any, ...]]:
-    known = {option.name: option for kind in METHODS.values() for option in fields(kind)}
+    known = {option.name: option for kind in METHOD_ARGUMENTS.values() for option in fields(kind)}
     for name in _keys(values, "`recipe`", known):
         if name in SAID_ELSEWHERE:
             raise ValueError(f"`recipe` of a grid has no `{name}`: what says so here is {SAID_ELSEWHERE[name]}.")

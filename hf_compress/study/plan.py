@@ -8,7 +8,8 @@ from typing import Any
 
 from hf_compress import records
 from hf_compress.recipe import ARGUMENTS, Recipe
-from hf_compress.study.grid import METHODS, Grid, Model, Task
+from hf_compress.study.combinations import parts
+from hf_compress.study.grid import METHOD_ARGUMENTS, Grid, Model, Task
 
 # The version of what a node computes, and part of every key. To be raised by hand when a change makes a node of the
 # same description train otherwise. The package's version and the commit would make every release and every commit
@@ -17,7 +18,7 @@ VERSION = 1
 SECTIONS = {
     kind: section
     for kind, section in zip(ARGUMENTS, Recipe.__dataclass_fields__, strict=True)
-    if kind in METHODS.values()
+    if kind in METHOD_ARGUMENTS.values()
 }
 
 
@@ -38,7 +39,7 @@ class Cell:
     """A recipe applied to a dense model: one point of the grid.
 
     `model`, `layers`, `task` and `seed` are those of the dense model `starts_from`, named by its key. `methods` is one
-    of `grid.SUBSETS`; `sparsity` is 0 without pruning. `teacher` is a model's name, `self`, or None without
+    of `COMBINATIONS`; `sparsity` is 0 without pruning. `teacher` is a model's name, `self`, or None without
     distillation; `taught_by` is the key of that dense model. `recipe` is as `Recipe.to_dict` has it, with that name
     for the teacher.
     """
@@ -147,7 +148,7 @@ class _Planner:
     ) -> Iterator[Cell]:
         training = {**self.grid.training, **model.training, **task.training}
         for methods, recipes in self._recipes.items():
-            taught = "kd" in methods.split("+")
+            taught = "kd" in parts(methods)
             for recipe, changed in recipes:
                 known = {
                     "version": VERSION,
@@ -175,7 +176,7 @@ class _Planner:
     def _recipe(self, methods: str, options: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         """The recipe as plain values, and its options that are not the default, but for the teacher's name."""
         given = dict(options)
-        if "kd" in methods.split("+"):
+        if "kd" in parts(methods):
             given["distill_teacher"] = self.grid.teacher
         sections = {
             section: {option.name: given[option.name] for option in fields(kind) if option.name in given}

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from hf_compress.glue import TASKS
-from hf_compress.study.grid import SUBSETS, Grid
+from hf_compress.study.combinations import COMBINATIONS
+from hf_compress.study.grid import Grid
 from tests.study.stub import VALUES, grid
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "study").glob("*.yaml"))
@@ -16,7 +17,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "study").glob("*.yam
 def test_the_grids_that_come_along_can_be_read(file: Path) -> None:
     read = Grid.read(file)
     assert read.name == file.stem
-    assert read.methods == SUBSETS
+    assert read.methods == COMBINATIONS
 
 
 def test_the_papers_grid_is_the_papers() -> None:
@@ -27,7 +28,7 @@ def test_the_papers_grid_is_the_papers() -> None:
 
 
 def test_the_eight_subsets_are_named_as_results_name_them() -> None:
-    assert SUBSETS == ("dense", "kd", "mp", "int8", "kd+mp", "kd+int8", "mp+int8", "kd+mp+int8")
+    assert COMBINATIONS == ("dense", "kd", "mp", "int8", "kd+mp", "kd+int8", "mp+int8", "kd+mp+int8")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hf_compress.recipe import Recipe
-from hf_compress.study.grid import SUBSETS
+from hf_compress.study.combinations import COMBINATIONS
 from hf_compress.study.plan import Cell, plan
 from hf_compress.study.program import chosen_cells
 from tests.study.stub import grid, identities, planned
@@ -20,7 +20,7 @@ def test_there_is_a_cell_for_every_combination() -> None:
     # Three sizes, two tasks, two seeds; four subsets prune, at two sparsities each.
     assert len(cells) == 3 * 2 * 2 * (4 + 4 * 2)
     assert Counter(cell.methods for cell in cells) == {
-        methods: 12 * (2 if "mp" in methods else 1) for methods in SUBSETS
+        methods: 12 * (2 if "mp" in methods else 1) for methods in COMBINATIONS
     }
     assert {cell.sparsity for cell in cells if "mp" not in cell.methods} == {0.0}
 
@@ -91,7 +91,7 @@ def test_the_keys_of_results_that_exist_stay_as_they_are() -> None:
 def test_a_list_of_values_of_a_recipe_field_is_one_more_axis_where_it_concerns_the_cell() -> None:
     cells = planned(recipe={"distill_temperature": [1.0, 4.0]}, tasks=["sst2"]).cells.values()
     counts = Counter(cell.methods for cell in cells)
-    assert counts == {methods: 3 * (2 if "kd" in methods else 1) for methods in SUBSETS}
+    assert counts == {methods: 3 * (2 if "kd" in methods else 1) for methods in COMBINATIONS}
 
 
 def test_a_models_own_seeds_go_before_those_of_the_grid() -> None:
