@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_compress.adapters import current_weight, merge_in_forward
 from hf_compress.layers import FakeQuantized, maskable_modules
-from hf_compress.options import refuse_averages, warn_idle
+from hf_compress.options import refuse_averages
 from hf_compress.sharding import Shards, count_zeros, local, refuse_shards, reshard
 from hf_compress.sparsity import CRITERIA, SCHEDULES, SCOPES, Scope, disagreements, zero_counts
 from hf_compress.targets import Target, prunable, transformer, whole
@@ -95,9 +95,7 @@ class PruningArguments:
                     f"`--{option}` must be one of {', '.join(choices)}; got {getattr(self, option)!r}. Choose one of "
                     "them."
                 )
-        if not self.enabled:
-            warn_idle(self, "prune_sparsity")
-        elif not 0 <= self.prune_initial_sparsity <= self.prune_sparsity:
+        if self.enabled and not 0 <= self.prune_initial_sparsity <= self.prune_sparsity:
             raise ValueError(
                 f"`--prune_initial_sparsity` must lie in [0, `--prune_sparsity`] = [0, {self.prune_sparsity}]; got "
                 f"{self.prune_initial_sparsity}. Lower it: sparsity only grows."

@@ -13,7 +13,6 @@ from transformers.distributed.fsdp import is_fsdp_enabled
 
 from hf_compress.adapters import merge_in_forward
 from hf_compress.layers import FakeQuantized, fake_quantize_modules, fake_quantized
-from hf_compress.options import warn_idle
 from hf_compress.schemes import SCHEMES, Scheme
 from hf_compress.sharding import refuse_shards, reshard
 from hf_compress.targets import quantizable, transformer, whole
@@ -78,8 +77,6 @@ class QuantizationArguments:
                 f"`--quant_freeze` must be a share of training in (`--quant_begin`, 1] = ({self.quant_begin}, 1]; got "
                 f"{self.quant_freeze}. Raise it, or lower `--quant_begin`."
             )
-        if not self.enabled:
-            warn_idle(self, "quant_scheme")
 
 
 class QuantizationCallback(TrainerCallback):

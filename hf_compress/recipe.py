@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_compress.distillation import DistillationArguments
+from hf_compress.options import warn_idle
 from hf_compress.pruning import PruningArguments, PruningCallback
 from hf_compress.quantization import QuantizationArguments, QuantizationCallback
 from hf_compress.vocabulary import VocabularyArguments
@@ -64,6 +65,12 @@ class Recipe:
     quantization: QuantizationArguments = field(default_factory=QuantizationArguments)
     vocabulary: VocabularyArguments = field(default_factory=VocabularyArguments)
     budget: BudgetArguments = field(default_factory=BudgetArguments)
+
+    def __post_init__(self) -> None:
+        # A budget turns on what it needs.
+        for method, switch in ((self.pruning, "prune_sparsity"), (self.quantization, "quant_scheme")):
+            if not method.enabled and not self.budget.enabled:
+                warn_idle(method, switch)
 
     @property
     def name(self) -> str:

@@ -498,23 +498,6 @@ def test_nothing_is_pruned_by_default() -> None:
         assert PruningArguments(prune_sparsity=0.6).enabled
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("prune_schedule", "linear"),
-        ("prune_initial_sparsity", 0.2),
-        ("prune_begin", 0.2),
-        ("prune_end", 0.9),
-        ("prune_every", 5),
-        ("prune_scope", "global"),
-        ("prune_exclude", ["pooler"]),
-    ],
-)
-def test_a_setting_without_effect_warns(option: str, value: Any) -> None:
-    with pytest.warns(UserWarning, match=f"`--{option}` has no effect without `--prune_sparsity`"):
-        PruningArguments(**{option: value})
-
-
 def test_every_option_can_be_given_on_the_command_line() -> None:
     line = "--prune_sparsity 0.5 --prune_scope global --prune_exclude pooler query --prune_every 3"
     (arguments,) = HfArgumentParser(PruningArguments).parse_args_into_dataclasses(line.split())

@@ -203,11 +203,6 @@ def test_an_option_out_of_range_is_refused_by_name(options: dict[str, Any], said
         QuantizationArguments(**options)
 
 
-def test_an_option_without_effect_warns() -> None:
-    with pytest.warns(UserWarning, match="`--quant_begin` has no effect without `--quant_scheme`"):
-        QuantizationArguments(quant_begin=0.2)
-
-
 @pytest.mark.parametrize(
     ("pattern", "said"), [("nothing", "matches none"), ("(", "not a regular expression"), (".", "no linear")]
 )

@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import HfArgumentParser
@@ -61,3 +62,22 @@ def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
 def test_json_of_a_recipe_is_plain_values(tmp_path: Path) -> None:
     _parsed(*FLAGS["mp60"]).save(tmp_path / "recipe.json")
     assert json.loads((tmp_path / "recipe.json").read_text())["pruning"]["prune_sparsity"] == 0.6
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value", "switch"),
+    [
+        ("pruning", "prune_schedule", "linear", "prune_sparsity"),
+        ("pruning", "prune_every", 5, "prune_sparsity"),
+        ("pruning", "prune_exclude", ["pooler"], "prune_sparsity"),
+        ("quantization", "quant_begin", 0.2, "quant_scheme"),
+        ("quantization", "quant_exclude", ["pooler"], "quant_scheme"),
+    ],
+)
+def test_an_option_without_effect_warns_unless_a_budget_will_turn_its_method_on(
+    method: str, option: str, value: Any, switch: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    with pytest.warns(UserWarning, match=f"`--{option}` has no effect without `--{switch}`"):
+        Recipe.from_dict({method: {option: value}})
+    Recipe.from_dict({method: {option: value}, "budget": {"compress_budget_mb": 10}})
+    assert not recwarn.list
