@@ -50,12 +50,12 @@ running() { while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; don
 run runs/sst2-baseline eval_results.json "${sst2[@]}" --num_train_epochs 2
 running; cell sst2 kd+mp60+int8 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}" "${graph[@]}" &
 running; cell sst2 kd+int8 "${sst2[@]}" "${teacher[@]}" "${int8[@]}" "${graph[@]}" &
+running; cell sst2 vocab+kd+mp60+int8 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}" --compress_vocabulary &
 running
 (
     run runs/stsb-baseline eval_results.json "${stsb[@]}" --num_train_epochs 4
     cell stsb kd+mp60+int8 "${stsb[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}"
 ) &
-running; cell sst2 vocab+kd+mp60+int8 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}" --compress_vocabulary &
 running; cell sst2 kd+mp60 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" &
 running; cell sst2 mp60+int8 "${sst2[@]}" "${prune[@]}" "${int8[@]}" &
 running; cell sst2 int8 "${sst2[@]}" "${int8[@]}" &
