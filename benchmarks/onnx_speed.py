@@ -2,8 +2,8 @@
 
 A BERT of the shape of BERT-base (random weights, its ranges trained on random tokens) is written as
 `onnx/model_quantized.onnx` for `int8` and for `int8-attention`; its dense twin as fp32, as ONNX Runtime's
-`quantize_dynamic` and `quantize_static` make it, and as NNCF makes it for OpenVINO. All run in turns in one process, in
-both runtimes (`hf-compress bench`); with `--beside_nncf` only ours and NNCF's in OpenVINO, as ratios to NNCF's time.
+`quantize_dynamic` and `quantize_static` make it, and as NNCF makes it for OpenVINO. All run in turns in one process,
+in both runtimes (`hf-compress bench`). With `--beside_nncf` only ours and NNCF's do, in OpenVINO, as ratios to NNCF's.
 
     python benchmarks/onnx_speed.py --threads 2 --rounds 20
     python benchmarks/onnx_speed.py --threads 2 --rounds 20 --beside_nncf

@@ -1,4 +1,4 @@
-"""The products inside attention on grids: queries, keys, values and probabilities, rounded in training as in the file."""
+"""The products inside attention on grids: queries, keys, values and probabilities, rounded as they were trained."""
 
 import inspect
 import re

@@ -59,12 +59,16 @@ class CompressionConfig(QuantizationConfigMixin):
         if run not in get_args(Run):
             raise ValueError(f"`run` must be one of {', '.join(get_args(Run))}; got {run!r}.")
         self.run = run
-        if (self.quantized or self.attention) and scheme is None:
+        if self.quantized and scheme is None:
             raise ValueError("`quantization_config.scheme` must name the grids of the quantized layers; got None.")
         try:
             self.grids = None if scheme is None else _scheme(scheme)
         except (AttributeError, TypeError) as error:
             raise ValueError(f"`quantization_config.scheme` is no scheme of hf_compress: {scheme!r}.") from error
+        if self.attention and (self.grids is None or self.grids.attention is None):
+            raise ValueError(
+                "`quantization_config.scheme` must name the grid of the attention that it rounds; got None."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         names = ("quant_method", *self._described())

@@ -130,12 +130,12 @@ def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None
     """Turn the quantized layers of `model`, as `from_pretrained` gave it, in place into ones of this module."""
     for module in model.modules():
         if isinstance(module, Operand):
-            scale, zero = module.affine(torch.device("cpu"))
             # About zero: OpenVINO multiplies no others.
-            whole = torch.uint8 if isinstance(module, Probabilities) else torch.int8
-            zero = zero if whole is torch.uint8 else torch.zeros_like(zero)
+            signed = not isinstance(module, Probabilities)
+            scale, _ = module.affine(torch.device("cpu"))
             module.__class__ = IntegerOperand
-            cast(IntegerOperand, module).known = scale.clone(), zero.to(whole)
+            zero = torch.zeros((), dtype=torch.int8 if signed else torch.uint8)
+            cast(IntegerOperand, module).known = scale.clone(), zero
     layers = [(name, model.get_submodule(name)) for name in config.quantized]
     targets = [Target(name, module, cast(Kind, kind(module))) for name, module in layers]
     turned: dict[int, tuple[Tensor, Tensor]] = {}

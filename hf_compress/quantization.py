@@ -98,10 +98,10 @@ class QuantizationCallback(TrainerCallback):
     adapter's checkpoint.
 
     Raises, from Trainer's construction or at the start of training:
-        ValueError: an exclude pattern matches nothing, the model has attention that cannot be rounded as asked, the run
-            is too short for quantization ever to begin, it is resumed without the ranges that it had, one process is
-            to train on several GPUs, the weights are sharded otherwise than by FSDP2, or accelerate is to load them in
-            a way that has no room for ranges.
+        ValueError: an exclude pattern matches nothing, the model has attention that cannot be rounded as asked, the
+            run is too short for quantization ever to begin, it is resumed without the ranges that it had, one process
+            is to train on several GPUs, the weights are sharded otherwise than by FSDP2, or accelerate is to load them
+            in a way that has no room for ranges.
 
     Raises, at the end of training:
         RuntimeError: it stopped before quantization began, or the best model is to be loaded and none was quantized.

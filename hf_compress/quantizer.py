@@ -85,7 +85,8 @@ class CompressionQuantizer(HfQuantizer):
         if config.grids is not None and config.grids.activation is not None:
             linear = [name for name in config.quantized if kind(_layer(model, name)) != "embedding"]
             restore_layers(model, linear, config.grids.activation)
-        if config.grids is not None and config.grids.attention is not None:
+        if config.attention:
+            assert config.grids is not None and config.grids.attention is not None, "checked on construction"
             known = attention_modules(model)
             if unknown := [name for name in config.attention if name not in known]:
                 raise ValueError(f"`quantization_config` names {unknown[0]}, which is no module of attention.")

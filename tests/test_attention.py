@@ -245,7 +245,7 @@ def test_a_name_that_is_no_attention_is_refused_in_loading(tiny_bert: Any, tmp_p
     file.write_text(file.read_text().replace('bert.encoder.layer.0.attention.self"', 'bert.encoder.layer.0"'))
     with pytest.raises(ValueError, match=r"names bert\.encoder\.layer\.0, which is no module of attention"):
         type(tiny_bert).from_pretrained(folder)
-    with pytest.raises(ValueError, match="must name the grids"):
+    with pytest.raises(ValueError, match="must name the grid of the attention"):
         CompressionConfig(attention=["bert.encoder.layer.0.attention.self"])
 
 
