@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+from hf_compress.attention import attention_modules, range_owners
 from hf_compress.packed import pack
 from hf_compress.recipe import Recipe
 from hf_compress.schemes import SCHEMES, Grid, symmetric_scale, to_integers
@@ -74,6 +75,7 @@ class _OneShot:
         self.scope = cast(Scope, recipe.pruning.prune_scope)
         self.prunable = prunable(self.model, recipe.pruning.prune_exclude)
         self.quantizable = quantizable(self.model, recipe.quantization.quant_exclude)
+        self.attention = range_owners(attention_modules(self.model, recipe.quantization.quant_exclude))
         self.known: dict[tuple[str, Grid | None, float], int] = {}
 
     @torch.no_grad()
@@ -94,7 +96,7 @@ class _OneShot:
                 self.known[key] = _packed(tensor, target, grid, mask)
             total += self.known[key] + len(name) + ENTRY
             total += RANGES if ranged and target is not None and not embedding else 0
-        return total
+        return total + (RANGES * len(self.attention) if scheme is not None and scheme.attention is not None else 0)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         parameters = dict(self.model.named_parameters())

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hf_compress.formats import FORMATS
 from hf_compress.latency import Latency
 from hf_compress.report import Report
-from hf_compress.schemes import Grid
+from hf_compress.schemes import Grid, Scheme
 
 CARD_NAME = "README.md"
 PLOT_NAME = "size.png"
@@ -51,7 +51,7 @@ def render(report: Report) -> str:
         formats=_format_rows(report),
         plot=PLOT_NAME,
         distill_words=_distill_words(report),
-        scheme_words="" if scheme is None else _scheme_words(scheme.weight, scheme.embedding, scheme.activation),
+        scheme_words="" if scheme is None else _scheme_words(scheme),
         static=scheme is not None and scheme.activation is not None and scheme.activation.per == "tensor",
         settings=_listed([f"{name} {value}" for name, value in report.hyperparameters.items()]),
         versions=_listed([f"{name} {value}" for name, value in report.versions.items()]),
@@ -271,7 +271,8 @@ def _distill_words(report: Report) -> str:
     return f"{name} the teacher's probabilities at temperature {temperature:g} (scaled by {temperature**2:g})"
 
 
-def _scheme_words(weight: Grid, embedding: Grid, activation: Grid | None) -> str:
+def _scheme_words(scheme: Scheme) -> str:
+    weight, embedding, activation = scheme.weight, scheme.embedding, scheme.activation
     words = [f"{weight.bits}-bit weights with one scale per {_sharers(weight)}"]
     words.append(f"{embedding.bits}-bit embeddings with one per {_sharers(embedding)}")
     if activation is None:
@@ -280,6 +281,8 @@ def _scheme_words(weight: Grid, embedding: Grid, activation: Grid | None) -> str
         words.append(f"{activation.bits}-bit inputs of linear layers with one per token, found at run time")
     else:
         words.append(f"{activation.bits}-bit inputs of linear layers with ranges learned in training")
+    if scheme.attention is not None:
+        words.append(f"{scheme.attention.bits}-bit products inside attention")
     return _listed(words)
 
 

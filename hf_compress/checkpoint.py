@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_compress.attention import OPERANDS, attention_modules, trained_attention
 from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import fake_quantized, rounded
 from hf_compress.quantizer import CompressionQuantizer
@@ -69,6 +70,9 @@ def save_compressed(
         pruned=[target.name for target in prunable(model, recipe.pruning.prune_exclude)]
         if recipe.pruning.enabled
         else [],
+        attention=trained_attention(model)
+        if recipe.quantization.enabled and recipe.quantization.scheme.attention
+        else [],
     )
     packs = bool(config.quantized or config.pruned)
     # Modules and weights are shared with the model; only what saving writes to is our own. `copy.copy` would build a
@@ -122,6 +126,9 @@ def _check_promise(model: PreTrainedModel, recipe: Recipe) -> None:
         layers = fake_quantized(model)
         targets = quantizable(model, recipe.quantization.quant_exclude)
         missing = [target.name for target in targets if target.name not in layers]
+        if recipe.quantization.scheme.attention:
+            modules = attention_modules(model, recipe.quantization.quant_exclude)
+            missing += [name for name, module in modules.items() if OPERANDS not in module._modules]
         own = {name: layer for name, layer in layers.items() if layer.weight_grid is not None}
         idle = [name for name, layer in own.items() if not layer.quantizing or (layer.rounded and not layer.ready)]
         if not rounded(model, targets):

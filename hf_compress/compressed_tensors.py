@@ -30,8 +30,8 @@ def export_compressed_tensors(folder: str | Path, batches: Iterable[Mapping[str,
 
     Raises:
         ImportError: the extra `compressed-tensors` is not installed.
-        ValueError: no linear layer of the checkpoint is quantized in a way that the format has, or the loaded model
-            computes something else. Nothing is left of the folder then.
+        ValueError: no linear layer of the checkpoint is quantized in a way that the format has, its products inside
+            attention are rounded, or the loaded model computes something else. Nothing is left of the folder then.
     """
     require_compressed_tensors()
     from compressed_tensors.compressors import ModelCompressor
@@ -48,6 +48,11 @@ def export_compressed_tensors(folder: str | Path, batches: Iterable[Mapping[str,
             "`--compress_formats compressed-tensors` carries quantized linear layers, and this checkpoint has none "
             "that fit: train with `--quant_scheme`. A layer of four bits must be as wide as a multiple of its group; "
             "GPT-2's layers are of a class that the format does not know."
+        )
+    if scheme.attention is not None:
+        raise ValueError(
+            "`--compress_formats compressed-tensors` has no place for the ranges inside attention of `--quant_scheme "
+            "int8-attention`. Leave the format out, or train with `int8`."
         )
     ranges = {name: layer.input_range for name, layer in fake_quantized(plain).items() if layer.has_range}
     model = _without_ours(plain)

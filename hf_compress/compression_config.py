@@ -27,6 +27,7 @@ class CompressionConfig(QuantizationConfigMixin):
         scheme: the grids, as `dataclasses.asdict` gives them, or None if nothing is quantized.
         quantized: names of the layers whose weights are integers in the file.
         pruned: names of the layers whose zeros are not stored.
+        attention: names of the modules of attention whose products are rounded.
         version: of the format; any other one is refused.
         run: what is made of the integers when the file is loaded. "dense" gives floating-point weights, which can be
             trained again; "int8" keeps them as integers in a quarter of the memory, for inference. It is no
@@ -38,18 +39,20 @@ class CompressionConfig(QuantizationConfigMixin):
         scheme: dict[str, Any] | None = None,
         quantized: list[str] | None = None,
         pruned: list[str] | None = None,
+        attention: list[str] | None = None,
         version: int = FORMAT_VERSION,
         run: Run = "dense",
         **kwargs: Any,
     ) -> None:
         self.quant_method = METHOD
         self.scheme, self.quantized, self.pruned, self.version = scheme, quantized or [], pruned or [], version
+        self.attention = attention or []
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. Save the model again if "
                 "that is less, upgrade hf_compress if it is more."
             )
-        for field in ("quantized", "pruned"):
+        for field in ("quantized", "pruned", "attention"):
             names = getattr(self, field)
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ValueError(f"`quantization_config.{field}` must be a list of names; got {names!r}.")
@@ -62,9 +65,13 @@ class CompressionConfig(QuantizationConfigMixin):
             self.grids = None if scheme is None else _scheme(scheme)
         except (AttributeError, TypeError) as error:
             raise ValueError(f"`quantization_config.scheme` is no scheme of hf_compress: {scheme!r}.") from error
+        if self.attention and (self.grids is None or self.grids.attention is None):
+            raise ValueError(
+                "`quantization_config.scheme` must name the grid of the attention that it rounds; got None."
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("quant_method", "version", "scheme", "quantized", "pruned")
+        names = ("quant_method", *self._described())
         return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
     def seal(self, names: Iterable[str]) -> int:
@@ -72,8 +79,12 @@ class CompressionConfig(QuantizationConfigMixin):
 
         Whatever is taken away, added, renamed or edited, in the file or in `config.json`, changes it.
         """
-        described = [{field: getattr(self, field) for field in SEALED}, sorted(names)]
+        described = [{field: getattr(self, field) for field in self._described()}, sorted(names)]
         return zlib.crc32(json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
+
+    def _described(self) -> tuple[str, ...]:
+        # Files without rounded attention are what they were before there was any.
+        return (*SEALED, "attention") if self.attention else SEALED
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What of a configuration given to `from_pretrained` holds, while the rest is read from the file."""

@@ -231,12 +231,19 @@ def turn(
     """`layer`, turned in place into its kind's class of `classes`, with these grids and switched off."""
     layer.__class__ = _grafted(cast(Hashable, type(layer)), cast(Hashable, classes[layer_kind]))
     assert isinstance(layer, FakeQuantized)
+    return switched_off(layer, weight_grid, input_grid, layer.weight.device)
+
+
+def switched_off(
+    layer: FakeQuantized, weight_grid: Grid | None, input_grid: Grid | None, device: torch.device
+) -> FakeQuantized:
+    """`layer` with these grids, neither rounding nor observing; a range that it has stays."""
     layer.weight_grid, layer.input_grid = weight_grid, input_grid
     layer.observing = layer.quantizing = False
     layer.rounded = layer.step_range = None
     layer.siblings = Siblings()
     if layer.has_range and "input_range" not in layer._buffers:
-        unseen = torch.tensor([math.inf, -math.inf], device=layer.weight.device, dtype=torch.float32)
+        unseen = torch.tensor([math.inf, -math.inf], device=device, dtype=torch.float32)
         layer.register_buffer("input_range", unseen)
     return layer
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from hf_compress.attention import Operand, Probabilities
 from hf_compress.coding import NIBBLE
 from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import LAYERS, FakeQuantized
@@ -116,8 +117,25 @@ class IntegerTiedEmbedding(IntegerEmbedding):
         return F.embedding(input, self.float_weight(axis=0))
 
 
+class IntegerOperand(Operand):
+    """Queries, keys or values as int8, probabilities as uint8, for products that kernels compute with integers."""
+
+    known: tuple[Tensor, Tensor]
+
+    def forward(self, values: Tensor) -> Tensor:
+        return _fake_quantized(values, *self.known)
+
+
 def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
     """Turn the quantized layers of `model`, as `from_pretrained` gave it, in place into ones of this module."""
+    for module in model.modules():
+        if isinstance(module, Operand):
+            # About zero: OpenVINO multiplies no others.
+            signed = not isinstance(module, Probabilities)
+            scale, _ = module.affine(torch.device("cpu"))
+            module.__class__ = IntegerOperand
+            zero = torch.zeros((), dtype=torch.int8 if signed else torch.uint8)
+            cast(IntegerOperand, module).known = scale.clone(), zero
     layers = [(name, model.get_submodule(name)) for name in config.quantized]
     targets = [Target(name, module, cast(Kind, kind(module))) for name, module in layers]
     turned: dict[int, tuple[Tensor, Tensor]] = {}
@@ -183,7 +201,7 @@ def _embedding_class(plain: type[nn.Module], ours: type[IntegerEmbedding]) -> ty
 
 def _fake_quantized(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     shape = values.shape
-    integers = torch.onnx.ops.symbolic("QuantizeLinear", (values, scale, zero), dtype=torch.uint8, shape=shape)
+    integers = torch.onnx.ops.symbolic("QuantizeLinear", (values, scale, zero), dtype=zero.dtype, shape=shape)
     return torch.onnx.ops.symbolic("DequantizeLinear", (integers, scale, zero), dtype=torch.float32, shape=shape)
 
 

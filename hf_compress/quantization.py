@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.distributed.fsdp import is_fsdp_enabled
 
 from hf_compress.adapters import merge_in_forward
+from hf_compress.attention import round_attention
 from hf_compress.layers import FakeQuantized, fake_quantize_modules, fake_quantized
 from hf_compress.schemes import SCHEMES, Scheme
 from hf_compress.sharding import refuse_shards, reshard
@@ -31,7 +32,8 @@ class QuantizationArguments:
             "choices": list(SCHEMES),
             "help": "Number format to train for. `int8`: weights per row, embeddings per row, activations by ranges "
             "learned in training. `int8-dynamic`: activations by token, at run time. `int8-weight`, `int4-weight`: "
-            "weights only. `int8-embedding4`: `int8` with embeddings of four bits.",
+            "weights only. `int8-embedding4`: `int8` with embeddings of four bits. `int8-attention`: `int8`, and the "
+            "products inside attention too.",
         },
     )
     quant_begin: float = field(
@@ -93,9 +95,10 @@ class QuantizationCallback(TrainerCallback):
     adapter's checkpoint.
 
     Raises, from Trainer's construction or at the start of training:
-        ValueError: an exclude pattern matches nothing, the run is too short for quantization ever to begin, it is
-            resumed without the ranges that it had, one process is to train on several GPUs, the weights are sharded
-            otherwise than by FSDP2, or accelerate is to load them in a way that has no room for ranges.
+        ValueError: an exclude pattern matches nothing, the model has attention that cannot be rounded as asked, the
+            run is too short for quantization ever to begin, it is resumed without the ranges that it had, one process
+            is to train on several GPUs, the weights are sharded otherwise than by FSDP2, or accelerate is to load them
+            in a way that has no room for ranges.
 
     Raises, at the end of training:
         RuntimeError: it stopped before quantization began, or the best model is to be loaded and none was quantized.
@@ -110,6 +113,7 @@ class QuantizationCallback(TrainerCallback):
     ) -> None:
         model = transformer(kwargs["model"])
         layers = fake_quantize_modules(model, self.arguments.scheme, self.arguments.quant_exclude)
+        round_attention(model, self.arguments.scheme, self.arguments.quant_exclude)
         # True with `cpu_ram_efficient_loading` only.
         if is_fsdp_enabled() and any(layer.has_range for layer in layers):
             raise ValueError(

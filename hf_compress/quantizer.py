@@ -14,6 +14,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.quantizers import HfQuantizer, register_quantizer
 
+from hf_compress.attention import attention_modules, range_owners, restore_attention
 from hf_compress.compression_config import METHOD, CompressionConfig
 from hf_compress.integer import Integer, Loaded, keep_integers, note
 from hf_compress.layers import FakeQuantized, restore_layers
@@ -84,6 +85,13 @@ class CompressionQuantizer(HfQuantizer):
         if config.grids is not None and config.grids.activation is not None:
             linear = [name for name in config.quantized if kind(_layer(model, name)) != "embedding"]
             restore_layers(model, linear, config.grids.activation)
+        if config.attention:
+            assert config.grids is not None and config.grids.attention is not None, "checked on construction"
+            known = attention_modules(model)
+            if unknown := [name for name in config.attention if name not in known]:
+                raise ValueError(f"`quantization_config` names {unknown[0]}, which is no module of attention.")
+            for operand in restore_attention(model, config.attention, config.grids.attention):
+                operand.quantizing = True
         self.packed = self.check_files([Path(path) for path in kwargs.get("checkpoint_files") or []], model)
         threads = torch.get_num_threads()
         self.executor = ThreadPoolExecutor(threads) if threads > 1 else None
@@ -135,8 +143,8 @@ class CompressionQuantizer(HfQuantizer):
 
     def _idle_range(self, name: str) -> bool:
         """Whether it is the range of a layer that is never called: it is stored and loaded as an ordinary one."""
-        layer, _, leaf = name.rpartition(".")
-        return leaf == "input_range" and layer not in self.quantization_config.quantized
+        (layer, _, leaf), config = name.rpartition("."), self.quantization_config
+        return leaf == "input_range" and layer not in {*config.quantized, *range_owners(config.attention)}
 
     def _integers(self, weight: Tensor, layer: nn.Module, layer_kind: Kind) -> tuple[Tensor, Tensor]:
         if isinstance(layer, Integer):

@@ -36,11 +36,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Scheme:
-    """The grids of linear weights, of embeddings and of the inputs of linear layers (`None`: floating point)."""
+    """The grids of linear weights, of embeddings and of the inputs of linear layers (`None`: floating point).
+
+    `attention` is that of the products inside attention: of queries, keys, values and probabilities (`attention`).
+    """
 
     weight: Grid
     embedding: Grid
     activation: Grid | None
+    attention: Grid | None = None
 
 
 ROW_INT8 = Grid(bits=8, per="row")
@@ -51,6 +55,12 @@ SCHEMES: dict[str, Scheme] = {
     "int8-dynamic": Scheme(weight=ROW_INT8, embedding=ROW_INT8, activation=Grid(bits=8, per="token")),
     "int8-weight": Scheme(weight=ROW_INT8, embedding=ROW_INT8, activation=None),
     "int4-weight": Scheme(weight=Grid(bits=4, per="group", group_size=64), embedding=ROW_INT8, activation=None),
+    "int8-attention": Scheme(
+        weight=ROW_INT8,
+        embedding=ROW_INT8,
+        activation=Grid(bits=8, per="tensor"),
+        attention=Grid(bits=8, per="tensor"),
+    ),
     # A scale per group of 32 or 64 rounds finer, but costs more bytes than more levels would in an entropy-coded file.
     "int8-embedding4": Scheme(
         weight=ROW_INT8, embedding=Grid(bits=4, per="row"), activation=Grid(bits=8, per="tensor")

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from hf_compress.attention import round_attention
 from hf_compress.checkpoint import save_compressed
-from hf_compress.layers import fake_quantize_modules
+from hf_compress.layers import fake_quantize_modules, fake_quantized
 from hf_compress.parity import random_batches
 from hf_compress.quantization import QuantizationArguments
 from hf_compress.recipe import Recipe
@@ -16,7 +17,9 @@ from hf_compress.schemes import SCHEMES
 def quantized(model: PreTrainedModel, folder: Path, scheme: str | None) -> Path:
     """`model`, with the ranges of random batches and on its grids, as a compressed checkpoint in `folder`."""
     if scheme is not None:
-        layers = fake_quantize_modules(model, SCHEMES[scheme])
+        fake_quantize_modules(model, SCHEMES[scheme])
+        round_attention(model, SCHEMES[scheme])
+        layers = list(fake_quantized(model).values())
         batches = list(random_batches(model))
         for layer in layers:
             layer.observing = True

@@ -111,7 +111,8 @@ def read(folder: Path) -> dict[str, np.ndarray]:
         files |= load_file(path)
     tensors = {name: data.tobytes() for name, data in files.items()}
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    sealed = [{key: config[key] for key in ("pruned", "quantized", "scheme", "version")}, sorted(tensors)]
+    fields = ("attention", "pruned", "quantized", "scheme", "version")
+    sealed = [{key: config[key] for key in fields if key in config}, sorted(tensors)]
     seal = zlib.crc32(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode())
     return {name: Reader(name, data, seal).weight() for name, data in tensors.items()}
 

@@ -26,10 +26,11 @@ from transformers import (
 )
 
 from hf_compress import integer
+from hf_compress.attention import round_attention
 from hf_compress.checkpoint import save_compressed
 from hf_compress.compression_config import CompressionConfig
 from hf_compress.integer import Integer, IntegerLinear
-from hf_compress.layers import fake_quantize_modules
+from hf_compress.layers import fake_quantize_modules, fake_quantized
 from hf_compress.pruning import PruningArguments
 from hf_compress.quantization import QuantizationArguments
 from hf_compress.recipe import Recipe
@@ -77,8 +78,9 @@ def inputs(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def saved(model: PreTrainedModel, scheme: str, folder: Path) -> Path:
     """The folder that `model` was saved to, after a forward with everything rounded as in the end of training."""
-    layers = fake_quantize_modules(model.eval(), SCHEMES[scheme])
-    for layer in layers:
+    fake_quantize_modules(model.eval(), SCHEMES[scheme])
+    round_attention(model, SCHEMES[scheme])
+    for layer in fake_quantized(model).values():
         layer.quantizing = True
         if layer.has_range:
             layer.input_range.copy_(torch.tensor([-2.0, 3.0]))

@@ -89,6 +89,10 @@ CASES = [
     ("gpt2", AutoModelForCausalLM, GPT2Config(**SPECIAL, n_embd=32, n_layer=1, n_head=2, n_positions=32)),
     ("question", AutoModelForQuestionAnswering, BERT),
 ]
+ATTENTION_CASES = [
+    ("llama", AutoModelForCausalLM, LlamaConfig(**SPECIAL, **SIZES, num_key_value_heads=1)),
+    ("distilbert", SEQUENCE, DistilBertConfig(**SPECIAL, dim=32, n_layers=1, n_heads=2, hidden_dim=48)),
+]
 # An export takes seconds: the other models and heads are left to `make test-slow`.
 SLOW_CASES = [
     ("distilbert", SEQUENCE, DistilBertConfig(**SPECIAL, dim=32, n_layers=1, n_heads=2, hidden_dim=48)),
@@ -145,6 +149,15 @@ def test_models_and_heads_compute_the_same_in_onnx_runtime(
     assert [output.name for output in onnx.load(folder / PATH).graph.output] == names
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "auto_class", "config"), ATTENTION_CASES)
+def test_models_with_rounded_attention_compute_the_same_in_onnx_runtime(
+    name: str, auto_class: Any, config: Any, tmp_path: Path
+) -> None:
+    folder = quantized(build(auto_class, config), tmp_path / "compressed", "int8-attention")
+    assert export_onnx(folder).agreement > 0.9
+
+
 def test_the_names_are_those_that_optimum_and_transformers_js_expect(exported: Callable[..., Path]) -> None:
     graph = onnx.load(exported("int8") / "onnx" / "model_quantized.onnx").graph
     assert [value.name for value in graph.input] == ["input_ids", "attention_mask", "token_type_ids"]
@@ -198,6 +211,38 @@ def test_onnx_runtime_computes_with_integers(exported: Callable[..., Path], tmp_
     assert "DequantizeLinear" not in kernels
 
 
+def test_onnx_runtime_multiplies_integers_inside_attention(exported: Callable[..., Path], tmp_path: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    folder = exported("int8-attention")
+    onnxruntime.InferenceSession(str(folder / PATH), options, providers=["CPUExecutionProvider"])
+    kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert "MatMul" not in kernels and "FusedMatMul" not in kernels and "DequantizeLinear" not in kernels
+
+
+def test_openvino_multiplies_integers_inside_attention(exported: Callable[..., Path]) -> None:
+    openvino = pytest.importorskip("openvino")
+    precisions = {}
+    for scheme in ("int8", "int8-attention"):
+        graph = openvino.Core().compile_model(str(exported(scheme) / PATH), "CPU").get_runtime_model()
+        facts = [node.get_rt_info() for node in graph.get_ops()]
+        precisions[scheme] = {
+            fact["runtimePrecision"].astype(str)
+            for fact in facts
+            if fact["layerType"].astype(str) in ("MatMul", "Subgraph")
+        }
+    assert precisions["int8-attention"] == {"i8"} and "i8" not in precisions["int8"]
+
+
+def test_results_of_attention_are_rounded_before_they_are_reshaped(exported: Callable[..., Path]) -> None:
+    nodes = onnx.load(exported("int8") / PATH).graph.node
+    reshaped = {node.output[0] for node in nodes if node.op_type == "Reshape"}
+    assert not [node for node in nodes if node.op_type == "QuantizeLinear" and node.input[0] in reshaped]
+
+
 @pytest.mark.parametrize(
     "scheme",
     [
@@ -206,6 +251,7 @@ def test_onnx_runtime_computes_with_integers(exported: Callable[..., Path], tmp_
         "int8-dynamic",
         "int8-weight",
         "int4-weight",
+        "int8-attention",
         "int8-embedding4",
     ],
 )
@@ -245,7 +291,7 @@ def test_a_head_tied_to_embeddings_of_four_bits_shares_them(tmp_path: Path) -> N
     assert [tensor.data_type for tensor in words] == [onnx.TensorProto.INT4]
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-embedding4"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-attention", "int8-embedding4"])
 def test_openvino_reads_the_same_file(exported: Callable[..., Path], scheme: str) -> None:
     pytest.importorskip("openvino")
     folder = exported(scheme)

@@ -14,9 +14,10 @@ from transformers import AutoModelForSequenceClassification, Trainer, default_da
 
 from hf_compress import save_compressed
 from hf_compress.adapters import current_weight
+from hf_compress.attention import round_attention
 from hf_compress.evaluation import logit_difference
 from hf_compress.heads import find_head
-from hf_compress.layers import fake_quantize_modules
+from hf_compress.layers import fake_quantize_modules, fake_quantized
 from hf_compress.schemes import SCHEMES
 from hf_compress.targets import prunable
 from tests.invariants.harness import (
@@ -123,7 +124,9 @@ def check_schemes() -> None:
     for scheme in SCHEMES.values():
         torch.compiler.reset()
         model = bert(num_hidden_layers=1, **STILL)
-        for layer in fake_quantize_modules(model, scheme):
+        fake_quantize_modules(model, scheme)
+        round_attention(model, scheme)
+        for layer in fake_quantized(model).values():
             layer.quantizing, layer.step_range = True, torch.tensor([-1.0, 1.0])
             if layer.has_range:
                 layer.input_range.copy_(torch.tensor([-1.0, 2.0]))
