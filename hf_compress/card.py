@@ -52,6 +52,7 @@ def render(report: Report) -> str:
         plot=PLOT_NAME,
         distill_words=_distill_words(report),
         scheme_words="" if scheme is None else _scheme_words(scheme.weight, scheme.embedding, scheme.activation),
+        bits=_bits_words(report),
         static=scheme is not None and scheme.activation is not None and scheme.activation.per == "tensor",
         settings=_listed([f"{name} {value}" for name, value in report.hyperparameters.items()]),
         versions=_listed([f"{name} {value}" for name, value in report.versions.items()]),
@@ -281,6 +282,12 @@ def _scheme_words(weight: Grid, embedding: Grid, activation: Grid | None) -> str
     else:
         words.append(f"{activation.bits}-bit inputs of linear layers with ranges learned in training")
     return _listed(words)
+
+
+def _bits_words(report: Report) -> list[str]:
+    """How many layers have which bits of their own, the fewest bits first."""
+    numbers = list(report.bits.values())
+    return [f"{bits} bits in {numbers.count(bits)} of them" for bits in sorted(set(numbers))]
 
 
 def _sharers(grid: Grid) -> str:

@@ -13,10 +13,10 @@ from hf_compress.recipe import Recipe
 from hf_compress.schemes import SCHEMES
 
 
-def quantized(model: PreTrainedModel, folder: Path, scheme: str | None) -> Path:
+def quantized(model: PreTrainedModel, folder: Path, scheme: str | None, *bits: str) -> Path:
     """`model`, with the ranges of random batches and on its grids, as a compressed checkpoint in `folder`."""
     if scheme is not None:
-        layers = fake_quantize_modules(model, SCHEMES[scheme])
+        layers = fake_quantize_modules(model, SCHEMES[scheme], bits=bits)
         batches = list(random_batches(model))
         for layer in layers:
             layer.observing = True
@@ -28,4 +28,5 @@ def quantized(model: PreTrainedModel, folder: Path, scheme: str | None) -> Path:
                 if layer.has_range and layer.step_range is not None:
                     layer.input_range.copy_(layer.step_range)
             model.eval()(**batches[0])
-    return save_compressed(model, folder, Recipe(quantization=QuantizationArguments(quant_scheme=scheme)))
+    options = QuantizationArguments(quant_scheme=scheme, quant_bits=list(bits))
+    return save_compressed(model, folder, Recipe(quantization=options))
