@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+
+import numpy as np
+
+# Into so many steps what can be saved is divided: fine enough that neighbouring choices differ by a small thing.
+STEPS = 4096
 
 
 @dataclass(frozen=True)
@@ -16,53 +20,39 @@ class Option:
 def worth_making(things: Sequence[Sequence[Option]]) -> list[tuple[int, ...]]:
     """The choices of one option of each of `things`, by number, each smaller and with more error than the one before.
 
-    Errors of things add up. On the lower convex hull of their options a thing goes from one to the next, whichever
-    thing loses the least error per byte saved: so no other choice of as few bytes has less error than one passed on
-    the way (Everett, 1963; Shoham & Gersho, 1988). What lies between two of them is lost, and that is much where one
-    thing is half of all, as embeddings are: so the way is gone once for each option of the largest thing, and what is
-    not worse than everything smaller is kept. The first option of a thing is its largest.
+    Errors add up. By dynamic programming over what is saved, thing by thing (a knapsack; so do Malinovskii et al.,
+    2024, with the bits of layers), no choice has less error for as many bytes, but for what is lost by counting bytes
+    in steps. The first has the least error of all, the last the fewest bytes.
     """
-    largest = max(range(len(things)), key=lambda place: things[place][0].bytes, default=None)
-    if largest is None:
-        return [()]
-    found: dict[tuple[int, ...], Option] = {}
-    for number in range(len(things[largest])):
-        start = [0] * len(things)
-        start[largest] = number
-        steps = sorted(
-            (slope, place, after)
-            for place, options in enumerate(things)
-            if place != largest
-            for slope, after in _hull(options)
-        )
-        ways = accumulate(steps, lambda choice, step: _with(choice, step[1], step[2]), initial=tuple(start))
-        for choice in ways:
-            chosen = [options[one] for options, one in zip(things, choice, strict=True)]
-            found[choice] = Option(sum(one.bytes for one in chosen), sum(one.error for one in chosen))
-    least, kept = float("inf"), []
-    for choice, total in sorted(found.items(), key=lambda item: (item[1].error, item[1].bytes, item[0])):
-        if total.bytes < least:
-            least = total.bytes
+    largest = [max(option.bytes for option in options) for options in things]
+    saved = [
+        np.array([most - option.bytes for option in options]) for most, options in zip(largest, things, strict=True)
+    ]
+    step = sum(one.max() for one in saved) / STEPS or 1.0
+    least, picks = np.zeros(1), []
+    for savings, options in zip(saved, things, strict=True):
+        moves = np.rint(savings / step).astype(int)
+        found = np.full((len(options), len(least) + moves.max()), np.inf)
+        for row, move, option in zip(found, moves, options, strict=True):
+            row[move : move + len(least)] = least + option.error
+        picks.append((found.argmin(0), moves))
+        least = found.min(0)
+    place = np.flatnonzero(np.isfinite(least))
+    numbers = np.empty((len(place), len(things)), dtype=int)
+    for thing in reversed(range(len(things))):
+        pick, moves = picks[thing]
+        numbers[:, thing] = pick[place]
+        place = place - moves[numbers[:, thing]]
+    choices = sorted((_total(things, choice), choice) for choice in map(tuple, numbers.tolist()))
+    fewest, kept = np.inf, []
+    for (_, size), choice in choices:
+        if size < fewest:
+            fewest = size
             kept.append(choice)
     return kept
 
 
-def _hull(options: Sequence[Option]) -> list[tuple[float, int]]:
-    """The steps along the lower convex hull from the first option on: error per byte saved, and the option reached."""
-    steps: list[tuple[float, int]] = []
-    at = 0
-    while True:
-        onward = [
-            ((option.error - options[at].error) / (options[at].bytes - option.bytes), -number)
-            for number, option in enumerate(options)
-            if option.bytes < options[at].bytes
-        ]
-        if not onward:
-            return steps
-        slope, number = min(onward)
-        at = -number
-        steps.append((slope, at))
-
-
-def _with(choice: tuple[int, ...], place: int, option: int) -> tuple[int, ...]:
-    return (*choice[:place], option, *choice[place + 1 :])
+def _total(things: Sequence[Sequence[Option]], choice: Sequence[int]) -> tuple[float, float]:
+    """The error and the bytes of a choice."""
+    chosen = [options[number] for options, number in zip(things, choice, strict=True)]
+    return sum(option.error for option in chosen), sum(option.bytes for option in chosen)

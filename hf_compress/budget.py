@@ -85,14 +85,10 @@ def _first_that_fits(
 ) -> int | None:
     """The number of the first of ever smaller files that has at most `limit` bytes, or None; only few are made.
 
-    Those next to it are, so that it does not depend on how good the estimate is.
+    From where the estimate says it goes as far as files fit, or until one does: so that of a greater limit it never is
+    a later one.
     """
-
-    def place(limit: float) -> int:
-        return min(bisect_left(range(count), -limit, key=lambda at: -estimate(at)), count - 1)
-
-    at = place(limit)
-    at = place(limit * estimate(at) / exact(at))
+    at = min(bisect_left(range(count), -limit, key=lambda at: -estimate(at)), count - 1)
     while at > 0 and exact(at - 1) <= limit:
         at -= 1
     while at < count and exact(at) > limit:

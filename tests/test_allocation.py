@@ -40,25 +40,14 @@ def test_choices_shrink_as_their_error_grows(things: list[list[Option]]) -> None
 
 
 @given(THINGS)
-def test_the_first_choice_has_the_least_error_and_the_last_the_fewest_bytes(things: list[list[Option]]) -> None:
-    choices = worth_making(things)
+def test_no_choice_has_less_error_for_as_few_bytes(things: list[list[Option]]) -> None:
     everything = [total(things, choice) for choice in itertools.product(*(range(len(options)) for options in things))]
-    assert total(things, choices[0])[1] == min(error for _, error in everything)
-    assert total(things, choices[-1])[0] == min(size for size, _ in everything)
-
-
-@given(THINGS, st.fractions(0, 5))
-def test_whatever_a_byte_costs_no_choice_is_cheaper_than_the_best_of_these(
-    things: list[list[Option]], price: float
-) -> None:
-    """By Everett's theorem such are the best for their bytes; only what lies between two of them may be missed."""
-
-    def cost(choice: tuple[int, ...]) -> float:
-        size, error = total(things, choice)
-        return error + price * size
-
-    everything = itertools.product(*(range(len(options)) for options in things))
-    assert min(map(cost, worth_making(things))) == min(map(cost, everything))
+    best = {
+        (size, error)
+        for size, error in everything
+        if not any(other[0] <= size and other[1] <= error and other != (size, error) for other in everything)
+    }
+    assert {total(things, choice) for choice in worth_making(things)} == best
 
 
 def test_what_one_large_thing_leaves_is_given_to_the_small_ones() -> None:
@@ -66,6 +55,14 @@ def test_what_one_large_thing_leaves_is_given_to_the_small_ones() -> None:
     small = [Option(10, 0), Option(8, 1), Option(6, 5)]
     sizes = [total([large, small, small], choice)[0] for choice in worth_making([large, small, small])]
     assert sizes == [120, 118, 116, 114, 112, 80, 78, 76, 74, 72]
+
+
+def test_of_a_hundred_things_there_are_choices_for_any_number_of_bytes() -> None:
+    things = [[Option(2.0**bits, 4.0**-bits * (1 + place % 7)) for bits in (8, 7, 6, 5, 4, 3)] for place in range(100)]
+    choices = worth_making(things)
+    sizes = [total(things, choice)[0] for choice in choices]
+    assert max(larger - smaller for larger, smaller in itertools.pairwise(sizes)) <= 2.0**8 - 2.0**7
+    assert choices[0] == (0,) * 100 and choices[-1] == (5,) * 100
 
 
 def test_nothing_has_one_choice() -> None:
