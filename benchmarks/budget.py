@@ -28,17 +28,14 @@ from hf_compress.schemes import fake_quantize_symmetric
 from hf_compress.sparsity import CRITERIA
 from hf_compress.targets import prunable, quantizable
 
-RUNGS = (([".=8"], 0.5), ([".=8", "embeddings=4"], budget.MOST_SPARSITY))
 
-
-def rung(model: PreTrainedModel, megabytes: float) -> hfc.Recipe:
-    """The recipe of as few zeros as fit, on the first rung that allows so many."""
-    for bits, most in RUNGS:
-        given = hfc.QuantizationArguments(quant_scheme="int8", quant_bits=bits)
-        recipe, _ = budget.fit(model, hfc.Recipe(quantization=given, budget=BudgetArguments(megabytes)))
-        if recipe.pruning.prune_sparsity <= most:
-            break
-    return recipe
+def zeros(model: PreTrainedModel, megabytes: float) -> hfc.Recipe:
+    """The recipe of eight bits and as few zeros as fit; with more than half, of embeddings of four bits."""
+    eight = hfc.QuantizationArguments(quant_scheme="int8", quant_bits=[".=8"])
+    half = hfc.Recipe(pruning=hfc.PruningArguments(prune_sparsity=0.5), quantization=eight)
+    if budget.expected_bytes(model, half) > (1 - budget.RESERVE) * 1e6 * megabytes:
+        eight = hfc.QuantizationArguments(quant_scheme="int8", quant_bits=[".=8", "embeddings=4"])
+    return budget.fit(model, hfc.Recipe(quantization=eight, budget=BudgetArguments(megabytes)))[0]
 
 
 @torch.no_grad()
@@ -46,7 +43,9 @@ def one_shot(model: PreTrainedModel, recipe: hfc.Recipe) -> tuple[PreTrainedMode
     """A copy of the model, pruned and rounded by the recipe, and how many weights have how many bits."""
     copied, options = copy.deepcopy(model), recipe.quantization
     weights = [target.weight for target in prunable(copied)]
-    for weight, mask in zip(weights, CRITERIA["magnitude"](weights, recipe.pruning.prune_sparsity, "layer"), strict=True):
+    for weight, mask in zip(
+        weights, CRITERIA["magnitude"](weights, recipe.pruning.prune_sparsity, "layer"), strict=True
+    ):
         weight.mul_(mask)
     numbers: Counter[int] = Counter()
     for target, grid in weight_grids(quantizable(copied), options.scheme, options.quant_bits):
@@ -65,7 +64,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="A fine-tuned model.")
     parser.add_argument("--dataset_name", required=True, help="GLUE: a Hub id or a local folder.")
     parser.add_argument("--task_name", default="sst2", choices=TASKS)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[14, 12, 10, 8, 6], help="Megabytes.")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[14, 12, 10, 8], help="Megabytes.")
     parser.add_argument("--powers", type=float, nargs="+", default=[budget.SIZE_POWER])
     arguments = parser.parse_args()
     logging.set_verbosity_error(), logging.disable_progress_bar()
@@ -83,7 +82,7 @@ def main() -> None:
         for power in (None, *arguments.powers):
             budget.SIZE_POWER = power or 0.0
             asked = hfc.Recipe(budget=BudgetArguments(megabytes))
-            recipe = rung(model, megabytes) if power is None else budget.fit(model, asked)[0]
+            recipe = zeros(model, megabytes) if power is None else budget.fit(model, asked)[0]
             small, numbers = one_shot(model, recipe)
             logits = answers(small, tokenizer, rows, task)
             cells = [

@@ -287,7 +287,8 @@ def _scheme_words(weight: Grid, embedding: Grid, activation: Grid | None) -> str
 def _bits_words(report: Report) -> list[str]:
     """How many layers have which bits of their own, the fewest bits first."""
     numbers = list(report.bits.values())
-    return [f"{bits} bits in {numbers.count(bits)} of them" for bits in sorted(set(numbers))]
+    counted = [(bits, numbers.count(bits)) for bits in sorted(set(numbers))]
+    return [f"{bits} bits in {count} layer{'' if count == 1 else 's'}" for bits, count in counted]
 
 
 def _sharers(grid: Grid) -> str:

@@ -149,3 +149,23 @@ def test_bits_are_under_the_seal(tiny_bert: BertForSequenceClassification, tmp_p
         ValueError, match="was not saved together with the other tensors, or with `quantization_config`"
     ):
         AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_a_resumed_run_goes_on_with_its_bits_and_refuses_others(
+    make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    def trainer(*items: str) -> Trainer:
+        settings = TrainingArguments(
+            str(tmp_path), max_steps=8, learning_rate=1e-3, save_steps=4, report_to="none", disable_tqdm=True
+        )
+        recipe = Recipe(quantization=QuantizationArguments(quant_scheme="int8", quant_bits=list(items)))
+        return Trainer(make_bert(), settings, train_dataset=tiny_dataset, callbacks=recipe.callbacks())
+
+    whole, half = trainer(*MIXED), str(tmp_path / "checkpoint-4")
+    whole.train()
+    resumed = trainer(*MIXED)
+    resumed.train(resume_from_checkpoint=half)
+    expected = whole.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
+    with pytest.raises(ValueError, match=r"`--quant_bits` is query=4, but was .=6 word_embeddings=4"):
+        trainer("query=4").train(resume_from_checkpoint=half)
