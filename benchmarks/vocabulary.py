@@ -26,9 +26,9 @@ from transformers import (
 import hf_compress as hfc
 from hf_compress.budget import expected_bytes
 from hf_compress.glue import TASKS, compute_metrics
-from hf_compress.schemes import SCHEMES, Grid, fake_quantize_symmetric
+from hf_compress.schemes import Grid, fake_quantize_symmetric
 
-METHODS = (("int8", 0.0), ("int8-embedding4", 0.0), ("int8", 0.6), ("int8-embedding4", 0.6))
+METHODS = ((8, 0.0), (4, 0.0), (8, 0.6), (4, 0.6))  # Bits of the embeddings, zeros of the other layers.
 BATCH = 64
 
 
@@ -36,38 +36,43 @@ def texts(rows: Dataset, columns: tuple[str, ...]) -> Iterator[str]:
     return (text for column in columns for text in rows[column])
 
 
-def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, task: str) -> float:
+def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, task: str) -> np.ndarray:
+    """The logits of all rows."""
     logits = []
     for batch in rows.iter(BATCH):
         sentences = [batch[column] for column in TASKS[task].sentences]
         inputs = tokenizer(*sentences, padding=True, truncation=True, max_length=128, return_tensors="pt")
         with torch.no_grad():
             logits.append(model(**inputs).logits.numpy())
-    predicted = EvalPrediction(np.concatenate(logits), np.asarray(rows["label"]))
+    return np.concatenate(logits)
+
+
+def score(logits: np.ndarray, rows: Dataset, task: str) -> float:
+    """The main metric of the task."""
+    predicted = EvalPrediction(logits, np.asarray(rows["label"]))
     return float(compute_metrics(TASKS[task].metrics)(predicted)[TASKS[task].main_metric])
 
 
-def with_embeddings(model: PreTrainedModel, grid: Grid) -> PreTrainedModel:
-    """A copy of the model whose embeddings are on the grid."""
+def with_embeddings(model: PreTrainedModel, bits: int) -> PreTrainedModel:
+    """A copy of the model whose embeddings have so many bits."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
         if isinstance(module, torch.nn.Embedding):
-            module.weight.data = fake_quantize_symmetric(module.weight.data, grid)
+            module.weight.data = fake_quantize_symmetric(module.weight.data, Grid(bits, per="row"))
     return copied
 
 
 def row(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, task: str) -> str:
     weights = sum(parameter.numel() for parameter in model.parameters())
     cells = [name, f"{model.config.vocab_size:,}", f"{4 * weights / 1e6:.2f}"]
-    for scheme, sparsity in METHODS:
+    for bits, sparsity in METHODS:
         recipe = hfc.Recipe(
             pruning=hfc.PruningArguments(prune_sparsity=sparsity),
-            quantization=hfc.QuantizationArguments(quant_scheme=scheme),
+            quantization=hfc.QuantizationArguments(quant_scheme="int8", quant_bits=[f"embeddings={bits}"]),
         )
         cells.append(f"{expected_bytes(model, recipe) / 1e6:.2f}")
-    for scheme in (None, "int8", "int8-embedding4"):
-        rounded = model if scheme is None else with_embeddings(model, SCHEMES[scheme].embedding)
-        cells.append(f"{100 * score(rounded, tokenizer, rows, task):.2f}")
+    for rounded in (model, with_embeddings(model, 8), with_embeddings(model, 4)):
+        cells.append(f"{100 * score(answers(rounded, tokenizer, rows, task), rows, task):.2f}")
     return f"| {' | '.join(cells)} |"
 
 
@@ -86,7 +91,7 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_pretrained(arguments.model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     cut, smaller = hfc.cut_vocabulary(model, tokenizer, texts(train, task.sentences))
-    methods = [f"{scheme}, {sparsity:.0%} zeros: file MB" for scheme, sparsity in METHODS]
+    methods = [f"{bits}-bit embeddings, {sparsity:.0%} zeros: file MB" for bits, sparsity in METHODS]
     scores = [task.main_metric, "8-bit embeddings", "4-bit embeddings"]
     print(f"| {' | '.join(['vocabulary', 'tokens', 'fp32 MB', *methods, *scores])} |")
     print("| --- |" + " ---: |" * (2 + len(methods) + len(scores)))

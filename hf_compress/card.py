@@ -52,6 +52,7 @@ def render(report: Report) -> str:
         plot=PLOT_NAME,
         distill_words=_distill_words(report),
         scheme_words="" if scheme is None else _scheme_words(scheme),
+        bits=_bits_words(report),
         static=scheme is not None and scheme.activation is not None and scheme.activation.per == "tensor",
         settings=_listed([f"{name} {value}" for name, value in report.hyperparameters.items()]),
         versions=_listed([f"{name} {value}" for name, value in report.versions.items()]),
@@ -284,6 +285,13 @@ def _scheme_words(scheme: Scheme) -> str:
     if scheme.attention is not None:
         words.append(f"{scheme.attention.bits}-bit products inside attention")
     return _listed(words)
+
+
+def _bits_words(report: Report) -> list[str]:
+    """How many layers have which bits of their own, the fewest bits first."""
+    numbers = list(report.bits.values())
+    counted = [(bits, numbers.count(bits)) for bits in sorted(set(numbers))]
+    return [f"{bits} bits in {count} layer{'' if count == 1 else 's'}" for bits, count in counted]
 
 
 def _sharers(grid: Grid) -> str:

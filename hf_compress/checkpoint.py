@@ -13,13 +13,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_compress.attention import OPERANDS, attention_modules, trained_attention
+from hf_compress.bits import weight_grids
 from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import fake_quantized, rounded
 from hf_compress.quantizer import CompressionQuantizer
 from hf_compress.recipe import Recipe
+from hf_compress.schemes import Grid
 from hf_compress.sharding import count_zeros, reshard, whole_on_first
 from hf_compress.sparsity import Scope, zero_counts
-from hf_compress.targets import prunable, quantizable
+from hf_compress.targets import Target, prunable, quantizable
 
 logger = logging.get_logger(__name__)
 
@@ -62,17 +64,22 @@ def save_compressed(
     if isinstance(model, PeftModel):
         model = cast(PreTrainedModel, copy.deepcopy(model).merge_and_unload())
     _check_promise(model, recipe)
+    grids = _promised_grids(model, recipe)
+    stored = {target.name for target in rounded(model, [target for target, _ in grids])}
     config = CompressionConfig(
         scheme=asdict(recipe.quantization.scheme) if recipe.quantization.enabled else None,
-        quantized=[target.name for target in rounded(model, quantizable(model, recipe.quantization.quant_exclude))]
-        if recipe.quantization.enabled
-        else [],
+        quantized=[target.name for target, _ in grids if target.name in stored],
         pruned=[target.name for target in prunable(model, recipe.pruning.prune_exclude)]
         if recipe.pruning.enabled
         else [],
         attention=trained_attention(model)
         if recipe.quantization.enabled and recipe.quantization.scheme.attention
         else [],
+        bits={
+            target.name: grid.bits
+            for target, grid in grids
+            if target.name in stored and grid.bits != recipe.quantization.scheme.of(target.shares_embedding).bits
+        },
     )
     packs = bool(config.quantized or config.pruned)
     # Modules and weights are shared with the model; only what saving writes to is our own. `copy.copy` would build a
@@ -109,6 +116,14 @@ def save_compressed(
     return aside.rename(folder)
 
 
+def _promised_grids(model: PreTrainedModel, recipe: Recipe) -> list[tuple[Target, Grid]]:
+    """The layers that the recipe quantizes, each with the grid of its weight."""
+    options = recipe.quantization
+    if not options.enabled:
+        return []
+    return weight_grids(quantizable(model, options.quant_exclude), options.scheme, options.quant_bits)
+
+
 def _check_promise(model: PreTrainedModel, recipe: Recipe) -> None:
     """Refuse a model that is denser than the recipe says, or not quantized where it says so."""
     if recipe.pruning.enabled:
@@ -124,18 +139,22 @@ def _check_promise(model: PreTrainedModel, recipe: Recipe) -> None:
             )
     if recipe.quantization.enabled:
         layers = fake_quantized(model)
-        targets = quantizable(model, recipe.quantization.quant_exclude)
-        missing = [target.name for target in targets if target.name not in layers]
+        grids = _promised_grids(model, recipe)
+        missing = [
+            target.name
+            for target, grid in grids
+            if target.name not in layers or layers[target.name].weight_grid != grid
+        ]
         if recipe.quantization.scheme.attention:
             modules = attention_modules(model, recipe.quantization.quant_exclude)
             missing += [name for name, module in modules.items() if OPERANDS not in module._modules]
         own = {name: layer for name, layer in layers.items() if layer.weight_grid is not None}
         idle = [name for name, layer in own.items() if not layer.quantizing or (layer.rounded and not layer.ready)]
-        if not rounded(model, targets):
+        if not rounded(model, [target for target, _ in grids]):
             idle = idle or list(own)
         if missing or idle:
             raise ValueError(
-                f"the recipe asks for `--quant_scheme {recipe.quantization.quant_scheme}`, but "
+                f"the recipe asks for `{recipe.quantization.flags}`, but "
                 f"{len(missing) + len(idle)} layers, such as {(missing + idle)[0]}, were not trained for it. Train "
                 "with `callbacks=recipe.callbacks()` beyond `--quant_begin`."
             )

@@ -40,9 +40,10 @@ def export_compressed_tensors(folder: str | Path, batches: Iterable[Mapping[str,
     folder = Path(folder)
     reference, plain = load(folder), load(folder)
     config = getattr(plain.config, "quantization_config", None)
-    scheme, layers = None, []
+    scheme, layers, grids = None, [], dict[str, Grid]()
     if isinstance(config, CompressionConfig) and config.grids is not None:
         scheme, layers = config.grids, _carried(plain, config.quantized, config.grids.weight)
+        grids = {name: config.grid(name, "linear") for name in layers}
     if scheme is None or not layers:
         raise ValueError(
             "`--compress_formats compressed-tensors` carries quantized linear layers, and this checkpoint has none "
@@ -58,7 +59,7 @@ def export_compressed_tensors(folder: str | Path, batches: Iterable[Mapping[str,
     model = _without_ours(plain)
     apply_quantization_config(model, QuantizationConfig.model_validate(_config(model, layers, scheme)))
     for name in layers:
-        _fill(model.get_submodule(name), scheme, ranges.get(name))
+        _fill(model.get_submodule(name), grids[name], scheme.activation, ranges.get(name))
     target, aside = folder / FOLDER, folder / f".{FOLDER.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -131,12 +132,15 @@ def _config(model: PreTrainedModel, layers: list[str], scheme: Scheme) -> dict[s
 
 
 @torch.no_grad()
-def _fill(layer: Any, scheme: Scheme, input_range: Tensor | None) -> None:
-    """Give `layer`, made ready by compressed-tensors, the scales that its weight and its input were trained with."""
-    layer.weight_scale.data = symmetric_scale(layer.weight, scheme.weight)
+def _fill(layer: Any, weight: Grid, activation: Grid | None, input_range: Tensor | None) -> None:
+    """Give `layer`, made ready by compressed-tensors, the scales that its weight and its input were trained with.
+
+    Fewer bits than the scheme says are integers of smaller magnitude to it.
+    """
+    layer.weight_scale.data = symmetric_scale(layer.weight, weight)
     if input_range is not None:
-        assert scheme.activation is not None
-        step, zero = affine_parameters(input_range[0], input_range[1], scheme.activation)
+        assert activation is not None
+        step, zero = affine_parameters(input_range[0], input_range[1], activation)
         layer.input_scale.data = step.reshape(1)
         layer.input_zero_point.data = (zero - OFFSET).to(torch.int8).reshape(1)
 

@@ -34,7 +34,7 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
     """The same `trainer`, which from now on compresses what it trains by `recipe`.
 
     Its class becomes one that derives from its own and from `DistillationMixin`, and it gets `recipe.callbacks()`. Do
-    this before `train()`; afterwards `finish` writes the compressed model. A budget of bytes is made a scheme and a
+    this before `train()`; afterwards `finish` writes the compressed model. A budget of bytes is made bits and a
     sparsity here.
 
     Raises:
@@ -79,9 +79,8 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
     if recipe.budget.enabled:
         recipe, expected = fit(transformer(trainer.model), recipe)
         logger.warning(
-            f"`--compress_budget_mb {recipe.budget.compress_budget_mb:g}`: with `--quant_scheme "
-            f"{recipe.quantization.quant_scheme}` and `--prune_sparsity {recipe.pruning.prune_sparsity:g}` the file "
-            f"will have about {expected / 1e6:.2f} MB."
+            f"`--compress_budget_mb {recipe.budget.compress_budget_mb:g}`: with `{recipe.quantization.flags}` and "
+            f"`--prune_sparsity {recipe.pruning.prune_sparsity:g}` the file will have about {expected / 1e6:.2f} MB."
         )
     trainer.remove_callback(RecipeCallback)
     callbacks = recipe.callbacks()

@@ -4,17 +4,17 @@ import copy
 import json
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from transformers.quantizers import auto, register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_compress.schemes import Grid, Scheme
+from hf_compress.schemes import BITS, Grid, Scheme
 from hf_compress.targets import Kind
 
 METHOD = "hf_compress"
 FORMAT_VERSION = 3
-SEALED = ("version", "scheme", "quantized", "pruned")
 
 Run = Literal["dense", "int8"]
 
@@ -27,6 +27,7 @@ class CompressionConfig(QuantizationConfigMixin):
         scheme: the grids, as `dataclasses.asdict` gives them, or None if nothing is quantized.
         quantized: names of the layers whose weights are integers in the file.
         pruned: names of the layers whose zeros are not stored.
+        bits: by the names of those quantized layers whose weights have another number of bits than the scheme says.
         attention: names of the modules of attention whose products are rounded.
         version: of the format; any other one is refused.
         run: what is made of the integers when the file is loaded. "dense" gives floating-point weights, which can be
@@ -39,6 +40,7 @@ class CompressionConfig(QuantizationConfigMixin):
         scheme: dict[str, Any] | None = None,
         quantized: list[str] | None = None,
         pruned: list[str] | None = None,
+        bits: dict[str, int] | None = None,
         attention: list[str] | None = None,
         version: int = FORMAT_VERSION,
         run: Run = "dense",
@@ -46,6 +48,7 @@ class CompressionConfig(QuantizationConfigMixin):
     ) -> None:
         self.quant_method = METHOD
         self.scheme, self.quantized, self.pruned, self.version = scheme, quantized or [], pruned or [], version
+        self.bits = bits or {}
         self.attention = attention or []
         if version != FORMAT_VERSION:
             raise ValueError(
@@ -56,6 +59,13 @@ class CompressionConfig(QuantizationConfigMixin):
             names = getattr(self, field)
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ValueError(f"`quantization_config.{field}` must be a list of names; got {names!r}.")
+        if not isinstance(self.bits, dict) or not all(
+            name in self.quantized and number in BITS for name, number in self.bits.items()
+        ):
+            raise ValueError(
+                f"`quantization_config.bits` must map names in `quantized` to numbers from {BITS[0]} to {BITS[-1]}; "
+                f"got {bits!r}."
+            )
         if run not in get_args(Run):
             raise ValueError(f"`run` must be one of {', '.join(get_args(Run))}; got {run!r}.")
         self.run = run
@@ -71,7 +81,8 @@ class CompressionConfig(QuantizationConfigMixin):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("quant_method", *self._described())
+        names = ["quant_method", "version", "scheme", "quantized", "pruned"]
+        names += [field for field in ("bits", "attention") if getattr(self, field)]
         return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
     def seal(self, names: Iterable[str]) -> int:
@@ -79,21 +90,19 @@ class CompressionConfig(QuantizationConfigMixin):
 
         Whatever is taken away, added, renamed or edited, in the file or in `config.json`, changes it.
         """
-        described = [{field: getattr(self, field) for field in self._described()}, sorted(names)]
+        sealed = {field: value for field, value in self.to_dict().items() if field != "quant_method"}
+        described = [sealed, sorted(names)]
         return zlib.crc32(json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
-
-    def _described(self) -> tuple[str, ...]:
-        # Files without rounded attention are what they were before there was any.
-        return (*SEALED, "attention") if self.attention else SEALED
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What of a configuration given to `from_pretrained` holds, while the rest is read from the file."""
         return {"run": self.run}
 
-    def grid(self, layer: Kind) -> Grid:
-        """The grid of the weights of a quantized layer."""
+    def grid(self, name: str, layer: Kind) -> Grid:
+        """The grid of the weights of the quantized layer `name`."""
         assert self.grids is not None, "checked on construction"
-        return self.grids.embedding if layer == "embedding" else self.grids.weight
+        grid = self.grids.of(layer == "embedding")
+        return replace(grid, bits=self.bits.get(name, grid.bits))
 
 
 # Transformers lets a configuration given to `from_pretrained` have a say in these classes only, and has no function

@@ -10,18 +10,19 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_compress.coding import CODECS, entropy_bytes
-from hf_compress.compression_config import METHOD
+from hf_compress.compression_config import METHOD, CompressionConfig
 from hf_compress.packed import Packed
 from hf_compress.quantizer import located, opened, packed_tensors
-from hf_compress.targets import model_class, part
+from hf_compress.targets import kind, model_class, part
 
 
 @dataclass(frozen=True)
 class TensorFacts:
     """One tensor of a checkpoint as it is stored, with its scales.
 
-    `bits_per_weight` is of the stored bytes. `entropy_bytes` bounds an order-0 coder: for integers their entropy plus
-    the raw scales, for floats the entropy of the mask plus the raw non-zeros, or the raw bytes if they are fewer.
+    `bits_per_weight` is of the stored bytes, `grid_bits` of the grid that the integers are on: None of floats.
+    `entropy_bytes` bounds an order-0 coder: for integers their entropy plus the raw scales, for floats the entropy of
+    the mask plus the raw non-zeros, or the raw bytes if they are fewer.
     """
 
     name: str
@@ -31,6 +32,7 @@ class TensorFacts:
     stored_bytes: int
     entropy_bytes: float
     zeros: int
+    grid_bits: int | None = None
 
     @property
     def numel(self) -> int:
@@ -80,12 +82,14 @@ def bytes_by_codec(folder: str | Path) -> dict[str, dict[str, int | None]]:
 
 
 def _facts(path: Path, model: PreTrainedModel) -> Iterator[TensorFacts]:
-    if (getattr(model.config, "quantization_config", None) or {}).get("quant_method") != METHOD:
+    described = getattr(model.config, "quantization_config", None) or {}
+    if described.get("quant_method") != METHOD:
         yield from _dense_facts(path, model)
         return
+    config = CompressionConfig(**described)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for packed in packed_tensors(path, shapes):
-        yield located(path, packed.key, partial(_packed_facts, packed, part(model, packed.key)))
+        yield located(path, packed.key, partial(_packed_facts, packed, model, config))
 
 
 def _dense_facts(path: Path, model: PreTrainedModel) -> Iterator[TensorFacts]:
@@ -96,12 +100,15 @@ def _dense_facts(path: Path, model: PreTrainedModel) -> Iterator[TensorFacts]:
             yield TensorFacts(name, part(model, name), tuple(tensor.shape), "raw", size, size, zeros)
 
 
-def _packed_facts(packed: Packed, part: str) -> TensorFacts:
-    values, scale = packed.values(), packed.scale()
+def _packed_facts(packed: Packed, model: PreTrainedModel, config: CompressionConfig) -> TensorFacts:
+    values, scale, bits = packed.values(), packed.scale(), None
     zeros = values.numel() - int(values.count_nonzero())
     if scale is not None:
+        owner = packed.key.removesuffix(".weight")
+        bits = config.grid(owner, kind(model.get_submodule(owner)) or "linear").bits
         bound = entropy_bytes(values) + 2 * scale.numel()
     else:
         bound = min(float(values.nbytes), entropy_bytes(values != 0) + values.itemsize * (values.numel() - zeros))
     codec = "/".join(sorted(packed.codecs()))
-    return TensorFacts(packed.key, part, packed.weight_shape, codec, len(packed.data), bound, zeros)
+    where, shape = part(model, packed.key), packed.weight_shape
+    return TensorFacts(packed.key, where, shape, codec, len(packed.data), bound, zeros, bits)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hf_compress.bits import weight_grids
 from hf_compress.schemes import Grid, Scheme, affine_parameters, fake_quantize_affine, fake_quantize_symmetric
 from hf_compress.siblings import Siblings
 from hf_compress.targets import KINDS, Kind, Target, kind, named_modules, quantizable, tied
@@ -168,22 +169,26 @@ def fake_quantize_modules(
     model: PreTrainedModel | PeftModel,
     scheme: Scheme,
     exclude: Sequence[str] = (),
+    bits: Sequence[str] = (),
 ) -> list[FakeQuantized]:
     """The layers of `model` that `scheme` rounds, turned in place into fake-quantized ones, still switched off.
 
     Parameters, hooks, names and ties stay as they are. A head tied to an embedding computes with the embedding's grid.
     Layers turned before keep their ranges.
 
+    Args:
+        exclude: patterns of what is left in floating point.
+        bits: items `PATTERN=BITS` for weights of other bits than the scheme's (`bits.weight_grids`).
+
     Raises:
-        ValueError: an exclude pattern matches nothing, or nothing is left to quantize.
+        ValueError: a pattern matches nothing, nothing is left to quantize, or an item means nothing.
     """
     targets, siblings = quantizable(model, exclude), Siblings()
+    grids = {id(target.weight): grid for target, grid in weight_grids(targets, scheme, bits)}
     layers = []
     for target in targets + tied(model, targets):
-        grids: tuple[Grid, Grid | None] = scheme.weight, scheme.activation
-        if target.shares_embedding:
-            grids = scheme.embedding, None
-        layers.append(turn(target.module, target.kind, *grids))
+        input_grid = None if target.shares_embedding else scheme.activation
+        layers.append(turn(target.module, target.kind, grids[id(target.weight)], input_grid))
         layers[-1].siblings = siblings
     return layers
 

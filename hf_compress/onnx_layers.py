@@ -37,6 +37,12 @@ class Integers(nn.Module):
     input_scale: Tensor
     input_zero: Tensor
 
+    @property
+    def narrow(self) -> bool:
+        """Whether the integers are stored in four bits: not those that kernels multiply, which read eight."""
+        multiplied = isinstance(self, IntegerLinear) and self.weight_grid.per == "row"
+        return fits_nibble(self.weight_grid) and not multiplied
+
     def extra_repr(self) -> str:  # Of Conv1D's layers nn.Linear would look for sizes that are not there.
         return f"integers={tuple(self.weight.shape)}"
 
@@ -55,7 +61,7 @@ class Integers(nn.Module):
             attributes,
             dtype=torch.float32,
             shape=self.weight.shape,
-            metadata_props=NARROW if self.weight_grid.bits == 4 else None,
+            metadata_props=NARROW if self.narrow else None,
         )
 
 
@@ -99,7 +105,7 @@ class IntegerTiedLinear(Integers, nn.Linear):
 class IntegerEmbedding(Integers, nn.Embedding):
     """An embedding that looks up integers and scales, and multiplies only what it found.
 
-    No runtime looks up integers of four bits: `weight` has two of them in each byte then (`_pairs`).
+    No runtime looks up integers of four bits or less: `weight` has two of them in each byte then (`_pairs`).
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -111,7 +117,7 @@ class IntegerEmbedding(Integers, nn.Embedding):
 
 
 class IntegerTiedEmbedding(IntegerEmbedding):
-    """An embedding of four bits that an output projection shares, which needs all of it expanded in any case."""
+    """An embedding of up to four bits that an output projection shares, which needs all of it expanded in any case."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.embedding(input, self.float_weight(axis=0))
@@ -126,6 +132,11 @@ class IntegerOperand(Operand):
         return _fake_quantized(values, *self.known)
 
 
+def fits_nibble(grid: Grid) -> bool:
+    """Whether integers of `grid` fit in four bits."""
+    return grid.bits <= 4
+
+
 def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
     """Turn the quantized layers of `model`, as `from_pretrained` gave it, in place into ones of this module."""
     for module in model.modules():
@@ -138,19 +149,19 @@ def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None
             cast(IntegerOperand, module).known = scale.clone(), zero
     layers = [(name, model.get_submodule(name)) for name in config.quantized]
     targets = [Target(name, module, cast(Kind, kind(module))) for name, module in layers]
-    turned: dict[int, tuple[Tensor, Tensor]] = {}
+    turned: dict[int, tuple[Grid, Tensor, Tensor]] = {}
     heads = tied(model, targets)
     shared = {id(target.weight) for target in heads if target.kind != "embedding"}
     for target in [*targets, *heads]:
         as_rows = target.kind == "embedding" or target.shares_embedding
-        grid = config.grid("embedding" if as_rows else "linear")
         weight = target.weight
-        if id(weight) not in turned:  # What is tied stays so.
+        if id(weight) not in turned:  # What is tied stays so, and comes behind what it is tied to.
+            grid = config.grid(target.name, target.kind)
             integers, scale = _integers(weight.detach(), target.kind, grid, as_rows)
-            if as_rows and grid.bits == 4 and id(weight) not in shared:
+            if as_rows and fits_nibble(grid) and id(weight) not in shared:
                 integers = _pairs(integers)
-            turned[id(weight)] = integers, scale
-        _turn(target, grid, *turned[id(weight)])
+            turned[id(weight)] = grid, integers, scale
+        _turn(target, *turned[id(weight)])
 
 
 def _integers(weight: Tensor, layer: Kind, grid: Grid, as_rows: bool) -> tuple[Tensor, Tensor]:
@@ -163,7 +174,7 @@ def _integers(weight: Tensor, layer: Kind, grid: Grid, as_rows: bool) -> tuple[T
 
 
 def _pairs(integers: Int8[Tensor, "rows width"]) -> UInt8[Tensor, "rows half"]:
-    """Integers of four bits two in a byte: the first half of a row in the low bits, the second in the high ones."""
+    """Integers of up to four bits two in a byte: the first half of a row in the low four, the second in the others."""
     low, high = F.pad(integers + NIBBLE, (0, integers.shape[1] % 2)).to(torch.uint8).chunk(2, dim=1)
     return low + 16 * high
 
@@ -173,7 +184,7 @@ def _turn(target: Target, grid: Grid, integers: Tensor, scale: Tensor) -> None:
     input_grid = layer.input_grid if isinstance(layer, FakeQuantized) else None
     plain = cast(Hashable, type(layer))
     if target.kind == "embedding":
-        expanded = grid.bits == 4 and integers.dtype == torch.int8
+        expanded = fits_nibble(grid) and integers.dtype == torch.int8
         layer.__class__ = _embedding_class(plain, IntegerTiedEmbedding if expanded else IntegerEmbedding)
     else:
         layer.__class__ = IntegerTiedLinear if target.shares_embedding else IntegerLinear

@@ -1,6 +1,7 @@
 """Quantization-aware training: the arguments, and the callback that switches the fake-quantized layers."""
 
 import math
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.distributed.fsdp import is_fsdp_enabled
 
 from hf_compress.adapters import merge_in_forward
 from hf_compress.attention import round_attention
+from hf_compress.bits import parsed
 from hf_compress.layers import FakeQuantized, fake_quantize_modules, fake_quantized
 from hf_compress.schemes import SCHEMES, Scheme
 from hf_compress.sharding import refuse_shards, reshard
@@ -32,8 +34,15 @@ class QuantizationArguments:
             "choices": list(SCHEMES),
             "help": "Number format to train for. `int8`: weights per row, embeddings per row, activations by ranges "
             "learned in training. `int8-dynamic`: activations by token, at run time. `int8-weight`, `int4-weight`: "
-            "weights only. `int8-embedding4`: `int8` with embeddings of four bits. `int8-attention`: `int8`, and the "
-            "products inside attention too.",
+            "weights only. `int8-attention`: `int8`, and the products inside attention too.",
+        },
+    )
+    quant_bits: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Items PATTERN=BITS: layers in whose name the regular expression is found have weights of so many "
+            "bits, from 2 to 8, where the scheme has one scale a row; of several the last item holds. embeddings=4, "
+            "for instance. Activations keep theirs."
         },
     )
     quant_begin: float = field(
@@ -63,12 +72,20 @@ class QuantizationArguments:
             )
         return SCHEMES[self.quant_scheme]
 
+    @property
+    def flags(self) -> str:
+        """Scheme and bits as they are given on a command line."""
+        bits = ["--quant_bits", *self.quant_bits] if self.quant_bits else []
+        return shlex.join(["--quant_scheme", str(self.quant_scheme), *bits])
+
     def __post_init__(self) -> None:
         if self.quant_scheme is not None and self.quant_scheme not in SCHEMES:
             raise ValueError(
                 f"`--quant_scheme` must be one of {', '.join(SCHEMES)}; got {self.quant_scheme!r}. Choose one of "
                 "these, or leave the flag out to train without quantization."
             )
+        for item in self.quant_bits:
+            parsed(item)
         if not 0 <= self.quant_begin < 1:
             raise ValueError(
                 f"`--quant_begin` must be a share of training in [0, 1); got {self.quant_begin}. Give 0.1 to round "
@@ -95,10 +112,10 @@ class QuantizationCallback(TrainerCallback):
     adapter's checkpoint.
 
     Raises, from Trainer's construction or at the start of training:
-        ValueError: an exclude pattern matches nothing, the model has attention that cannot be rounded as asked, the
-            run is too short for quantization ever to begin, it is resumed without the ranges that it had, one process
-            is to train on several GPUs, the weights are sharded otherwise than by FSDP2, or accelerate is to load them
-            in a way that has no room for ranges.
+        ValueError: a pattern matches nothing, the model has attention that cannot be rounded as asked, the run is too
+            short for quantization ever to begin, it is resumed without the ranges that it had, one process is to train
+            on several GPUs, the weights are sharded otherwise than by FSDP2, or accelerate is to load them in a way
+            that has no room for ranges.
 
     Raises, at the end of training:
         RuntimeError: it stopped before quantization began, or the best model is to be loaded and none was quantized.
@@ -112,8 +129,9 @@ class QuantizationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model = transformer(kwargs["model"])
-        layers = fake_quantize_modules(model, self.arguments.scheme, self.arguments.quant_exclude)
-        round_attention(model, self.arguments.scheme, self.arguments.quant_exclude)
+        options = self.arguments
+        layers = fake_quantize_modules(model, options.scheme, options.quant_exclude, options.quant_bits)
+        round_attention(model, options.scheme, options.quant_exclude)
         # True with `cpu_ram_efficient_loading` only.
         if is_fsdp_enabled() and any(layer.has_range for layer in layers):
             raise ValueError(

@@ -19,7 +19,7 @@ from hf_compress.compression_config import METHOD, CompressionConfig
 from hf_compress.integer import Integer, Loaded, keep_integers, note
 from hf_compress.layers import FakeQuantized, restore_layers
 from hf_compress.packed import Packed, pack
-from hf_compress.schemes import symmetric_scale, to_integers
+from hf_compress.schemes import Grid, symmetric_scale, to_integers
 from hf_compress.sharding import whole_on_first
 from hf_compress.targets import Kind, kind
 
@@ -131,8 +131,9 @@ class CompressionQuantizer(HfQuantizer):
             if leaf == "weight" and layer in config.quantized:
                 module = _layer(model, layer)
                 layer_kind = kind(module) or "linear"
-                integers, scale = self._integers(tensor, module, layer_kind)
-                group, transposed = config.grid(layer_kind).group_size, layer_kind == "conv1d"
+                grid = config.grid(layer, layer_kind)
+                integers, scale = self._integers(tensor, module, layer_kind, grid)
+                group, transposed = grid.group_size, layer_kind == "conv1d"
                 state[name] = pack(integers, name, seal, scale, group, transposed)
             else:
                 # A masked negative weight is -0.0, whose sign bit would be stored; adding zero makes it 0.0.
@@ -146,10 +147,9 @@ class CompressionQuantizer(HfQuantizer):
         (layer, _, leaf), config = name.rpartition("."), self.quantization_config
         return leaf == "input_range" and layer not in {*config.quantized, *range_owners(config.attention)}
 
-    def _integers(self, weight: Tensor, layer: nn.Module, layer_kind: Kind) -> tuple[Tensor, Tensor]:
+    def _integers(self, weight: Tensor, layer: nn.Module, layer_kind: Kind, grid: Grid) -> tuple[Tensor, Tensor]:
         if isinstance(layer, Integer):
             return layer.rows().contiguous(), layer.weight_scale
-        grid = self.quantization_config.grid(layer_kind)
         rows = weight.t() if layer_kind == "conv1d" else weight
         if isinstance(layer, FakeQuantized) and layer.rounded:
             rows = rows.to(layer.rounded)
@@ -177,8 +177,9 @@ class CompressionQuantizer(HfQuantizer):
         scale = located(Path(model.config.name_or_path), name, tensor.scale)
         if self.quantization_config.run == "dense" or scale is None:
             return tensor.begin(dtype, self.executor)
-        layer = _layer(model, name.removesuffix(".weight"))
-        note(layer, Loaded(scale, self.quantization_config.grid(kind(layer) or "linear"), dtype))
+        owner = name.removesuffix(".weight")
+        layer = _layer(model, owner)
+        note(layer, Loaded(scale, self.quantization_config.grid(owner, kind(layer) or "linear"), dtype))
         finish = tensor.begin(None, self.executor)
         return (lambda: finish().t().contiguous()) if tensor.transposed else finish
 

@@ -23,7 +23,8 @@ class BudgetArguments:
         default=None,
         metadata={
             "help": "Megabytes (10^6 bytes), above 0, that the packed file may have. What is not given of "
-            "`quant_scheme` and `prune_sparsity` is chosen for that before training; what cannot fit is refused."
+            "`quant_bits` and `prune_sparsity` is chosen for that before training (and `quant_scheme` int8); what "
+            "cannot fit is refused."
         },
     )
 
@@ -55,7 +56,7 @@ class Recipe:
     """What a run promises to do to a model: any of the eight subsets of distillation, pruning and quantization.
 
     And, beside them, whether its vocabulary is cut to the words of the training set before, and the size of the file
-    that scheme and sparsity were chosen for (`budget.fit`).
+    that bits and sparsity were chosen for (`budget.fit`).
 
     The fields are in the order of `ARGUMENTS`, so that `Recipe(*parsed)` holds for what `HfArgumentParser` returns.
     """
@@ -84,7 +85,7 @@ class Recipe:
         if self.pruning.enabled:
             methods.append(f"mp{self.pruning.prune_sparsity * 100:g}")
         if self.quantization.enabled:
-            methods.append(str(self.quantization.quant_scheme))
+            methods.append(f"{self.quantization.quant_scheme}{'-mixed' if self.quantization.quant_bits else ''}")
         if self.budget.enabled:
             methods.append(f"{self.budget.compress_budget_mb:g}MB")
         return "+".join(methods) or "dense"

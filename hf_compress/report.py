@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, Trainer
 
 from hf_compress import inventory, provenance, records, targets
+from hf_compress.compression_config import CompressionConfig
 from hf_compress.distillation import DistillationMixin
 from hf_compress.evaluation import can_evaluate, clean_scores, evaluating, logit_difference
 from hf_compress.formats import FORMATS, written
@@ -68,7 +69,8 @@ class Report:
     `parity_rows` evaluation rows per process. `base_model` is the name or path as given; `base_model_hub_id` is set
     only if that is a model of the Hub. `head` names what is predicted (`Head.name`). `formats` has the formats that
     were written beside the packed file; `latency` is what `hf-compress bench --save` measured later, if it did;
-    `vocabulary` is None if all tokens are there.
+    `vocabulary` is None if all tokens are there; `bits` has those of the layers whose weights have others than the
+    scheme says.
     """
 
     recipe: Recipe
@@ -101,6 +103,7 @@ class Report:
     formats: dict[str, FormatFacts] = field(default_factory=dict)
     latency: Latency | None = None
     vocabulary: VocabularyFacts | None = None
+    bits: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, scores in (("dense", self.dense), ("teacher", self.teacher), ("compressed", self.compressed)):
@@ -113,8 +116,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, its schema first; non-finite floats are strings, since JSON has none."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("latency", "vocabulary"):
-            if values[name] is None:
+        for name in ("latency", "vocabulary", "bits"):
+            if not values[name]:
                 del values[name]
         encoded: dict[str, Any] = records.encode(values)
         return {"schema": SCHEMA, **encoded}
@@ -212,7 +215,7 @@ def measure(
 
     uncut = trainer.uncut if isinstance(trainer, DistillationMixin) else None
     whole = copy.deepcopy(uncut or source.config)
-    vocabulary = VocabularyFacts.of(source.config)
+    vocabulary, packed = VocabularyFacts.of(source.config), getattr(reloaded.config, "quantization_config", None)
     if vocabulary is not None:
         whole.get_text_config().vocab_size = vocabulary.whole
     with torch.device("meta"):
@@ -253,6 +256,7 @@ def measure(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         formats=formats,
         vocabulary=vocabulary,
+        bits=packed.bits if isinstance(packed, CompressionConfig) else {},
     )
 
 

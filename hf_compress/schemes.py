@@ -9,6 +9,8 @@ from torch import Tensor
 
 # Smallest scale: below it a row is zero for every purpose, and dividing by it stays finite.
 SMALLEST_SCALE = 1e-30
+# How many bits a weight with one scale a row may have: one bit has no largest integer, more than eight no byte.
+BITS = range(2, 9)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Scheme:
     activation: Grid | None
     attention: Grid | None = None
 
+    def of(self, embedding: bool) -> Grid:
+        """The grid of a weight: an embedding's, or another's."""
+        return self.embedding if embedding else self.weight
+
 
 ROW_INT8 = Grid(bits=8, per="row")
 
@@ -60,10 +66,6 @@ SCHEMES: dict[str, Scheme] = {
         embedding=ROW_INT8,
         activation=Grid(bits=8, per="tensor"),
         attention=Grid(bits=8, per="tensor"),
-    ),
-    # A scale per group of 32 or 64 rounds finer, but costs more bytes than more levels would in an entropy-coded file.
-    "int8-embedding4": Scheme(
-        weight=ROW_INT8, embedding=Grid(bits=4, per="row"), activation=Grid(bits=8, per="tensor")
     ),
 }
 

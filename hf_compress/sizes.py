@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from hf_compress import targets
+from hf_compress.bits import weight_grids
 from hf_compress.inventory import TensorFacts
 from hf_compress.recipe import Recipe
 
@@ -68,18 +69,24 @@ def _weights(model: PreTrainedModel) -> dict[str, int]:
     return numbers
 
 
-def analytic_bytes(embeddings: int, others: int, recipe: Recipe) -> int:
+def analytic_bytes(model: PreTrainedModel, recipe: Recipe) -> int:
     """The size in bytes of Movva et al. (2022): bytes per weight x (embeddings + (1 - sparsity) x everything else).
 
-    `embeddings` and `others` are numbers of weights, the sparsity is the one asked for. Neither masks nor scales nor
-    indices are counted, so it is the size of no file. A scheme whose embeddings have bits of their own counts those.
+    The sparsity is the one asked for. Neither masks nor scales nor indices are counted, so it is the size of no file.
+    Weights that are given bits of their own count with those. The values of `model` do not matter.
     """
-    bits, embedding_bits = 32, 32
-    if recipe.quantization.enabled:
-        scheme = recipe.quantization.scheme
-        bits, embedding_bits = scheme.weight.bits, scheme.embedding.bits
-    sparsity = recipe.pruning.prune_sparsity if recipe.pruning.enabled else 0.0
-    return round((embedding_bits * embeddings + bits * (1 - sparsity) * others) / 8)
+    numbers, options = _weights(model), recipe.quantization
+    embeddings = numbers.get("embeddings", 0)
+    others = sum(numbers.values()) - embeddings
+    kept = 1 - (recipe.pruning.prune_sparsity if recipe.pruning.enabled else 0.0)
+    if not options.enabled:
+        return round(4 * (embeddings + kept * others))
+    total = options.scheme.embedding.bits * embeddings + options.scheme.weight.bits * kept * others
+    rounded = weight_grids(targets.quantizable(model, options.quant_exclude), options.scheme, options.quant_bits)
+    for weight, (target, grid) in {target.weight: (target, grid) for target, grid in rounded}.items():
+        fewer = options.scheme.of(target.shares_embedding).bits - grid.bits
+        total -= fewer * weight.numel() * (1 if target.shares_embedding else kept)
+    return round(total / 8)
 
 
 def measured_size(
@@ -91,12 +98,10 @@ def measured_size(
     """
     dense_bytes, numbers = dense_size(dense)
     packed = {part: sum(fact.stored_bytes for fact in facts if fact.part == part) for part in numbers}
-    kept = _weights(student)
-    embeddings = kept.get("embeddings", 0)
     return Size(
         dense_bytes=dense_bytes,
         packed_bytes=(folder / "model.safetensors").stat().st_size,
         parts={part: PartSize(4 * numbers[part], packed[part]) for part in sorted(numbers)},
-        analytic_bytes=analytic_bytes(embeddings, sum(kept.values()) - embeddings, recipe),
+        analytic_bytes=analytic_bytes(student, recipe),
         entropy_bytes=round(sum(fact.entropy_bytes for fact in facts)),
     )

@@ -183,6 +183,7 @@ def _row(name: str, facts: Sequence["TensorFacts"]) -> dict[str, Any]:
         "part": facts[0].part if len({fact.part for fact in facts}) == 1 else None,
         "shape": list(facts[0].shape) if len(facts) == 1 else None,
         "weights": numel,
+        "grid_bits": sorted({fact.grid_bits for fact in facts if fact.grid_bits is not None}),
         "bits_per_weight": 8 * stored / numel if numel else 0.0,
         "sparsity": sum(fact.sparsity * fact.numel for fact in facts) / numel if numel else 0.0,
         "dense_bytes": sum(fact.dense_bytes for fact in facts),
@@ -243,11 +244,12 @@ def _codec_table(
 def _table(facts: Sequence["TensorFacts"], *, by_tensor: bool) -> Table:
     table = Table(
         box=box.SIMPLE,
-        caption="bits: on disk, per weight. entropy: the order-0 bound in bytes. fp32: bytes of the dense tensor.",
+        caption="grid: bits of the integers. bits: on disk, per weight. entropy: the order-0 bound in bytes. fp32: "
+        "bytes of the dense tensor.",
         caption_justify="left",
     )
     table.add_column("tensor" if by_tensor else "part or layer", overflow="fold")
-    for heading in ("shape" if by_tensor else "weights", "bits", "zeros", "bytes", "entropy", "fp32"):
+    for heading in ("shape" if by_tensor else "weights", "grid", "bits", "zeros", "bytes", "entropy", "fp32"):
         table.add_column(heading, justify="right", no_wrap=True)
     groups = {fact.name: [fact] for fact in facts} if by_tensor else _grouped(facts)
     rows = [_row(name, group) for name, group in groups.items()]
@@ -257,6 +259,7 @@ def _table(facts: Sequence["TensorFacts"], *, by_tensor: bool) -> Table:
         table.add_row(
             row["name"],
             " x ".join(map(str, row["shape"])) if by_tensor and row["shape"] is not None else f"{row['weights']:,}",
+            " ".join(map(str, row["grid_bits"])),
             f"{row['bits_per_weight']:.2f}",
             f"{100 * row['sparsity']:.1f} %",
             f"{row['stored_bytes']:,}",

@@ -14,10 +14,10 @@ from hf_compress.recipe import Recipe
 from hf_compress.schemes import SCHEMES
 
 
-def quantized(model: PreTrainedModel, folder: Path, scheme: str | None) -> Path:
+def quantized(model: PreTrainedModel, folder: Path, scheme: str | None, *bits: str) -> Path:
     """`model`, with the ranges of random batches and on its grids, as a compressed checkpoint in `folder`."""
     if scheme is not None:
-        fake_quantize_modules(model, SCHEMES[scheme])
+        fake_quantize_modules(model, SCHEMES[scheme], bits=bits)
         round_attention(model, SCHEMES[scheme])
         layers = list(fake_quantized(model).values())
         batches = list(random_batches(model))
@@ -31,4 +31,5 @@ def quantized(model: PreTrainedModel, folder: Path, scheme: str | None) -> Path:
                 if layer.has_range and layer.step_range is not None:
                     layer.input_range.copy_(layer.step_range)
             model.eval()(**batches[0])
-    return save_compressed(model, folder, Recipe(quantization=QuantizationArguments(quant_scheme=scheme)))
+    options = QuantizationArguments(quant_scheme=scheme, quant_bits=list(bits))
+    return save_compressed(model, folder, Recipe(quantization=options))

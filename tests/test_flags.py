@@ -31,7 +31,8 @@ FROZEN = """
 --prune_scope             'layer'     layer global
 --prune_exclude           []
 
---quant_scheme            None        int8 int8-dynamic int8-weight int4-weight int8-attention int8-embedding4
+--quant_scheme            None        int8 int8-dynamic int8-weight int4-weight int8-attention
+--quant_bits              []
 --quant_begin             0.1
 --quant_freeze            0.9
 --quant_exclude           []

@@ -111,8 +111,7 @@ def read(folder: Path) -> dict[str, np.ndarray]:
         files |= load_file(path)
     tensors = {name: data.tobytes() for name, data in files.items()}
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    fields = ("attention", "pruned", "quantized", "scheme", "version")
-    sealed = [{key: config[key] for key in fields if key in config}, sorted(tensors)]
+    sealed = [{key: value for key, value in config.items() if key != "quant_method"}, sorted(tensors)]
     seal = zlib.crc32(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode())
     return {name: Reader(name, data, seal).weight() for name, data in tensors.items()}
 
@@ -144,7 +143,9 @@ RECIPES = {
     "very pruned int8": Recipe(
         pruning=PruningArguments(prune_sparsity=0.95), quantization=QuantizationArguments(quant_scheme="int8")
     ),
-    "embedding4": Recipe(quantization=QuantizationArguments(quant_scheme="int8-embedding4")),
+    "mixed": Recipe(
+        quantization=QuantizationArguments(quant_scheme="int8", quant_bits=[".=5", "emb|wte=4", "query|attn=2"])
+    ),
     "very pruned int4": Recipe(
         pruning=PruningArguments(prune_sparsity=0.95), quantization=QuantizationArguments(quant_scheme="int4-weight")
     ),
@@ -185,7 +186,7 @@ def test_the_checkpoints_above_use_every_codec(make_bert: Callable[..., PreTrain
     assert used >= set(CODECS)
 
 
-@pytest.mark.parametrize("recipe", ["int8", "pruned int8", "int4-weight", "embedding4"])
+@pytest.mark.parametrize("recipe", ["int8", "pruned int8", "int4-weight", "mixed"])
 def test_it_reads_transposed_and_tied_weights(recipe: str, tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=29, n_positions=32, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     folder = compressed(AutoModelForCausalLM.from_config(config), RECIPES[recipe], tmp_path / "packed")

@@ -57,16 +57,26 @@ def test_formats_are_found_by_their_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert one.stored_bytes(tmp_path) == 7
 
 
-@pytest.mark.parametrize("scheme", ["int8-weight", "int4-weight", "int8", "int8-dynamic"])
+@pytest.mark.parametrize(
+    ("scheme", "bits"),
+    [
+        ("int8-weight", []),
+        ("int8-weight", [".=5", "query=2", "embeddings=3"]),
+        ("int4-weight", []),
+        ("int8", []),
+        ("int8", [".=6"]),
+        ("int8-dynamic", []),
+    ],
+)
 def test_stock_transformers_loads_compressed_tensors(
-    scheme: str, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+    scheme: str, bits: list[str], tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     pytest.importorskip("compressed_tensors")
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=40, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128
     )
-    folder = quantized(BertForSequenceClassification(config), tmp_path / "compressed", scheme)
+    folder = quantized(BertForSequenceClassification(config), tmp_path / "compressed", scheme, *bits)
     tiny_tokenizer.save_pretrained(folder)
     write_formats(folder, ["compressed-tensors"])
     stock = AutoModelForSequenceClassification.from_pretrained(

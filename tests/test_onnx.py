@@ -63,6 +63,8 @@ BART = {
     "scale_embedding": True,
 }
 BERT = BertConfig(**SPECIAL, **SIZES)
+EMBEDDING4 = ("int8", "embeddings=4")
+MIXED = ("int8", ".=5", "word_embeddings=3", "position=2", "query=2", "key=4", "attention.output=3")
 SEQUENCE = AutoModelForSequenceClassification
 
 
@@ -72,15 +74,16 @@ def build(auto_class: Any, config: Any, **changes: Any) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | None], Path]:
-    """A function that gives the folder of a tiny BERT in a scheme, with its graph; one export a scheme."""
-    folders: dict[str | None, Path] = {}
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that gives the folder of a tiny BERT in a scheme, with its graph; one export a scheme and bits."""
+    folders: dict[tuple[str | None, ...], Path] = {}
 
-    def run(scheme: str | None) -> Path:
-        if scheme not in folders:
-            folders[scheme] = quantized(build(SEQUENCE, BERT), tmp_path_factory.mktemp("onnx") / "compressed", scheme)
-            export_onnx(folders[scheme])
-        return folders[scheme]
+    def run(*options: str | None) -> Path:
+        if options not in folders:
+            folder = tmp_path_factory.mktemp("onnx") / "compressed"
+            folders[options] = quantized(build(SEQUENCE, BERT), folder, *options)
+            export_onnx(folders[options])
+        return folders[options]
 
     return run
 
@@ -244,19 +247,23 @@ def test_results_of_attention_are_rounded_before_they_are_reshaped(exported: Cal
 
 
 @pytest.mark.parametrize(
-    "scheme",
+    "options",
     [
-        None,
-        "int8",
-        "int8-dynamic",
-        "int8-weight",
-        "int4-weight",
-        "int8-attention",
-        "int8-embedding4",
+        (None,),
+        ("int8",),
+        ("int8-dynamic",),
+        ("int8-weight",),
+        ("int4-weight",),
+        ("int8-attention",),
+        EMBEDDING4,
+        MIXED,
+        ("int8-dynamic", *MIXED[1:]),
     ],
 )
-def test_every_scheme_runs_at_any_batch_and_length(exported: Callable[..., Path], scheme: str | None) -> None:
-    folder = exported(scheme)
+def test_every_scheme_runs_at_any_batch_and_length(
+    exported: Callable[..., Path], options: tuple[str | None, ...]
+) -> None:
+    folder = exported(*options)
     model = load(folder)
     runtime = in_onnx_runtime(folder / PATH, model.config, threads=1)
     draw = torch.Generator().manual_seed(1)
@@ -274,27 +281,27 @@ def test_four_bits_are_stored_as_four_bits(exported: Callable[..., Path]) -> Non
 
 
 def test_embeddings_of_four_bits_take_half_a_byte_each(exported: Callable[..., Path]) -> None:
-    stored = initializers(exported("int8-embedding4")).values()
+    stored = initializers(exported(*EMBEDDING4)).values()
     pairs = [tuple(tensor.dims) for tensor in stored if tensor.data_type == onnx.TensorProto.UINT8 and tensor.dims]
     assert sorted(pairs) == sorted([(40, 16), (32, 16), (2, 16)]), "words, positions and kinds of sentences"
 
 
 def test_rows_of_four_bits_may_be_uneven(tmp_path: Path) -> None:
     config = BertConfig(**SPECIAL, **{**SIZES, "hidden_size": 33, "num_attention_heads": 1})
-    export_onnx(quantized(build(SEQUENCE, config), tmp_path / "compressed", "int8-embedding4"))
+    export_onnx(quantized(build(SEQUENCE, config), tmp_path / "compressed", *EMBEDDING4))
 
 
 def test_a_head_tied_to_embeddings_of_four_bits_shares_them(tmp_path: Path) -> None:
-    folder = quantized(build(AutoModelForMaskedLM, BERT), tmp_path / "compressed", "int8-embedding4")
+    folder = quantized(build(AutoModelForMaskedLM, BERT), tmp_path / "compressed", *EMBEDDING4)
     export_onnx(folder)
     words = [tensor for tensor in initializers(folder).values() if tuple(tensor.dims) == (40, 32)]
     assert [tensor.data_type for tensor in words] == [onnx.TensorProto.INT4]
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-attention", "int8-embedding4"])
-def test_openvino_reads_the_same_file(exported: Callable[..., Path], scheme: str) -> None:
+@pytest.mark.parametrize("options", [("int8",), ("int8-attention",), EMBEDDING4, MIXED])
+def test_openvino_reads_the_same_file(exported: Callable[..., Path], options: tuple[str, ...]) -> None:
     pytest.importorskip("openvino")
-    folder = exported(scheme)
+    folder = exported(*options)
     model = load(folder)
     batch = next(random_batches(model))
     with torch.no_grad():

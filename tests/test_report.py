@@ -289,17 +289,20 @@ def test_the_analytic_size_is_the_paper_s(layers: int, width: int, recipe: Recip
     )
     with torch.device("meta"):
         model = BertForSequenceClassification(config)
-    numbers: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        key = "embeddings" if "_embeddings" in name else "others"
-        numbers[key] = numbers.get(key, 0) + parameter.numel()
-    size = analytic_bytes(numbers["embeddings"], numbers["others"], recipe)
-    assert round(size / 1e6) == megabytes
+    assert round(analytic_bytes(model, recipe) / 1e6) == megabytes
 
 
-def test_a_scheme_with_wider_embeddings_counts_their_bits() -> None:
-    recipe = Recipe(quantization=QuantizationArguments("int4-weight"))
-    assert analytic_bytes(1000, 2000, recipe) == 1000 + 1000
+def test_the_analytic_size_counts_the_bits_of_each_layer(tiny_bert: BertForSequenceClassification) -> None:
+    embeddings = sum(weight.numel() for name, weight in tiny_bert.named_parameters() if "_embeddings" in name)
+    others = sum(weight.numel() for weight in tiny_bert.parameters()) - embeddings
+    wide = Recipe(quantization=QuantizationArguments("int4-weight"))
+    assert analytic_bytes(tiny_bert, wide) == round(embeddings + others / 2)
+    mixed = Recipe(
+        pruning=PruningArguments(prune_sparsity=0.5),
+        quantization=QuantizationArguments("int8", quant_bits=["embeddings=4", "query=2"]),
+    )
+    queries = 2 * 32 * 32
+    assert analytic_bytes(tiny_bert, mixed) == round(embeddings / 2 + (others - 0.75 * queries) / 2)
 
 
 def test_tied_weights_are_counted_once(tiny_bert: BertForSequenceClassification) -> None:

@@ -124,11 +124,13 @@ class Case:
     float_embeddings: set[str] = field(default_factory=set)
     changes: dict[str, Any] = field(default_factory=dict)
     scheme: str = "int8"
+    bits: list[str] = field(default_factory=list)
 
     @property
     def id(self) -> str:
         tied = [f"{name}={value}" for name, value in self.changes.items()]
-        return "-".join([self.config, self.auto_class.__name__.removeprefix("AutoModelFor"), *tied, self.scheme])
+        head = self.auto_class.__name__.removeprefix("AutoModelFor")
+        return "-".join([self.config, head, *tied, self.scheme, *self.bits])
 
 
 DENSE_THEN_OUT = {"classifier.dense", "classifier.out_proj"}
@@ -165,8 +167,12 @@ CASES = [
     Case("t5", SEQ2SEQ, {"lm_head"}),
     Case("bart", SEQ2SEQ, {"lm_head"}),
     *(
-        Case(config, auto_class, head, scheme=scheme)
-        for scheme in ("int8-dynamic", "int4-weight", "int8-embedding4")
+        Case(config, auto_class, head, scheme=scheme, bits=bits)
+        for scheme, bits in (
+            ("int8-dynamic", []),
+            ("int4-weight", []),
+            ("int8", [".=6", "wo|c_proj|query=4", "emb|wte=5"]),
+        )
         for config, auto_class, head in (
             ("albert", SEQUENCE, {"classifier"}),
             ("gpt2", CAUSAL, {"lm_head"}),
@@ -201,7 +207,7 @@ def embedding_names(model: nn.Module) -> set[str]:
 def test_an_architecture_survives_all_methods_saving_and_loading(case: Case, round_trip: Any) -> None:
     model = case.auto_class.from_config(CONFIGS[case.config](**case.changes))
     trainer_class = Seq2SeqDistillationTrainer if case.auto_class is SEQ2SEQ else DistillationTrainer
-    trip = round_trip(model, rows_for(case.auto_class), case.scheme, trainer_class)
+    trip = round_trip(model, rows_for(case.auto_class), case.scheme, trainer_class, quant_bits=case.bits)
     trip.check()
     linear = linear_names(trip.reloaded)
     assert case.head <= linear
