@@ -103,9 +103,10 @@ def _dense_facts(path: Path, model: PreTrainedModel) -> Iterator[TensorFacts]:
 def _packed_facts(packed: Packed, model: PreTrainedModel, config: CompressionConfig) -> TensorFacts:
     values, scale, bits = packed.values(), packed.scale(), None
     zeros = values.numel() - int(values.count_nonzero())
-    if scale is not None:
-        owner = packed.key.removesuffix(".weight")
+    owner = packed.key.removesuffix(".weight")
+    if scale is not None and config.grids is not None and owner in config.quantized:
         bits = config.grid(owner, kind(model.get_submodule(owner)) or "linear").bits
+    if scale is not None:
         bound = entropy_bytes(values) + 2 * scale.numel()
     else:
         bound = min(float(values.nbytes), entropy_bytes(values != 0) + values.itemsize * (values.numel() - zeros))
