@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -71,23 +71,35 @@ def evaluation_batches(trainer: Trainer) -> list[dict[str, Any]]:
     return list(itertools.islice(trainer.get_eval_dataloader(dataset), PARITY_BATCHES))
 
 
-def logit_difference(trainer: Trainer, reloaded: nn.Module, head: Head) -> tuple[float, int]:
-    """The largest absolute difference of a logit between `trainer.model` and `reloaded`, and the rows compared.
+def logit_difference(
+    trainer: Trainer, other: nn.Module, head: Head, plain: nn.Module | None = None
+) -> tuple[float, int]:
+    """The largest absolute difference of a logit between `trainer.model` and `other`, and the rows compared.
 
-    Both run in evaluation mode, under the trainer's autocast, on its first `PARITY_BATCHES` evaluation batches. Every
+    Both run in evaluation mode, on the trainer's first `PARITY_BATCHES` evaluation batches, under its autocast. Every
     process of a distributed run must call it: the difference is the largest of all of them, the rows are its own.
+
+    Args:
+        plain: a model that takes the place of `trainer.model`; both are then compared without autocast, which other
+            runtimes do not have.
     """
-    trained, training = trainer.model, trainer.model.training
+    if plain is not None:
+        unwrap = trainer.accelerator.unwrap_model
+        # Trainer's wrapper has an autocast of its own in every `forward` that it has called.
+        plain, other = (unwrap(model, keep_fp32_wrapper=False) for model in (plain, other))
+    context = trainer.accelerator.autocast if plain is None else nullcontext
+    trained = trainer.model if plain is None else plain
+    training = trained.training
     largest, rows = torch.zeros((), dtype=torch.float64), 0
-    trained.eval(), reloaded.eval()
+    trained.eval(), other.eval()
     try:
         for batch in evaluation_batches(trainer):
             inputs = trainer._prepare_inputs(batch)
-            with torch.no_grad(), trainer.accelerator.autocast():
-                ours, theirs = (head.logits(model(**inputs)) for model in (trained, reloaded))
+            with torch.no_grad(), context():
+                ours, theirs = (head.logits(model(**inputs)) for model in (trained, other))
             rows += len(ours[0])
-            for one, other in zip(ours, theirs, strict=True):
-                difference = (one.double() - other.double()).abs().max().cpu()
+            for one, two in zip(ours, theirs, strict=True):
+                difference = (one.double() - two.double()).abs().max().cpu()
                 # torch.maximum, unlike max(), lets a NaN through: a model that broke must not report parity.
                 largest = torch.maximum(largest, difference)
     finally:

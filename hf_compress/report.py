@@ -291,4 +291,5 @@ def _format_facts(
             scores = _scores(trainer, evaluate)
     if isinstance(other, RuntimeModel):
         scores.pop("loss", None)  # Runtimes know no labels.
-    return FormatFacts(kind.stored_bytes(folder), logit_difference(trainer, other, head)[0], scores)
+    parity, _ = logit_difference(trainer, other, head, plain=reloaded)
+    return FormatFacts(kind.stored_bytes(folder), parity, scores)

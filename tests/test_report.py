@@ -24,6 +24,7 @@ from transformers import (
 from hf_compress import provenance
 from hf_compress.checkpoint import save_compressed
 from hf_compress.evaluation import clean_scores, evaluating
+from hf_compress.onnx import export_onnx
 from hf_compress.pruning import PruningArguments
 from hf_compress.quantization import QuantizationArguments
 from hf_compress.recipe import Recipe
@@ -264,6 +265,18 @@ def test_mixed_precision_applies_to_the_reloaded_model_too(
     report = report_on(trainer, folder, recipe)
     assert report.compressed == clean_scores(trainer.evaluate())
     assert report.parity == 0.0
+
+
+def test_a_graph_is_compared_without_the_mixed_precision_that_it_does_not_have(
+    make_bert: Callable[..., BertForSequenceClassification], make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    recipe = Recipe(pruning=PruningArguments(prune_sparsity=0.5, prune_every=1))
+    trainer = make_trainer(make_bert(), recipe, bf16=True)
+    trainer.train()
+    folder = save_compressed(trainer.model, tmp_path / "compressed", recipe)
+    export_onnx(folder)
+    assert report_on(trainer, folder, recipe).formats["onnx"].parity < 1e-5
 
 
 def test_a_trainer_without_evaluation_set_is_refused(compressed_run: tuple[Trainer, Path, Recipe]) -> None:
