@@ -73,7 +73,7 @@ def said(advice: Suggestion, task: str) -> str:
     name = f"{combination} ({100 * sparsity:g} % of the linear layers' weights zero)" if sparsity else combination
     value, interval = advice.difference.value, advice.difference.interval
     sure = advice.over if interval is None else f"95 %: {interval[0]:+.1f} to {interval[1]:+.1f}, over {advice.over}"
-    cut = "" if advice.layers is None else f", {advice.layers} layers"
+    cut = "" if advice.layers is None else f", {advice.layers} layer{'' if advice.layers == 1 else 's'}"
     lines = [
         f"For {advice.asked} on {task}, to try first: {name}{cut}",
         "",
