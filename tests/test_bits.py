@@ -64,11 +64,6 @@ def test_bits_of_groups_cannot_be_chosen(tiny_bert: BertForSequenceClassificatio
         bits_of(tiny_bert, "query=3", scheme="int4-weight")
 
 
-def test_bits_without_a_scheme_are_spoken_of() -> None:
-    with pytest.warns(UserWarning, match="`--quant_bits` has no effect without `--quant_scheme`"):
-        QuantizationArguments(quant_bits=["embeddings=4"])
-
-
 @given(st.lists(st.sampled_from([3, 4, 8]), min_size=16, max_size=16))
 def test_items_give_the_bits_that_they_were_made_of(numbers: list[int]) -> None:
     names = [f"{place}.{block}.in" for block in (0, 1, 10, 11) for place in ("h", "h.1", "a.b", "a.bb")]

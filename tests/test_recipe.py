@@ -71,6 +71,7 @@ def test_json_of_a_recipe_is_plain_values(tmp_path: Path) -> None:
         ("pruning", "prune_every", 5, "prune_sparsity"),
         ("pruning", "prune_exclude", ["pooler"], "prune_sparsity"),
         ("quantization", "quant_begin", 0.2, "quant_scheme"),
+        ("quantization", "quant_bits", ["embeddings=4"], "quant_scheme"),
         ("quantization", "quant_exclude", ["pooler"], "quant_scheme"),
     ],
 )
