@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
+from hf_compress.attention import restore_attention
 from hf_compress.coding import CODECS, entropy_bytes
 from hf_compress.compression_config import METHOD, CompressionConfig
 from hf_compress.packed import Packed
@@ -87,6 +88,8 @@ def _facts(path: Path, model: PreTrainedModel) -> Iterator[TensorFacts]:
         yield from _dense_facts(path, model)
         return
     config = CompressionConfig(**described)
+    if config.grids is not None and config.grids.attention is not None:
+        restore_attention(model, config.attention, config.grids.attention)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for packed in packed_tensors(path, shapes):
         yield located(path, packed.key, partial(_packed_facts, packed, model, config))
