@@ -103,11 +103,11 @@ def _attend(
     dropout: float = 0.0,
     position_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    # Rounded as the very operands: runtimes find integers in a product where nothing stands in between.
+    query, key, value = on_grid("query", query), on_grid("key", key.transpose(2, 3)), on_grid("value", value)
     sharing = query.shape[1] // key.shape[1]
     if sharing > 1:
         key, value = key.repeat_interleave(sharing, dim=1), value.repeat_interleave(sharing, dim=1)
-    # Rounded as the very operands: runtimes find integers in a product where nothing stands in between.
-    query, key, value = on_grid("query", query), on_grid("key", key.transpose(2, 3)), on_grid("value", value)
     scores = query @ key * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     for added in (position_bias, attention_mask):
         scores = scores if added is None else scores + added

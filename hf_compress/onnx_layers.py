@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hf_compress.attention import Operand, Probabilities
+from hf_compress.attention import OPERANDS, Operand, Probabilities
 from hf_compress.coding import NIBBLE
 from hf_compress.compression_config import CompressionConfig
 from hf_compress.layers import LAYERS, FakeQuantized
@@ -139,14 +139,8 @@ def fits_nibble(grid: Grid) -> bool:
 
 def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
     """Turn the quantized layers of `model`, as `from_pretrained` gave it, in place into ones of this module."""
-    for module in model.modules():
-        if isinstance(module, Operand):
-            # About zero: OpenVINO multiplies no others.
-            signed = not isinstance(module, Probabilities)
-            scale, _ = module.affine(torch.device("cpu"))
-            module.__class__ = IntegerOperand
-            zero = torch.zeros((), dtype=torch.int8 if signed else torch.uint8)
-            cast(IntegerOperand, module).known = scale.clone(), zero
+    for name in config.attention:
+        _turn_operands(model.get_submodule(name))
     layers = [(name, model.get_submodule(name)) for name in config.quantized]
     targets = [Target(name, module, cast(Kind, kind(module))) for name, module in layers]
     turned: dict[int, tuple[Grid, Tensor, Tensor]] = {}
@@ -162,6 +156,22 @@ def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None
                 integers = _pairs(integers)
             turned[id(weight)] = grid, integers, scale
         _turn(target, *turned[id(weight)])
+
+
+def _turn_operands(attention: nn.Module) -> None:
+    """Turn the operands of a module of attention, in place, into ones of this module."""
+    # About zero: OpenVINO multiplies no others. Where heads share a key, ONNX Runtime 1.32 carries the roundings
+    # through the sharing, and takes the type of its zero for unsigned.
+    signed = getattr(attention, "num_key_value_groups", 1) == 1
+    for operand in cast(nn.ModuleDict, attention._modules[OPERANDS]).values():
+        assert isinstance(operand, Operand)
+        scale, zero = operand.affine(torch.device("cpu"))
+        if signed and not isinstance(operand, Probabilities):
+            known = scale.clone(), torch.zeros((), dtype=torch.int8)
+        else:
+            known = scale.clone(), zero.to(torch.uint8)
+        operand.__class__ = IntegerOperand
+        cast(IntegerOperand, operand).known = known
 
 
 def _integers(weight: Tensor, layer: Kind, grid: Grid, as_rows: bool) -> tuple[Tensor, Tensor]:
