@@ -2,8 +2,8 @@
 
     python benchmarks/budget.py --model FINE_TUNED --dataset_name GLUE --task_name sst2
 
-Weights are pruned and rounded at once, without any training, and inputs are not rounded. `zeros` is how files were
-made smaller before: eight bits and up to 50 % zeros, then embeddings of four bits and more zeros. `divergence` is the
+Weights are pruned and rounded at once, without any training, and inputs are not rounded. `zeros` is the way without
+bits of their own: eight and up to 50 % zeros, then embeddings of four bits and more zeros. `divergence` is the
 mean Kullback-Leibler divergence of the answers from those of the dense model, in millinats: it tells apart what
 accuracy on so few rows does not. `--powers` tries other weights of a layer's error than `budget.SIZE_POWER`.
 """

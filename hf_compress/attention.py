@@ -163,12 +163,17 @@ def round_attention(
     return kept
 
 
-def restore_attention(model: PreTrainedModel, names: Iterable[str], grid: Grid) -> list[Operand]:
+def restore_attention(model: PreTrainedModel, names: Sequence[str], grid: Grid) -> list[Operand]:
     """The operands of the modules of attention `names`, given to them where they have none, and switched off.
 
     The whole model then computes attention by `rounded_attention`.
+
+    Raises:
+        ValueError: one of the names is of no module of attention.
     """
-    operands: list[Operand] = []
+    known, operands = attention_modules(model), list[Operand]()
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"`quantization_config` names {unknown[0]}, which is no module of attention.")
     for name in names:
         module = model.get_submodule(name)
         device = next((weight.device for weight in module.parameters()), torch.device("cpu"))

@@ -14,7 +14,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.quantizers import HfQuantizer, register_quantizer
 
-from hf_compress.attention import attention_modules, range_owners, restore_attention
+from hf_compress.attention import range_owners, restore_attention
 from hf_compress.compression_config import METHOD, CompressionConfig
 from hf_compress.integer import Integer, Loaded, keep_integers, note
 from hf_compress.layers import FakeQuantized, restore_layers
@@ -87,9 +87,6 @@ class CompressionQuantizer(HfQuantizer):
             restore_layers(model, linear, config.grids.activation)
         if config.attention:
             assert config.grids is not None and config.grids.attention is not None, "checked on construction"
-            known = attention_modules(model)
-            if unknown := [name for name in config.attention if name not in known]:
-                raise ValueError(f"`quantization_config` names {unknown[0]}, which is no module of attention.")
             for operand in restore_attention(model, config.attention, config.grids.attention):
                 operand.quantizing = True
         self.packed = self.check_files([Path(path) for path in kwargs.get("checkpoint_files") or []], model)

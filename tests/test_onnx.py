@@ -201,28 +201,26 @@ def test_ranges_are_the_trained_ones_in_unsigned_integers(exported: Callable[...
     assert scales == expected
 
 
-def test_onnx_runtime_computes_with_integers(exported: Callable[..., Path], tmp_path: Path) -> None:
+def kernels_of(folder: Path, work: Path) -> list[str]:
+    """The operators that ONNX Runtime makes of the graph in `folder`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.optimized_model_filepath = str(work / "optimized.onnx")
     options.log_severity_level = 3
-    folder = exported("int8")
     onnxruntime.InferenceSession(str(folder / PATH), options, providers=["CPUExecutionProvider"])
-    kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    return [node.op_type for node in onnx.load(work / "optimized.onnx").graph.node]
+
+
+def test_onnx_runtime_computes_with_integers(exported: Callable[..., Path], tmp_path: Path) -> None:
+    folder = exported("int8")
+    kernels = kernels_of(folder, tmp_path)
     assert kernels.count("MatMulIntegerToFloat") == len(fake_quantized(load(folder)))
     assert "DequantizeLinear" not in kernels
 
 
 def test_onnx_runtime_multiplies_integers_inside_attention(exported: Callable[..., Path], tmp_path: Path) -> None:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    options.log_severity_level = 3
-    folder = exported("int8-attention")
-    onnxruntime.InferenceSession(str(folder / PATH), options, providers=["CPUExecutionProvider"])
-    kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    kernels = kernels_of(exported("int8-attention"), tmp_path)
     assert "MatMul" not in kernels and "FusedMatMul" not in kernels and "DequantizeLinear" not in kernels
 
 
