@@ -57,7 +57,7 @@ cards: $(READY)
 # The cells go into the package too: `hf-compress suggest` reads them.
 study-report: $(READY)
 	$(BIN)/hf-compress study report examples/study/results/*.jsonl.zst --out docs/study --document docs/study.md
-	cp docs/study/cells.csv hf_compress/study/shipped.csv
+	cp docs/study/cells.csv hf_compress/study/analysis/shipped.csv
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis demo

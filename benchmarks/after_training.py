@@ -20,8 +20,8 @@ from onnxruntime.quantization import (
 from torch import nn
 from transformers import AutoConfig
 
-from hf_compress.onnx import PATH, write_graph
-from hf_compress.runtimes import in_onnx_runtime, in_openvino
+from hf_compress.export.onnx_format import PATH, write_graph
+from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
 
 FP32, DYNAMIC, STATIC, NNCF, NNCF_LINEAR = "fp32", "ort_dynamic", "ort_static", "nncf", "nncf_linear"
 # ONNX Runtime's own list rounds softmax and additions too, and costs ten points of accuracy (SST-2, MiniLM).

@@ -20,13 +20,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from vocabulary import answers, score
 
 import hf_compress as hfc
-from hf_compress import budget
-from hf_compress.bits import weight_grids
-from hf_compress.glue import TASKS
+from hf_compress.checkpoint import budget
+from hf_compress.layers.bits import weight_grids
+from hf_compress.layers.grids import fake_quantize_symmetric
+from hf_compress.models.targets import prunable, quantizable
+from hf_compress.prune.criteria import CRITERIA
 from hf_compress.recipe import BudgetArguments
-from hf_compress.schemes import fake_quantize_symmetric
-from hf_compress.sparsity import CRITERIA
-from hf_compress.targets import prunable, quantizable
+from hf_compress.study.grid.glue import TASKS
 
 
 def zeros(model: PreTrainedModel, megabytes: float) -> hfc.Recipe:

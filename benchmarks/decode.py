@@ -19,7 +19,7 @@ from safetensors import safe_open
 from sizes import packed
 from transformers import BertConfig, BertForSequenceClassification, logging
 
-from hf_compress.packed import Packed
+from hf_compress.checkpoint.packed import Packed
 
 WHAT = ("from_pretrained", "from_pretrained and a first batch", "from_pretrained and every weight used")
 

@@ -20,7 +20,7 @@ from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
 from hf_compress import Recipe
-from hf_compress.compression import compress
+from hf_compress.launch.run import compress
 
 SCRIPT = """
 from transformers import AutoModelForSequenceClassification, HfArgumentParser, Trainer, TrainingArguments

@@ -20,9 +20,9 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_compress import export_onnx
-from hf_compress.glue import TASKS
-from hf_compress.onnx import PATH
-from hf_compress.runtimes import in_onnx_runtime, in_openvino
+from hf_compress.export.onnx_format import PATH
+from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
+from hf_compress.study.grid.glue import TASKS
 
 CALIBRATION, BATCH = 128, 32
 

@@ -21,11 +21,10 @@ from rich.console import Console
 from transformers import AutoConfig, BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from hf_compress import QuantizationArguments, Recipe, export_onnx, save_compressed
-from hf_compress.bench import VARIANTS, bench, latency_table
-from hf_compress.latency import measure_latency
-from hf_compress.onnx import PATH
-from hf_compress.ratios import paired_ratio
-from hf_compress.runtimes import in_openvino
+from hf_compress.export.onnx_format import PATH
+from hf_compress.export.runtimes import in_openvino
+from hf_compress.report.bench import VARIANTS, bench, latency_table
+from hf_compress.report.latency import measure_latency, paired_ratio
 
 VOCABULARY, CALIBRATION = 30522, 8
 SCHEMES = ("int8", "int8-attention")

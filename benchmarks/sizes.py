@@ -24,12 +24,13 @@ import zstandard
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel, logging
 
 import hf_compress as hfc
-from hf_compress import inventory, sizes
-from hf_compress.compression_config import CompressionConfig
-from hf_compress.packed import Packed, pack
-from hf_compress.quantizer import CompressionQuantizer, packed_tensors
-from hf_compress.schemes import SCHEMES
-from hf_compress.targets import prunable, quantizable
+from hf_compress.checkpoint import inventory
+from hf_compress.checkpoint.config import CompressionConfig
+from hf_compress.checkpoint.packed import Packed, pack
+from hf_compress.checkpoint.quantizer import CompressionQuantizer, packed_tensors
+from hf_compress.layers.grids import SCHEMES
+from hf_compress.models.targets import prunable, quantizable
+from hf_compress.report import sizes
 
 HEADINGS = ("", "file", "entropy", "file / entropy", "analytic", "file / analytic")
 

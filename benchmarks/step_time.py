@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from hf_compress import DistillationArguments, DistillationTrainer, PruningArguments, QuantizationArguments, Recipe
-from hf_compress.ratios import paired_ratio
+from hf_compress.report.latency import paired_ratio
 
 WARM_UP = 3
 PRUNING = {"prune_sparsity": 0.6, "prune_begin": 0.0, "prune_end": 1.0}

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_compress.report import REPORT_NAME
-from hf_compress.study.engine import run
-from hf_compress.study.grid import Grid
-from hf_compress.study.plan import Cell, Dense, Identities, Plan, plan
-from hf_compress.study.store import Store
-from hf_compress.study.workers import Here
+from hf_compress.report.report import REPORT_NAME
+from hf_compress.study.grid.grid import Grid
+from hf_compress.study.grid.plan import Cell, Dense, Identities, Plan, plan
+from hf_compress.study.run.engine import run
+from hf_compress.study.run.store import Store
+from hf_compress.study.run.workers import Here
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 

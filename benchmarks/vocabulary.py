@@ -24,9 +24,9 @@ from transformers import (
 )
 
 import hf_compress as hfc
-from hf_compress.budget import expected_bytes
-from hf_compress.glue import TASKS, compute_metrics
-from hf_compress.schemes import Grid, fake_quantize_symmetric
+from hf_compress.checkpoint.budget import expected_bytes
+from hf_compress.layers.grids import Grid, fake_quantize_symmetric
+from hf_compress.study.grid.glue import TASKS, compute_metrics
 
 METHODS = ((8, 0.0), (4, 0.0), (8, 0.6), (4, 0.6))  # Bits of the embeddings, zeros of the other layers.
 BATCH = 64

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import hf_compress
-from hf_compress.demo import build_tokenizer, sentences
+from hf_compress_cli.demo import build_tokenizer, sentences
 
 name = sys.argv[1] if len(sys.argv) > 1 else ""
 folder = sys.argv[2] if len(sys.argv) > 2 else "quickstart"

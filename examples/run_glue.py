@@ -49,10 +49,10 @@ from hf_compress import (
     cut_vocabulary,
     finish,
 )
-from hf_compress.comparison import comparison_table
-from hf_compress.flags import as_flags, with_recipe
-from hf_compress.glue import REGRESSION, TASKS, compute_metrics
-from hf_compress.resume import is_complete, last_complete_checkpoint
+from hf_compress.checkpoint.resume import is_complete, last_complete_checkpoint
+from hf_compress.launch.flags import as_flags, with_recipe
+from hf_compress.report.tables import comparison_table
+from hf_compress.study.grid.glue import REGRESSION, TASKS, compute_metrics
 
 # --- hf_compress: end ---
 

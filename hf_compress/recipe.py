@@ -8,11 +8,13 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_compress.distillation import DistillationArguments
+from hf_compress.cut.vocabulary import VocabularyArguments
+from hf_compress.distill import DistillationArguments
 from hf_compress.options import warn_idle
-from hf_compress.pruning import PruningArguments, PruningCallback
-from hf_compress.quantization import QuantizationArguments, QuantizationCallback
-from hf_compress.vocabulary import VocabularyArguments
+from hf_compress.prune.arguments import PruningArguments
+from hf_compress.prune.callback import PruningCallback
+from hf_compress.quantize.arguments import QuantizationArguments
+from hf_compress.quantize.callback import QuantizationCallback
 
 
 @dataclass

@@ -14,7 +14,7 @@ from rich.table import Table
 from hf_compress_cli.errors import clean_errors
 
 if TYPE_CHECKING:
-    from hf_compress.inventory import TensorFacts
+    from hf_compress.checkpoint.inventory import TensorFacts
 
 app = typer.Typer()
 
@@ -28,7 +28,7 @@ def inspect(
 ) -> None:
     """Show what a compressed model consists of: bits per weight, sparsity, bytes on disk, entropy bound."""
     with clean_errors():
-        from hf_compress import inventory
+        from hf_compress.checkpoint import inventory
 
         folder = _local(path_or_repo)
         facts = inventory.tensors(folder)
@@ -57,8 +57,8 @@ def compare(
 ) -> None:
     """Show the sizes and scores of several compressed models in one table."""
     with clean_errors():
-        from hf_compress.comparison import markdown_table, terminal_table
-        from hf_compress.report import Report
+        from hf_compress.report.report import Report
+        from hf_compress.report.tables import markdown_table, terminal_table
 
         reports = [Report.load(folder) for folder in folders]
         if markdown:
@@ -84,8 +84,8 @@ def bench(
 ) -> None:
     """Measure how fast each way to run the models is: PyTorch dense and int8, ONNX Runtime, OpenVINO."""
     with clean_errors():
-        from hf_compress import bench as speed
-        from hf_compress import records
+        from hf_compress.report import bench as speed
+        from hf_compress.report import records
 
         chosen = speed.VARIANTS if variants is None else tuple(variants.split(","))
         latency = speed.bench(
@@ -115,7 +115,7 @@ def push(
 ) -> None:
     """Upload a finished folder to the Hub in one commit, after checking that card and report agree."""
     with clean_errors():
-        from hf_compress import hub
+        from hf_compress.report import hub
 
         typer.echo(hub.push(folder, repo_id, private=private))
 
@@ -129,7 +129,7 @@ def run(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT.py ...")] = None,
 ) -> None:
     """Run any Trainer script, unmodified, and compress what it trains: SCRIPT.py, its arguments, and our flags."""
-    from hf_compress import launch
+    from hf_compress.launch import launcher as launch
 
     raise typer.Exit(launch.main(arguments or []))
 
@@ -140,7 +140,7 @@ def demo(
 ) -> None:
     """Train a small teacher on synthetic sentences and compress it with all three methods, without the Hub."""
     with clean_errors():
-        from hf_compress import demo as demonstration
+        from hf_compress_cli import demo as demonstration
 
         demonstration.main(out)
 

@@ -58,7 +58,7 @@ def run(
 ) -> None:
     """Run what is not done yet of a grid, one report per cell. Killed, it goes on where it was when started again."""
     with clean_errors():
-        from hf_compress.study import program
+        from hf_compress.study.run import program
 
         options = program.Options(
             data=data,
@@ -87,8 +87,8 @@ def collect(
 ) -> None:
     """Write all results of a study into one file, from which reports are made and other studies go on."""
     with clean_errors():
-        from hf_compress.study.results import read_results, write_results
-        from hf_compress.study.store import Store
+        from hf_compress.study.run.results import read_results, write_results
+        from hf_compress.study.run.store import Store
 
         also = [result for name in results or [] for result in read_results(name)]
         typer.echo(f"{write_results([*also, *Store(folder).results()], file)} results written to {file}")
@@ -113,7 +113,7 @@ def report(
 ) -> None:
     """Make tables, plots and a page that works offline from the results of a study."""
     with clean_errors():
-        from hf_compress.study import reporting
+        from hf_compress.study.report import reporting
 
         tables = reporting.write_report(results, out, metric=metric)
         typer.echo(f"{len(tables)} tables, plots and {out / reporting.PAGE}")
@@ -135,6 +135,6 @@ def suggest(
 ) -> None:
     """Say which recipe to try first for a model and a task, and what to expect of it, from the runs of a study."""
     with clean_errors():
-        from hf_compress.study import advice
+        from hf_compress.study.report import advice
 
         typer.echo(advice.advise(model, task, max_size=max_size, max_drop=max_drop, results=results, metric=metric))

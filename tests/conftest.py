@@ -29,8 +29,9 @@ from jaxtyping import install_import_hook
 
 # The mathematics promises shapes, so its annotations are executed. The floors above take models and trainers, for
 # which tests may hand in doubles that only quack.
-PURE = ("losses", "sharding", "sparsity", "schemes", "coding", "packed", "targets", "heads")
-PURE += ("study.panel", "study.reductions", "study.effects", "study.ranking", "study.published")
+PURE = ("models.heads", "models.sharding", "models.targets", "layers.grids", "distill.losses", "prune.criteria")
+PURE += ("prune.schedules", "checkpoint.coding", "checkpoint.packed")
+PURE += tuple(f"study.analysis.{name}" for name in ("panel", "reductions", "effects", "ranking", "published"))
 CHECKED = [f"hf_compress.{name}" for name in PURE]
 install_import_hook(CHECKED, "beartype.beartype")
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from hf_compress.attention import round_attention
-from hf_compress.checkpoint import save_compressed
-from hf_compress.layers import fake_quantize_modules, fake_quantized
-from hf_compress.parity import random_batches
-from hf_compress.quantization import QuantizationArguments
+from hf_compress.checkpoint.save import save_compressed
+from hf_compress.export.parity import random_batches
+from hf_compress.layers.attention import round_attention
+from hf_compress.layers.grids import SCHEMES
+from hf_compress.layers.rounded import fake_quantize_modules, fake_quantized
+from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
-from hf_compress.schemes import SCHEMES
 
 
 def quantized(model: PreTrainedModel, folder: Path, scheme: str | None, *bits: str) -> Path:

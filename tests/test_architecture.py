@@ -1,4 +1,4 @@
-"""The shape of the package, as CONTRIBUTING.md states it."""
+"""The shape of the package, as CONTRIBUTING.md states it. Six tests, each over all files: a failure names them all."""
 
 import ast
 import json
@@ -6,50 +6,19 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "hf_compress"
-PROGRAM = ROOT / "hf_compress_cli"
-SOURCES = [*sorted(PACKAGE.rglob("*.py")), *sorted(PROGRAM.rglob("*.py"))]
-MODULES = [path for path in SOURCES if path != PACKAGE / "__init__.py"]
-PRINTERS = {"hf_compress_cli", "demo", "launch"}
+SOURCES = [path for folder in ("hf_compress", "hf_compress_cli") for path in sorted((ROOT / folder).rglob("*.py"))]
+PRINTERS = {"hf_compress/launch/launcher.py"}  # and everything in hf_compress_cli
 LONGEST = 320
 LATE = {"matplotlib", "evaluate", "datasets"}
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where CONTRIBUTING.md's table puts a module, and whether it may import what stands to its left."""
-
-    floor: int
-    row: int
-    position: int
-    looks_left: bool
-
-    def may_import(self, other: "Place") -> bool:
-        if other.row == self.row:
-            return self.looks_left and other.position < self.position
-        return other.floor < self.floor
-
-
-@cache
-def places() -> dict[str, Place]:
-    rows = re.findall(r"^\| (\d) \| ([^|]+) \| (no|left) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    return {
-        name: Place(int(floor), row, position, sideways == "left")
-        for row, (floor, names, sideways) in enumerate(rows)
-        for position, name in enumerate(re.findall(r"`(\w+)`", names))
-    }
-
-
-def module_name(path: Path) -> str:
-    """`hf_compress/pruning.py` and `hf_compress/pruning/masks.py` both belong to `pruning`."""
-    return path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).parts[0].removesuffix(".py")
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 @cache
@@ -57,93 +26,115 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def imported(path: Path, nodes: list[ast.AST]) -> set[str]:
-    """The full dotted names that the import statements among `nodes` bring into the module at `path`."""
+def imported(nodes: list[ast.stmt]) -> set[str]:
+    """The full dotted names that the import statements among `nodes` bring in."""
     names = set()
     for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = node.module.split(".") if node.module else []
-            if node.level:
-                package = list(path.relative_to(ROOT).parts[:-1])
-                base = package[: len(package) - node.level + 1] + base
-            names |= {".".join([*base, alias.name]) for alias in node.names}
+            assert node.level == 0, "write imports in full"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def ours(path: Path) -> set[str]:
-    """The modules of ours that the one at `path` imports, inside functions too; "" is the package itself."""
-    parts = [name.split(".") for name in imported(path, list(ast.walk(tree(path))))]
-    inner = {part[1] if len(part) > 1 else "" for part in parts if part[0] == "hf_compress"}
-    return {name if name in places() else "" for name in inner}
+def room(parts: list[str]) -> str:
+    """The room that a dotted name belongs to: a package, one of the four rooms of `study`, or a module beside them."""
+    if parts[0] == "hf_compress_cli" or len(parts) < 2:
+        return parts[0]
+    return ".".join(parts[1:3]) if parts[1] == "study" and len(parts) > 2 else parts[1]
 
 
-def test_every_module_stands_in_the_table_of_floors_and_the_other_way_round() -> None:
-    assert {module_name(path) for path in MODULES} == set(places())
+@cache
+def rooms() -> dict[str, set[str]]:
+    """Every room, and the rooms that its modules import, inside functions too."""
+    found: dict[str, set[str]] = {}
+    for path in SOURCES:
+        parts = list(path.relative_to(ROOT).with_suffix("").parts)
+        if parts in (["hf_compress", "__init__"], ["hf_compress", "study", "__init__"]):
+            continue
+        here = found.setdefault(room(parts), set())
+        names = [name.split(".") for name in imported(list(ast.walk(tree(path))))]
+        here |= {room(name) for name in names if name[0] in ("hf_compress", "hf_compress_cli")} - {room(parts)}
+    return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_imports_only_point_to_a_lower_floor(path: Path) -> None:
-    name = module_name(path)
-    upwards = {other for other in ours(path) - {name, ""} if not places()[name].may_import(places()[other])}
-    assert not upwards, f"{name} (floor {places()[name].floor}) may not import {sorted(upwards)}"
+def floor(name: str, above: tuple[str, ...] = ()) -> int:
+    """One more than the highest floor that the room imports from."""
+    assert name not in above, f"rooms import each other in a circle: {' -> '.join([*above, name])}"
+    return 1 + max((floor(below, (*above, name)) for below in rooms()[name]), default=0)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_modules_import_each_other_and_not_the_package_that_gathers_them(path: Path) -> None:
-    assert "" not in ours(path), f"{path.name} imports names from hf_compress itself; name their module"
-
-
-def test_the_package_only_gathers_public_names() -> None:
-    docstring, *statements = tree(PACKAGE / "__init__.py").body
-    assert isinstance(docstring, ast.Expr)
-    for statement in statements:
-        assert isinstance(statement, ast.ImportFrom), ast.unparse(statement)
-        for alias in statement.names:
-            assert alias.asname == alias.name, (
-                f"`{ast.unparse(statement)}`: re-export with `{alias.name} as {alias.name}`"
-            )
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_modules_are_one_noun_each_and_small(path: Path) -> None:
-    assert not set(path.relative_to(ROOT).with_suffix("").parts) & {
-        "utils",
-        "util",
-        "helpers",
-        "helper",
-        "common",
-        "misc",
-        "tools",
+def test_the_floors_in_contributing_are_the_true_ones() -> None:
+    """Also that no rooms import each other in a circle: such rooms have no floor."""
+    true = {name: (floor(name), tuple(sorted(below))) for name, below in rooms().items()}
+    rows = re.findall(r"^\| (\d+) \| `([\w./]+)` \|([^|]*)\|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    stated = {
+        name.rstrip("/").removesuffix(".py").replace("/", "."): (int(number), tuple(re.findall(r"[\w.]+", below)))
+        for number, name, below in rows
     }
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST, f"{path.name} has {lines} lines: it holds two nouns, make it a package of the same name"
+    listed = "\n".join(
+        f"| {number} | `{name}` | {', '.join(below)} |"
+        for name, (number, below) in sorted(true.items(), key=lambda i: i[1])
+    )
+    assert stated == true, f"the table in CONTRIBUTING.md should have these rows:\n{listed}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_star_imports_no_printing_and_no_swallowed_errors(path: Path) -> None:
-    for node in ast.walk(tree(path)):
-        where = f"{path.name}:{getattr(node, 'lineno', '?')}"
-        if isinstance(node, ast.ImportFrom):
-            assert all(alias.name != "*" for alias in node.names), f"{where}: star import"
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id != "print" or module_name(path) in PRINTERS, f"{where}: only programs print"
-        elif isinstance(node, ast.ExceptHandler):
-            caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
-            broad = [kind for kind in caught if kind is None or ast.unparse(kind) in ("Exception", "BaseException")]
-            assert not broad, f"{where}: name the errors that are expected"
+def test_modules_import_modules_not_the_package() -> None:
+    """From outside, the public names of `hf_compress`; inside, the module that defines a name."""
+    gathering = {"hf_compress", "hf_compress.study"}
+    found = []
+    for path in SOURCES:
+        if path.name == "__init__.py" and path.parent.name != "hf_compress_cli":
+            docstring, *statements = tree(path).body
+            assert isinstance(docstring, ast.Expr), f"{relative(path)} does not say what it holds"
+            wrong = [
+                ast.unparse(node)
+                for node in statements
+                if not isinstance(node, ast.ImportFrom) or any(alias.asname != alias.name for alias in node.names)
+            ]
+            assert not wrong, f"{relative(path)}: only re-export, as `from M import N as N`; got {wrong}"
+        elif path.parts[-2] != "hf_compress_cli":
+            nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)]
+            found += [f"{relative(path)}: {ast.unparse(node)}" for node in nodes if node.module in gathering]
+    assert not found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_public_names_have_docstrings(path: Path) -> None:
-    assert ast.get_docstring(tree(path)), f"{path.name} does not say what it holds"
-    for node in tree(path).body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{path.name}:{node.lineno}: `{node.name}` has no docstring"
+def test_files_are_one_noun_each_and_small() -> None:
+    vague = [relative(path) for path in SOURCES if {*path.relative_to(ROOT).with_suffix("").parts} & FORBIDDEN_NAMES]
+    assert not vague
+    lengths = {relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert not {name: lines for name, lines in lengths.items() if lines > LONGEST}, "two nouns? make it two files"
 
 
-def test_importing_the_package_asks_for_nothing_heavy() -> None:
+def test_no_star_import_print_or_swallowed_error() -> None:
+    found = []
+    for path in SOURCES:
+        prints = relative(path) in PRINTERS or path.is_relative_to(ROOT / "hf_compress_cli")
+        for node in ast.walk(tree(path)):
+            where = f"{relative(path)}:{getattr(node, 'lineno', '?')}"
+            if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+                found.append(f"{where}: star import")
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+                found += [] if prints else [f"{where}: only programs print"]
+            elif isinstance(node, ast.ExceptHandler):
+                caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+                if any(kind is None or ast.unparse(kind) in ("Exception", "BaseException") for kind in caught):
+                    found.append(f"{where}: name the errors that are expected")
+    assert not found
+
+
+def test_public_names_have_docstrings() -> None:
+    bare = [relative(path) for path in SOURCES if not ast.get_docstring(tree(path))]
+    for path in SOURCES:
+        for node in tree(path).body:
+            public = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            if public and not node.name.startswith("_") and not ast.get_docstring(node):
+                bare.append(f"{relative(path)}:{node.lineno} {node.name}")
+    assert not bare
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
     """Trainer imports datasets itself, so that its being loaded proves nothing: what we ask for is read."""
     code = (
         "import json, sys; from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback; "
@@ -160,6 +151,5 @@ def test_importing_the_package_asks_for_nothing_heavy() -> None:
     for path in SOURCES:
         dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         if dotted in added:
-            at_import = imported(path, list(tree(path).body))
-            asked = {name.partition(".")[0] for name in at_import} & LATE
+            asked = {name.partition(".")[0] for name in imported(tree(path).body)} & LATE
             assert not asked, f"`import hf_compress` loads {dotted}, which imports {sorted(asked)} at once"

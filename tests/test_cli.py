@@ -14,11 +14,12 @@ from transformers import BertForSequenceClassification
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
-from hf_compress import hub, inventory
-from hf_compress.checkpoint import save_compressed
-from hf_compress.pruning import PruningArguments
+from hf_compress.checkpoint import inventory
+from hf_compress.checkpoint.save import save_compressed
+from hf_compress.models.targets import prunable
+from hf_compress.prune.arguments import PruningArguments
 from hf_compress.recipe import Recipe
-from hf_compress.targets import prunable
+from hf_compress.report import hub
 from hf_compress_cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -146,8 +147,8 @@ def test_push_prints_the_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_demo_runs_the_demonstration_in_the_folder_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folders: list[Path] = []
     demonstration = SimpleNamespace(main=folders.append)
-    monkeypatch.setitem(sys.modules, "hf_compress.demo", demonstration)
-    monkeypatch.setattr("hf_compress.demo", demonstration, raising=False)
+    monkeypatch.setitem(sys.modules, "hf_compress_cli.demo", demonstration)
+    monkeypatch.setattr("hf_compress_cli.demo", demonstration, raising=False)
     assert runner.invoke(app, ["demo", "--out", str(tmp_path)]).exit_code == 0
     assert folders == [tmp_path]
 

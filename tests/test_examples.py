@@ -25,8 +25,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from hf_compress import launch
-from hf_compress.report import Report
+from hf_compress.launch import launcher as launch
+from hf_compress.report.report import Report
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MARKED = re.compile(r"^ *# --- hf_compress: begin ---\n.*?^ *# --- hf_compress: end ---\n", re.DOTALL | re.MULTILINE)

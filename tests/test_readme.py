@@ -22,7 +22,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from hf_compress.flags import KINDS
+from hf_compress.launch.flags import KINDS
 from hf_compress_cli import app
 
 ROOT = Path(__file__).parents[1]

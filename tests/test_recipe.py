@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import HfArgumentParser
 
-from hf_compress.pruning import PruningCallback
-from hf_compress.quantization import QuantizationCallback
+from hf_compress.prune.callback import PruningCallback
+from hf_compress.quantize.callback import QuantizationCallback
 from hf_compress.recipe import ARGUMENTS, Recipe, RecipeCallback
 
 FLAGS = {

@@ -19,7 +19,7 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from hf_compress.report import Report
+from hf_compress.report.report import Report
 from tests.conftest import BAD, GOOD, PLAIN
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "run_glue.py"

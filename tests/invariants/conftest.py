@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel, Seq2SeqTrainingArguments, Trainer, default_data_collator
 
-from hf_compress.checkpoint import save_compressed
-from hf_compress.distillation import DistillationArguments, DistillationTrainer
-from hf_compress.heads import find_head
-from hf_compress.inventory import TensorFacts, tensors
-from hf_compress.pruning import PruningArguments
-from hf_compress.quantization import QuantizationArguments
+from hf_compress.checkpoint.inventory import TensorFacts, tensors
+from hf_compress.checkpoint.save import save_compressed
+from hf_compress.distill import DistillationArguments, DistillationTrainer
+from hf_compress.models.heads import find_head
+from hf_compress.prune.arguments import PruningArguments
+from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
 
 SPARSITY = 0.6

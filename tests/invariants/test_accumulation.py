@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_compress.layers import fake_quantized
-from hf_compress.targets import prunable
+from hf_compress.layers.rounded import fake_quantized
+from hf_compress.models.targets import prunable
 from tests.invariants.harness import KD, NAMED, PRUNE, QUANT, STILL, SUBSETS, bert, logged, make, rows
 
 

@@ -10,9 +10,9 @@ import pytest
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from hf_compress import PruningArguments, PruningCallback, QuantizationArguments, QuantizationCallback
-from hf_compress.checkpoint import save_compressed
-from hf_compress.layers import fake_quantized
-from hf_compress.targets import prunable
+from hf_compress.checkpoint.save import save_compressed
+from hf_compress.layers.rounded import fake_quantized
+from hf_compress.models.targets import prunable
 from tests.invariants.harness import PRUNE, QUANT, checkpoints, make, recipe
 
 METHODS = [(PRUNE,), (QUANT,), (PRUNE, QUANT), (QUANT, PRUNE)]

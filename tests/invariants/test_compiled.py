@@ -13,13 +13,13 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForSequenceClassification, Trainer, default_data_collator
 
 from hf_compress import save_compressed
-from hf_compress.adapters import current_weight
-from hf_compress.attention import round_attention
-from hf_compress.evaluation import logit_difference
-from hf_compress.heads import find_head
-from hf_compress.layers import fake_quantize_modules, fake_quantized
-from hf_compress.schemes import SCHEMES
-from hf_compress.targets import prunable
+from hf_compress.layers.attention import round_attention
+from hf_compress.layers.grids import SCHEMES
+from hf_compress.layers.lora import current_weight
+from hf_compress.layers.rounded import fake_quantize_modules, fake_quantized
+from hf_compress.models.heads import find_head
+from hf_compress.models.targets import prunable
+from hf_compress.report.evaluation import logit_difference
 from tests.invariants.harness import (
     KD,
     METHODS,

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from hf_compress import PruningCallback, save_compressed
-from hf_compress.layers import fake_quantized
-from hf_compress.targets import prunable, transformer
+from hf_compress.layers.rounded import fake_quantized
+from hf_compress.models.targets import prunable, transformer
 from tests.invariants.harness import PRUNE, QUANT, SETTINGS, STILL, bert, make, recipe, rows
 
 BOTH = (PRUNE, QUANT)

@@ -23,8 +23,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_compress.distillation import DistillationArguments, DistillationTrainer, Seq2SeqDistillationTrainer
-from hf_compress.heads import find_head
+from hf_compress.distill import DistillationArguments, DistillationTrainer, Seq2SeqDistillationTrainer
+from hf_compress.models.heads import find_head
 
 VOCABULARY, TOKENS, CHOICES = 40, 8, 3
 SIZES = {

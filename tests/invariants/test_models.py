@@ -37,10 +37,12 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from hf_compress.distillation import DistillationTrainer, Seq2SeqDistillationTrainer
-from hf_compress.pruning import PruningArguments, PruningCallback
-from hf_compress.quantization import QuantizationArguments, QuantizationCallback
-from hf_compress.targets import kind, prunable
+from hf_compress.distill import DistillationTrainer, Seq2SeqDistillationTrainer
+from hf_compress.models.targets import kind, prunable
+from hf_compress.prune.arguments import PruningArguments
+from hf_compress.prune.callback import PruningCallback
+from hf_compress.quantize.arguments import QuantizationArguments
+from hf_compress.quantize.callback import QuantizationCallback
 
 VOCABULARY, HIDDEN, TOKENS, PADDING = 40, 32, 8, 1
 SPECIAL = {"vocab_size": VOCABULARY, "pad_token_id": PADDING, "bos_token_id": 2, "eos_token_id": 3}

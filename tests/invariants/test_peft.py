@@ -19,12 +19,12 @@ from hf_compress import (
     Recipe,
     save_compressed,
 )
-from hf_compress.adapters import current_weight, merge_in_forward
-from hf_compress.heads import bare, find_head
-from hf_compress.layers import fake_quantize_modules
-from hf_compress.schemes import SCHEMES
-from hf_compress.targets import prunable, quantizable
-from hf_compress.teacher import load_teacher, own_teacher
+from hf_compress.distill.teacher import load_teacher, own_teacher
+from hf_compress.layers.grids import SCHEMES
+from hf_compress.layers.lora import current_weight, merge_in_forward
+from hf_compress.layers.rounded import fake_quantize_modules
+from hf_compress.models.heads import bare, find_head
+from hf_compress.models.targets import prunable, quantizable
 
 # PEFT asks every model for it.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
 
 from hf_compress import save_compressed
-from hf_compress.evaluation import logit_difference
-from hf_compress.heads import find_head
-from hf_compress.targets import prunable
+from hf_compress.models.heads import find_head
+from hf_compress.models.targets import prunable
+from hf_compress.report.evaluation import logit_difference
 from tests.invariants.harness import KD, METHODS, PRUNE, QUANT, STILL, bert, logged, recipe, same, trained
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

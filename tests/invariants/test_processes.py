@@ -13,9 +13,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerState
 
-from hf_compress.adapters import current_weight
-from hf_compress.layers import fake_quantized
-from hf_compress.targets import prunable
+from hf_compress.layers.lora import current_weight
+from hf_compress.layers.rounded import fake_quantized
+from hf_compress.models.targets import prunable
 from tests.invariants.harness import (
     KD,
     METHODS,

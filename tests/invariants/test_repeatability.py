@@ -9,8 +9,8 @@ import pytest
 from transformers import Trainer, TrainerCallback
 
 from hf_compress import DistillationTrainer, PruningCallback, QuantizationCallback, save_compressed
-from hf_compress.layers import fake_quantized
-from hf_compress.targets import prunable
+from hf_compress.layers.rounded import fake_quantized
+from hf_compress.models.targets import prunable
 from tests.invariants.harness import METHODS, NAMED, PRUNE, QUANT, SUBSETS, bert, logged, make, recipe, same, trained
 
 

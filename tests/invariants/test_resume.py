@@ -25,7 +25,7 @@ from hf_compress import (
     RecipeCallback,
     save_compressed,
 )
-from hf_compress.resume import is_complete, last_complete_checkpoint
+from hf_compress.checkpoint.resume import is_complete, last_complete_checkpoint
 from tests.invariants.harness import (
     METHODS,
     NAMED,

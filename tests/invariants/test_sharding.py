@@ -30,14 +30,14 @@ from transformers.distributed import DistributedConfig
 from transformers.integrations.deepspeed import set_hf_deepspeed_config
 
 from hf_compress import PruningArguments, QuantizationArguments, Recipe
-from hf_compress import sparsity as under_test
-from hf_compress.checkpoint import save_compressed
-from hf_compress.layers import fake_quantized
-from hf_compress.pruning import PruningCallback
-from hf_compress.quantization import QuantizationCallback
-from hf_compress.sharding import Shards, count_zeros, gathered, local, refuse_shards, reshard
-from hf_compress.sparsity import SCOPES, disagreements, magnitude_masks
-from hf_compress.targets import prunable
+from hf_compress.checkpoint.save import save_compressed
+from hf_compress.layers.rounded import fake_quantized
+from hf_compress.models.sharding import Shards, count_zeros, gathered, local, refuse_shards, reshard
+from hf_compress.models.targets import prunable
+from hf_compress.prune import criteria as under_test
+from hf_compress.prune.callback import PruningCallback
+from hf_compress.prune.criteria import SCOPES, disagreements, magnitude_masks
+from hf_compress.quantize.callback import QuantizationCallback
 from tests.invariants.harness import (
     METHODS,
     STILL,

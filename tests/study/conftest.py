@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from hf_compress.study.combinations import COMBINATIONS, parts
-from hf_compress.study.measurements import Measurement, read_measurements
+from hf_compress.study.analysis.measurements import Measurement, read_measurements
+from hf_compress.study.grid.combinations import COMBINATIONS, parts
 
 EFFECTS = {"kd": 1.0, "mp": -2.0, "int8": -0.5}
 TOGETHER = {("kd", "mp"): 0.8}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_compress.study.grid import Grid
-from hf_compress.study.plan import Cell, Dense, Identities, Plan, plan
-from hf_compress.study.store import Store
+from hf_compress.study.grid.grid import Grid
+from hf_compress.study.grid.plan import Cell, Dense, Identities, Plan, plan
+from hf_compress.study.run.store import Store
 
 REPORT = json.loads((Path(__file__).parents[1] / "golden" / "report.json").read_text("utf-8"))
 VALUES: dict[str, Any] = {

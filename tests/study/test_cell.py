@@ -9,8 +9,8 @@ from datasets import ClassLabel, Dataset
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from hf_compress.report import Report
-from hf_compress.study.results import read_results
+from hf_compress.report.report import Report
+from hf_compress.study.run.results import read_results
 from hf_compress_cli import app
 
 runner = CliRunner(env={"COLUMNS": "200"})
@@ -55,7 +55,7 @@ def place(
 @pytest.fixture(autouse=True)
 def loud(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command silences libraries for as long as its process lives, which here is that of other tests, too."""
-    monkeypatch.setattr("hf_compress.study.program.quiet", lambda: None)
+    monkeypatch.setattr("hf_compress.study.run.program.quiet", lambda: None)
 
 
 def study(*arguments: str) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hf_compress.study.display import STATES, Display, label, states
-from hf_compress.study.engine import Progress, run
-from hf_compress.study.estimate import in_words, seconds_left
-from hf_compress.study.store import Store
-from hf_compress.study.workers import Here
+from hf_compress.study.run.display import STATES, Display, label, states
+from hf_compress.study.run.engine import Progress, run
+from hf_compress.study.run.estimate import in_words, seconds_left
+from hf_compress.study.run.store import Store
+from hf_compress.study.run.workers import Here
 from tests.study.stub import Stub, planned
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_compress.study import effects
-from hf_compress.study.combinations import COMBINATIONS
-from hf_compress.study.measurements import Measurement
+from hf_compress.study.analysis import effects
+from hf_compress.study.analysis.measurements import Measurement
+from hf_compress.study.grid.combinations import COMBINATIONS
 
 Make = Callable[..., list[Measurement]]
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from hf_compress.report import REPORT_NAME, Report
-from hf_compress.study import engine
-from hf_compress.study.engine import Progress, run
-from hf_compress.study.plan import Plan
-from hf_compress.study.results import read_results, write_results
-from hf_compress.study.store import Store
-from hf_compress.study.workers import Here, Processes
+from hf_compress.report.report import REPORT_NAME, Report
+from hf_compress.study.grid.plan import Plan
+from hf_compress.study.run import engine
+from hf_compress.study.run.engine import Progress, run
+from hf_compress.study.run.results import read_results, write_results
+from hf_compress.study.run.store import Store
+from hf_compress.study.run.workers import Here, Processes
 from tests.study.stub import Stub, planned
 
 FORK = multiprocessing.get_context("fork")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from hf_compress.glue import TASKS
-from hf_compress.study.combinations import COMBINATIONS
-from hf_compress.study.grid import Grid
+from hf_compress.study.grid.combinations import COMBINATIONS
+from hf_compress.study.grid.glue import TASKS
+from hf_compress.study.grid.grid import Grid
 from tests.study.stub import VALUES, grid
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "study").glob("*.yaml"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hf_compress.study.measurements import NAMES, read_measurements, to_row
+from hf_compress.study.analysis.measurements import NAMES, read_measurements, to_row
 
 Make = Callable[..., Path]
 

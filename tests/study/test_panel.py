@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_compress.study.measurements import Measurement
-from hf_compress.study.panel import Point, complete, draw, expanded_interval, panel
+from hf_compress.study.analysis.measurements import Measurement
+from hf_compress.study.analysis.panel import Point, complete, draw, expanded_interval, panel
 
 Make = Callable[..., list[Measurement]]
 

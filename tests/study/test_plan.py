@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from hf_compress.recipe import Recipe
-from hf_compress.study.combinations import COMBINATIONS
-from hf_compress.study.plan import Cell, plan
-from hf_compress.study.program import chosen_cells
+from hf_compress.study.grid.combinations import COMBINATIONS
+from hf_compress.study.grid.plan import Cell, plan
+from hf_compress.study.run.program import chosen_cells
 from tests.study.stub import grid, identities, planned
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from hf_compress.report import REPORT_NAME
-from hf_compress.study.engine import Progress, run
-from hf_compress.study.node import Outcome
-from hf_compress.study.ray import OnRay
-from hf_compress.study.store import Store
-from hf_compress.study.workers import Here
+from hf_compress.report.report import REPORT_NAME
+from hf_compress.study.run.engine import Progress, run
+from hf_compress.study.run.node import Outcome
+from hf_compress.study.run.ray_cluster import OnRay
+from hf_compress.study.run.store import Store
+from hf_compress.study.run.workers import Here
 from tests.study.stub import Stub, planned
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")

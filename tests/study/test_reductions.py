@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from hf_compress.study import published, reductions
-from hf_compress.study.combinations import COMBINATIONS, DENSE, joined, parts, within
+from hf_compress.study.analysis import published, reductions
+from hf_compress.study.grid.combinations import COMBINATIONS, DENSE, joined, parts, within
 
 # Two tasks by three points.
 SCORES = np.array([[90.0, 89.6, 85.0], [80.0, 79.0, 79.5]])

@@ -12,14 +12,14 @@ import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner
 
-from hf_compress.study.claims import claims, verdict
-from hf_compress.study.contents import contents
-from hf_compress.study.findings import CONTROL, DISK, Findings
-from hf_compress.study.measurements import Measurement, read_measurements
-from hf_compress.study.page import page
-from hf_compress.study.plots import NAMES
-from hf_compress.study.reporting import quote
-from hf_compress.study.tables import Column, Table
+from hf_compress.study.analysis.findings import CONTROL, DISK, Findings
+from hf_compress.study.analysis.measurements import Measurement, read_measurements
+from hf_compress.study.report.claims import claims, verdict
+from hf_compress.study.report.contents import contents
+from hf_compress.study.report.page import page
+from hf_compress.study.report.plots import NAMES
+from hf_compress.study.report.reporting import quote
+from hf_compress.study.report.tables import Column, Table
 from hf_compress_cli import app
 
 Write = Callable[..., Path]

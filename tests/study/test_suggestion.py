@@ -9,10 +9,10 @@ from scipy import stats
 from transformers import BertConfig
 from typer.testing import CliRunner
 
-from hf_compress.study import advice
-from hf_compress.study.measurements import Measurement, read_measurements
-from hf_compress.study.panel import Point, panel
-from hf_compress.study.suggestion import Weights, suggest
+from hf_compress.study.analysis.measurements import Measurement, read_measurements
+from hf_compress.study.analysis.panel import Point, panel
+from hf_compress.study.analysis.suggestion import Weights, suggest
+from hf_compress.study.report import advice
 from hf_compress_cli import app
 
 Make = Callable[..., list[Measurement]]

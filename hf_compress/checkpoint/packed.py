@@ -1,0 +1,293 @@
+"""One tensor as a self-describing run of bytes under a checksum: what `model.safetensors` holds of each weight.
+
+`docs/format.md` specifies it.
+"""
+
+import math
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor
+
+from hf_compress.checkpoint.coding import (
+    CODECS,
+    Sections,
+    decode,
+    decode_planes,
+    encode,
+    encode_planes,
+    encode_shortest,
+)
+
+MAGIC = b"HFC3"
+KINDS: tuple[torch.dtype, ...] = (
+    torch.int8,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.uint8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+)
+# So many values that nothing is lost between chunks, so few that what is decoded stays in the cache.
+CHUNK = 1 << 18
+SMALL = 1 << 14  # So many values are decoded sooner than they are handed to another thread.
+
+# Magic, CRC-32, seal, kind, dimensions, whether transposed, 0, values a scale, values a chunk.
+_HEAD = struct.Struct("<4sIIBBBBII")
+_CHECKED_FROM = 8
+_CHUNK = struct.Struct("<IB")
+
+
+def pack(
+    tensor: Shaped[Tensor, "*shape"],
+    key: str = "",
+    seal: int = 0,
+    scale: Float[Tensor, "*scales"] | None = None,
+    group: int | None = None,
+    transposed: bool = False,
+) -> UInt8[Tensor, " bytes"]:
+    """The bytes of `tensor`, each chunk in its shortest codec; the same arguments give the same bytes.
+
+    Args:
+        key: the name of the weight; the checksum covers it, so that bytes do not pass for another weight's.
+        seal: a number that all tensors of one checkpoint share.
+        scale: the scales of an int8 `tensor` of rows, bfloat16 numbers in float32: what it stands for are its values
+            times their scales.
+        group: the number of consecutive values of a row that share a scale; the whole row by default.
+        transposed: whether the weight is the transpose of `tensor`.
+    """
+    words = _words(tensor)
+    width = max(tensor.shape[-1], 1) if scale is not None else 1
+    step = max(1, CHUNK // width) * width
+    group = 0 if scale is None else min(group or width, width)
+    parts = [struct.pack(f"<{tensor.dim()}I", *tensor.shape)]
+    if scale is not None:
+        scales = _words(scale.bfloat16())
+        assert torch.equal(scale.bfloat16().float(), scale), "scales are rounded as `schemes` rounds them"
+        parts.append(encode_planes(scales))
+        if (order := _order(scales, width, group)) is not None:
+            words = words.reshape(-1, group)[order].reshape(-1)
+    for begin in range(0, len(words), step):
+        codec, data = encode_shortest(words[begin : begin + step])
+        parts.append(_CHUNK.pack(len(data), codec) + data)
+    head = _HEAD.pack(MAGIC, 0, seal, KINDS.index(tensor.dtype), tensor.dim(), transposed, 0, group, step)
+    packed = bytearray(b"".join([head, *parts]))
+    struct.pack_into("<I", packed, 4, _checksum(packed, key))
+    return torch.frombuffer(packed, dtype=torch.uint8)
+
+
+class _Parts(NamedTuple):
+    """What follows the head: scales, the order of the runs that share one, chunks with the place of their first value.
+
+    Without scales, or with runs of different lengths, there is no order: values stand in their own.
+    """
+
+    scale: Tensor | None
+    order: np.ndarray | None
+    chunks: list[tuple[int, memoryview]]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed tensor that was opened: what its head says, and on demand what it holds.
+
+    `shape` is of what is stored, the transpose of the weight if `transposed`. `group` values of a row share a scale;
+    0 if there are none. `step` values make a chunk.
+    """
+
+    key: str
+    data: memoryview
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    seal: int
+    transposed: bool
+    group: int
+    step: int
+
+    @classmethod
+    def open(cls, packed: Tensor, key: str = "", expected: Sequence[int] | None = None) -> "Packed":
+        """The packed tensor `packed`; only its head is read.
+
+        Args:
+            key: the name that it was packed under.
+            expected: the shape of the weight that is needed. Give it wherever the bytes come from a stranger: what is
+                allocated later is as large as the head says.
+
+        Raises:
+            ValueError: these bytes are no packed tensor of a version and kind that we know, or of another shape.
+        """
+        if packed.dtype != torch.uint8 or packed.dim() != 1:
+            kind, shape = str(packed.dtype).removeprefix("torch."), tuple(packed.shape)
+            raise ValueError(f"a packed tensor is a row of bytes, this is {kind} of shape {shape}")
+        if len(packed) < _HEAD.size:
+            raise ValueError(
+                f"a packed tensor has at least {_HEAD.size} bytes, this has {len(packed)}: it is truncated"
+            )
+        data = packed.detach().cpu().contiguous().numpy().data.cast("B")
+        magic, _, seal, kind, dimensions, transposed, zero, group, step = _HEAD.unpack_from(data)
+        if magic != MAGIC:
+            raise ValueError(
+                f"a packed tensor begins with {MAGIC!r}, this with {bytes(magic)!r}: another version or none of ours"
+            )
+        if kind >= len(KINDS) or transposed > 1 or zero or len(data) < _HEAD.size + 4 * dimensions:
+            raise ValueError("the head of a packed tensor says what no version writes: it is damaged")
+        shape = struct.unpack_from(f"<{dimensions}I", data, _HEAD.size)
+        width = shape[-1] if shape else 1
+        scaled = KINDS[kind] == torch.int8 and dimensions == 2 and 0 < group <= width and step % width == 0
+        if step < 1 or (group and not scaled) or (transposed and dimensions != 2):
+            raise ValueError("the head of a packed tensor contradicts itself: it is damaged")
+        opened = cls(key, data, KINDS[kind], shape, seal, bool(transposed), group, step)
+        if expected is not None and opened.weight_shape != tuple(expected):
+            raise ValueError(f"the model needs shape {tuple(expected)}, the packed tensor has {opened.weight_shape}")
+        return opened
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return tuple(reversed(self.shape)) if self.transposed else self.shape
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def values(self) -> Shaped[Tensor, "..."]:
+        """The tensor that was packed, bit for bit.
+
+        Raises, like all that reads further than the head:
+            ValueError: the bytes are damaged, hostile, or those of another weight.
+        """
+        return self.begin(None)()
+
+    def weight(self, dtype: torch.dtype) -> Shaped[Tensor, "..."]:
+        """The weight that the bytes stand for, in `dtype`: values, times their scales if they have some."""
+        return self.begin(dtype)()
+
+    def scale(self) -> Float[Tensor, "rows scales"] | None:
+        """The float32 scales of the rows of integers, or of their groups; None if the values stand for themselves."""
+        return self._parts.scale
+
+    def begin(self, dtype: torch.dtype | None, executor: Executor | None = None) -> Callable[[], Tensor]:
+        """A function that gives the weight in `dtype`, or the values that were packed if that is None.
+
+        Beside the result only chunks are allocated, and the transpose of a transposed weight. What is raised may be so
+        by the function.
+
+        Args:
+            executor: decodes meanwhile; without it nothing is decoded before the function is called.
+        """
+        _, order, chunks = self._parts
+        result = torch.empty(self.shape, dtype=dtype or self.dtype, device="cpu")  # Loading, it would be "meta".
+        target = _words(result)
+
+        def place(begin: int, chunk: memoryview) -> None:
+            words = _decoded(chunk, min(self.step, self.numel - begin), self.dtype.itemsize)
+            if dtype is not None:
+                words = self._converted(words, begin, dtype)
+            if order is None:
+                target[begin : begin + len(words)] = words
+            else:
+                runs, first = words.reshape(-1, self.group), begin // self.group
+                target.reshape(-1, self.group)[order[first : first + len(runs)]] = runs
+
+        run = map if executor is None or self.numel <= SMALL else executor.map
+        jobs: Iterable[None] = run(place, *zip(*chunks, strict=True)) if chunks else ()
+
+        def finish() -> Tensor:
+            for _ in jobs:
+                pass
+            return result.t().contiguous() if self.transposed and dtype is not None else result
+
+        return finish
+
+    def _converted(self, words: np.ndarray, begin: int, dtype: torch.dtype) -> np.ndarray:
+        """The words in `dtype` of the numbers that `words`, the stored values from `begin` on, stand for."""
+        scale, order, _ = self._parts
+        if scale is None:
+            stored = torch.from_numpy(words.copy().view(np.uint8)).view(self.dtype)
+            return words if dtype == self.dtype else _words(stored.to(dtype))
+        width = self.shape[1] if order is None else self.group
+        # Products are float32, whatever the weight is in: one is rounded to it.
+        runs = words.view(np.int8).reshape(-1, width).astype(np.float32)
+        rows = slice(begin // width, begin // width + len(runs))
+        with np.errstate(over="ignore"):  # Of scales that nobody trained.
+            if order is None:
+                runs *= np.repeat(scale.numpy()[rows], self.group, axis=1)[:, :width]
+            else:
+                runs *= scale.numpy().reshape(-1, 1)[order[rows]]
+        return _words(torch.from_numpy(runs).to(dtype))
+
+    def codecs(self) -> set[str]:
+        """The codecs of its chunks."""
+        return {CODECS[chunk[_CHUNK.size - 1]] for _, chunk in self._parts.chunks}
+
+    def bytes_with(self, codec: str) -> int | None:
+        """The bytes that the tensor would have with all chunks in `codec`, or None if that cannot hold it."""
+        words, (_, order, chunks) = _words(self.values()), self._parts
+        if order is not None:
+            words = words.reshape(-1, self.group)[order].reshape(-1)
+        sizes = [encode(words[begin : begin + self.step], codec) for begin, _ in chunks]
+        if any(data is None for data in sizes):
+            return None
+        now = sum(len(chunk) - _CHUNK.size for _, chunk in chunks)
+        return len(self.data) - now + sum(len(data or b"") for data in sizes)
+
+    @cached_property
+    def _parts(self) -> "_Parts":
+        """What lies behind the head, whose checksum was found to match."""
+        if _checksum(self.data, self.key) != struct.unpack_from("<I", self.data, 4)[0]:
+            raise ValueError("the checksum of a packed tensor does not match: the file is damaged, download it again")
+        sections, scale, order = Sections(self.data[_HEAD.size + 4 * len(self.shape) :]), None, None
+        if self.group:
+            rows, width = self.shape
+            words = decode_planes(sections, rows * -(-width // self.group), 2)
+            scale = torch.from_numpy(words).view(torch.bfloat16).float().view(rows, -1)
+            order = _order(words, width, self.group)
+        return _Parts(scale, order, list(self._walk(sections.data[sections.at :])))
+
+    def _walk(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
+        at = 0
+        for begin in range(0, self.numel, self.step):
+            if at + _CHUNK.size > len(data):
+                raise ValueError("a packed tensor ends before its chunks do: it is truncated")
+            end = at + _CHUNK.size + _CHUNK.unpack_from(data, at)[0]
+            yield begin, data[at:end]
+            at = end
+        if at != len(data):
+            raise ValueError(f"the chunks of a packed tensor end at {at} of {len(data)} bytes: it is damaged")
+
+
+def _decoded(chunk: memoryview, count: int, width: int) -> np.ndarray:
+    """The words of one chunk, whose head stands in front."""
+    sections = Sections(chunk[_CHUNK.size :])
+    words = decode(sections, chunk[_CHUNK.size - 1], count, width)
+    sections.finish()
+    return words
+
+
+def _order(scales: np.ndarray, width: int, group: int) -> np.ndarray | None:
+    """The runs of values that share a scale, by the bits of `scales`: alike in spread, alike in Huffman's code.
+
+    None if the last run of a row is shorter: they then stand as they are.
+    """
+    return None if width % group else np.argsort(scales, kind="stable")
+
+
+def _words(tensor: Tensor) -> np.ndarray:
+    """The values of `tensor` one after the other, as unsigned integers of their bits."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().view(f"<u{tensor.dtype.itemsize}")
+
+
+def _checksum(data: bytearray | memoryview, key: str) -> int:
+    return zlib.crc32(memoryview(data)[_CHECKED_FROM:], zlib.crc32(key.encode()))

@@ -1,0 +1,94 @@
+"""A Trainer that asks a teacher: at every step, or once about every row."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer
+
+from hf_compress.distill.answers import AnswerCollator
+from hf_compress.distill.arguments import DistillationArguments
+from hf_compress.distill.cache import TeacherCache, identity
+from hf_compress.distill.teacher import adapter_off
+from hf_compress.models.heads import Head, bare
+
+
+class AskingMixin(Trainer):
+    """The part of a `DistillationMixin` that asks its teacher, and keeps the answers with `--distill_cache`."""
+
+    distillation: DistillationArguments
+    teacher: PreTrainedModel | None
+    head: Head | None
+    model: Any
+    model_wrapped: Any
+    train_dataset: Any
+    data_collator: Any
+    _adapted: PeftModel | None
+    _teacher_inputs: set[str]
+    _teacher_caches: bool
+    _answer_names: tuple[str, ...] = ()  # The columns with the answers; none without a cache.
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The batches to train on; with `--distill_cache` the teacher's answers are in them."""
+        if not self._answer_names:
+            return super().get_train_dataloader()
+        given = self.train_dataset, self.data_collator
+        self.train_dataset, self.data_collator = self._answered(*given)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = given
+
+    def _answered(self, dataset: Any, collator: Any) -> tuple[Any, AnswerCollator]:
+        """The training set with the teacher's answers, and what makes batches of it."""
+        assert self.head is not None and self.teacher is not None and self.distillation.distill_cache is not None
+        head, shown = self.head, self._remove_unused_columns(dataset).column_names
+        tokenizer = getattr(collator, "tokenizer", self.processing_class)
+        visible = dataset.format["columns"]
+        cache = TeacherCache(
+            self.distillation.distill_cache,
+            head,
+            identity(self.teacher, self.processing_class, adapter_off=self._adapted is not None),
+            columns=[name for name in shown if name in visible],
+            collate=lambda rows: self._prepare_inputs(collator(rows)),
+            read=lambda batch: self._teacher_reads(self.model, batch),
+            ask=lambda batch: head.logits(self._teach(self.model, batch)),
+            side=getattr(tokenizer, "padding_side", "right"),
+            # As in training, and so in the same kernels: where all rows are of one length, to the same bits.
+            batch_size=self.args.train_batch_size,
+        )
+        answered = cache.answered(dataset)
+        return answered, AnswerCollator(collator, head, cache.side, cache.dtype(answered))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        # Else Trainer would remove the answers, which no model takes.
+        assert self._signature_columns is not None
+        self._signature_columns += [name for name in self._answer_names if name not in self._signature_columns]
+
+    def _teacher_reads(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs that the teacher's forward takes, labels left out."""
+        assert self.head is not None
+        taken = {name: value for name, value in inputs.items() if name in self._teacher_inputs}
+        if self.head.kind == "seq2seq" and "decoder_input_ids" not in taken:
+            taken["decoder_input_ids"] = bare(model).prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+        return taken
+
+    def _teach(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """The teacher's outputs for the inputs that it takes."""
+        taken = self._teacher_reads(model, inputs)
+        if self._teacher_caches:
+            taken["use_cache"] = False
+        with self.teaching() as teacher, torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
+            return teacher(**taken)
+
+    @contextlib.contextmanager
+    def teaching(self) -> Iterator[PreTrainedModel]:
+        """A context that gives the teacher; where that is the student with its adapter off, it is off meanwhile."""
+        assert self.teacher is not None
+        with contextlib.nullcontext() if self._adapted is None else adapter_off(self._adapted):
+            yield self.teacher

@@ -1,0 +1,267 @@
+"""The teacher of a distillation: loading it, and whether it fits the student."""
+
+import contextlib
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig, PeftModel, PeftType
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from peft.utils.save_and_load import load_peft_weights
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file, logging
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from hf_compress.cut.vocabulary import keep_tokens
+from hf_compress.models.heads import Head, bare, class_order, find_head, has_default_labels, has_own_forward
+from hf_compress.options import changed
+
+logger = logging.get_logger(__name__)
+
+SELF = "self"
+
+
+def check_choice(settings: Any, model: Any, teacher: PreTrainedModel | None) -> None:
+    """Refuses what `settings`, the `DistillationArguments`, cannot mean, before anything is loaded or changed."""
+    if teacher is None and not settings.enabled:
+        for option in set(changed(settings)) - {"distill_student_layers"}:
+            warnings.warn(
+                f"`--{option} {getattr(settings, option)}` has no effect without a teacher. Give "
+                "`--distill_teacher`, or leave the option out.",
+                stacklevel=4,
+            )
+        return
+    if teacher is not None and settings.enabled:
+        raise ValueError(
+            f"There are two teachers: `teacher` is a {type(teacher).__name__} and `--distill_teacher` is "
+            f"{settings.distill_teacher!r}. Give one of them."
+        )
+    if settings.distill_teacher == SELF and not isinstance(model, nn.Module):
+        raise ValueError(
+            f"`--distill_teacher {SELF}` copies the model that the trainer is given, but it was given "
+            f"{'`model_init`' if model is None else type(model).__name__} instead. Pass a loaded `model`, or the "
+            "path of a teacher."
+        )
+    if teacher is not None and isinstance(model, nn.Module):
+        check_separate(model, teacher)
+
+
+def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrainedModel:
+    """The model at a path or Hub id, with the student's kind of head, in the dtype that it was saved in.
+
+    An adapter's folder stands for its base model and the adapter, merged if it is LoRA. If `processing_class` is the
+    teacher's own tokenizer with fewer tokens (`cut_vocabulary`), the teacher is cut alike, and reads the same.
+
+    Raises:
+        ValueError: nothing can be loaded from there, what is there has no trained head of that kind, or it has another
+            tokenizer beside it than `processing_class`.
+    """
+    source, options = name, dict[str, Any]()
+    try:
+        config = PeftConfig.from_pretrained(name) if find_adapter_config_file(name) is not None else None
+    except OSError as error:
+        raise ValueError(
+            f"`--distill_teacher {name}` must be a path or Hub id of a model for {head.name}, or `{SELF}`: {error}"
+        ) from error
+    if config is not None:
+        source, options = str(config.base_model_name_or_path), {"revision": config.revision or "main"}
+        if head.num_labels is not None:  # A base model without a head of its own does not say how many it gets.
+            options["num_labels"] = head.num_labels
+    # Not a step of the random state: training with a teacher draws the same batches as training without.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            teacher, info = head.auto_class.from_pretrained(source, dtype="auto", output_loading_info=True, **options)
+        except OSError as error:
+            raise ValueError(
+                f"`--distill_teacher {name}` must be a path or Hub id of a model for {head.name}, or `{SELF}`; "
+                f"loading {'it' if config is None else f'the base model {source} of that adapter'} failed: {error}"
+            ) from error
+        missing = set(info["missing_keys"])
+        if config is not None:
+            missing -= _adapter_names(name)
+            teacher = PeftModel.from_pretrained(teacher, name, config=config)
+    if missing:
+        raise ValueError(
+            f"`--distill_teacher {name}` has no weights for {', '.join(sorted(missing))}: a teacher whose head is "
+            f"random teaches noise. Give a model that was trained for {head.name}."
+        )
+    if config is not None and config.peft_type == PeftType.LORA:
+        teacher = teacher.merge_and_unload()
+    kept = check_tokenizer(name, processing_class)
+    return keep_tokens(teacher, kept) if kept is not None else cast(PreTrainedModel, teacher)
+
+
+def _adapter_names(name: str) -> set[str]:
+    """The names, in the base model, of the base model's weights that the adapter `name` brings.
+
+    Raises:
+        ValueError: it is from the course of a compression, where an adapter without its masks and ranges is no model.
+    """
+    names = {key.removeprefix("base_model.model.") for key in load_peft_weights(name, device="cpu")}
+    if any(key.startswith("base_model.compression.") for key in names):
+        raise ValueError(
+            f"`--distill_teacher {name}` is a checkpoint of a run that compresses its model. Give the folder that "
+            "`save_compressed` wrote after that run."
+        )
+    return names
+
+
+def own_teacher(model: nn.Module) -> tuple[PreTrainedModel, PeftModel | None]:
+    """The teacher `self` of the student `model`: a copy, or its base model; and in that case `model` once more.
+
+    The base model is the teacher where it needs no copy, while the adapter is off (`adapter_off`).
+    """
+    if isinstance(model, PeftModel) and starts_at_base(model):
+        return bare(model), model
+    teacher = copy.deepcopy(model)
+    if has_own_forward(teacher):
+        # What a trainer has put there may compute with the model that it was made for, which is the student.
+        for name in ("forward", "_original_forward"):
+            vars(bare(teacher)).pop(name, None)
+    return cast(PreTrainedModel, teacher), None
+
+
+def starts_at_base(model: PeftModel) -> bool:
+    """Whether `model` is its base model still, and will find it again by disabling its adapter after training.
+
+    So it is with a LoRA adapter that starts at zero, beside which nothing is trained but copies of base modules.
+    """
+    adapters: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    copies: list[Any] = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    own: set[int] = set()  # The parameters that disabling the adapter takes out of the model.
+    for adapter in adapters:
+        if not isinstance(adapter, LoraLayer) or adapter.lora_variant or adapter.merged or adapter.disable_adapters:
+            return False
+        ends = [*adapter.lora_B.parameters(), *adapter.lora_embedding_A.parameters()]
+        if any(bool(end.count_nonzero()) for end in ends):
+            return False
+        of_base = {id(parameter) for parameter in adapter.get_base_layer().parameters()}
+        own |= {id(parameter) for parameter in cast(nn.Module, adapter).parameters()} - of_base
+    for copied in copies:
+        original = copied.original_module.state_dict()
+        for module in copied.modules_to_save.values():
+            if any(not torch.equal(value, original[key]) for key, value in module.state_dict().items()):
+                return False
+        own |= {id(parameter) for parameter in copied.modules_to_save.parameters()}
+    return bool(adapters) and all(id(weight) in own for weight in model.parameters() if weight.requires_grad)
+
+
+@contextlib.contextmanager
+def adapter_off(model: PeftModel) -> Iterator[None]:
+    """A context in which `model` is its base model in evaluation mode; afterwards it is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    # PEFT thaws all of the adapter afterwards, also what was frozen on purpose.
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, required in gradients:
+            parameter.requires_grad_(required)
+
+
+def check_tokenizer(name: str, processing_class: Any) -> list[int] | None:
+    """The teacher's numbers for the student's tokens, in order, if the student has fewer; None if they are the same.
+
+    Also None where the teacher has no tokenizer beside it.
+
+    Raises:
+        ValueError: the vocabularies differ in another way.
+    """
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        return None
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    if not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files):
+        return None
+    theirs, ours = AutoTokenizer.from_pretrained(name).get_vocab(), processing_class.get_vocab()
+    if len(ours) < len(theirs) and ours.keys() <= theirs.keys():
+        kept = [theirs[token] for token in sorted(ours, key=lambda token: ours[token])]
+        if kept == sorted(kept):
+            return kept
+    if theirs != ours:
+        differing = sorted(token for token, _ in theirs.items() ^ ours.items())
+        raise ValueError(
+            f"`--distill_teacher {name}` has another vocabulary than the `processing_class`: they differ in "
+            f"{len(set(differing))} tokens, such as {differing[0]!r}. The teacher would read other words than the "
+            "student. Use a teacher with the student's tokenizer."
+        )
+    return None
+
+
+def check_separate(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuses a teacher that is the student, or any of whose weights are.
+
+    Raises:
+        ValueError: a parameter belongs to both.
+    """
+    own = {id(parameter) for parameter in student.parameters()}
+    if any(id(parameter) in own for parameter in teacher.parameters()):
+        raise ValueError(
+            "`teacher` shares its weights with `model`, so it would change as the model learns. Pass "
+            f"`copy.deepcopy(model)`, or `--distill_teacher {SELF}`."
+        )
+
+
+def freeze(teacher: PreTrainedModel, device: torch.device) -> None:
+    """Makes a model a teacher, in place: evaluation mode, no gradients, on the device, in the dtype that it has."""
+    teacher.eval().requires_grad_(False)
+    # A model that is quantized or spread over devices refuses to be moved, even to where it is.
+    if teacher.device != device:
+        teacher.to(device)
+
+
+def match_teacher(student: nn.Module, teacher: nn.Module) -> list[int] | None:
+    """The order in which to read the teacher's classes so that they are the student's; None where it is the same.
+
+    Raises:
+        ValueError: the two have other heads, numbers of classes, class names or vocabulary sizes.
+    """
+    ours, theirs = find_head(student), find_head(teacher)
+    student_config, teacher_config = bare(student).config, bare(teacher).config
+    if ours.kind != theirs.kind:
+        raise ValueError(f"The teacher does {theirs.name}, the student {ours.name}. Use a teacher for the same task.")
+    if ours.num_labels != theirs.num_labels:
+        raise ValueError(
+            f"The teacher has num_labels={theirs.num_labels}, the student {ours.num_labels}. Use a teacher for the "
+            "same task, or load the student with the teacher's number of labels."
+        )
+    if ours.problem_type and theirs.problem_type and ours.problem_type != theirs.problem_type:
+        raise ValueError(
+            f"The teacher was configured for {theirs.problem_type}, the student for {ours.problem_type}. Use a "
+            "teacher for the same task, or correct `config.problem_type`."
+        )
+    sizes = [config.get_text_config().vocab_size for config in (student_config, teacher_config)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"The teacher has a vocabulary of {sizes[1]} tokens, the student one of {sizes[0]}. The teacher would "
+            "read other words than the student: use a teacher with the student's tokenizer, or, if that was cut, cut "
+            "the teacher with `hf_compress.cut_vocabulary` and the same texts."
+        )
+    read = [inspect.signature(bare(model).forward).parameters for model in (student, teacher)]
+    if "token_type_ids" in read[1] and "token_type_ids" not in read[0] and teacher_config.type_vocab_size > 1:
+        logger.warning(
+            "The teacher tells the two sentences of a pair apart by `token_type_ids`, which the student does not "
+            "take: the teacher will read a pair as one sentence."
+        )
+    if not ours.classifies:
+        return None
+    order = class_order(student_config, teacher_config)
+    if order is not None:
+        return None if order == sorted(order) else order
+    names = [list(config.id2label.values()) for config in (student_config, teacher_config)]
+    if has_default_labels(student_config) or has_default_labels(teacher_config):
+        logger.warning(f"The student's labels {names[0]} are taken to be the teacher's {names[1]}, in this order.")
+        return None
+    raise ValueError(
+        f"The student's labels {names[0]} are not the teacher's {names[1]}. Give the student the teacher's "
+        "`id2label`, if they mean the same; else use a teacher for the same task."
+    )

@@ -1,0 +1,9 @@
+"""The compressed model in other formats: ONNX, OpenVINO, compressed-tensors.
+
+`formats` is the registry of formats. Each format is written aside, compared with the packed file on real batches
+(`parity`), and only then moved into the folder. `runtimes` runs the written graphs behind a model's interface.
+"""
+
+from hf_compress.export.formats import FORMATS as FORMATS
+from hf_compress.export.formats import write_formats as write_formats
+from hf_compress.export.onnx_format import export_onnx as export_onnx

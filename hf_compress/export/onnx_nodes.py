@@ -1,0 +1,239 @@
+"""The quantized layers as an ONNX graph holds them: integers, scales, and the operators between them."""
+
+from collections.abc import Hashable
+from functools import cache
+from typing import Any, cast
+
+import torch
+from jaxtyping import Int8, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from hf_compress.checkpoint.coding import NIBBLE
+from hf_compress.checkpoint.config import CompressionConfig
+from hf_compress.layers.attention import OPERANDS, Operand, Probabilities
+from hf_compress.layers.grids import SMALLEST_SCALE, Grid, affine_parameters, symmetric_scale, to_integers
+from hf_compress.layers.rounded import LAYERS, FakeQuantized
+from hf_compress.models.targets import Kind, Target, kind, tied
+
+# Named on the operator that reads them, for the integers that torch has no type for.
+NARROW = {"hf_compress.bits": "4"}
+# What stands for zero where a symmetric grid is computed with kernels for unsigned inputs, which all CPUs have.
+MIDDLE = 128
+
+
+class Integers(nn.Module):
+    """What the layers of this module share: a weight of integers in place of the parameter, and its scales.
+
+    They only live while a graph is traced. `weight` is an int8 buffer; code of Transformers that asks a weight for its
+    dtype finds that of a quantized one.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    weight_grid: Grid
+    input_grid: Grid | None
+    input_scale: Tensor
+    input_zero: Tensor
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the integers are stored in four bits: not those that kernels multiply, which read eight."""
+        multiplied = isinstance(self, IntegerLinear) and self.weight_grid.per == "row"
+        return fits_nibble(self.weight_grid) and not multiplied
+
+    def extra_repr(self) -> str:  # Of Conv1D's layers nn.Linear would look for sizes that are not there.
+        return f"integers={tuple(self.weight.shape)}"
+
+    def float_weight(self, axis: int) -> Tensor:
+        """The numbers that the integers stand for, `axis` being the one with a scale for each of its entries.
+
+        Of groups it is the one that is divided into groups.
+        """
+        attributes: dict[str, Any] = {"axis": axis}
+        if self.weight_grid.per == "group":
+            attributes["block_size"] = self.weight_grid.group_size
+        scale = self.weight_scale
+        return torch.onnx.ops.symbolic(
+            "DequantizeLinear",
+            (self.weight, scale),
+            attributes,
+            dtype=torch.float32,
+            shape=self.weight.shape,
+            metadata_props=NARROW if self.narrow else None,
+        )
+
+
+class IntegerLinear(Integers, nn.Linear):
+    """A linear layer, of either orientation; its integers are stored as kernels read them, (inputs, outputs)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 2:
+            # ONNX Runtime makes a product of two matrices plus a bias one operator, and then finds no integers in it.
+            return self.forward(input.unsqueeze(1)).squeeze(1)
+        product = self._product(input)
+        return product if self.bias is None else product + self.bias
+
+    def _product(self, input: Tensor) -> Tensor:
+        grid = self.input_grid
+        if grid is not None and grid.per == "token":
+            return self._dynamic_product(input, grid)
+        if grid is not None:
+            input = _fake_quantized(input, self.input_scale, self.input_zero)
+        return input @ self.float_weight(axis=0 if self.weight_grid.per == "group" else 1)
+
+    def _dynamic_product(self, input: Tensor, grid: Grid) -> Tensor:
+        scale = (input.abs().amax(-1, keepdim=True) / grid.largest).clamp(min=SMALLEST_SCALE)
+        scale = _rounded_up(scale)
+        integers = ((input / scale).round() + MIDDLE).to(torch.uint8)
+        shape = (*input.shape[:-1], self.weight.shape[1])
+        zeros = (self.input_zero, torch.zeros((), dtype=torch.int8))
+        sums = torch.onnx.ops.symbolic(
+            "MatMulInteger", (integers, self.weight, *zeros), dtype=torch.int32, shape=shape
+        )
+        return sums.float() * scale * self.weight_scale
+
+
+class IntegerTiedLinear(Integers, nn.Linear):
+    """An output projection whose integers are those of the embeddings, one row a word."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.float_weight(axis=0), self.bias)
+
+
+class IntegerEmbedding(Integers, nn.Embedding):
+    """An embedding that looks up integers and scales, and multiplies only what it found.
+
+    No runtime looks up integers of four bits or less: `weight` has two of them in each byte then (`_pairs`).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        found = F.embedding(input, self.weight).float()
+        if self.weight.dtype == torch.uint8:
+            high = (found / 16).floor()
+            found = torch.cat([found - 16 * high, high], -1)[..., : self.embedding_dim] - NIBBLE
+        return found * F.embedding(input, self.weight_scale[:, None])
+
+
+class IntegerTiedEmbedding(IntegerEmbedding):
+    """An embedding of up to four bits that an output projection shares, which needs all of it expanded in any case."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.embedding(input, self.float_weight(axis=0))
+
+
+class IntegerOperand(Operand):
+    """Queries, keys or values as int8, probabilities as uint8, for products that kernels compute with integers."""
+
+    known: tuple[Tensor, Tensor]
+
+    def forward(self, values: Tensor) -> Tensor:
+        return _fake_quantized(values, *self.known)
+
+
+def fits_nibble(grid: Grid) -> bool:
+    """Whether integers of `grid` fit in four bits."""
+    return grid.bits <= 4
+
+
+def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
+    """Turn the quantized layers of `model`, as `from_pretrained` gave it, in place into ones of this module."""
+    for name in config.attention:
+        _turn_operands(model.get_submodule(name))
+    layers = [(name, model.get_submodule(name)) for name in config.quantized]
+    targets = [Target(name, module, cast(Kind, kind(module))) for name, module in layers]
+    turned: dict[int, tuple[Grid, Tensor, Tensor]] = {}
+    heads = tied(model, targets)
+    shared = {id(target.weight) for target in heads if target.kind != "embedding"}
+    for target in [*targets, *heads]:
+        as_rows = target.kind == "embedding" or target.shares_embedding
+        weight = target.weight
+        if id(weight) not in turned:  # What is tied stays so, and comes behind what it is tied to.
+            grid = config.grid(target.name, target.kind)
+            integers, scale = _integers(weight.detach(), target.kind, grid, as_rows)
+            if as_rows and fits_nibble(grid) and id(weight) not in shared:
+                integers = _pairs(integers)
+            turned[id(weight)] = grid, integers, scale
+        _turn(target, *turned[id(weight)])
+
+
+def _turn_operands(attention: nn.Module) -> None:
+    """Turn the operands of a module of attention, in place, into ones of this module."""
+    # About zero: OpenVINO multiplies no others. Where heads share a key, ONNX Runtime 1.32 carries the roundings
+    # through the sharing, and takes the type of its zero for unsigned.
+    signed = getattr(attention, "num_key_value_groups", 1) == 1
+    for operand in cast(nn.ModuleDict, attention._modules[OPERANDS]).values():
+        assert isinstance(operand, Operand)
+        scale, zero = operand.affine(torch.device("cpu"))
+        if signed and not isinstance(operand, Probabilities):
+            known = scale.clone(), torch.zeros((), dtype=torch.int8)
+        else:
+            known = scale.clone(), zero.to(torch.uint8)
+        operand.__class__ = IntegerOperand
+        cast(IntegerOperand, operand).known = known
+
+
+def _integers(weight: Tensor, layer: Kind, grid: Grid, as_rows: bool) -> tuple[Tensor, Tensor]:
+    rows = weight.t() if layer == "conv1d" else weight
+    scale = symmetric_scale(rows, grid)
+    integers = to_integers(rows, scale, grid).to(torch.int8)
+    if grid.per == "group":
+        return integers.t().contiguous(), scale.t().contiguous()
+    return (integers if as_rows else integers.t().contiguous()), scale.reshape(-1).clone()
+
+
+def _pairs(integers: Int8[Tensor, "rows width"]) -> UInt8[Tensor, "rows half"]:
+    """Integers of up to four bits two in a byte: the first half of a row in the low four, the second in the others."""
+    low, high = F.pad(integers + NIBBLE, (0, integers.shape[1] % 2)).to(torch.uint8).chunk(2, dim=1)
+    return low + 16 * high
+
+
+def _turn(target: Target, grid: Grid, integers: Tensor, scale: Tensor) -> None:
+    layer = target.module
+    input_grid = layer.input_grid if isinstance(layer, FakeQuantized) else None
+    plain = cast(Hashable, type(layer))
+    if target.kind == "embedding":
+        expanded = fits_nibble(grid) and integers.dtype == torch.int8
+        layer.__class__ = _embedding_class(plain, IntegerTiedEmbedding if expanded else IntegerEmbedding)
+    else:
+        layer.__class__ = IntegerTiedLinear if target.shares_embedding else IntegerLinear
+    del layer._parameters["weight"]
+    layer.register_buffer("weight", integers)
+    layer.register_buffer("weight_scale", scale)
+    assert isinstance(layer, Integers)
+    layer.weight_grid, layer.input_grid = grid, input_grid
+    if input_grid is not None and input_grid.per == "tensor":
+        low, high = cast(Tensor, layer._buffers.pop("input_range"))
+        step, zero = affine_parameters(low, high, input_grid)
+        layer.register_buffer("input_scale", step.clone())
+        layer.register_buffer("input_zero", zero.to(torch.uint8))
+    elif input_grid is not None:
+        layer.register_buffer("input_zero", torch.tensor(MIDDLE, dtype=torch.uint8))
+
+
+@cache
+def _embedding_class(plain: type[nn.Module], ours: type[IntegerEmbedding]) -> type[nn.Module]:
+    if plain in (nn.Embedding, LAYERS["embedding"]):
+        return ours
+    # Ours comes last, so that it is what the `super().forward` of Bart's embeddings calls.
+    return type(f"Integer{plain.__name__}", (plain, ours), {})
+
+
+def _fake_quantized(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    shape = values.shape
+    integers = torch.onnx.ops.symbolic("QuantizeLinear", (values, scale, zero), dtype=zero.dtype, shape=shape)
+    return torch.onnx.ops.symbolic("DequantizeLinear", (integers, scale, zero), dtype=torch.float32, shape=shape)
+
+
+def _rounded_up(scale: Tensor) -> Tensor:
+    """What `schemes.symmetric_scale` does to its scales, in arithmetic that ONNX has: rounded up to 16 bits."""
+    nearest = _nearest(scale)
+    above = _nearest(nearest * (1 + 1.02 * 2.0**-16))
+    return torch.where(nearest < scale, above, nearest)
+
+
+def _nearest(values: Tensor) -> Tensor:
+    """`values` rounded to 16 significant bits, half to even (Dekker, 1971, eq. 5.6)."""
+    spread = values * (2.0**8 + 1)
+    return spread - (spread - values)

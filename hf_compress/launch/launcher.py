@@ -1,0 +1,232 @@
+"""Any Trainer script, unmodified, with our flags: `hf-compress run SCRIPT.py`, `torchrun -m hf_compress.launch`."""
+
+import functools
+import inspect
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import Trainer
+
+from hf_compress.launch.flags import Flags, descriptions, help_text, take_flags
+from hf_compress.launch.run import FOLDER, compress, finish, recipe_of
+from hf_compress.launch.script import Script
+from hf_compress.report import provenance
+from hf_compress.report.tables import comparison_table, recipe_table
+
+USAGE = """hf-compress run SCRIPT.py [the script's own arguments] [our flags]
+       accelerate launch -m hf_compress.launch SCRIPT.py ...
+       torchrun -m hf_compress.launch SCRIPT.py ..."""
+HELP = ("-h", "--help")
+
+
+class Launched:
+    """What became of the Trainers of a script: the one that was trained last, and how the script evaluated it."""
+
+    def __init__(self, flags: Flags) -> None:
+        self.flags = flags
+        self.trained: Trainer | None = None
+        self.searched = False
+        self.evaluations: list[dict[str, Any]] = []
+        self._said = False
+
+    def begin(self, trainer: Trainer) -> None:
+        """Makes a Trainer that is about to train for the first time compress, and notes how it is evaluated."""
+        compress(trainer, self.flags.recipe)
+        if not self._said and trainer.is_world_process_zero():
+            Console(stderr=True).print(recipe_table(recipe_of(trainer) or self.flags.recipe))
+        self._said = True
+        signature, evaluate = inspect.signature(trainer.evaluate), trainer.evaluate
+
+        # On the trainer rather than in its class: whatever overrides `evaluate` comes after it.
+        @functools.wraps(evaluate)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            if trainer is self.trained:
+                self.evaluations.append(_named(signature, args, kwargs))
+            return evaluate(*args, **kwargs)
+
+        trainer.evaluate = noted
+
+    def end(self, trainer: Trainer, trial: Any) -> None:
+        """Notes that a training came to its end; the trials of a search leave no model to finish."""
+        if trial is None:
+            self.trained, self.evaluations = trainer, []
+        self.searched = self.searched or trial is not None
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """The arguments of the script's first evaluation after training; none where it made none."""
+        first = self.evaluations[0] if self.evaluations else {}
+        return {name: value for name, value in first.items() if name != "metric_key_prefix"}
+
+    @property
+    def hub_id(self) -> str | None:
+        """Where the result goes: where our flag says, or else where the script's `--push_to_hub` would send it."""
+        assert self.trained is not None
+        arguments, asked = self.trained.args, self.flags.options.compress_hub_id
+        if asked is None and arguments.push_to_hub:
+            return arguments.hub_model_id or Path(arguments.output_dir).absolute().name
+        return asked
+
+
+@contextmanager
+def trainers_compress(launched: Launched) -> Iterator[None]:
+    """A context in which every Trainer, of whatever class, compresses what it trains and uploads nothing by itself.
+
+    A Trainer that is never trained stays as it is.
+    """
+    original = {name: Trainer.__dict__[name] for name in ("train", "init_hf_repo", "push_to_hub")}
+    original["_push_from_checkpoint"] = Trainer.__dict__["_push_from_checkpoint"]
+    train = original["train"]
+    begun: list[Trainer] = []
+
+    @functools.wraps(train)
+    def train_compressed(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        if not any(trainer is self for trainer in begun):
+            launched.begin(self)
+            begun.append(self)
+        result = train(self, *args, **kwargs)
+        launched.end(self, _named(inspect.signature(train), (self, *args), kwargs).get("trial"))
+        return result
+
+    def uploads_nothing(self: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Leaves it to the end of the script to upload, and what is uploaded then is the compressed model."""
+
+    try:
+        Trainer.train = train_compressed
+        for name in original.keys() - {"train"}:
+            setattr(Trainer, name, uploads_nothing)
+        yield
+    finally:
+        for name, function in original.items():
+            setattr(Trainer, name, function)
+
+
+@contextmanager
+def processes_stay() -> Iterator[None]:
+    """A context in which processes stay connected, also when the script ends that: what comes after it needs them."""
+    destroy, asked = torch.distributed.destroy_process_group, False
+
+    @functools.wraps(destroy)
+    def destroy_later(group: Any = None) -> None:
+        nonlocal asked
+        if group is None:
+            asked = True
+        else:
+            destroy(group)
+
+    torch.distributed.destroy_process_group = destroy_later
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group = destroy
+        if asked and torch.distributed.is_initialized():
+            destroy()
+
+
+def run(argv: Sequence[str], command: str | None = None) -> int:
+    """The exit status of the script `argv[0]`, run with the arguments behind it, of which our flags are ours.
+
+    Raises:
+        ValueError: there is no script, one of our flags has no meaning, or the result could not be finished.
+    """
+    if not argv or list(argv) in ([HELP[0]], [HELP[1]]):
+        _print_help("usage: " + USAGE)
+        return 0 if argv else 2
+    if not Path(argv[0]).is_file():
+        raise ValueError(
+            "The first argument must be the path of a script, with our flags and its own behind it (of a module that "
+            f"you run by `python -m`, give the file); got {argv[0]!r}, where there is no file. The usage is\n"
+            f"       {USAGE}"
+        )
+    argv = list(argv)
+    helped = any(token in HELP for token in argv)
+    flags = take_flags(argv)
+    script = Script(*argv)
+    if helped or not flags.given:
+        status = script.run()
+        if helped:
+            _print_help("\nFlags of hf_compress, which go beside those above:")
+        return status
+    _warn_of_one_process()
+    with processes_stay():
+        return _run_compressed(script, flags, command or provenance.command())
+
+
+def _warn_of_one_process() -> None:
+    """Says so where accelerate was asked for several processes and started one, which it does in silence."""
+    counts = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    on_cpu, several = os.environ.get("ACCELERATE_USE_CPU") == "True", "MASTER_ADDR" in os.environ
+    if on_cpu and several and not any(name in os.environ for name in counts):
+        warnings.warn(
+            "This is one process, whatever `--num_processes` says: without MPI `accelerate launch --cpu` starts no "
+            "more. Use `accelerate launch --config_file FILE` with a file like examples/accelerate/cpu.yaml, or "
+            "`torchrun --nproc_per_node 2 -m hf_compress.launch`.",
+            stacklevel=2,
+        )
+
+
+def _run_compressed(script: Script, flags: Flags, command: str) -> int:
+    launched = Launched(flags)
+    with trainers_compress(launched):
+        status = script.run()
+    trainer = launched.trained
+    if status != 0:
+        return status
+    if trainer is None:
+        what = (
+            "only searched for hyperparameters; train with those that it found" if launched.searched else "no Trainer"
+        )
+        warnings.warn(f"Nothing was compressed: {script.path} trained {what}.", stacklevel=1)
+        return status
+    del trainer.evaluate  # Ours; the class's own is left.
+    with script.as_main():
+        report = finish(
+            trainer,
+            evaluation=launched.evaluation,
+            hub_id=launched.hub_id,
+            command=command,
+            formats=flags.options.compress_formats,
+        )
+    if trainer.is_world_process_zero():
+        if report is not None:
+            Console().print(comparison_table(report))
+        Console().print(f"The compressed model is in {Path(trainer.args.output_dir) / FOLDER}", soft_wrap=True)
+    return status
+
+
+def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by name; those of `**kwargs` among the others."""
+    bound = signature.bind_partial(*args, **kwargs).arguments
+    named: dict[str, Any] = {}
+    for name, value in bound.items():
+        gathers = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        named |= value if gathers else {name: value}
+    return named
+
+
+def _print_help(heading: str) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
+    recipes = "\n".join(
+        textwrap.fill(words, 79, initial_indent=f"  {name:14} ", subsequent_indent=" " * 17)
+        for name, words in descriptions().items()
+    )
+    print(f"{heading}\n\n{help_text()}\nrecipes for --compress_recipe:\n{recipes}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status of a run; what is the user's to mend becomes one message and status 1."""
+    command = provenance.command()
+    try:
+        return run(sys.argv[1:] if argv is None else argv, command)
+    except ValueError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return 1

@@ -1,0 +1,9 @@
+"""Layers that compute with rounded or masked weights, in place of the model's own.
+
+`grids` holds the number formats as pure functions of tensors; `rounded`, `attention`, `lora` and `integer` hold the
+layers that use them. A number format is an entry in `grids.SCHEMES`.
+"""
+
+from hf_compress.layers.grids import SCHEMES as SCHEMES
+from hf_compress.layers.grids import Grid as Grid
+from hf_compress.layers.grids import Scheme as Scheme

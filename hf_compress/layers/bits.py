@@ -1,0 +1,80 @@
+"""How many bits the weights of each layer have: items `PATTERN=BITS`, and the grids that a scheme becomes by them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from hf_compress.layers.grids import BITS, Grid, Scheme
+from hf_compress.models.targets import Target
+
+
+def parsed(item: str) -> tuple[re.Pattern[str], int]:
+    """The regular expression and the number of bits that an item `PATTERN=BITS` has.
+
+    Raises:
+        ValueError: it is no such item.
+    """
+    pattern, separator, number = item.rpartition("=")
+    if not separator or not pattern or not number.isdecimal() or int(number) not in BITS:
+        raise ValueError(
+            f"`--quant_bits` must be items PATTERN=BITS, with BITS from {BITS[0]} to {BITS[-1]}; got {item!r}. Give "
+            "embeddings=4, for instance, for four bits in every layer in whose name `embeddings` is found."
+        )
+    try:
+        return re.compile(pattern), int(number)
+    except re.error as error:
+        raise ValueError(f"`--quant_bits {item}`: {pattern} is not a regular expression: {error}.") from error
+
+
+def weight_grids(targets: Sequence[Target], scheme: Scheme, items: Sequence[str]) -> list[tuple[Target, Grid]]:
+    """Each of the layers `targets` with the grid of its weight.
+
+    That is the one that `scheme` has for its kind, with the bits of the last of `items` whose pattern is found in its
+    name. A weight of several names has the bits that any of them is given.
+
+    Args:
+        targets: the layers that the scheme rounds, as `targets.quantizable` finds them.
+
+    Raises:
+        ValueError: an item is malformed, matches nothing, or matches a layer whose weights share scales by groups.
+    """
+    grids = {id(target.weight): scheme.of(target.shares_embedding) for target in targets}
+    for item in items:
+        pattern, bits = parsed(item)
+        found = [target for target in targets if pattern.search(target.name)]
+        if not found:
+            names = [target.name for target in targets]
+            raise ValueError(
+                f"`--quant_bits {item}` matches none of the {len(names)} layers that are quantized. Give a regular "
+                f"expression that is found in the name of one, such as {', '.join(names[:3])}; or drop the item."
+            )
+        for target in found:
+            grid = grids[id(target.weight)]
+            if grid.per != "row":
+                raise ValueError(
+                    f"`--quant_bits {item}` matches {target.name}, whose weights share scales by {grid.per}s of "
+                    f"{grid.group_size}; only bits of weights with one scale a row can be chosen. Choose another "
+                    "`--quant_scheme`, such as int8-weight, or a pattern that is not found there."
+                )
+            grids[id(target.weight)] = replace(grid, bits=bits)
+    return [(target, grids[id(target.weight)]) for target in targets]
+
+
+def items_of(bits: Mapping[str, int], usual: Mapping[str, int]) -> list[str]:
+    """Items that give the layers of these names these `bits`, where they have the `usual` ones without.
+
+    Layers whose names differ in numbers only, those of the same place in every block, share an item with the bits that
+    most of them have; each of the others has its own behind it.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in bits:
+        alike.setdefault(re.sub(r"\d+", r"\\d+", name), []).append(name)
+    items = []
+    for pattern, names in alike.items():
+        if all(bits[name] == usual[name] for name in names):
+            continue
+        numbers = [bits[name] for name in names]
+        most = max(dict.fromkeys(numbers), key=numbers.count)
+        items.append(f"^{pattern}$={most}")
+        items += [f"^{name}$={bits[name]}" for name in names if bits[name] != most]
+    return items

@@ -1,0 +1,8 @@
+"""Quantization-aware training: its options and its callback for any Trainer.
+
+`callback` replaces the layers of the model with those of `hf_compress.layers`, and switches rounding and range
+observation on and off. The number formats themselves are in `hf_compress.layers.grids`.
+"""
+
+from hf_compress.quantize.arguments import QuantizationArguments as QuantizationArguments
+from hf_compress.quantize.callback import QuantizationCallback as QuantizationCallback

@@ -1,0 +1,236 @@
+"""The scores that a report compares: those of a Trainer's own `evaluate`, for its model, teacher and dense model."""
+
+import copy
+import inspect
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    set_seed,
+)
+from transformers.utils import logging
+
+from hf_compress.models.heads import Head, bare, has_own_forward
+
+PARITY_BATCHES = 8
+TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
+
+
+def clean_scores(metrics: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:
+    """The scores in what `Trainer.evaluate` returned: without the prefix, the timings and the epoch."""
+    named = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name != "epoch"}
+    return {name: float(value) for name, value in named.items() if not name.endswith(TIMINGS)}
+
+
+def can_evaluate(trainer: Trainer, model: nn.Module) -> bool:
+    """Whether `trainer` can evaluate `model` in place of its own.
+
+    That may have a `forward` of its own, which the trainer relies on: then only models of its class.
+    """
+    return not has_own_forward(trainer.model) or type(bare(model)) is type(bare(trainer.model))
+
+
+@contextmanager
+def evaluating(trainer: Trainer, model: nn.Module) -> Iterator[None]:
+    """A context in which `trainer` evaluates `model`; afterwards the trainer is as it was, but for its log.
+
+    The accelerator forgets its models meanwhile, or it would not prepare this one (mixed precision, compilation).
+    """
+    if has_own_forward(trainer.model) and model is not bare(trainer.model):
+        with _lent(bare(trainer.model), bare(model)) as lent, evaluating(trainer, lent):
+            yield
+        return
+    names = ("model", "model_wrapped", "deepspeed", "model_preparation_time")
+    kept = {name: trainer.__dict__[name] for name in names if name in trainer.__dict__}
+    kept_models, kept_callback_model = trainer.accelerator._models, trainer.callback_handler.model
+    trainer.model = trainer.model_wrapped = trainer.callback_handler.model = model
+    trainer.accelerator._models = []
+    try:
+        yield
+    finally:
+        for name in names:
+            trainer.__dict__.pop(name, None)
+        trainer.__dict__.update(kept)
+        trainer.accelerator._models, trainer.callback_handler.model = kept_models, kept_callback_model
+
+
+@contextmanager
+def _lent(model: nn.Module, other: nn.Module) -> Iterator[nn.Module]:
+    """A context in which `model` computes by its own `forward` with the modules and weights of `other`."""
+    names = ("_modules", "_parameters", "_buffers")
+    kept = {name: vars(model)[name] for name in names}
+    vars(model).update({name: vars(other)[name] for name in names})
+    try:
+        yield model
+    finally:
+        vars(model).update(kept)
+
+
+def evaluation_batches(trainer: Trainer) -> list[dict[str, Any]]:
+    """The trainer's first `PARITY_BATCHES` evaluation batches; of a distributed run, this process's share of them."""
+    dataset = next(iter(trainer.eval_dataset)) if isinstance(trainer.eval_dataset, dict) else None
+    return list(itertools.islice(trainer.get_eval_dataloader(dataset), PARITY_BATCHES))
+
+
+def logit_difference(
+    trainer: Trainer, other: nn.Module, head: Head, plain: nn.Module | None = None
+) -> tuple[float, int]:
+    """The largest absolute difference of a logit between `trainer.model` and `other`, and the rows compared.
+
+    Both run in evaluation mode, on the trainer's first `PARITY_BATCHES` evaluation batches, under its autocast. Every
+    process of a distributed run must call it: the difference is the largest of all of them, the rows are its own.
+
+    Args:
+        plain: a model that takes the place of `trainer.model`; both are then compared without autocast, which other
+            runtimes do not have.
+    """
+    if plain is not None:
+        unwrap = trainer.accelerator.unwrap_model
+        # Trainer's wrapper has an autocast of its own in every `forward` that it has called.
+        plain, other = (unwrap(model, keep_fp32_wrapper=False) for model in (plain, other))
+    context = trainer.accelerator.autocast if plain is None else nullcontext
+    trained = trainer.model if plain is None else plain
+    training = trained.training
+    largest, rows = torch.zeros((), dtype=torch.float64), 0
+    trained.eval(), other.eval()
+    try:
+        for batch in evaluation_batches(trainer):
+            inputs = trainer._prepare_inputs(batch)
+            with torch.no_grad(), context():
+                ours, theirs = (head.logits(model(**inputs)) for model in (trained, other))
+            rows += len(ours[0])
+            for one, two in zip(ours, theirs, strict=True):
+                difference = (one.double() - two.double()).abs().max().cpu()
+                # torch.maximum, unlike max(), lets a NaN through: a model that broke must not report parity.
+                largest = torch.maximum(largest, difference)
+    finally:
+        trained.train(training)
+    return float(trainer.accelerator.gather(largest.float().to(trainer.args.device)).max()), rows
+
+
+logger = logging.get_logger(__name__)
+
+SHOWING = (PrinterCallback, ProgressCallback)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that training began with: its name or path, and whether that is a model for the task already."""
+
+    name: str
+    revision: str | None
+    trained: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Origin":
+        """The origin of a model that nothing was saved from yet: saving overwrites what its configuration knows."""
+        inner = bare(model)
+        config = getattr(inner, "config", None)
+        name = getattr(config, "name_or_path", "") or ""
+        # A head that was added to a pretrained body is not of the class that the checkpoint was saved from.
+        trained = bool(name) and type(inner).__name__ in (getattr(config, "architectures", None) or [])
+        return cls(name or type(inner).__name__, getattr(config, "_commit_hash", None), trained)
+
+
+def evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """What the trainer's own `evaluate` returns for its model, names without prefix, numbers only."""
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(trainer.evaluate).parameters.items()}
+    takes_prefix = "metric_key_prefix" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()
+    # Every model is asked the same: a collator that draws (the masks of a language model) draws the same again.
+    set_seed(trainer.args.seed)
+    if isinstance(trainer.data_collator, DataCollatorForLanguageModeling):
+        trainer.data_collator.generator = None
+    with _unheard(trainer):
+        metrics = trainer.evaluate(**{**evaluation, **({"metric_key_prefix": prefix} if takes_prefix else {})})
+    if not isinstance(metrics, Mapping):
+        raise ValueError(
+            f"`evaluate` of {type(trainer).__name__} returned {type(metrics).__name__}, where a report needs scores "
+            "by name. Return what `super().evaluate()` returns."
+        )
+    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Real) and name != "epoch"}
+    endless = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if endless:
+        logger.warning(f"Left out of the report, because they are no finite numbers: {', '.join(endless)}.")
+    # A script's own `evaluate` may put another prefix than it is told.
+    return {
+        f"eval_{name.removeprefix(f'{prefix}_').removeprefix('eval_')}": value
+        for name, value in numbers.items()
+        if name not in endless
+    }
+
+
+@contextmanager
+def _unheard(trainer: Trainer) -> Iterator[None]:
+    """A context in which callbacks hear nothing, but for those that show progress.
+
+    Training is over: a script may have ended its run with W&B, and patience has nothing to wait for.
+    """
+    handler = trainer.callback_handler
+    kept, handler.callbacks = handler.callbacks, [c for c in handler.callbacks if isinstance(c, SHOWING)]
+    try:
+        yield
+    finally:
+        handler.callbacks = kept
+
+
+def teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str, float] | None:
+    """The teacher's scores, its classes read in the student's order; None without a teacher."""
+    if getattr(trainer, "teacher", None) is None:
+        return None
+    order = trainer._teacher_classes
+    if not can_evaluate(trainer, trainer.teacher):
+        logger.warning(
+            f"The teacher's scores are not in the report: this {type(trainer).__name__} evaluates with a `forward` "
+            f"that it has put on its own model, which is no {type(bare(trainer.teacher)).__name__}."
+        )
+        return None
+    with trainer.teaching() as teacher:
+        known = inspect.signature(bare(teacher).forward).parameters
+
+        def leave_out(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {name: value for name, value in kwargs.items() if name in known}
+
+        def reorder(module: nn.Module, args: Any, outputs: Any) -> Any:
+            outputs["logits"] = outputs["logits"][..., order]
+            return outputs
+
+        hooks = []
+        if not has_own_forward(trainer.model):  # Which would take more than the class's, and does so for the teacher.
+            hooks.append(teacher.register_forward_pre_hook(leave_out, with_kwargs=True))
+        if order is not None:
+            hooks.append(teacher.register_forward_hook(reorder))
+        try:
+            with evaluating(trainer, teacher):
+                scores = evaluate(trainer, evaluation, "teacher")
+        finally:
+            for hook in hooks:
+                hook.remove()
+    # Its own loss counted the labels in its own order.
+    return scores if order is None else {name: v for name, v in scores.items() if name != "eval_loss"}
+
+
+def dense_scores(trainer: Trainer, origin: Origin, evaluation: Mapping[str, Any]) -> dict[str, float] | None:
+    """The scores of the model that training began with, loaded anew; None, with a word, if that is not there."""
+    source: PreTrainedModel = bare(trainer.model)
+    config = copy.deepcopy(getattr(trainer, "uncut", None) or source.config)
+    try:
+        dense = type(source).from_pretrained(
+            origin.name, revision=origin.revision or "main", config=config, dtype=source.dtype
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        logger.warning(f"There is no dense baseline: {origin.name} could not be loaded once more. {error}")
+        return None
+    with evaluating(trainer, dense.to(trainer.args.device)):
+        return evaluate(trainer, evaluation, "dense")

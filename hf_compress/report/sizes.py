@@ -1,0 +1,107 @@
+"""How large a model is: as files, by the paper's formula, and by the entropy of its integers."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from hf_compress.checkpoint.inventory import TensorFacts
+from hf_compress.layers.bits import weight_grids
+from hf_compress.models import targets
+from hf_compress.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """Bytes of one part's tensors in the dense fp32 file and in the packed one, file headers aside."""
+
+    dense_bytes: int
+    packed_bytes: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """The sizes of one model, in bytes.
+
+    `dense_bytes` and `packed_bytes` are files: the fp32 safetensors of the dense model and the `model.safetensors`
+    that was written. `analytic_bytes` is the formula of Movva et al. (2022), which counts no mask, scale or header and
+    is the size of no file. `entropy_bytes` is the order-0 entropy of the coded integers plus the raw bytes of the
+    rest: what an ideal coder without context would need.
+    """
+
+    dense_bytes: int
+    packed_bytes: int
+    parts: dict[str, PartSize]
+    analytic_bytes: int
+    entropy_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the packed file is than the dense fp32 one."""
+        return self.dense_bytes / self.packed_bytes
+
+
+def dense_size(dense: PreTrainedModel) -> tuple[int, dict[str, int]]:
+    """The bytes of `dense` as an fp32 safetensors file, by writing one of zeros, and its number of weights per part.
+
+    Tied weights count once, as `save_pretrained` has it. Values do not matter: a model on the meta device will do.
+    """
+    parameters = dict(dense.named_parameters())
+    named = dict(dense.named_buffers())
+    buffers = {name: tensor for name, tensor in dense.state_dict().items() if name in named}
+    zeros = {name: torch.zeros(tensor.shape) for name, tensor in parameters.items()}
+    zeros |= {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in buffers.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.safetensors"
+        save_file(zeros, file, metadata={"format": "pt"})
+        return file.stat().st_size, _weights(dense)
+
+
+def _weights(model: PreTrainedModel) -> dict[str, int]:
+    numbers: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = targets.part(model, name)
+        numbers[part] = numbers.get(part, 0) + parameter.numel()
+    return numbers
+
+
+def analytic_bytes(model: PreTrainedModel, recipe: Recipe) -> int:
+    """The size in bytes of Movva et al. (2022): bytes per weight x (embeddings + (1 - sparsity) x everything else).
+
+    The sparsity is the one asked for. Neither masks nor scales nor indices are counted, so it is the size of no file.
+    Weights that are given bits of their own count with those. The values of `model` do not matter.
+    """
+    numbers, options = _weights(model), recipe.quantization
+    embeddings = numbers.get("embeddings", 0)
+    others = sum(numbers.values()) - embeddings
+    kept = 1 - (recipe.pruning.prune_sparsity if recipe.pruning.enabled else 0.0)
+    if not options.enabled:
+        return round(4 * (embeddings + kept * others))
+    total = options.scheme.embedding.bits * embeddings + options.scheme.weight.bits * kept * others
+    rounded = weight_grids(targets.quantizable(model, options.quant_exclude), options.scheme, options.quant_bits)
+    for weight, (target, grid) in {target.weight: (target, grid) for target, grid in rounded}.items():
+        fewer = options.scheme.of(target.shares_embedding).bits - grid.bits
+        total -= fewer * weight.numel() * (1 if target.shares_embedding else kept)
+    return round(total / 8)
+
+
+def measured_size(
+    folder: Path, dense: PreTrainedModel, student: PreTrainedModel, facts: Sequence[TensorFacts], recipe: Recipe
+) -> Size:
+    """The sizes of the checkpoint in `folder`, whose tensors are `facts`, against those of the model `dense`.
+
+    `student` is that model again, or what was cut from it; the formula counts its weights.
+    """
+    dense_bytes, numbers = dense_size(dense)
+    packed = {part: sum(fact.stored_bytes for fact in facts if fact.part == part) for part in numbers}
+    return Size(
+        dense_bytes=dense_bytes,
+        packed_bytes=(folder / "model.safetensors").stat().st_size,
+        parts={part: PartSize(4 * numbers[part], packed[part]) for part in sorted(numbers)},
+        analytic_bytes=analytic_bytes(student, recipe),
+        entropy_bytes=round(sum(fact.entropy_bytes for fact in facts)),
+    )

@@ -1,0 +1,184 @@
+"""All that a study says, computed once from its measurements: reductions, multiplicativity, gains, ranking, front."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from hf_compress.study.analysis import effects, reductions
+from hf_compress.study.analysis.effects import Estimate, Gain
+from hf_compress.study.analysis.measurements import Measurement
+from hf_compress.study.analysis.panel import Draws, Panel, complete, draw, mask, panel
+from hf_compress.study.analysis.published import HEADLINE
+from hf_compress.study.analysis.ranking import Ranking, rank
+from hf_compress.study.grid.combinations import COMBINATIONS, METHODS, joined, parts, within
+
+ANALYTIC, DISK = "analytic", "disk"
+SIZES = (ANALYTIC, DISK)
+CONTROL, START = "control", "start"
+BASELINES = (CONTROL, START)
+# By model and combination: the mean over tasks, that of each draw, and in how many tasks there is one.
+Reductions = dict[tuple[str, str], tuple[float, Float[np.ndarray, " draws"], int]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number, and the interval of what it might have been; None where too little was measured to say."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the measurements of a study come to.
+
+    Means over tasks are of the largest part of the study without holes (`full`); the linear model takes all there are.
+    """
+
+    measurements: Sequence[Measurement]
+
+    @cached_property
+    def whole(self) -> Panel:
+        """Everything, with holes."""
+        return panel(self.measurements)
+
+    @cached_property
+    def full(self) -> Panel:
+        """What every mean over tasks is of."""
+        return complete(self.whole)
+
+    @cached_property
+    def draws(self) -> Draws:
+        """The bootstrap of `full`."""
+        return draw(self.full)
+
+    @property
+    def sparsities(self) -> tuple[float, ...]:
+        """Those that were asked for, ascending."""
+        return tuple(sorted({measurement.sparsity for measurement in self.measurements} - {0.0}))
+
+    @property
+    def sparsity(self) -> float:
+        """The one to look at where only one can be: that of the paper's headlines, else the highest; 0 if none is."""
+        there = self.sparsities
+        return HEADLINE if HEADLINE in there else max(there, default=0.0)
+
+    @property
+    def combinations(self) -> tuple[str, ...]:
+        """Those in `full`, in the paper's order of columns."""
+        there = {point.combination for point in self.full.points}
+        return tuple(name for name in COMBINATIONS if name in there)
+
+    def reductions(self, size: str, baseline: str) -> Reductions:
+        """The reductions by a size of `SIZES` against one of the `BASELINES`."""
+        return self._reductions[size, baseline]
+
+    @cached_property
+    def _reductions(self) -> dict[tuple[str, str], Reductions]:
+        full, found = self.full, {}
+        for size in SIZES:
+            sizes = full.analytic if size == ANALYTIC else full.disk
+            for baseline in BASELINES:
+                table = {}
+                for model in full.models:
+                    control = next(place for place, p in enumerate(full.points) if p.model == model and p == p.dense)
+                    dense = full.analytic[:, control] if size == ANALYTIC else full.dense_disk[:, control]
+                    # The start is one trained model: a control of another seed says nothing about its scatter.
+                    fixed = full.start[:, control]
+                    once = full.scores[:, control] if baseline == CONTROL else fixed
+                    often = self.draws.scores[:, :, control] if baseline == CONTROL else np.broadcast_to(
+                        fixed, self.draws.picked.shape
+                    )  # fmt: skip
+                    if np.isnan(once).any():
+                        continue
+                    for name in self.combinations:
+                        chosen = mask(full, name)
+                        small = reductions.smallest_within(full.scores[:, chosen], sizes[:, chosen], once)
+                        drawn = reductions.smallest_within(self.draws.scores[:, :, chosen], sizes[:, chosen], often)
+                        ratios = reductions.reduction(drawn, dense)
+                        table[model, name] = (
+                            float(reductions.reduction(small, dense).mean()),
+                            self.draws.over_tasks(ratios),
+                            int(np.isfinite(small).sum()),
+                        )
+                found[size, baseline] = table
+        return found
+
+    def multiplicativity(self, size: str, baseline: str) -> dict[str, Spread]:
+        """By combination of two or three methods whose parts were all measured."""
+        table, found = self.reductions(size, baseline), {}
+        models = list(dict.fromkeys(model for model, _ in table))
+        for name in self.combinations:
+            if len(parts(name)) < 2 or not set(within(name)) <= set(self.combinations) or not models:
+                continue
+            columns = (name, *parts(name))
+            once = {column: [np.array(table[model, column][0]) for model in models] for column in columns}
+            often = {column: [table[model, column][1] for model in models] for column in columns}
+            value = float(reductions.multiplicativity(once, name))
+            found[name] = Spread(value, self.draws.interval(reductions.multiplicativity(often, name)))
+        return found
+
+    def interactions(self, sparsity: float) -> dict[str, Estimate]:
+        """The linear model of the scores, at one sparsity."""
+        return effects.interactions(self.measurements, sparsity)
+
+    def gains(self, sparsity: float) -> list[Gain]:
+        """What each method costs and buys, alone and on top of the others, at one sparsity."""
+        rows = []
+        for method in METHODS:
+            for on_top_of in COMBINATIONS:
+                if method not in parts(on_top_of):
+                    combined = joined(method, *parts(on_top_of))
+                    rows.append(effects.gains(self.measurements, method, on_top_of, combined, sparsity))
+        return [gain for gain in rows if gain is not None]
+
+    def differences(self) -> dict[int, Spread]:
+        """By place of a point in `full`: its mean score less that of the dense control of its model."""
+        found = {}
+        for place, point in enumerate(self.full.points):
+            if point != point.dense:
+                control = self.full.column(point.dense)
+                once = self.full.scores[:, place] - self.full.scores[:, control]
+                often = self.draws.over_tasks(self.draws.scores[:, :, place] - self.draws.scores[:, :, control])
+                found[place] = Spread(float(once.mean()), self.draws.interval(often))
+        return found
+
+    def front(self, size: str) -> tuple[Bool[np.ndarray, " points"], Float[np.ndarray, " points"] | None]:
+        """Which points are on the Pareto front, and in what share of the draws; None if nothing was drawn."""
+        full = self.full
+        sizes = (full.analytic if size == ANALYTIC else full.disk).mean(axis=0)
+        now = reductions.front(sizes, full.scores.mean(axis=0))
+        if not self.draws.over:
+            return now, None
+        means = np.stack([self.draws.over_tasks(self.draws.scores[:, :, p]) for p in range(len(full.points))], axis=1)
+        share = np.zeros(len(full.points))
+        for part in np.array_split(means, max(1, len(means) // 500)):
+            share += reductions.front(sizes, part).sum(axis=0)
+        return now, share / len(means)
+
+    def rankings(self) -> list[Ranking]:
+        """The three methods by what each alone does to size at equal score, and to the score at equal training."""
+        found = []
+        for size in SIZES:
+            table = self.reductions(size, CONTROL)
+            models = list(dict.fromkeys(model for model, _ in table))
+            if models and set(METHODS) <= set(self.combinations):
+                once = {m: float(np.exp(np.mean([np.log(table[model, m][0]) for model in models]))) for m in METHODS}
+                often = {m: np.exp(np.mean([np.log(table[model, m][1]) for model in models], axis=0)) for m in METHODS}
+                found.append(rank(f"times smaller within 0.5 points, {size}", once, often, self.draws))
+        full, once, often = self.full, {}, {}
+        for method in METHODS:
+            wanted = self.sparsity if method == "mp" else 0.0
+            places = [p for p, point in enumerate(full.points) if point[1:] == (method, wanted)]
+            if places:
+                controls = [full.column(full.points[place].dense) for place in places]
+                once[method] = float((full.scores[:, places] - full.scores[:, controls]).mean())
+                drawn = (self.draws.scores[:, :, places] - self.draws.scores[:, :, controls]).mean(axis=2)
+                often[method] = self.draws.over_tasks(drawn)
+        if len(once) == len(METHODS):
+            measure = f"points of score against the control (mp at {100 * self.sparsity:g} %)"
+            found.append(rank(measure, once, often, self.draws))
+        return found

@@ -1,0 +1,230 @@
+"""The measurement of each cell of a study, as the analysis needs it: read from a file of results and checked."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from hf_compress.study.grid.combinations import COMBINATIONS, parts
+
+PAPER = "paper"
+MAIN = "main"
+METRICS = (PAPER, MAIN)
+ENDINGS = (".jsonl", ".jsonl.zst", ".csv")
+SELF = "self"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one cell came to.
+
+    `model` names the architecture that was compressed, and with `layers` of it the checkpoint `family` it was cut
+    from. Scores are in points of a hundred, of the metric named: `score` belongs to the compressed file as reloaded,
+    `start` to the dense model that the cell began with, `teacher_score` to the teacher. Sizes are bytes; `dense_bytes`
+    is the fp32 file of the same architecture. `rows` is how many the scores are over.
+    """
+
+    key: str
+    family: str
+    model: str
+    layers: int | None
+    task: str
+    combination: str
+    sparsity: float
+    seed: int
+    teacher: str | None
+    metric: str
+    score: float
+    start: float | None
+    teacher_score: float | None
+    dense_bytes: int
+    packed_bytes: int
+    analytic_bytes: int
+    entropy_bytes: int
+    rows: int
+    seconds: float
+
+
+NAMES = tuple(field.name for field in fields(Measurement))
+OPTIONAL = ("layers", "teacher", "start", "teacher_score")
+
+
+def read_measurements(source: str | Path | Sequence[str | Path], metric: str = PAPER) -> list[Measurement]:
+    """The measurements in `source`, ordered by model, task, combination, sparsity and seed.
+
+    Args:
+        source: one or several of: a file of results (`.jsonl` or `.jsonl.zst`), the table of cells that a report
+            writes (`.csv`), the folder of a study, a folder with files of results. What is in two of them counts once.
+        metric: `paper` takes the accuracy of a task that reports one, as the paper's means do; `main` the score that
+            stands for the task in its report, which for CoLA is Matthews' correlation.
+
+    Raises:
+        ValueError: there is nothing to read, a line is no result of a study, or two are of the same cell.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"`--metric` must be one of {', '.join(METRICS)}; got {metric!r}.")
+    paths = [Path(each) for each in ([source] if isinstance(source, str | Path) else source)]
+    found = [measurement for path in paths for file in _files(path) for measurement in _read(file, metric)]
+    if not found:
+        raise ValueError(
+            f"{_names(paths)} holds no results. Run `hf-compress study` first, or give a file that it collected."
+        )
+    found = _distinct(found)
+    order = {name: place for place, name in enumerate(COMBINATIONS)}
+    return sorted(found, key=lambda o: (o.model, o.task, order[o.combination], o.sparsity, o.seed))
+
+
+def to_row(measurement: Measurement) -> dict[str, Any]:
+    """The measurement as a row of the table of cells."""
+    return {name: getattr(measurement, name) for name in NAMES}
+
+
+def _names(paths: Iterable[Path]) -> str:
+    return ", ".join(path.name for path in paths)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        cells = sorted(path.glob("*/cell.json"))
+        files = [file for file in sorted(path.iterdir()) if file.name.endswith((".jsonl", ".jsonl.zst"))]
+        return cells or files
+    if not path.is_file():
+        raise ValueError(f"RESULTS must be a file or a folder; there is none at {path}.")
+    if not path.name.endswith(ENDINGS):
+        raise ValueError(f"RESULTS must end in {', '.join(ENDINGS)}, or be a folder; got {path.name}.")
+    return [path]
+
+
+def _read(file: Path, metric: str) -> Iterator[Measurement]:
+    if file.name == "cell.json":
+        report = file.with_name("report.json")
+        if report.is_file():
+            values = _parsed(file.read_text("utf-8"), str(file))
+            yield _measurement(values | {"report": _parsed(report.read_text("utf-8"), str(report))}, metric, str(file))
+    elif file.suffix == ".csv":
+        lines = [line for line in file.read_text("utf-8").splitlines() if not line.startswith("#")]
+        for number, row in enumerate(csv.DictReader(lines), 2):
+            yield _from_row(row, f"{file}:{number}")
+    else:
+        for number, line in enumerate(_text(file).splitlines(), 1):
+            if line.strip():
+                yield _measurement(_parsed(line, f"{file}:{number}"), metric, f"{file}:{number}")
+
+
+def _text(file: Path) -> str:
+    content = file.read_bytes()
+    if file.suffix != ".zst":
+        return content.decode()
+    try:
+        return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content)).read().decode()
+    except zstandard.ZstdError as error:
+        raise ValueError(f"{file} is not compressed by zstd: {error}. Collect the results again.") from error
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must hold a JSON object; got {type(values).__name__}.")
+    return values
+
+
+def _measurement(values: Mapping[str, Any], metric: str, where: str) -> Measurement:
+    """The measurement in one line of results: `cell`, `report` and `seconds`."""
+    cell, report = (_get(values, name, dict, where) for name in ("cell", "report"))
+    combination = _get(cell, "methods", str, f"{where} cell")
+    main, compressed = _get(report, "main_metric", str, where), _get(report, "compressed", dict, where)
+    name = "accuracy" if metric == PAPER and "accuracy" in compressed else main
+    family, layers = _get(cell, "model", str, where), cell.get("layers")
+    size = _get(report, "size", dict, where)
+    return _checked(
+        Measurement(
+            key=_get(cell, "key", str, where),
+            family=family.removesuffix(f"-{layers}"),
+            model=family if layers is None or family.endswith(f"-{layers}") else f"{family}-{layers}",
+            layers=layers,
+            task=_get(cell, "task", str, where),
+            combination=combination,
+            sparsity=float(_get(cell, "sparsity", int | float, where)),
+            seed=_get(cell, "seed", int, where),
+            teacher=cell.get("teacher"),
+            metric=name,
+            score=_points(compressed, name, where),
+            start=_points(report.get("dense"), name, where, required=False),
+            teacher_score=_points(report.get("teacher"), name, where, required=False),
+            **{kind: _get(size, kind, int, where) for kind in NAMES if kind.endswith("_bytes")},
+            rows=_get(_get(report, "dataset", dict, where), "eval_rows", int, where),
+            seconds=float(_get(values, "seconds", int | float, where)),
+        ),
+        where,
+    )
+
+
+def _from_row(row: Mapping[str, str], where: str) -> Measurement:
+    missing = [name for name in NAMES if row.get(name) is None]
+    if missing:
+        raise ValueError(f"{where} lacks the column `{missing[0]}`. The report of a study writes it, into cells.csv.")
+    kinds = {field.name: field.type for field in fields(Measurement)}
+    values: dict[str, Any] = {}
+    for name in NAMES:
+        kind = next(kind for kind in (int, float, str) if kinds[name] in (kind, kind | None))
+        try:
+            values[name] = None if row[name] == "" and name in OPTIONAL else kind(row[name])
+        except ValueError as error:
+            raise ValueError(f"{where} `{name}` must be a number; got {row[name]!r}.") from error
+    return _checked(Measurement(**values), where)
+
+
+def _checked(measurement: Measurement, where: str) -> Measurement:
+    if measurement.combination not in COMBINATIONS:
+        raise ValueError(
+            f"{where} `methods` must be one of {', '.join(COMBINATIONS)}; got {measurement.combination!r}."
+        )
+    if ("mp" in parts(measurement.combination)) != (0 < measurement.sparsity < 1):
+        raise ValueError(
+            f"{where} `sparsity` must be in (0, 1) with `mp` and 0 without; got {measurement.sparsity:g} for "
+            f"{measurement.combination}."
+        )
+    return measurement
+
+
+def _get(values: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
+    if name not in values:
+        raise ValueError(f"{where} lacks `{name}`. A result of a study has `cell`, `report` and `seconds`.")
+    if not isinstance(values[name], kind) or isinstance(values[name], bool):
+        said = getattr(kind, "__name__", str(kind))
+        raise ValueError(f"{where} `{name}` must be of type {said}; got {values[name]!r}.")
+    return values[name]
+
+
+def _points(scores: Mapping[str, Any] | None, name: str, where: str, *, required: bool = True) -> Any:
+    """A score in points of a hundred; 0 of a model that diverged, whose report says "nan"."""
+    if scores is None and not required:
+        return None
+    value = (scores or {}).get(name)
+    if value in ("nan", "inf", "-inf"):
+        return 0.0
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{where} the score `{name}` must be a number; got {value!r}.")
+    return 100 * float(value)
+
+
+def _distinct(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """The measurements without those that are there twice, as in two files that overlap."""
+    seen: dict[tuple[Any, ...], Measurement] = {}
+    for measurement in measurements:
+        place = (measurement.model, measurement.task, measurement.combination, measurement.sparsity, measurement.seed)
+        first = seen.setdefault(place, measurement)
+        if first.key != measurement.key:
+            raise ValueError(
+                f"Two results are of one cell ({', '.join(map(str, place))}): {first.key} and {measurement.key}. A "
+                "report compares one recipe of each combination: give the results of one."
+            )
+    return list(seen.values())

@@ -1,0 +1,284 @@
+"""The grid of a study as its YAML file states it, checked in full before anything is trained."""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainingArguments
+
+from hf_compress.distill import DistillationArguments
+from hf_compress.distill.teacher import SELF
+from hf_compress.prune.arguments import PruningArguments
+from hf_compress.quantize.arguments import QuantizationArguments
+from hf_compress.study.grid.combinations import COMBINATIONS, parts
+from hf_compress.study.grid.glue import TASKS
+
+METHOD_ARGUMENTS: dict[str, type[Any]] = {
+    "kd": DistillationArguments,
+    "mp": PruningArguments,
+    "int8": QuantizationArguments,
+}
+# Options of a recipe that a grid says in its own words.
+SAID_ELSEWHERE = {
+    "distill_teacher": "`teacher`",
+    "distill_student_layers": "`layers` of a model",
+    "distill_cache": "nothing: the answers of teachers always are kept",
+    "prune_sparsity": "`sparsities`",
+}
+# Training arguments that are the engine's.
+OURS = ("output_dir", "seed", "data_seed", "do_train", "do_eval", "do_predict", "push_to_hub", "report_to")
+LONGEST = 512
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-4 as the number that it is, which YAML 1.1 wants written 1.0e-4."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pretrained model, and the sizes to cut it to: each a number of its layers, None being all.
+
+    `attn_implementation` is that of `from_pretrained`. With `bf16` on a CPU, eager is the fast one.
+    """
+
+    name: str
+    path: str
+    layers: tuple[int | None, ...] = (None,)
+    seeds: tuple[int, ...] | None = None
+    revision: str | None = None
+    hub_id: str | None = None
+    attn_implementation: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A GLUE task, and how many of its first rows to use; None is all."""
+
+    name: str
+    train_rows: int | None = None
+    eval_rows: int | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is to be compared: every combination of models, tasks, methods, sparsities, seeds and recipe fields.
+
+    `training` is for all runs; a model's and a task's own go before it, and `dense_training` before those where the
+    dense models are trained. `recipe` holds lists of values: more than one is one more axis of the grid. `teacher` is
+    the name of a model, trained whole on the task with the first of `seeds`, and with its own `training` only if an
+    entry lists the whole model; or `self`, the dense model itself.
+    """
+
+    name: str
+    models: tuple[Model, ...]
+    tasks: tuple[Task, ...]
+    data: str = "nyu-mll/glue"
+    max_length: int = 128
+    methods: tuple[str, ...] = COMBINATIONS
+    sparsities: tuple[float, ...] = (0.6,)
+    seeds: tuple[int, ...] = (0,)
+    teacher: str = SELF
+    training: Mapping[str, Any] = field(default_factory=dict)
+    dense_training: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def recipes(self, methods: str) -> Iterator[dict[str, Any]]:
+        """The options, besides the teacher's name, of each recipe for one of the `COMBINATIONS`."""
+        chosen = parts(methods)
+        known = {option.name for part in chosen for option in fields(METHOD_ARGUMENTS[part])}
+        axes = {name: values for name, values in self.recipe.items() if name in known}
+        if "mp" in chosen:
+            axes["prune_sparsity"] = self.sparsities
+        if "int8" in chosen:
+            axes.setdefault("quant_scheme", ("int8",))
+        for values in itertools.product(*axes.values()):
+            yield dict(zip(axes, values, strict=True))
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Grid":
+        """The grid in the YAML file `path`.
+
+        Raises:
+            ValueError: the file is no YAML, or not that of a grid.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"GRID must be a YAML file; there is none at {path}. `examples/study/` has some.")
+        try:
+            values = yaml.load(path.read_text("utf-8"), _Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {error}") from error
+        return cls.from_dict(values, path.stem)
+
+    @classmethod
+    def from_dict(cls, values: Any, name: str = "study") -> "Grid":
+        """The grid in what a YAML file holds.
+
+        Raises:
+            ValueError: an unknown key, a missing one, or a value outside its range, each by its name.
+        """
+        given = _keys(values, "the grid", cls, ("models", "tasks"))
+        grid: dict[str, Any] = {"name": name} | given
+        grid["models"] = tuple(_model(entry) for entry in _list(given["models"], "models"))
+        grid["tasks"] = tuple(_task(entry) for entry in _list(given["tasks"], "tasks"))
+        grid["recipe"] = _recipe(given.get("recipe", {}))
+        for option in ("training", "dense_training"):
+            grid[option] = _training(given.get(option, {}), option)
+        for option in {"methods", "sparsities", "seeds"} & given.keys():
+            grid[option] = tuple(_list(given[option], option))
+        result = cls(**grid)
+        _check(result)
+        return result
+
+
+def _check(grid: Grid) -> None:
+    _distinct(grid.methods, "methods")
+    unknown = [method for method in grid.methods if method not in COMBINATIONS]
+    if unknown:
+        raise ValueError(
+            f"`methods` must be some of {', '.join(COMBINATIONS)}; got {unknown[0]!r}. Leave it out for all."
+        )
+    _distinct(grid.sparsities, "sparsities")
+    for sparsity in grid.sparsities:
+        if not (_is_number(sparsity) and 0 < sparsity < 1):
+            raise ValueError(
+                f"`sparsities` must be shares of weights above 0 and below 1; got {sparsity!r}. Give 0.6 for 60 %. "
+                "Cells without pruning are in `methods`."
+            )
+    _seeds(grid.seeds, "seeds")
+    if not (_is_whole(grid.max_length) and 8 <= grid.max_length <= LONGEST):
+        raise ValueError(f"`max_length` must be a number of tokens from 8 to {LONGEST}; got {grid.max_length!r}.")
+    paths: dict[str, Model] = {}
+    for model in grid.models:
+        first = paths.setdefault(model.name, model)
+        if (first.path, first.revision) != (model.path, model.revision):
+            raise ValueError(
+                f"`models` has {model.name!r} twice, once at {first.path} and once at {model.path}. Give each its "
+                "own name; entries of one name must be of one model."
+            )
+    if grid.teacher not in (SELF, *paths):
+        raise ValueError(
+            f"`teacher` must be {SELF!r} or the name of one of `models` ({', '.join(paths)}); got {grid.teacher!r}."
+        )
+    _distinct([task.name for task in grid.tasks], "tasks")
+    for methods in grid.methods:
+        for options in grid.recipes(methods):
+            for method in parts(methods):
+                kind = METHOD_ARGUMENTS[method]
+                kind(**{option.name: options[option.name] for option in fields(kind) if option.name in options})
+
+
+def _model(entry: Any) -> Model:
+    given = _keys(entry, "an entry of `models`", Model, ("name", "path"))
+    layers = given.get("layers")
+    counts = tuple(layers) if isinstance(layers, list) else (layers,)
+    for count in counts:
+        if not (count is None or (_is_whole(count) and count >= 1)):
+            raise ValueError(
+                f"`layers` of the model {given['name']!r} must be numbers of layers from 1, or null for all; got "
+                f"{count!r}. Give [6, 3, 1], for instance."
+            )
+    _distinct(counts, f"layers of {given['name']}")
+    seeds = given.get("seeds")
+    return Model(
+        **given
+        | {
+            "layers": counts,
+            "seeds": None if seeds is None else _seeds(tuple(_list(seeds, "seeds")), f"seeds of {given['name']}"),
+            "training": _training(given.get("training", {}), f"training of the model {given['name']}"),
+        }
+    )
+
+
+def _task(entry: Any) -> Task:
+    entry = {"name": entry} if isinstance(entry, str) else entry
+    given = _keys(entry, "an entry of `tasks`", Task, ("name",))
+    if given["name"] not in TASKS:
+        raise ValueError(f"`tasks` must be some of {', '.join(TASKS)}; got {given['name']!r}.")
+    for option in ("train_rows", "eval_rows"):
+        rows = given.get(option)
+        if not (rows is None or (_is_whole(rows) and rows >= 1)):
+            raise ValueError(
+                f"`{option}` of the task {given['name']} must be at least 1; got {rows!r}. Leave it out for all rows."
+            )
+    return Task(**given | {"training": _training(given.get("training", {}), f"training of the task {given['name']}")})
+
+
+def _recipe(values: Any) -> dict[str, tuple[Any, ...]]:
+    known = {option.name: option for kind in METHOD_ARGUMENTS.values() for option in fields(kind)}
+    for name in _keys(values, "`recipe`", known):
+        if name in SAID_ELSEWHERE:
+            raise ValueError(f"`recipe` of a grid has no `{name}`: what says so here is {SAID_ELSEWHERE[name]}.")
+    axes = {}
+    for name, value in values.items():
+        # Of an option that is a list itself, a list of lists is the axis.
+        several = isinstance(value, list) and (
+            known[name].type != list[str] or all(isinstance(v, list) for v in value)
+        )
+        axes[name] = tuple(value) if several else (value,)
+        if not axes[name]:
+            raise ValueError(f"`recipe`: `{name}` has no value. Give one, or several as a list.")
+    return axes
+
+
+def _training(values: Any, where: str) -> dict[str, Any]:
+    known = {option.name for option in fields(TrainingArguments) if option.init}
+    for name in _keys(values, f"`{where}`", known):
+        if name in OURS:
+            raise ValueError(f"`{where}` cannot set `{name}`, which the study sets itself. Leave it out.")
+    return dict(values)
+
+
+def _seeds(seeds: tuple[Any, ...], where: str) -> tuple[int, ...]:
+    _distinct(seeds, where)
+    for seed in seeds:
+        if not (_is_whole(seed) and 0 <= seed < 2**32):
+            raise ValueError(f"`{where}` must be whole numbers from 0; got {seed!r}. Give [0, 1, 2], for instance.")
+    return seeds
+
+
+def _keys(values: Any, where: str, known: Any, required: Iterable[str] = ()) -> dict[str, Any]:
+    """The mapping `values`, once its keys are known to be legal."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be a mapping of names to values; got {values!r}.")
+    names = [option.name for option in fields(known)] if isinstance(known, type) else list(known)
+    unknown = [f"`{name}`" for name in values if name not in names]
+    if unknown:
+        raise ValueError(f"{where} has no {', '.join(unknown)}. It may have {', '.join(names)}.")
+    missing = [f"`{name}`" for name in required if name not in values]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}. `examples/study/` shows whole grids.")
+    return values
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"`{where}` must be a list with at least one entry; got {value!r}.")
+    return value
+
+
+def _distinct(values: Iterable[Any], where: str) -> None:
+    seen = []
+    for value in values:
+        if value in seen:
+            raise ValueError(f"`{where}` has {value!r} twice. Drop one of the two.")
+        seen.append(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,111 @@
+"""Advice in words: which recipe to try first for a model and a task, from the runs of a study."""
+
+import re
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from hf_compress.models import targets
+from hf_compress.study.analysis.measurements import read_measurements
+from hf_compress.study.analysis.suggestion import Suggestion, Weights, suggest
+
+UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
+SHIPPED = "shipped.csv"
+
+
+def advise(
+    model: str,
+    task: str,
+    *,
+    max_size: str | None = None,
+    max_drop: float | None = None,
+    results: str | Path | None = None,
+    metric: str = "paper",
+) -> str:
+    """What to try first for `model` on `task`, and what to expect of it, in a few lines.
+
+    Args:
+        model: one of the study, or a folder or Hub id of another.
+        task: one of the study, or another, for which the mean over all stands in.
+        max_size: the largest file, such as "10MB".
+        max_drop: the largest loss of score, in points of a hundred.
+        results: of a study; by default those that come with the package.
+        metric: as for `read_measurements`.
+
+    Raises:
+        ValueError: neither or both limits are given, one of them cannot be met or read, or nothing is known of the
+            model.
+    """
+    found = read_measurements(shipped() if results is None else results, metric)
+    known = {name for measurement in found for name in (measurement.model, measurement.family)}
+    advice = suggest(
+        found,
+        model,
+        task,
+        max_bytes=None if max_size is None else size_in_bytes(max_size),
+        max_drop=max_drop,
+        weights=None if model in known else _weights(model, sorted(known)),
+    )
+    return said(advice, task)
+
+
+def shipped() -> Path:
+    """The cells of the study that comes with the package."""
+    return Path(__file__).parents[1] / "analysis" / SHIPPED
+
+
+def size_in_bytes(words: str) -> float:
+    """The number of bytes that "10MB", "800 kB" or "1.5e6" mean, units being decimal.
+
+    Raises:
+        ValueError: they mean none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmg]?)b?", words.strip().lower())
+    if match is None:
+        raise ValueError(f"`--max-size` must be a number of bytes, kB, MB or GB, as in 10MB; got {words!r}.")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def said(advice: Suggestion, task: str) -> str:
+    """The advice in words."""
+    combination, sparsity = advice.point.combination, advice.point.sparsity
+    name = f"{combination} ({100 * sparsity:g} % of the linear layers' weights zero)" if sparsity else combination
+    value, interval = advice.difference.value, advice.difference.interval
+    sure = advice.over if interval is None else f"95 %: {interval[0]:+.1f} to {interval[1]:+.1f}, over {advice.over}"
+    cut = "" if advice.layers is None else f", {advice.layers} layer{'' if advice.layers == 1 else 's'}"
+    lines = [
+        f"For {advice.asked} on {task}, to try first: {name}{cut}",
+        "",
+        "  " + " ".join(advice.flags),
+        "",
+        f"  size   {advice.size / 1e6:.1f} MB on disk, {advice.dense_size / advice.size:.1f} times smaller than dense "
+        f"fp32 ({advice.dense_size / 1e6:.1f} MB)",
+        f"  score  {value:+.2f} points against the dense model trained as long ({sure})",
+        f"  from   {len(advice.cells)} runs: {', '.join(advice.cells[:4])}{' ...' if len(advice.cells) > 4 else ''}",
+    ]
+    if not advice.task_known:
+        lines.append(f"  The study has no {task}: this is the mean over {', '.join(advice.tasks)}.")
+    if advice.compared_to != advice.asked:
+        lines.append(f"  The study's {advice.compared_to} stands in for it: no interval counts how the two differ.")
+    if "kd" in combination.split("+") and advice.teacher not in (None, "self"):
+        lines.append(f"  The teacher was {advice.teacher}, fine-tuned on the task.")
+    return "\n".join(lines)
+
+
+def _weights(model: str, known: list[str]) -> Weights:
+    """How many weights a model has that the study does not know, from its configuration."""
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`--model` must be one of the study ({', '.join(known)}), or a folder or Hub id whose configuration can "
+            f"be read; for {model!r} that failed: {error}"
+        ) from error
+    with torch.device("meta"):
+        built = AutoModelForSequenceClassification.from_config(config)
+    numbers = {"embeddings": 0, "others": 0}
+    for name, parameter in built.named_parameters():
+        embedded = targets.part(built, name) == "embeddings"
+        numbers["embeddings" if embedded else "others"] += parameter.numel()
+    return Weights(**numbers)

@@ -1,0 +1,157 @@
+"""A study as one HTML page, which needs nothing else: no network, no other file."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence, Sized
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from hf_compress.study.analysis import published
+from hf_compress.study.analysis.findings import Findings
+from hf_compress.study.grid.combinations import COMBINATIONS
+from hf_compress.study.report.tables import HIGH, LOW, Column, Table
+
+TITLE = "Distillation, pruning and quantization together: what they cost and what they buy"
+# Which tables stand together under one heading, and which of them is drawn.
+GROUPS: tuple[dict[str, Any], ...] = (
+    {"id": "claims", "title": "Does the paper reproduce?", "names": ("claims",)},
+    {"id": "table1", "open": 3, "title": "Table 1: smaller at the same score", "names": (
+        "table1-disk-control", "table1-analytic-control", "table1-paper", "table1-disk-start", "table1-analytic-start",
+    )},
+    {"id": "multiply", "title": "Do the methods multiply?", "names": ("multiplicativity",),
+     "forest": "multiplicativity",
+     "caption": "Reduction together / product of the reductions, on disk, against the control; 1 is multiplicative"},
+    {"id": "interactions", "title": "Effects and interactions", "names": ("interactions", "gains"), "open": 2,
+     "forest": "interactions", "caption": "Points of score"},
+    {"id": "ranking", "title": "Which method first?", "names": ("ranking",)},
+    {"id": "points", "title": "All points", "names": ("points",)},
+    {"id": "noise", "title": "How sure is one run?", "names": ("noise",)},
+    {"id": "cells", "title": "All cells", "names": ("cells",), "open": 0},
+)  # fmt: skip
+
+
+def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
+    """The page of a study's findings; the same for the same findings.
+
+    Args:
+        findings: what it draws.
+        tables: what `contents` returned.
+        made_from: what it was made from, for the last line.
+    """
+    by_name = {table.name: table for table in tables}
+    plain = {"forest": None, "caption": "", "open": 1}
+    groups = [plain | group | {"tables": [by_name[name] for name in group["names"]]} for group in GROUPS]
+    folder = files("hf_compress.study.report").joinpath("page")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    full, measurements = findings.full, findings.measurements
+    lead = (
+        f"{_counted(measurements, 'run')}: {_counted(findings.whole.models, 'model')}, "
+        f"{_counted(findings.whole.tasks, 'task')} and {_counted(findings.combinations, 'subset')} of the three "
+        f"methods, beside the figures of {published.SOURCE}. Every score and every size was measured on the file as "
+        "reloaded."
+    )
+    return environment.from_string(folder.joinpath("page.html").read_text("utf-8")).render(
+        title=TITLE,
+        lead=lead,
+        tasks=", ".join(full.tasks),
+        groups=groups,
+        cell=_cell,
+        prose=_prose,
+        css=folder.joinpath("page.css").read_text("utf-8").strip(),
+        script=folder.joinpath("page.js").read_text("utf-8").strip(),
+        # `</` would end the script element that holds the JSON.
+        data=json.dumps(_data(findings, by_name), ensure_ascii=False).replace("</", "<\\/"),
+        footer=f"Made by hf-compress study report from {made_from}. Every table lies beside it as CSV and Parquet.",
+    )
+
+
+def _counted(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def _prose(text: str) -> Markup:
+    """A note, with what stands in backticks as code."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*([^*]+)\*", r"<em>\1</em>", marked))
+
+
+def _cell(column: Column, row: Mapping[str, Any]) -> Markup:
+    """A cell's text, the interval on a line of its own."""
+    text = column.text(row)
+    if column.interval and row[column.key + LOW] is not None:
+        value, _, interval = text.partition(" (")
+        interval, _, remark = interval.partition(")")
+        return Markup('{}{}<span class="range">{}</span>').format(value, remark, interval)
+    return escape(text)
+
+
+def _data(findings: Findings, tables: Mapping[str, Table]) -> dict[str, Any]:
+    """What the charts are drawn from."""
+    ours = [
+        {
+            "combination": row["combination"],
+            "analytic": row["analytic_mb"],
+            "disk": row["disk_mb"],
+            "score": row["score"],
+            "text": _words(row, tables["points"]),
+        }
+        for row in tables["points"].rows
+    ]
+    paper = [
+        {
+            "combination": point.combination,
+            "analytic": size / 1e6,
+            "score": score,
+            "text": f"{point.model}, {_recipe(point.combination, point.sparsity)}\n{score:.2f} at {size / 1e6:g} MB",
+        }
+        for point, (size, score) in published.figure1().items()
+    ]
+    return {
+        "combinations": [name for name in COMBINATIONS if name in findings.combinations],
+        "ours": ours,
+        "paper": paper,
+        "forests": {
+            "multiplicativity": {
+                "line": 1,
+                "logarithmic": True,
+                "rows": [_mark(row, "combination", "disk-control") for row in tables["multiplicativity"].rows],
+            },
+            "interactions": {
+                "line": 0,
+                "logarithmic": False,
+                "rows": [
+                    _mark(row, "term", "points")
+                    for row in tables["interactions"].rows
+                    if row["sparsity"] == findings.sparsity
+                ],
+            },
+        },
+    }
+
+
+def _mark(row: Mapping[str, Any], name: str, key: str) -> dict[str, Any]:
+    value, low, high = row[key], row[key + LOW], row[key + HIGH]
+    words = "not measured" if value is None else Column(key, "", ".2f", interval=True).text(row)
+    interval = None if low is None else [low, high]
+    text = f"{row[name]}\n{words}"
+    return {"name": row[name], "value": value, "interval": interval, "paper": row["paper"], "text": text}
+
+
+def _words(row: Mapping[str, Any], table: Table) -> str:
+    difference = next(column for column in table.columns if column.key == "difference").text(row)
+    lines = [
+        f"{row['model']}, {_recipe(row['combination'], row['sparsity'])}",
+        f"score {row['score']:.2f}" + (f", {difference} against the control" if difference else ""),
+        f"{row['disk_mb']:.2f} MB on disk, analytic {row['analytic_mb']:.2f} MB",
+        f"seeds: {row['seeds']}",
+    ]
+    return "\n".join(lines)
+
+
+def _recipe(combination: str, sparsity: float) -> str:
+    return f"{combination} ({100 * sparsity:g} % zeros)" if sparsity else combination

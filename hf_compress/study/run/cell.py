@@ -1,0 +1,146 @@
+"""Running one node of a study in this process: fine-tuning a dense model, or compressing one and measuring it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_compress.cut.students import student_from
+from hf_compress.distill.teacher import SELF
+from hf_compress.launch.run import compress, finish
+from hf_compress.recipe import Recipe
+from hf_compress.report.evaluation import clean_scores
+from hf_compress.report.provenance import hub_id
+from hf_compress.report.report import DatasetFacts
+from hf_compress.study.grid.glue import TASKS, compute_metrics
+from hf_compress.study.grid.plan import Cell, Dense
+from hf_compress.study.grid.sources import Sources, located, model_identity
+from hf_compress.study.run.store import Store
+
+# What running a node needs and no result depends on, but for the rounding of sums over a batch in evaluation.
+SETTINGS: dict[str, Any] = {
+    "per_device_eval_batch_size": 64,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """The work of a study: what its nodes are computed from, and how."""
+
+    sources: Sources
+
+    def dense(self, node: Dense, store: Store, folder: Path) -> tuple[Path, dict[str, float]]:
+        """The folder in `folder` with the fine-tuned dense model, and its scores."""
+        entry = self.sources.model(node.model)
+        place, revision = located(entry.path), entry.revision or "main"
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+        rows, names = self._rows(node, tokenizer)
+        config = AutoConfig.from_pretrained(place, revision=revision)
+        if names is None:
+            config.num_labels, config.problem_type = 1, "regression"
+        else:
+            config.id2label = dict(enumerate(names))
+            config.label2id = {name: number for number, name in enumerate(names)}
+        set_seed(node.seed)  # The head is drawn here, before there is a Trainer to seed.
+        model = AutoModelForSequenceClassification.from_pretrained(
+            place,
+            revision=revision,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=entry.attn_implementation,
+        )
+        if node.layers is not None:
+            model = student_from(model, node.layers)
+        trainer = self._trainer(node, model, tokenizer, rows, folder)
+        trainer.train()
+        trainer.save_model(str(folder / "model"))
+        return folder / "model", clean_scores(trainer.evaluate())
+
+    def cell(self, node: Cell, store: Store, folder: Path) -> dict[str, Any]:
+        """The report on `node`, as JSON values; its weights are left to be removed with `folder`."""
+        entry = self.sources.model(node.model)
+        start = store.model(node.starts_from)
+        tokenizer = AutoTokenizer.from_pretrained(start)
+        rows, _ = self._rows(node, tokenizer)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            start, dtype=torch.float32, attn_implementation=entry.attn_implementation
+        )
+        trainer = self._trainer(node, model, tokenizer, rows, folder)
+        compress(trainer, self._recipe(node, store))
+        trainer.train()
+        task = TASKS[node.task]
+        data = self.sources.grid.data
+        report = finish(
+            trainer,
+            dense=store.dense(node.starts_from),
+            base_model=entry.hub_id or hub_id(entry.path) or entry.name,
+            base_model_hub_id=entry.hub_id or hub_id(entry.path),
+            task=node.task,
+            dataset=DatasetFacts(
+                data, node.task, "train", len(rows["train"]), task.validation, len(rows[task.validation]), hub_id(data)
+            ),
+            main_metric=task.main_metric,
+            command=f"hf-compress study {self.sources.grid.name}.yaml",
+        )
+        assert report is not None, "there is an evaluation set"
+        # The teacher by its name in the grid, where training had the folder that it lay in.
+        return replace(report, recipe=Recipe.from_dict(node.recipe)).to_dict()
+
+    def _recipe(self, node: Cell, store: Store) -> Recipe:
+        """The recipe of `node` with the places of this machine in it."""
+        recipe = {method: dict(options) for method, options in node.recipe.items()}
+        if node.taught_by is not None:
+            own = node.taught_by == node.starts_from
+            recipe["distillation"]["distill_teacher"] = SELF if own else str(store.model(node.taught_by))
+            recipe["distillation"]["distill_cache"] = str(store.teachers)
+        return Recipe.from_dict(recipe)
+
+    def _rows(self, node: Dense | Cell, tokenizer: Any) -> tuple[dict[str, Any], list[str] | None]:
+        identity = model_identity(self.sources.model(node.model))
+        return self.sources.encoded(self.sources.task(node.task), tokenizer, identity)
+
+    def _trainer(
+        self, node: Dense | Cell, model: PreTrainedModel, tokenizer: Any, rows: dict[str, Any], folder: Path
+    ) -> Trainer:
+        task = TASKS[node.task]
+        trainer = Trainer(
+            model=model,
+            args=training_arguments(node, folder),
+            train_dataset=rows["train"],
+            eval_dataset=rows[task.validation],
+            compute_metrics=compute_metrics(task.metrics),
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+
+def training_arguments(node: Dense | Cell, folder: Path) -> TrainingArguments:
+    """The settings that `node` is trained with.
+
+    Raises:
+        ValueError: Transformers refuses one of them.
+    """
+    settings: dict[str, Any] = {"output_dir": str(folder), "seed": node.seed}
+    if not torch.accelerator.is_available():
+        # Without the first Transformers refuses `bf16`, and without the second torch warns at every batch.
+        settings |= {"use_cpu": True, "dataloader_pin_memory": False}
+    return TrainingArguments(**SETTINGS | settings | dict(node.training))

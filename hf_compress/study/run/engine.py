@@ -1,0 +1,193 @@
+"""The engine of a study: what is not done yet is run, in an order in which all that it needs is there."""
+
+import heapq
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from hf_compress.report.report import REPORT_NAME
+from hf_compress.study.grid.plan import Cell, Dense, Plan
+from hf_compress.study.run.node import Outcome
+from hf_compress.study.run.store import DENSE, ERROR, Store
+from hf_compress.study.run.workers import Workers
+
+# Seconds between two looks at nodes that another engine is at.
+PATIENCE = 2.0
+
+
+@dataclass
+class Progress:
+    """What has become of the nodes of a run so far.
+
+    `found` cells were done before, `done` nodes have their seconds, `failed` ones the last line of their traceback,
+    and `blocked` cells wait for a dense model that failed.
+    """
+
+    chosen: tuple[str, ...]
+    found: set[str] = field(default_factory=set)
+    done: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    blocked: set[str] = field(default_factory=set)
+    running: set[str] = field(default_factory=set)
+    to_do: set[str] = field(default_factory=set)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all cells that were chosen are done."""
+        return all(key in self.found or key in self.done for key in self.chosen)
+
+
+Listener = Callable[[Progress, Outcome | None], None]
+
+
+def run(
+    plan: Plan,
+    store: Store,
+    workers: Workers,
+    *,
+    cells: Collection[str] | None = None,
+    known: Collection[str] = (),
+    retry_failed: bool = False,
+    listener: Listener = lambda progress, outcome: None,
+) -> Progress:
+    """What has become of the `cells` of `plan` (by default all), once all have been run that were not done.
+
+    Dense models are run if a cell needs them, and removed when no cell of the plan does any more.
+
+    Args:
+        known: cells that count as done although their results are not in the store.
+        retry_failed: whether nodes that failed in an earlier run get another attempt.
+        listener: called before the first node, whenever one ends, and once a second.
+    """
+    engine = _Engine(plan, store, workers, tuple(plan.cells if cells is None else cells), set(known))
+    engine.begin(retry_failed)
+    listener(engine.progress, None)
+    try:
+        while engine.step():
+            ended = workers.outcomes(1.0)
+            for outcome in ended:
+                engine.take(outcome)
+                listener(engine.progress, outcome)
+            if not ended:
+                listener(engine.progress, None)
+    finally:
+        workers.close()
+    return engine.progress
+
+
+class _Engine:
+    def __init__(self, plan: Plan, store: Store, workers: Workers, chosen: tuple[str, ...], known: set[str]) -> None:
+        self.plan, self.store, self.workers, self.known = plan, store, workers, known
+        self.progress, self.ours = Progress(chosen), frozenset(chosen)
+        self.order: dict[str, int] = {}
+        self.ready: list[tuple[int, str]] = []
+        self.waiting: dict[str, set[str]] = {}
+        self.elsewhere: list[str] = []
+        # All cells of the plan that are not done, also those that are not ours to run, by what they need.
+        self.open: dict[str, set[str]] = {key: set() for key in plan.dense}
+
+    def begin(self, retry_failed: bool) -> None:
+        """Sorts out what there is to do, with one look at the store."""
+        reports, present = self.store.listed(REPORT_NAME), self.store.listed(DENSE)
+        failed = self.store.listed(ERROR)
+        if retry_failed:
+            for key in failed & (self.plan.cells.keys() | self.plan.dense.keys()):
+                self.store.forget_error(key)
+            failed = set()
+        done = {
+            key
+            for key, cell in self.plan.cells.items()
+            if key in self.known or (key in reports and self.store.is_done(cell))
+        }
+        for key, cell in self.plan.cells.items():
+            for need in cell.needs if key not in done else ():
+                self.open[need].add(key)
+        for number, key in enumerate(self.progress.chosen):
+            if key in done:
+                self.progress.found.add(key)
+            elif key in failed:
+                self._remember_failure(key)
+            else:
+                self._plan_cell(key, number, present, failed)
+        for key in present & self.open.keys():
+            self._forget_if_idle(key)
+
+    def step(self) -> bool:
+        """Gives the workers what they can take; whether there is anything to wait for."""
+        if self.elsewhere and not self.ready:
+            if not self.progress.running:
+                time.sleep(PATIENCE)
+            for key in self.elsewhere:
+                self._push(key)
+            self.elsewhere = []
+        while self.ready and len(self.progress.running) < self.workers.slots:
+            _, key = heapq.heappop(self.ready)
+            self.progress.running.add(key)
+            self.workers.submit(self._node(key))
+        return bool(self.progress.running or self.ready or self.elsewhere)
+
+    def take(self, outcome: Outcome) -> None:
+        """Draws the consequences of what has ended."""
+        key, progress = outcome.key, self.progress
+        progress.running.discard(key)
+        if outcome.state == "taken":
+            self.elsewhere.append(key)
+            return
+        progress.to_do.discard(key)
+        if outcome.state == "failed":
+            progress.failed[key] = outcome.error
+            for other in self.open.get(key, set()) & self.waiting.keys():
+                self._block(other)
+            return
+        progress.done[key] = outcome.seconds
+        if key in self.plan.dense:
+            for other in self.open[key] & self.waiting.keys():
+                self.waiting[other].discard(key)
+                if not self.waiting[other]:
+                    del self.waiting[other]
+                    self._push(other)
+        else:
+            for need in self.plan.cells[key].needs:
+                self.open[need].discard(key)
+                self._forget_if_idle(need)
+
+    def _plan_cell(self, key: str, number: int, present: set[str], failed: set[str]) -> None:
+        missing = [need for need in self.plan.cells[key].needs if need not in present]
+        self.order[key] = 2 * number + 1
+        self.progress.to_do.add(key)
+        self.waiting[key] = set(missing)
+        for need in missing:
+            if need in failed:
+                self._remember_failure(need)
+            elif need not in self.order:
+                self.order[need] = 2 * number  # Before the first cell that needs it, and no earlier.
+                self.progress.to_do.add(need)
+                self._push(need)
+        if any(need in self.progress.failed for need in missing):
+            self._block(key)
+        elif not missing:
+            del self.waiting[key]
+            self._push(key)
+
+    def _block(self, key: str) -> None:
+        self.waiting.pop(key)
+        self.progress.to_do.discard(key)
+        self.progress.blocked.add(key)
+
+    def _remember_failure(self, key: str) -> None:
+        lines = (self.store.error(key) or "").strip().splitlines()
+        self.progress.failed[key] = lines[-1] if lines else "It failed without a word."
+
+    def _node(self, key: str) -> Dense | Cell:
+        return self.plan.dense[key] if key in self.plan.dense else self.plan.cells[key]
+
+    def _push(self, key: str) -> None:
+        heapq.heappush(self.ready, (self.order[key], key))
+
+    def _forget_if_idle(self, key: str) -> None:
+        """Removes a dense model that no cell of the plan needs any more; those of other engines are looked up."""
+        if self.open[key] & self.ours:
+            return
+        self.open[key] = {other for other in self.open[key] if not self.store.is_done(self.plan.cells[other])}
+        if not self.open[key]:
+            self.store.forget_dense(key)

@@ -1,0 +1,174 @@
+"""Where nodes are run: in this process, or in worker processes, one node at a time each."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+from hf_compress.study.grid.plan import Cell, Dense
+from hf_compress.study.run.node import Outcome, Work, attempt
+from hf_compress.study.run.store import Store
+
+DIED = "The process that ran this was ended from outside (exit code {code}): out of memory, perhaps, or killed."
+
+
+class Workers(Protocol):
+    """Runs nodes."""
+
+    @property
+    def slots(self) -> int:
+        """How many nodes it can be at now."""
+
+    def submit(self, node: Dense | Cell) -> None:
+        """Begins with `node`; a slot must be free."""
+
+    def outcomes(self, timeout: float) -> list[Outcome]:
+        """What has ended, within `timeout` seconds if anything has."""
+
+    def close(self) -> None:
+        """Ends all processes, whatever they are at."""
+
+
+class Here:
+    """This process: a node that is submitted is run when outcomes are asked for."""
+
+    slots = 1
+
+    def __init__(self, work: Work, store: Store) -> None:
+        self.work, self.store = work, store
+        self._waiting: deque[Dense | Cell] = deque()
+
+    def submit(self, node: Dense | Cell) -> None:
+        self._waiting.append(node)
+
+    def outcomes(self, timeout: float) -> list[Outcome]:
+        return [attempt(self.work, self._waiting.popleft(), self.store)] if self._waiting else []
+
+    def close(self) -> None:
+        """Has no processes to end."""
+
+
+class Processes:
+    """Worker processes of this machine, which live as long as the study: libraries are imported once.
+
+    Each has `threads` compute threads (0: as many as it likes) and sees one of several `gpus`, in turn, by its number
+    or name as in CUDA_VISIBLE_DEVICES. One that dies takes its node with it, which has failed then, and another is
+    put in its place.
+    """
+
+    def __init__(self, work: Work, store: Store, jobs: int, *, threads: int = 0, gpus: Sequence[str] = ()) -> None:
+        self.slots = jobs
+        self._work, self._store, self._threads, self._gpus = work, store, threads, gpus
+        self._context = multiprocessing.get_context("spawn")
+        self._idle: list[int] = list(range(jobs))
+        self._workers: dict[int, tuple[BaseProcess, Connection]] = {}
+        self._busy: dict[int, str] = {}
+
+    def submit(self, node: Dense | Cell) -> None:
+        slot = self._idle.pop()
+        if slot not in self._workers or not self._workers[slot][0].is_alive():
+            self._workers[slot] = self._start(slot)
+        self._busy[slot] = node.key
+        self._workers[slot][1].send(node)
+
+    def outcomes(self, timeout: float) -> list[Outcome]:
+        found = []
+        connections = {self._workers[slot][1]: slot for slot in self._busy}
+        for ready in wait(list(connections), timeout):
+            slot = connections[ready]  # type: ignore[index]
+            key = self._busy.pop(slot)
+            self._idle.append(slot)
+            process, connection = self._workers[slot]
+            try:
+                found.append(connection.recv())
+            except (EOFError, ConnectionResetError):
+                process.join()
+                del self._workers[slot]
+                error = DIED.format(code=process.exitcode)
+                self._store.save_error(key, error + "\n")
+                found.append(Outcome(key, "failed", 0.0, error))
+        return found
+
+    def close(self) -> None:
+        for process, connection in self._workers.values():
+            connection.close()
+            process.terminate()
+        for process, _ in self._workers.values():
+            process.join()
+        self._workers.clear()
+
+    def _start(self, slot: int) -> tuple[BaseProcess, Connection]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(theirs, self._work, self._store, self._threads), daemon=True
+        )
+        # Read when the child imports its libraries, and so to be set before it is there.
+        settings = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]} if len(self._gpus) > 1 else {}
+        if self._threads:
+            settings["OMP_NUM_THREADS"] = str(self._threads)
+        with _environment(settings):
+            process.start()
+        theirs.close()
+        return process, ours
+
+
+def _serve(connection: Connection, work: Work, store: Store, threads: int) -> None:
+    """The life of a worker process: a node comes in, its outcome goes out, until the engine is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's, which ends its workers.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)  # An engine that was killed must not leave its workers at work beside the next one's.
+
+    threading.Thread(target=watch, daemon=True).start()
+    quiet()
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    while True:
+        try:
+            node = connection.recv()
+        except EOFError:
+            return
+        connection.send(attempt(work, node, store))
+
+
+def quiet() -> None:
+    """Silences the progress bars and remarks of libraries: of hundreds of runs nobody can read them."""
+    import datasets
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in names.split(",")] if names else [str(n) for n in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    kept = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

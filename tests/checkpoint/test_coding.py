@@ -1,0 +1,84 @@
+"""Codecs: without loss, and close to entropy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_compress.checkpoint.coding import CODECS, Sections, decode, encode, encode_shortest, entropy_bytes
+
+
+def _decoded(data: bytes, codec: str, words: np.ndarray) -> np.ndarray:
+    sections = Sections(memoryview(data))
+    decoded = decode(sections, CODECS.index(codec), len(words), words.itemsize)
+    sections.finish()
+    return decoded
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+@pytest.mark.parametrize("sparsity", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("count", [0, 1, 7, 1000])
+def test_every_codec_returns_the_very_words_or_declines(codec: str, width: int, sparsity: float, count: int) -> None:
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 2 ** (8 * width), count, dtype=f"<u{width}")
+    if "pairs" in codec and width == 1:
+        words = rng.integers(-8, 8, count, dtype=np.int8).view(np.uint8)
+    words[rng.random(count) < sparsity] = 0
+    data = encode(words, codec)
+    if "pairs" in codec and width > 1:
+        assert data is None
+    else:
+        assert data is not None and np.array_equal(_decoded(data, codec, words), words)
+
+
+@given(st.lists(st.integers(0, 255), max_size=300))
+def test_the_shortest_codec_is_the_shortest_and_any_bytes_survive(values: list[int]) -> None:
+    words = np.array(values, dtype=np.uint8)
+    number, data = encode_shortest(words)
+    assert np.array_equal(_decoded(data, CODECS[number], words), words)
+    assert all(len(data) <= len(other) for codec in CODECS if (other := encode(words, codec)) is not None)
+
+
+@pytest.mark.parametrize(("sparsity", "codec"), [(0.0, ""), (0.6, "mask "), (0.9, "gaps ")])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_codec_follows_the_values(sparsity: float, codec: str, bits: int) -> None:
+    rng = np.random.default_rng(0)
+    integers = rng.normal(size=100_000) * 2 ** (bits - 3)
+    words = integers.round().clip(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1).astype(np.int8).view(np.uint8)
+    words[rng.random(len(words)) < sparsity] = 0
+    assert CODECS[encode_shortest(words)[0]] == codec + ("planes" if bits == 8 else "pairs")
+
+
+def test_entropy_of_known_distributions() -> None:
+    assert entropy_bytes(torch.zeros(80, dtype=torch.int8)) == 0
+    assert entropy_bytes(torch.arange(-128, 128).to(torch.int8)) == pytest.approx(256)
+    assert entropy_bytes(torch.tensor([0, 1] * 400, dtype=torch.int8)) == pytest.approx(100)
+    assert entropy_bytes(torch.empty(0, dtype=torch.int8)) == 0
+
+
+def test_values_that_cannot_come_in_pairs_and_unknown_codecs_are_refused() -> None:
+    data = encode(np.zeros(4, dtype=np.uint8), "pairs")
+    assert data is not None
+    with pytest.raises(ValueError, match="cannot come in pairs"):
+        decode(Sections(memoryview(data)), CODECS.index("pairs"), 4, 4)
+    with pytest.raises(ValueError, match="this is 6: upgrade"):
+        decode(Sections(memoryview(data)), 6, 4, 1)
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 254, 255, 256, 509, 510, 511, 2000])
+def test_gaps_of_any_length_survive(zeros: int) -> None:
+    words = np.zeros(3 * zeros + 2, dtype=np.uint8)
+    words[[zeros, 2 * zeros + 1]] = 7, 9
+    data = encode(words, "gaps planes")
+    assert data is not None and np.array_equal(_decoded(data, "gaps planes", words), words)
+
+
+def test_a_value_beyond_the_last_is_refused() -> None:
+    data = encode(np.array([0, 0, 0, 5], dtype=np.uint8), "gaps planes")
+    assert data is not None
+    with pytest.raises(ValueError, match="place 3 of 3"):
+        decode(Sections(memoryview(data)), CODECS.index("gaps planes"), 3, 1)
+    with pytest.raises(ValueError, match="1 gaps cannot lie between 0 values"):
+        decode(Sections(memoryview(data)), CODECS.index("gaps planes"), 0, 1)

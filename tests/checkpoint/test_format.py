@@ -1,0 +1,204 @@
+"""docs/format.md is enough to read a packed file: a reader written from it alone gives the same bits."""
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
+
+from hf_compress.checkpoint.coding import CODECS
+from hf_compress.checkpoint.inventory import tensors
+from hf_compress.checkpoint.save import save_compressed
+from hf_compress.layers.grids import SCHEMES
+from hf_compress.layers.rounded import fake_quantized
+from hf_compress.models.targets import prunable
+from hf_compress.prune.arguments import PruningArguments
+from hf_compress.quantize.arguments import QuantizationArguments
+from hf_compress.quantize.callback import QuantizationCallback
+from hf_compress.recipe import Recipe
+
+KINDS = ["<i1", "<f4", "<f2", "bfloat16", "<f8", "<u1", "<i2", "<i4", "<i8", "?"]
+
+
+class Reader:
+    """Reads one packed tensor. Knows docs/format.md, and nothing of hf_compress."""
+
+    def __init__(self, name: str, data: bytes, seal: int) -> None:
+        magic, checksum, own_seal, kind, dimensions, self.transposed, zero, self.group, self.step = struct.unpack(
+            "<4sIIBBBBII", data[:24]
+        )
+        assert magic == b"HFC3" and zero == 0 and own_seal == seal
+        assert checksum == zlib.crc32(name.encode() + data[8:])
+        self.shape = struct.unpack(f"<{dimensions}I", data[24 : 24 + 4 * dimensions])
+        self.data, self.at, self.kind = data, 24 + 4 * dimensions, KINDS[kind]
+        self.width = 2 if self.kind == "bfloat16" else np.dtype(self.kind).itemsize
+
+    def number(self, format: str) -> int:
+        (value,) = struct.unpack_from(format, self.data, self.at)
+        self.at += struct.calcsize(format)
+        return value
+
+    def section(self) -> np.ndarray:
+        length, method = self.number("<I"), self.number("<B")
+        content = self.data[self.at : self.at + length]
+        self.at += length
+        return np.frombuffer(zstandard.ZstdDecompressor().decompress(content) if method else content, dtype=np.uint8)
+
+    def planes(self, width: int) -> np.ndarray:
+        return np.stack([self.section() for _ in range(width)], axis=1)
+
+    def chunk(self, count: int) -> np.ndarray:
+        length, codec = self.number("<I"), self.number("<B")
+        end = self.at + length
+        kept = np.arange(count)
+        if codec in (2, 3):
+            kept = np.flatnonzero(np.unpackbits(self.section(), bitorder="little")[:count])
+        if codec in (4, 5):
+            number = self.number("<I")
+            gaps, place, places = self.section(), 0, []
+            assert len(gaps) == number
+            for gap in gaps.tolist():
+                place += gap
+                if gap < 255:
+                    places.append(place)
+                    place += 1
+            kept = np.array(places, dtype=int)
+        if codec in (1, 3, 5):
+            pairs = self.section()
+            nibbles = np.stack([pairs % 16, pairs // 16], axis=1).reshape(-1)[: len(kept)]
+            values = (nibbles.astype(np.int8) - 8).view(np.uint8).reshape(-1, 1)
+        else:
+            values = self.planes(self.width)
+        assert self.at == end
+        chunk = np.zeros((count, self.width), dtype=np.uint8)
+        chunk[kept] = values
+        return chunk
+
+    def weight(self) -> np.ndarray:
+        scales = None
+        if self.group:  # bfloat16: the upper half of a float32.
+            stored = self.planes(2)
+            scales = np.pad(stored, ((0, 0), (2, 0))).view("<f4").reshape(self.shape[0], -1)
+        numel = math.prod(self.shape)
+        chunks = [self.chunk(min(self.step, numel - begin)) for begin in range(0, numel, self.step)]
+        assert self.at == len(self.data)
+        data = np.concatenate([np.empty((0, self.width), dtype=np.uint8), *chunks])
+        if self.kind == "bfloat16":  # The upper half of a float32.
+            values = np.pad(data, ((0, 0), (2, 0))).view("<f4").reshape(self.shape)
+        else:
+            values = data.view(self.kind).reshape(self.shape)
+        if scales is not None:
+            if self.shape[1] % self.group == 0:
+                order = sorted(range(scales.size), key=lambda run: stored.view("<u2")[run, 0])
+                in_order, values = values.reshape(-1, self.group), np.empty((scales.size, self.group), dtype="i1")
+                values[order] = in_order
+                values = values.reshape(self.shape)
+            values = values * scales.repeat(self.group, axis=1)[:, : self.shape[1]]
+        return values.T if self.transposed else values
+
+
+def read(folder: Path) -> dict[str, np.ndarray]:
+    files: dict[str, np.ndarray] = {}
+    for path in folder.glob("*.safetensors"):
+        files |= load_file(path)
+    tensors = {name: data.tobytes() for name, data in files.items()}
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    sealed = [{key: value for key, value in config.items() if key != "quant_method"}, sorted(tensors)]
+    seal = zlib.crc32(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode())
+    return {name: Reader(name, data, seal).weight() for name, data in tensors.items()}
+
+
+def compressed(model: PreTrainedModel, recipe: Recipe, folder: Path, **options: Any) -> Path:
+    """The folder of a model that was pruned and turned as training would, without the training."""
+    with torch.no_grad():
+        if recipe.pruning.enabled:
+            for target in prunable(model):
+                count = round(recipe.pruning.prune_sparsity * target.weight.numel()) + 1
+                target.weight[target.weight.abs() <= target.weight.abs().flatten().kthvalue(count).values] = 0
+    if recipe.quantization.enabled:
+        QuantizationCallback(recipe.quantization).on_init_end(None, None, None, model=model)  # type: ignore[arg-type]
+        for layer in fake_quantized(model).values():
+            layer.quantizing = True
+            if layer.has_range:
+                layer.input_range.copy_(torch.tensor([-3.0, 5.0]))
+        with torch.no_grad():
+            model.eval()(input_ids=torch.arange(20).reshape(2, 10))
+    return save_compressed(model, folder, recipe)
+
+
+RECIPES = {
+    "pruned": Recipe(pruning=PruningArguments(prune_sparsity=0.6)),
+    **{scheme: Recipe(quantization=QuantizationArguments(quant_scheme=scheme)) for scheme in SCHEMES},
+    "pruned int8": Recipe(
+        pruning=PruningArguments(prune_sparsity=0.8), quantization=QuantizationArguments(quant_scheme="int8")
+    ),
+    "very pruned int8": Recipe(
+        pruning=PruningArguments(prune_sparsity=0.95), quantization=QuantizationArguments(quant_scheme="int8")
+    ),
+    "mixed": Recipe(
+        quantization=QuantizationArguments(quant_scheme="int8", quant_bits=[".=5", "emb|wte=4", "query|attn=2"])
+    ),
+    "very pruned int4": Recipe(
+        pruning=PruningArguments(prune_sparsity=0.95), quantization=QuantizationArguments(quant_scheme="int4-weight")
+    ),
+    "pruned int4": Recipe(
+        pruning=PruningArguments(prune_sparsity=0.5), quantization=QuantizationArguments(quant_scheme="int4-weight")
+    ),
+}
+
+
+def _equal(ours: dict[str, torch.Tensor], theirs: dict[str, np.ndarray]) -> None:
+    for name, values in theirs.items():
+        expected = ours[name].float() if ours[name].dtype == torch.bfloat16 else ours[name]
+        assert np.array_equal(
+            np.ascontiguousarray(values).view(np.uint8), expected.contiguous().numpy().view(np.uint8)
+        ), name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_reader_written_from_the_specification_gives_the_same_bits(
+    recipe: str, dtype: torch.dtype, make_bert: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    # Rows of 72 have a last group of 8, and 4000 of them are two chunks.
+    sizes = {"hidden_size": 72, "intermediate_size": 100, "vocab_size": 4000}
+    folder = compressed(make_bert(**sizes).to(dtype), RECIPES[recipe], tmp_path / "packed")
+    # Integers times scales are float32; only there the two agree before rounding to bfloat16.
+    reloaded = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    weights = read(folder)
+    assert set(weights) == set(reloaded.state_dict())
+    _equal(reloaded.state_dict(), weights)
+
+
+def test_the_checkpoints_above_use_every_codec(make_bert: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    used: set[str] = set()
+    for number, recipe in enumerate(RECIPES.values()):
+        folder = compressed(make_bert(hidden_size=72, intermediate_size=100), recipe, tmp_path / str(number))
+        used |= {codec for facts in tensors(folder) for codec in facts.codec.split("/")}
+    assert used >= set(CODECS)
+
+
+@pytest.mark.parametrize("recipe", ["int8", "pruned int8", "int4-weight", "mixed"])
+def test_it_reads_transposed_and_tied_weights(recipe: str, tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=29, n_positions=32, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    folder = compressed(AutoModelForCausalLM.from_config(config), RECIPES[recipe], tmp_path / "packed")
+    weights, state = read(folder), AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert set(state) - set(weights) == {"lm_head.weight"}
+    _equal(state, weights)
+
+
+def test_it_reads_shards(make_bert: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    folder = compressed(make_bert(), RECIPES["pruned int8"], tmp_path / "packed")
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    _equal(model.state_dict(), read(tmp_path / "shards"))

@@ -1,0 +1,281 @@
+"""How a packed folder can be loaded, what that takes, and what a save that is cut off leaves behind."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from hf_compress.checkpoint.config import CompressionConfig
+from hf_compress.checkpoint.quantizer import CompressionQuantizer
+from hf_compress.checkpoint.save import save_compressed
+from hf_compress.layers.grids import SCHEMES
+from hf_compress.models.targets import prunable, quantizable
+from hf_compress.prune.arguments import PruningArguments
+from hf_compress.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPE = Recipe(pruning=PruningArguments(prune_sparsity=0.6))
+
+
+def _pruned(model: PreTrainedModel) -> PreTrainedModel:
+    with torch.no_grad():
+        for target in prunable(model):
+            count = int(0.6 * target.weight.numel()) + 1
+            target.weight[target.weight.abs() <= target.weight.abs().flatten().kthvalue(count).values] = 0
+    return model
+
+
+@pytest.fixture
+def model(tiny_bert: PreTrainedModel) -> PreTrainedModel:
+    return _pruned(tiny_bert)
+
+
+@pytest.fixture
+def folder(model: PreTrainedModel, tmp_path: Path) -> Path:
+    return save_compressed(model, tmp_path / "packed", RECIPE)
+
+
+def _quantized(model: PreTrainedModel, folder: Path) -> Path:
+    """The folder that `model` is written to with integers in it, as it is."""
+    names = [target.name for target in quantizable(model)]
+    config = CompressionConfig(scheme=asdict(SCHEMES["int8-weight"]), quantized=names)
+    model.hf_quantizer, model.config.quantization_config = CompressionQuantizer(config), config
+    model.save_pretrained(folder)
+    return folder
+
+
+def _same(loaded: PreTrainedModel, model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> bool:
+    state = loaded.state_dict()
+    return all(torch.equal(state[name].cpu(), tensor.to(dtype)) for name, tensor in model.state_dict().items())
+
+
+def test_the_same_model_gives_the_same_bytes(model: PreTrainedModel, folder: Path, tmp_path: Path) -> None:
+    again = save_compressed(model, tmp_path / "again", RECIPE)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def test_shards_load_and_one_that_is_missing_or_foreign_is_refused(
+    model: PreTrainedModel, folder: Path, make_bert: Any, tmp_path: Path
+) -> None:
+    shards = tmp_path / "shards"
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(shards, max_shard_size="6KB")
+    files = sorted(shards.glob("*.safetensors"))
+    assert len(files) > 2
+    assert _same(AutoModelForSequenceClassification.from_pretrained(shards), model)
+    # Of a model that holds other tensors, so that its seal is another.
+    save_compressed(_pruned(make_bert(num_hidden_layers=1)), tmp_path / "other", RECIPE)
+    files[1].write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="was not saved together with the other tensors"):
+        AutoModelForSequenceClassification.from_pretrained(shards)
+
+
+@pytest.mark.parametrize("size", ["5GB", "6KB"], ids=["one file", "shards"])
+def test_a_repository_in_the_hub_s_cache_loads_by_its_name(
+    size: str, model: PreTrainedModel, folder: Path, tmp_path: Path
+) -> None:
+    repository, commit = tmp_path / "cache" / "models--someone--small", "0" * 40
+    (repository / "snapshots").mkdir(parents=True), (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(
+        repository / "snapshots" / commit, max_shard_size=size
+    )
+    assert _same(
+        AutoModelForSequenceClassification.from_pretrained("someone/small", cache_dir=tmp_path / "cache"), model
+    )
+
+
+def test_weights_may_come_from_a_state_dict_instead(model: PreTrainedModel, folder: Path, make_bert: Any) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    other = make_bert(seed=1)
+    assert _same(type(model).from_pretrained(None, config=config, state_dict=other.state_dict()), other)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}], ids=str)
+def test_a_device_map_changes_no_bit(device_map: Any, model: PreTrainedModel, folder: Path) -> None:
+    assert _same(AutoModelForSequenceClassification.from_pretrained(folder, device_map=device_map), model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_weights_come_in_the_dtype_that_is_asked_for(dtype: torch.dtype, model: PreTrainedModel, folder: Path) -> None:
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+    assert loaded.dtype == dtype and _same(loaded, model, dtype)
+
+
+def test_several_threads_load_the_same_bits(make_bert: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    model = _pruned(make_bert(hidden_size=256, intermediate_size=1100, num_hidden_layers=1))
+    folder = save_compressed(model, tmp_path / "packed", RECIPE)
+    torch.set_num_threads(3)
+    try:
+        assert _same(AutoModelForSequenceClassification.from_pretrained(folder), model)
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("offload", [False, True], ids=["cpu and disk", "disk"])
+def test_weights_that_do_not_fit_are_left_on_the_disk(
+    offload: bool, model: PreTrainedModel, folder: Path, tmp_path: Path
+) -> None:
+    places = {"bert": "disk" if offload else "cpu", "classifier": "cpu" if offload else "disk"}
+    loaded = AutoModelForSequenceClassification.from_pretrained(
+        folder, device_map=places, offload_folder=tmp_path / "offload"
+    ).eval()
+    inputs = torch.arange(20).view(2, 10)
+    with torch.no_grad():
+        assert torch.equal(loaded(inputs).logits, model(inputs).logits)
+
+
+STOCK = """
+import sys
+from transformers import AutoModelForSequenceClassification
+AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("kind", ["pruned", "quantized"])
+def test_without_hf_compress_transformers_refuses_the_folder(
+    kind: str, make_bert: Any, folder: Path, tmp_path: Path
+) -> None:
+    if kind == "quantized":
+        folder = _quantized(make_bert(), tmp_path / "quantized")
+    done = subprocess.run([sys.executable, "-c", STOCK, str(folder)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "hf_compress" in done.stderr and "mismatched" in done.stderr.lower()
+
+
+def test_several_threads_refuse_damage_by_name(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-10] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ValueError, match="classifier.weight: the checksum of a packed tensor does not match"):
+            AutoModelForSequenceClassification.from_pretrained(folder)
+    finally:
+        torch.set_num_threads(1)
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import hf_compress
+from transformers import AutoModelForSequenceClassification
+
+def memory(field):
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return 1024 * int(line.split()[1])
+
+AutoModelForSequenceClassification.from_pretrained(sys.argv[2])
+Path("/proc/self/clear_refs").write_text("5")  # The peak starts again from here.
+before = memory("VmRSS")
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads its peak from /proc")
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_loading_takes_little_more_memory_than_the_dense_model(
+    threads: str, make_bert: Callable[..., PreTrainedModel], folder: Path, tmp_path: Path
+) -> None:
+    model = make_bert(vocab_size=40_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=4)
+    large = _quantized(model, tmp_path / "large")
+    sizes = [parameter.nbytes for parameter in model.parameters()]
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(large), str(folder)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # The pages of the file that are mapped count as well, a quarter of the model; what is decoded is so in chunks.
+    assert 0.9 * sum(sizes) < int(done.stdout) < sum(sizes) + max(sizes)
+
+
+SAVE = """
+import sys
+import torch
+import hf_compress
+from hf_compress.checkpoint import save_compressed
+from hf_compress.quantizer import CompressionQuantizer
+from hf_compress.recipe import Recipe
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
+recipe = Recipe.load(sys.argv[1] + "/recipe.json")
+print("saving", flush=True)
+save_compressed(model, sys.argv[2], recipe)
+print("saved", flush=True)
+"""
+
+
+def _killed(source: Path, target: Path, seconds: float) -> str:
+    """What a process printed that saves `source` as `target` and is killed so many seconds after it began to."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVE, str(source), str(target)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "saving\n"
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    return process.communicate()[0]
+
+
+@pytest.mark.slow
+def test_a_save_that_is_killed_leaves_the_whole_folder_or_none(
+    make_bert: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    model = _pruned(make_bert(vocab_size=20_000, hidden_size=256, intermediate_size=1024, num_hidden_layers=4))
+    source, target, rng = save_compressed(model, tmp_path / "source", RECIPE), tmp_path / "target", random.Random(0)
+    begun = time.monotonic()
+    save_compressed(model, tmp_path / "timed", RECIPE)
+    length, outcomes = time.monotonic() - begun, []
+    for _ in range(12):
+        _killed(source, target, rng.uniform(0, 1.3 * length))
+        outcomes.append(target.exists())
+        if target.exists():
+            assert _same(AutoModelForSequenceClassification.from_pretrained(target), model)
+            target.rename(tmp_path / f"whole-{len(outcomes)}")
+    # What is left aside does not stand in the way of the next save.
+    save_compressed(model, target, RECIPE)
+    assert False in outcomes
+
+
+@pytest.mark.parametrize("step", ["config", "weights", "half of the weights", "recipe"])
+def test_a_save_that_stops_anywhere_leaves_no_folder_and_the_next_one_succeeds(
+    step: str, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def half(tensors: Any, path: Any, **_: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if step == "config":
+            patch.setattr(type(model.config), "save_pretrained", stop)
+        elif step == "recipe":
+            patch.setattr(Recipe, "save", stop)
+        else:
+            patch.setattr("transformers.modeling_utils.safe_save_file", stop if step == "weights" else half)
+        with pytest.raises(KeyboardInterrupt):
+            save_compressed(model, tmp_path / "packed", RECIPE)
+    assert not (tmp_path / "packed").exists()
+    save_compressed(model, tmp_path / "packed", RECIPE)
+    assert _same(AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed"), model)
+    assert {path.name for path in tmp_path.iterdir()} == {"packed"}

@@ -1,0 +1,478 @@
+"""A teacher that is asked once teaches what a live one does, and no stale answer is ever met."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, Split
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertConfig,
+    DataCollatorForLanguageModeling,
+    DataCollatorForMultipleChoice,
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    set_seed,
+)
+
+from hf_compress import DistillationArguments, DistillationTrainer, Recipe
+from hf_compress.distill import cache as teacher_cache
+from tests.invariants.harness import (
+    KD,
+    NAMED,
+    SUBSETS,
+    bert,
+    in_two_processes,
+    logged,
+    make,
+    recipe,
+    rows,
+    same,
+    trained,
+)
+
+TAUGHT = [(subset, name) for subset, name in zip(SUBSETS, NAMED, strict=True) if KD in subset]
+VOCABULARY = 40
+
+
+def fixed() -> Dataset:
+    """The harness's rows, all of one length."""
+    return Dataset.from_list([{name: value.tolist() for name, value in row.items()} for row in rows()])
+
+
+def uneven(count: int = 64, **labels: Callable[[int, list[int]], Any]) -> Dataset:
+    """Rows of two to twelve tokens; `labels` make further columns of a row's number and tokens."""
+    draw = torch.Generator().manual_seed(0)
+    made = []
+    for number in range(count):
+        ids = torch.randint(5, VOCABULARY, (2 + number % 11,), generator=draw).tolist()
+        row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        made.append(row | {name: label(number, ids) for name, label in labels.items()})
+    return Dataset.from_list(made)
+
+
+def classed(count: int = 64) -> Dataset:
+    return uneven(count, label=lambda number, ids: int(ids[0] > 22))
+
+
+def cached(folder: Path) -> dict[str, Any]:
+    """What `harness.make` takes to cache a teacher that is given as a model."""
+    distillation = DistillationArguments()
+    distillation.distill_cache = str(folder)  # Alone it would warn: the teacher is not named but given.
+    return {"build": {"distillation": distillation}}
+
+
+@contextmanager
+def counted(teacher: nn.Module) -> Iterator[list[int]]:
+    """The numbers of rows that the teacher is asked about while the context lasts."""
+    asked: list[int] = []
+    handle = teacher.register_forward_pre_hook(
+        lambda module, args, kwargs: asked.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    yield asked
+    handle.remove()
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("teacher-*.arrow"))
+
+
+@pytest.mark.parametrize(("methods", "name"), TAUGHT, ids=[name for _, name in TAUGHT])
+def test_rows_of_one_length_give_the_same_bits_cached_and_live(methods: Any, name: str, tmp_path: Path) -> None:
+    live = trained(tmp_path / "live", methods, data=fixed())
+    kept = trained(tmp_path / "kept", methods, data=fixed(), **cached(tmp_path / "cache"))
+    assert len(files(tmp_path / "cache")) == 1
+    assert same(live.model.state_dict(), kept.model.state_dict())
+    names = ("loss", "distill_loss", "label_loss", "grad_norm")
+    assert logged(live, *names) == logged(kept, *names)
+
+
+def test_padding_changes_no_more_than_the_order_of_sums(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    """In float32 the last bits of a row's logits depend on what it is padded with; in float64 that is out of sight."""
+    for dtype, within in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        runs = [
+            trained(
+                tmp_path / f"{number}{dtype}",
+                [KD],
+                model=bert().to(dtype),
+                teacher=bert(seed=1).to(dtype),
+                data=classed(),
+                build={"data_collator": DataCollatorWithPadding(tiny_tokenizer), **settings.get("build", {})},
+            )
+            for number, settings in enumerate(({}, cached(tmp_path / f"cache{dtype}")))
+        ]
+        live, kept = (torch.tensor(logged(run, "loss", "distill_loss")) for run in runs)
+        torch.testing.assert_close(live, kept, rtol=0, atol=within)
+        for name, weight in runs[0].model.named_parameters():
+            torch.testing.assert_close(weight, runs[1].model.get_parameter(name), rtol=0, atol=10 * within)
+
+
+def test_every_row_is_asked_about_once_and_never_again(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    data, teacher = classed(), bert(seed=1)
+    collate = {"data_collator": DataCollatorWithPadding(tiny_tokenizer)}
+
+    def run(folder: str, **settings: Any) -> Any:
+        settings["build"] = cached(tmp_path / "cache")["build"] | collate
+        return trained(tmp_path / folder, [KD], teacher=teacher, data=data, **settings)
+
+    with counted(teacher) as asked:
+        run("first", num_train_epochs=3, max_steps=-1)
+    sample = 2 * teacher_cache.SAMPLE  # In batches and one by one, before anything is stored.
+    assert sum(asked) == len(data) + sample
+    with counted(teacher) as asked:
+        run("second", num_train_epochs=1, max_steps=-1, seed=7)
+    assert not asked
+    assert len(files(tmp_path / "cache")) == 1
+
+
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+}
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "vocab_size": VOCABULARY, "pad_token_id": 0}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "vocab_size": VOCABULARY}
+
+
+def choices() -> Dataset:
+    row = classed(32)
+    return Dataset.from_list(
+        [
+            {"input_ids": [ids, ids[::-1], ids[:2]], "attention_mask": [[1] * len(ids), [1] * len(ids), [1, 1]]}
+            | {"label": number % 3}
+            for number, ids in enumerate(row["input_ids"])
+        ]
+    )
+
+
+HEADS: dict[str, tuple[Any, Any, Callable[[], Dataset], Any]] = {
+    "classification": (
+        AutoModelForSequenceClassification,
+        BertConfig(**SIZES, num_labels=3),
+        classed,
+        DataCollatorWithPadding,
+    ),
+    "regression": (
+        AutoModelForSequenceClassification,
+        BertConfig(**SIZES, num_labels=1),
+        lambda: uneven(label=lambda number, ids: ids[0] / 40),
+        DataCollatorWithPadding,
+    ),
+    "tokens": (
+        AutoModelForTokenClassification,
+        BertConfig(**SIZES, num_labels=5),
+        lambda: uneven(labels=lambda number, ids: [-100, *(token % 5 for token in ids[1:])]),
+        DataCollatorForTokenClassification,
+    ),
+    "answers": (
+        AutoModelForQuestionAnswering,
+        BertConfig(**SIZES),
+        lambda: uneven(start_positions=lambda number, ids: 0, end_positions=lambda number, ids: 1),
+        DataCollatorWithPadding,
+    ),
+    "choices": (AutoModelForMultipleChoice, BertConfig(**SIZES), choices, DataCollatorForMultipleChoice),
+    "masked": (
+        AutoModelForMaskedLM,
+        BertConfig(**SIZES),
+        lambda: uneven(labels=lambda number, ids: [token if place % 2 else -100 for place, token in enumerate(ids)]),
+        DataCollatorForTokenClassification,
+    ),
+    "causal": (
+        AutoModelForCausalLM,
+        GPT2Config(**GPT2),
+        lambda: uneven(labels=lambda number, ids: ids),
+        DataCollatorForTokenClassification,
+    ),
+    "causal, padded on the left": (
+        AutoModelForCausalLM,
+        # Its positions are relative, so that a row's logits do not depend on where it stands.
+        LlamaConfig(**SIZES, pad_token_id=0),
+        lambda: uneven(labels=lambda number, ids: ids),
+        DataCollatorForTokenClassification,
+    ),
+    "seq2seq": (
+        AutoModelForSeq2SeqLM,
+        T5Config(**T5, pad_token_id=0, decoder_start_token_id=0),
+        lambda: uneven(labels=lambda number, ids: [*ids[: 1 + number % 5], 3]),
+        DataCollatorForSeq2Seq,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_learns_the_same_from_a_cached_teacher(name: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    auto_class, config, data, collator = HEADS[name]
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.padding_side = "left" if "left" in name else "right"
+    set_seed(0)
+    student, teacher = (auto_class.from_config(copy.deepcopy(config)).double() for _ in range(2))
+    given = data()
+    runs = [
+        trained(
+            tmp_path / kind,
+            [KD],
+            model=copy.deepcopy(student),
+            teacher=teacher,
+            data=given,
+            max_steps=6,
+            build={"data_collator": collator(tokenizer), **settings.get("build", {})},
+            gradient_accumulation_steps=2,
+        )
+        for kind, settings in (("live", {}), ("kept", cached(tmp_path / "cache")))
+    ]
+    assert files(tmp_path / "cache")
+    live, kept = (torch.tensor(logged(run, "loss", "distill_loss", "label_loss")) for run in runs)
+    torch.testing.assert_close(live, kept, rtol=0, atol=1e-7)
+    assert live[:, 1].min() > 0
+    for weight, other in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True):
+        torch.testing.assert_close(weight, other, rtol=0, atol=1e-7)
+
+
+def reuse(folder: Path, tokenizer: Any, **changes: Any) -> int:
+    """How many files of answers there are after one more run with these changes."""
+    teacher = changes.pop("teacher", None) or bert(seed=1)
+    data = changes.pop("data", None) or classed()
+    used = changes.pop("processing_class", tokenizer)
+    collator = changes.pop("data_collator", DataCollatorWithPadding(used))
+    build = {"data_collator": collator, "processing_class": used, **cached(folder)["build"]}
+    trained(folder / "run", [KD], teacher=teacher, data=data, build=build, max_steps=1, **changes)
+    return len(files(folder))
+
+
+def with_another_weight(teacher: PreTrainedModel) -> PreTrainedModel:
+    with torch.no_grad():
+        teacher.bert.encoder.layer[0].output.dense.weight[0, 0] += 1e-6
+    return teacher
+
+
+def with_another_word(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    changed = copy.deepcopy(tokenizer)
+    changed.add_tokens(["unheard-of"])
+    return changed
+
+
+def padded_on_the_left(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    changed = copy.deepcopy(tokenizer)
+    changed.padding_side = "left"
+    return changed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tokenizer: {"teacher": with_another_weight(bert(seed=1))},
+        lambda tokenizer: {"teacher": bert(seed=1, hidden_act="relu")},
+        lambda tokenizer: {"teacher": bert(seed=1).double()},
+        lambda tokenizer: {"processing_class": with_another_word(tokenizer)},
+        lambda tokenizer: {"data": classed().select(range(63))},
+        lambda tokenizer: {"data": classed().map(lambda row: {"input_ids": row["input_ids"][::-1]})},
+        lambda tokenizer: {"data": Dataset.from_dict(classed().to_dict(), split=Split.VALIDATION)},
+        lambda tokenizer: {"data_collator": DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)},
+    ],
+    ids=["weight", "config", "dtype", "tokenizer", "rows", "preprocessing", "split", "collator"],
+)
+def test_no_stale_answer_is_met(change: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    assert reuse(tmp_path, tiny_tokenizer) == 1
+    assert reuse(tmp_path, tiny_tokenizer) == 1
+    assert reuse(tmp_path, tiny_tokenizer, **change(tiny_tokenizer)) == 2
+
+
+def test_what_does_not_change_the_teacher_finds_its_answers_again(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    assert reuse(tmp_path, tiny_tokenizer) == 1
+    moved = bert(seed=1)
+    moved.config._name_or_path = "elsewhere"
+    again = {"teacher": moved, "model": bert(seed=5), "learning_rate": 1e-3, "seed": 3, "num_train_epochs": 2}
+    assert reuse(tmp_path, tiny_tokenizer, **again) == 1
+
+
+def test_answers_that_were_not_written_to_the_end_are_not_read(tmp_path: Path, monkeypatch: Any) -> None:
+    data, cache = fixed(), cached(tmp_path / "cache")
+    monkeypatch.setattr(teacher_cache, "CHUNK_ROWS", 16)
+    run, asked = make(tmp_path / "run", [KD], data=data, **cache), []
+    teach = run._teach
+
+    def fails(model: Any, inputs: Any) -> Any:
+        asked.append(len(inputs["input_ids"]))
+        if sum(asked) > 2 * teacher_cache.SAMPLE + 40:
+            raise KeyboardInterrupt
+        return teach(model, inputs)
+
+    monkeypatch.setattr(run, "_teach", fails)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert not files(tmp_path / "cache")
+    kept = trained(tmp_path / "kept", [KD], data=data, **cache)
+    live = trained(tmp_path / "live", [KD], data=data)
+    assert same(kept.model.state_dict(), live.model.state_dict())
+
+
+def test_the_answers_are_a_memory_mapped_column_in_the_order_of_the_rows(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    data, teacher = classed().shuffle(seed=1), bert(seed=1)
+    build = {"data_collator": DataCollatorWithPadding(tiny_tokenizer), **cached(tmp_path)["build"]}
+    run = make(tmp_path / "run", [KD], data=data, teacher=teacher, build=build)
+    answered, _ = run._answered(data, run.data_collator)
+    assert [Path(file["filename"]) for file in answered.cache_files] == files(tmp_path)
+    assert answered.column_names == [*data.column_names, "teacher_logits"]
+    assert answered.features["teacher_logits"].feature.dtype == "float32"
+    for row, given in zip(answered, data, strict=True):
+        assert row["input_ids"] == given["input_ids"]
+        expected = teacher(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+        torch.testing.assert_close(torch.tensor(row["teacher_logits"]), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"remove_unused_columns": False},
+        {"train_sampling_strategy": "group_by_length"},
+        {"dataloader_num_workers": 1},
+        {"bf16": True},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_of_trainer_change_nothing(settings: Any, tmp_path: Path) -> None:
+    live = trained(tmp_path / "live", [KD], data=fixed(), **settings)
+    kept = trained(tmp_path / "kept", [KD], data=fixed(), **cached(tmp_path / "cache"), **settings)
+    assert same(live.model.state_dict(), kept.model.state_dict())
+    assert kept.evaluate(fixed())["eval_loss"] == live.evaluate(fixed())["eval_loss"]
+
+
+def test_rows_that_are_tensors_already_stay_so(tmp_path: Path) -> None:
+    live = trained(tmp_path / "live", [KD], data=fixed().with_format("torch"))
+    kept = trained(tmp_path / "kept", [KD], data=fixed().with_format("torch"), **cached(tmp_path / "cache"))
+    assert same(live.model.state_dict(), kept.model.state_dict())
+
+
+def named(folder: Path | None = None, **more: Any) -> dict[str, Any]:
+    """What `harness.make` takes to be taught by the model itself, cached in `folder` or live."""
+    place = None if folder is None else str(folder)
+    plan = Recipe(DistillationArguments(distill_teacher="self", distill_cache=place, **more))
+    return {"plan": plan, "build": {"distillation": plan.distillation}}
+
+
+def test_a_base_model_teaches_its_adapter_from_the_cache(tmp_path: Path) -> None:
+    def adapted() -> Any:
+        torch.manual_seed(0)
+        return get_peft_model(bert(), LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"))
+
+    live = trained(tmp_path / "live", model=adapted(), data=fixed(), **named())
+    kept = trained(tmp_path / "kept", model=adapted(), data=fixed(), **named(tmp_path / "cache"))
+    assert same(live.model.state_dict(), kept.model.state_dict())
+    torch.manual_seed(9)  # Another start of the adapter is the same teacher.
+    other = get_peft_model(bert(), LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"))
+    trained(tmp_path / "other", model=other, data=fixed(), **named(tmp_path / "cache"))
+    assert len(files(tmp_path / "cache")) == 1
+
+
+def test_a_run_may_be_resumed_with_a_cache_that_was_begun_without(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 6, "data": fixed()}
+    whole = trained(tmp_path / "whole", model=bert(num_hidden_layers=3), **saving, **named(distill_student_layers="2"))
+    resumed = make(
+        tmp_path / "resumed",
+        model=bert(num_hidden_layers=3),
+        **saving,
+        **named(tmp_path / "cache", distill_student_layers="2"),
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    assert same(whole.model.state_dict(), resumed.model.state_dict())
+
+
+def train_beside(folder: str) -> None:
+    teacher = bert(seed=1)
+    with counted(teacher) as asked:
+        run = trained(f"{folder}/run", [KD], teacher=teacher, data=fixed(), **cached(Path(folder)))
+    Path(folder, f"asked-{run.args.process_index}").write_text(str(sum(asked)))
+    Path(folder, f"loss-{run.args.process_index}").write_text(str(logged(run, "loss")))
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_asks_and_the_others_wait(tmp_path: Path) -> None:
+    assert in_two_processes(train_beside, str(tmp_path)) == [0, 0]
+    asked = sorted(int((tmp_path / f"asked-{rank}").read_text()) for rank in range(2))
+    assert asked == [0, 64 + 2 * teacher_cache.SAMPLE]
+    assert len(files(tmp_path)) == 1
+
+
+def test_without_a_folder_the_answers_are_beside_the_caches_of_datasets(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    trained(tmp_path / "run", [KD], data=fixed(), **cached(Path("auto")))
+    assert len(files(tmp_path / "teachers")) == 1
+
+
+def test_rows_without_columns_are_refused_before_training(tmp_path: Path) -> None:
+    for data, said in (
+        (rows(), "`datasets.Dataset`; got builtins.list"),
+        (fixed().to_iterable_dataset(), "`datasets.Dataset`; got datasets.IterableDataset"),
+        (fixed().with_transform(lambda row: row), "`Dataset.set_transform`"),
+    ):
+        teacher = {"teacher": bert(seed=1), "train_dataset": data, "model": bert()}
+        args = make(tmp_path, data=rows()).args
+        with pytest.raises(ValueError, match=f"`--distill_cache`.*{said}"):
+            DistillationTrainer(args=args, **teacher, **cached(tmp_path)["build"])
+
+
+def test_a_collator_that_draws_is_refused(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    model = AutoModelForMaskedLM.from_config(BertConfig(**SIZES))
+    build = {"data_collator": DataCollatorForLanguageModeling(tiny_tokenizer), **cached(tmp_path)["build"]}
+    run = make(tmp_path / "run", [KD], model=model, teacher=copy.deepcopy(model), data=uneven(), build=build)
+    with pytest.raises(ValueError, match="`--distill_cache` cannot be used with a data collator that makes something"):
+        run.train()
+
+
+def test_answers_that_depend_on_the_padding_are_refused(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    collator = DataCollatorWithPadding(tiny_tokenizer)
+    collator.tokenizer = copy.deepcopy(tiny_tokenizer)
+    collator.tokenizer.model_input_names = ["input_ids"]
+    build = {"data_collator": collator, **cached(tmp_path)["build"]}
+    run = make(tmp_path / "run", [KD], data=classed().remove_columns("attention_mask"), build=build)
+    with pytest.raises(ValueError, match="answers differently about a row alone and in a batch.*Give the mask"):
+        run.train()
+    left = DataCollatorWithPadding(padded_on_the_left(tiny_tokenizer))
+    run = make(tmp_path / "run", [KD], data=classed(), build={"data_collator": left, **cached(tmp_path)["build"]})
+    with pytest.raises(ValueError, match="pad on the right"):
+        run.train()
+
+
+def test_answers_that_take_too_much_room_are_refused_with_their_size(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(teacher_cache, "LARGEST", 511)
+    run = make(tmp_path / "run", [KD], data=fixed(), **cached(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"`--distill_cache` would take about 0.0 GiB in .* \(64 rows of 0.0 KiB\)"):
+        run.train()
+    assert not files(tmp_path / "cache")
+    monkeypatch.setattr(teacher_cache, "LARGEST", 512)
+    run.train()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = make(tmp_path / "run", [KD], data=fixed(), **cached(tmp_path / "file" / "cache"))
+    with pytest.raises(ValueError, match="`--distill_cache .*must be a folder that can be written to"):
+        run.train()
+    with pytest.raises(ValueError, match="`--distill_cache` must be a folder or `auto`, got an empty name"):
+        DistillationArguments(distill_teacher="self", distill_cache=" ")
+
+
+def test_a_cache_without_a_teacher_has_no_effect_and_it_is_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="`--distill_cache somewhere` has no effect without a teacher"):
+        make(tmp_path, plan=recipe(()), build={"distillation": DistillationArguments(distill_cache="somewhere")})

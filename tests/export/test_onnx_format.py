@@ -1,0 +1,342 @@
+"""The ONNX graph holds the trained integers and ranges, and computes what the checkpoint does."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BartConfig,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    ModernBertConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    T5Config,
+)
+
+from hf_compress.export import onnx_nodes as onnx_layers
+from hf_compress.export.onnx_format import PATH, export_onnx
+from hf_compress.export.onnx_nodes import _rounded_up
+from hf_compress.export.parity import check_parity, load, random_batches
+from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
+from hf_compress.layers.grids import SCHEMES, SMALLEST_SCALE, symmetric_scale
+from hf_compress.layers.rounded import fake_quantized
+from tests.quantized import quantized
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+SPECIAL = {"vocab_size": 40, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 32,
+}
+T5 = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 1}
+BART = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 32,
+    "decoder_start_token_id": 3,
+    "scale_embedding": True,
+}
+BERT = BertConfig(**SPECIAL, **SIZES)
+EMBEDDING4 = ("int8", "embeddings=4")
+MIXED = ("int8", ".=5", "word_embeddings=3", "position=2", "query=2", "key=4", "attention.output=3")
+SEQUENCE = AutoModelForSequenceClassification
+
+
+def build(auto_class: Any, config: Any, **changes: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return auto_class.from_config(type(config).from_dict(config.to_dict() | changes)).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that gives the folder of a tiny BERT in a scheme, with its graph; one export a scheme and bits."""
+    folders: dict[tuple[str | None, ...], Path] = {}
+
+    def run(*options: str | None) -> Path:
+        if options not in folders:
+            folder = tmp_path_factory.mktemp("onnx") / "compressed"
+            folders[options] = quantized(build(SEQUENCE, BERT), folder, *options)
+            export_onnx(folders[options])
+        return folders[options]
+
+    return run
+
+
+CASES = [
+    ("gpt2", AutoModelForCausalLM, GPT2Config(**SPECIAL, n_embd=32, n_layer=1, n_head=2, n_positions=32)),
+    ("question", AutoModelForQuestionAnswering, BERT),
+]
+ATTENTION_CASES = [
+    ("llama", AutoModelForCausalLM, LlamaConfig(**SPECIAL, **SIZES, num_key_value_heads=1)),
+    ("distilbert", SEQUENCE, DistilBertConfig(**SPECIAL, dim=32, n_layers=1, n_heads=2, hidden_dim=48)),
+]
+# An export takes seconds: the other models and heads are left to `make test-slow`.
+SLOW_CASES = [
+    ("distilbert", SEQUENCE, DistilBertConfig(**SPECIAL, dim=32, n_layers=1, n_heads=2, hidden_dim=48)),
+    ("roberta", SEQUENCE, RobertaConfig(**SPECIAL, **SIZES, type_vocab_size=1)),
+    ("t5", AutoModelForSeq2SeqLM, T5Config(**SPECIAL, **T5)),
+    ("bart", AutoModelForSeq2SeqLM, BartConfig(**SPECIAL, **BART)),
+    ("llama", AutoModelForCausalLM, LlamaConfig(**SPECIAL, **SIZES, num_key_value_heads=1)),
+    (
+        "modernbert",
+        SEQUENCE,
+        ModernBertConfig(
+            **SPECIAL, **{**SIZES, "num_hidden_layers": 2}, cls_token_id=2, sep_token_id=3, local_attention=4
+        ),
+    ),
+    (
+        "deberta-v2",
+        SEQUENCE,
+        DebertaV2Config(
+            **SPECIAL,
+            **SIZES,
+            relative_attention=True,
+            position_buckets=4,
+            pos_att_type=["c2p", "p2c"],
+            share_att_key=True,
+            norm_rel_ebd="layer_norm",
+            position_biased_input=False,
+            type_vocab_size=0,
+            pooler_hidden_size=32,
+        ),
+    ),
+    ("token", AutoModelForTokenClassification, BERT),
+    ("choice", AutoModelForMultipleChoice, BERT),
+    ("masked", AutoModelForMaskedLM, BERT),
+]
+
+
+ALL = [pytest.param(*case, id=case[0]) for case in CASES]
+ALL += [pytest.param(*case, id=case[0], marks=pytest.mark.slow) for case in SLOW_CASES]
+
+
+def initializers(folder: Path) -> dict[str, Any]:
+    graph = onnx.load(folder / PATH).graph
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+@pytest.mark.parametrize(("name", "auto_class", "config"), ALL)
+def test_models_and_heads_compute_the_same_in_onnx_runtime(
+    name: str, auto_class: Any, config: Any, tmp_path: Path
+) -> None:
+    folder = quantized(build(auto_class, config), tmp_path / "compressed", "int8")
+    parity = export_onnx(folder)
+    assert parity.rows > 0 and parity.agreement > 0.9
+    names = ["start_logits", "end_logits"] if name == "question" else ["logits"]
+    assert [output.name for output in onnx.load(folder / PATH).graph.output] == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "auto_class", "config"), ATTENTION_CASES)
+def test_models_with_rounded_attention_compute_the_same_in_onnx_runtime(
+    name: str, auto_class: Any, config: Any, tmp_path: Path
+) -> None:
+    folder = quantized(build(auto_class, config), tmp_path / "compressed", "int8-attention")
+    assert export_onnx(folder).agreement > 0.9
+
+
+def test_the_names_are_those_that_optimum_and_transformers_js_expect(exported: Callable[..., Path]) -> None:
+    graph = onnx.load(exported("int8") / "onnx" / "model_quantized.onnx").graph
+    assert [value.name for value in graph.input] == ["input_ids", "attention_mask", "token_type_ids"]
+    assert [value.name for value in graph.output] == ["logits"]
+    shapes = [[axis.dim_param for axis in value.type.tensor_type.shape.dim] for value in graph.input]
+    assert shapes == [["batch", "sequence"]] * 3
+
+
+def test_weights_and_embeddings_are_the_integers_of_the_checkpoint(exported: Callable[..., Path]) -> None:
+    folder = exported("int8")
+    model = load(folder)
+    stored = initializers(folder)
+    integers = [onnx.numpy_helper.to_array(t) for t in stored.values() if t.data_type == onnx.TensorProto.INT8]
+    floats = sum(onnx.numpy_helper.to_array(t).size for t in stored.values() if t.data_type == onnx.TensorProto.FLOAT)
+    linear, words = model.bert.encoder.layer[0].attention.self.query.weight, model.bert.embeddings.word_embeddings
+    for weight, transposed in ((linear, True), (words.weight, False)):
+        scale = symmetric_scale(weight, SCHEMES["int8"].weight)
+        expected = (weight / scale).round().to(torch.int8)
+        expected = (expected.t() if transposed else expected).detach().numpy()
+        assert any(array.shape == expected.shape and (array == expected).all() for array in integers)
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    kept = sum(array.size for array in integers if array.ndim == 2)
+    assert kept + floats < 1.1 * everything and floats < 0.2 * everything
+
+
+def test_ranges_are_the_trained_ones_in_unsigned_integers(exported: Callable[..., Path]) -> None:
+    folder = exported("int8")
+    stored = initializers(folder)
+    graph = onnx.load(folder / PATH).graph
+    scales = set()
+    for node in (node for node in graph.node if node.op_type == "QuantizeLinear"):
+        assert stored[node.input[2]].data_type == onnx.TensorProto.UINT8
+        scales.add(float(onnx.numpy_helper.to_array(stored[node.input[1]])))
+    layers = fake_quantized(load(folder)).values()
+    expected = {
+        float((layer.input_range[1].clamp(min=0) - layer.input_range[0].clamp(max=0)) / 255) for layer in layers
+    }
+    assert scales == expected
+
+
+def kernels_of(folder: Path, work: Path) -> list[str]:
+    """The operators that ONNX Runtime makes of the graph in `folder`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(work / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(folder / PATH), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(work / "optimized.onnx").graph.node]
+
+
+def test_onnx_runtime_computes_with_integers(exported: Callable[..., Path], tmp_path: Path) -> None:
+    folder = exported("int8")
+    kernels = kernels_of(folder, tmp_path)
+    assert kernels.count("MatMulIntegerToFloat") == len(fake_quantized(load(folder)))
+    assert "DequantizeLinear" not in kernels
+
+
+def test_onnx_runtime_multiplies_integers_inside_attention(exported: Callable[..., Path], tmp_path: Path) -> None:
+    kernels = kernels_of(exported("int8-attention"), tmp_path)
+    assert "MatMul" not in kernels and "FusedMatMul" not in kernels and "DequantizeLinear" not in kernels
+
+
+def test_openvino_multiplies_integers_inside_attention(exported: Callable[..., Path]) -> None:
+    openvino = pytest.importorskip("openvino")
+    precisions = {}
+    for scheme in ("int8", "int8-attention"):
+        graph = openvino.Core().compile_model(str(exported(scheme) / PATH), "CPU").get_runtime_model()
+        facts = [node.get_rt_info() for node in graph.get_ops()]
+        precisions[scheme] = {
+            fact["runtimePrecision"].astype(str)
+            for fact in facts
+            if fact["layerType"].astype(str) in ("MatMul", "Subgraph")
+        }
+    assert precisions["int8-attention"] == {"i8"} and "i8" not in precisions["int8"]
+
+
+def test_results_of_attention_are_rounded_before_they_are_reshaped(exported: Callable[..., Path]) -> None:
+    nodes = onnx.load(exported("int8") / PATH).graph.node
+    reshaped = {node.output[0] for node in nodes if node.op_type == "Reshape"}
+    assert not [node for node in nodes if node.op_type == "QuantizeLinear" and node.input[0] in reshaped]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (None,),
+        ("int8",),
+        ("int8-dynamic",),
+        ("int8-weight",),
+        ("int4-weight",),
+        ("int8-attention",),
+        EMBEDDING4,
+        MIXED,
+        ("int8-dynamic", *MIXED[1:]),
+    ],
+)
+def test_every_scheme_runs_at_any_batch_and_length(
+    exported: Callable[..., Path], options: tuple[str | None, ...]
+) -> None:
+    folder = exported(*options)
+    model = load(folder)
+    runtime = in_onnx_runtime(folder / PATH, model.config, threads=1)
+    draw = torch.Generator().manual_seed(1)
+    for rows, tokens in ((1, 1), (1, 9), (3, 5)):
+        batch = {"input_ids": torch.randint(40, (rows, tokens), generator=draw)}
+        with torch.no_grad():
+            torch.testing.assert_close(runtime(**batch).logits, model(**batch).logits, atol=1e-3, rtol=1e-2)
+
+
+def test_four_bits_are_stored_as_four_bits(exported: Callable[..., Path]) -> None:
+    stored = initializers(exported("int4-weight")).values()
+    narrow = [tensor for tensor in stored if tensor.data_type == onnx.TensorProto.INT4]
+    assert len(narrow) == 7
+    assert all(2 * len(tensor.raw_data) == tensor.dims[0] * tensor.dims[1] for tensor in narrow)
+
+
+def test_embeddings_of_four_bits_take_half_a_byte_each(exported: Callable[..., Path]) -> None:
+    stored = initializers(exported(*EMBEDDING4)).values()
+    pairs = [tuple(tensor.dims) for tensor in stored if tensor.data_type == onnx.TensorProto.UINT8 and tensor.dims]
+    assert sorted(pairs) == sorted([(40, 16), (32, 16), (2, 16)]), "words, positions and kinds of sentences"
+
+
+def test_rows_of_four_bits_may_be_uneven(tmp_path: Path) -> None:
+    config = BertConfig(**SPECIAL, **{**SIZES, "hidden_size": 33, "num_attention_heads": 1})
+    export_onnx(quantized(build(SEQUENCE, config), tmp_path / "compressed", *EMBEDDING4))
+
+
+def test_a_head_tied_to_embeddings_of_four_bits_shares_them(tmp_path: Path) -> None:
+    folder = quantized(build(AutoModelForMaskedLM, BERT), tmp_path / "compressed", *EMBEDDING4)
+    export_onnx(folder)
+    words = [tensor for tensor in initializers(folder).values() if tuple(tensor.dims) == (40, 32)]
+    assert [tensor.data_type for tensor in words] == [onnx.TensorProto.INT4]
+
+
+@pytest.mark.parametrize("options", [("int8",), ("int8-attention",), EMBEDDING4, MIXED])
+def test_openvino_reads_the_same_file(exported: Callable[..., Path], options: tuple[str, ...]) -> None:
+    pytest.importorskip("openvino")
+    folder = exported(*options)
+    model = load(folder)
+    batch = next(random_batches(model))
+    with torch.no_grad():
+        expected = model(**batch).logits
+    torch.testing.assert_close(
+        in_openvino(folder / PATH, model.config)(**batch).logits, expected, atol=1e-3, rtol=1e-2
+    )
+
+
+def test_a_graph_that_computes_something_else_is_refused_and_not_left(
+    exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(exported("int8"), tmp_path / "copy", ignore=shutil.ignore_patterns("onnx"))
+    turn = onnx_layers._turn
+
+    def wrong(target: Any, grid: Any, integers: torch.Tensor, scale: torch.Tensor) -> None:
+        turn(target, grid, integers, 2 * scale if target.name.endswith("query") else scale.flip(0))
+
+    monkeypatch.setattr(onnx_layers, "_turn", wrong)
+    with pytest.raises(ValueError, match=r"the ONNX graph computes something else than the checkpoint: its logits"):
+        export_onnx(folder)
+    assert not (folder / "onnx").exists()
+
+
+def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"pip install 'hf-compress\[onnx\]'"):
+        export_onnx(tmp_path)
+
+
+def test_no_batches_are_an_error(exported: Callable[..., Path]) -> None:
+    model = load(exported("int8"))
+    with pytest.raises(ValueError, match="`batches` holds none"):
+        check_parity(model, model, [], what="itself")
+
+
+def test_scales_of_tokens_are_rounded_up_as_in_training() -> None:
+    values = torch.cat([torch.rand(4096, 1), torch.tensor([[1.0], [2.0], [1 + 2**-15], [1e-20], [127.0]])])
+    expected = symmetric_scale(values, SCHEMES["int8-dynamic"].activation)
+    assert torch.equal(_rounded_up((values / 127).clamp(min=SMALLEST_SCALE)), expected)

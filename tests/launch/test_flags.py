@@ -1,0 +1,203 @@
+"""The flags are an interface: scripts and model cards quote them. And where they come from: argv, files, names."""
+
+import json
+import warnings
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_compress.launch.flags import KINDS, as_flags, descriptions, recipe_names, take_flags
+from hf_compress.recipe import Recipe
+
+FROZEN = """
+--distill_teacher         None
+--distill_loss            'kl'        kl mse ce
+--distill_temperature     2.0
+--distill_alpha           0.9
+--distill_student_layers  None
+--distill_cache           None
+
+--prune_sparsity          0.0
+--prune_schedule          'cubic'     cubic linear
+--prune_initial_sparsity  0.0
+--prune_begin             0.1
+--prune_end               0.6
+--prune_every             10
+--prune_scope             'layer'     layer global
+--prune_exclude           []
+
+--quant_scheme            None        int8 int8-dynamic int8-weight int4-weight int8-attention
+--quant_bits              []
+--quant_begin             0.1
+--quant_freeze            0.9
+--quant_exclude           []
+
+--compress_vocabulary     False
+--compress_budget_mb      None
+
+--compress_recipe         None        gmp-60 gmp-oneshot int8-only kd-int8 paper-all-60 paper-all-80
+--compress_config         None
+--compress_hub_id         None
+--compress_formats        ['packed']  packed onnx openvino compressed-tensors
+"""
+# A change here is made on purpose, or not at all.
+PREFIXES = ("distill_", "prune_", "quant_", "compress_")
+FIELDS = [field for arguments in KINDS for field in fields(arguments)]
+
+
+def actions() -> dict[str, object]:
+    """What the parser that users' scripts build knows of our flags, by the flag's first spelling."""
+    known = HfArgumentParser(KINDS)._actions
+    return {action.option_strings[0]: action for action in known if action.dest != "help"}
+
+
+def test_the_flags_their_defaults_and_their_choices_are_the_frozen_ones() -> None:
+    found = [
+        [flag, repr(action.default), *map(str, action.choices or ())]  # type: ignore[attr-defined]
+        for flag, action in actions().items()
+    ]
+    assert found == [line.split() for line in FROZEN.splitlines() if line]
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_every_flag_is_prefixed_by_its_method_and_explains_itself(field) -> None:
+    assert field.name.startswith(PREFIXES)
+    assert len(field.metadata.get("help", "")) > 20, f"--{field.name} needs a help text in its field"
+
+
+def test_every_help_text_survives_argparse() -> None:
+    """A bare % in a help text makes `--help` fail, and only there."""
+    text = HfArgumentParser(KINDS).format_help()
+    assert all(f"--{field.name}" in text for field in FIELDS)
+
+
+def test_the_flags_of_one_method_share_one_prefix() -> None:
+    for arguments in KINDS:
+        assert len({field.name.split("_")[0] for field in fields(arguments)}) == 1, arguments.__name__
+
+
+def test_no_flag_collides_with_those_of_trainer() -> None:
+    assert not {field.name for field in FIELDS} & {field.name for field in fields(TrainingArguments)}
+
+
+def test_all_defaults_together_switch_nothing_on() -> None:
+    parsed = HfArgumentParser(KINDS).parse_args_into_dataclasses(args=[])
+    assert [arguments.enabled for arguments in parsed[:-1]] == [False] * 5
+    assert Recipe(*parsed[:-1]).name == "dense"
+
+
+def taken(*argv: str) -> tuple[Recipe, list[str]]:
+    """The recipe of a command line, and what is left of it for the script."""
+    line = ["script.py", *argv]
+    return take_flags(line).recipe, line[1:]
+
+
+FOREIGN = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(lambda token: token != "--")
+
+
+@given(st.lists(st.one_of(FOREIGN, st.sampled_from(["--", "-h", "--own", "--own=1", "-1", "--prun", "--no-x"]))))
+def test_what_is_not_ours_is_left_as_it_was(tokens: list[str]) -> None:
+    if len(tokens) == 1 and tokens[0].endswith((".json", ".yaml", ".yml")):
+        return
+    line = ["script.py", *tokens]
+    assert not take_flags(line).given
+    assert line == ["script.py", *tokens]
+
+
+def test_our_flags_are_taken_from_between_the_script_s() -> None:
+    line = [
+        "--own",
+        "1",
+        "--prune_sparsity",
+        "0.5",
+        "place",
+        "--quant-scheme=int8",
+        "--other",
+        "--",
+        "--prune_every",
+        "1",
+    ]
+    recipe, rest = taken(*line)
+    assert recipe.name == "mp50+int8"
+    assert recipe.pruning.prune_every == 10, "what stands behind -- is the script's"
+    assert rest == ["--own", "1", "place", "--other", "--", "--prune_every", "1"]
+
+
+def test_a_misspelt_flag_is_left_to_the_script_with_a_word() -> None:
+    with pytest.warns(UserWarning, match="`--prune_sparsty` is left to the script. Is `--prune_sparsity` meant"):
+        assert taken("--prune_sparsty", "0.5")[1] == ["--prune_sparsty", "0.5"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_that_is_shipped_can_be_built_by_name_and_says_what_it_is(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recipe, rest = taken("--compress_recipe", name)
+    assert recipe.name != "dense"
+    assert rest == []
+    assert len(descriptions()[name]) > 20
+
+
+def test_flags_go_before_the_config_and_the_config_before_the_recipe(tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text("pruning:\n  prune_end: 0.8\n  prune_every: 5\ndistill_alpha: 5e-1\ndistill_teacher: null\n")
+    flags = ["--compress_recipe", "paper-all-80", "--compress_config", str(config), "--prune_every", "10"]
+    recipe, _ = taken(*flags)
+    assert recipe.pruning.prune_sparsity == 0.8
+    assert recipe.pruning.prune_end == 0.8
+    assert recipe.pruning.prune_every == 10, "a flag that equals its default is a flag all the same"
+    assert recipe.distillation.distill_alpha == 0.5, "YAML takes 5e-1 for a word; its flag knows better"
+    assert not recipe.distillation.enabled, "a file may switch off what a recipe has on"
+
+
+def test_the_recipe_of_an_earlier_result_is_taken_from_its_folder(tmp_path: Path) -> None:
+    earlier, _ = taken("--compress_recipe", "paper-all-60", "--prune_exclude", "pooler", "query$")
+    earlier.save(tmp_path / "recipe.json")
+    assert taken("--compress_config", str(tmp_path))[0] == earlier
+    assert taken("--compress_config", str(tmp_path / "recipe.json"))[0] == earlier
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prune_hard: 1", "none of ours: `prune_hard`"),
+        ("prune_sparsity: much", "invalid float value: 'much'"),
+        ("prune_sparsity: null", "`prune_sparsity` must not be empty"),
+        ("quant_scheme: int3", "invalid choice: 'int3'"),
+        ("compress_config: other.yaml", "none of ours: `compress_config`"),
+        ("- 1", "must hold options by name; got list"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_config_that_means_nothing_is_refused_by_its_name(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=said) as refused:
+        taken("--compress_config", str(tmp_path / "recipe.yaml"))
+    assert "recipe.yaml" in str(refused.value)
+
+
+@pytest.mark.parametrize("ending", ["json", "yaml"])
+def test_a_script_s_argument_file_comes_to_it_without_our_options(ending: str, tmp_path: Path) -> None:
+    values = {"output_dir": "here", "learning_rate": "1e-4", "prune_sparsity": 0.5, "names": ["a", "b"], "none": None}
+    file = tmp_path / f"arguments.{ending}"
+    file.write_text(json.dumps(values))  # which is YAML, too
+    recipe, (copied,) = taken(str(file), "--quant_scheme", "int8")
+    assert recipe.name == "mp50+int8"
+    assert Path(copied).name == file.name
+    assert json.loads(file.read_text()) == values
+    assert taken(copied) == (Recipe(), [copied]), "a file with nothing of ours is handed on itself"
+    del values["prune_sparsity"]
+    assert yaml.safe_load(Path(copied).read_text()) == values
+
+
+def test_a_parser_of_all_flags_is_given_the_recipe_as_flags() -> None:
+    argv = ["--compress_recipe", "paper-all-60", "--prune_sparsity", "0.7"]
+    *methods, options = HfArgumentParser(KINDS).parse_args_into_dataclasses(as_flags(argv))
+    assert Recipe(*methods).name == "kd+mp70+int8"
+    assert options.compress_recipe == "paper-all-60"
+    assert as_flags(["--prune_sparsity", "0.7"]) == ["--prune_sparsity", "0.7"]

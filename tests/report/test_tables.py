@@ -1,0 +1,53 @@
+"""Tables of reports: every number comes from the report, and rows stand in order of size."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hf_compress.report.report import Report
+from hf_compress.report.tables import HEADINGS, markdown_table, report_rows
+from hf_compress_cli import app
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report.load(Path(__file__).parents[1] / "golden")
+
+
+def _smaller(report: Report) -> Report:
+    return dataclasses.replace(report, size=dataclasses.replace(report.size, packed_bytes=10_000_000))
+
+
+def test_a_row_gives_sizes_in_megabytes_and_the_difference_in_points(report: Report) -> None:
+    (row,) = report_rows([report])
+    cells = dict(zip(HEADINGS, row, strict=True))
+    score, dense = report.compressed[report.main_metric], report.dense[report.main_metric]
+    assert cells["methods"] == report.recipe.name
+    assert float(cells["MB"]) == pytest.approx(report.size.packed_bytes / 1e6, abs=0.005)
+    assert float(cells["difference"]) == pytest.approx(100 * (score - dense), abs=0.005)
+    assert cells["smaller"] == f"{report.size.dense_bytes / report.size.packed_bytes:.2f}x"
+
+
+def test_rows_are_ordered_by_task_and_then_from_the_largest_file_to_the_smallest(report: Report) -> None:
+    other = dataclasses.replace(report, task="cola")
+    tasks = [row[0] for row in report_rows([report, other])]
+    sizes = [row[2] for row in report_rows([_smaller(report), report])]
+    assert tasks == ["cola", report.task]
+    assert float(sizes[0]) > float(sizes[1])
+
+
+def test_the_markdown_table_has_a_line_for_each_report(report: Report) -> None:
+    lines = markdown_table([report, _smaller(report)]).splitlines()
+    assert len(lines) == 4
+    assert all(line.count("|") == len(HEADINGS) + 1 for line in lines)
+
+
+def test_compare_prints_the_table_and_refuses_a_folder_without_a_report(report: Report, tmp_path: Path) -> None:
+    report.save(tmp_path)
+    shown = CliRunner().invoke(app, ["compare", str(tmp_path), str(tmp_path)])
+    assert shown.exit_code == 0 and shown.output.count(report.recipe.name) == 2
+    (tmp_path / "empty").mkdir()
+    refused = CliRunner().invoke(app, ["compare", str(tmp_path / "empty")])
+    assert refused.exit_code == 1 and "holds no report.json" in refused.output
