@@ -1,0 +1,88 @@
+"""Every example in a docstring runs, and shows what it prints.
+
+All examples run in the test's own process, so they cost no further import of torch. An example imports what it uses:
+a reader can copy it. One that needs an optional package is skipped where the package is missing.
+"""
+
+import ast
+import doctest
+import importlib.util
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+IMPORT_NAMES = {"scikit-learn": "sklearn"}
+
+
+def optional_packages() -> set[str]:
+    """Import names of the packages that only an extra of pyproject.toml installs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    needed, optional = (
+        {re.split(r"[\[<>=~!; ]", line)[0] for line in lines} for lines in (project["dependencies"], extras)
+    )
+    return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in optional - needed - {"hf-compress"}}
+
+
+OPTIONAL = optional_packages()
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Top-level names of the packages that `tree` imports anywhere."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def documented(node: ast.AST, name: str) -> Iterator[tuple[str, ast.AST]]:
+    """`node` and all functions and classes inside it, with dotted names."""
+    yield name, node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from documented(child, f"{name}.{child.name}")
+
+
+def examples() -> list[object]:
+    """One case for each docstring with an example: the parsed doctest, and the optional packages that it needs.
+
+    Docstrings are read from the source, so that collecting them imports nothing.
+    """
+    cases = []
+    for folder in ("hf_compress", "hf_compress_cli"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            tree = ast.parse(path.read_text("utf-8"), str(path))
+            dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            for name, node in documented(tree, dotted):
+                if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                    continue
+                text = ast.get_docstring(node, clean=False)
+                if text is None or ">>>" not in text:
+                    continue
+                line = node.body[0].lineno - 1
+                found = doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, name, str(path), line)
+                code = ast.parse("".join(example.source for example in found.examples))
+                needs = sorted((imported(tree) | imported(code)) & OPTIONAL)
+                cases.append(pytest.param(found, needs, id=name.partition(".")[2]))
+    return cases
+
+
+@pytest.mark.parametrize(("example", "needs"), examples())
+def test_the_example_prints_what_it_shows(
+    example: doctest.DocTest, needs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = [name for name in needs if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+    monkeypatch.chdir(tmp_path)
+    printed: list[str] = []
+    doctest.DocTestRunner(optionflags=FLAGS).run(example, out=printed.append)
+    assert not printed, "".join(printed)
