@@ -24,6 +24,7 @@ from hf_compress.prune.callback import PruningCallback as PruningCallback
 from hf_compress.quantize.arguments import QuantizationArguments as QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback as QuantizationCallback
 from hf_compress.recipe import ARGUMENTS as ARGUMENTS
+from hf_compress.recipe import BudgetArguments as BudgetArguments
 from hf_compress.recipe import Recipe as Recipe
 from hf_compress.recipe import RecipeCallback as RecipeCallback
 from hf_compress.report.card import save_card as save_card

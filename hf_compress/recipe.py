@@ -58,7 +58,7 @@ class Recipe:
     """What a run promises to do to a model: any of the eight subsets of distillation, pruning and quantization.
 
     And, beside them, whether its vocabulary is cut to the words of the training set before, and the size of the file
-    that bits and sparsity were chosen for (`budget.fit`).
+    that bits and sparsity were chosen for (`fit_budget`).
 
     The fields are in the order of `ARGUMENTS`, so that `Recipe(*parsed)` holds for what `HfArgumentParser` returns.
     """

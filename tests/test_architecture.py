@@ -1,6 +1,8 @@
-"""The shape of the package, as CONTRIBUTING.md states it. Six tests, each over all files: a failure names them all."""
+"""The shape of the package, as CONTRIBUTING.md states it. Each test covers all files, and a failure names them all."""
 
 import ast
+import difflib
+import importlib
 import json
 import os
 import re
@@ -12,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for folder in ("hf_compress", "hf_compress_cli") for path in sorted((ROOT / folder).rglob("*.py"))]
 PRINTERS = {"hf_compress/launch/launcher.py"}  # and everything in hf_compress_cli
+PUBLIC = Path(__file__).with_name("public_api.txt")
 LONGEST = 320
 LATE = {"matplotlib", "evaluate", "datasets"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
@@ -153,3 +156,25 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         if dotted in added:
             asked = {name.partition(".")[0] for name in imported(tree(path).body)} & LATE
             assert not asked, f"`import hf_compress` loads {dotted}, which imports {sorted(asked)} at once"
+
+
+def exported() -> list[str]:
+    """Dotted names that the package and its rooms re-export, sorted, each with the room that exports it."""
+    names = []
+    for path in SOURCES:
+        if path.name == "__init__.py" and path.parent.name != "hf_compress_cli":
+            where = ".".join(path.parent.relative_to(ROOT).parts)
+            statements = [node for node in tree(path).body if isinstance(node, ast.ImportFrom)]
+            names += [f"{where}.{alias.asname or alias.name}" for node in statements for alias in node.names]
+    return sorted(names)
+
+
+def test_the_public_names_are_the_frozen_ones() -> None:
+    """A failure prints what changed; if that was on purpose, copy it into tests/public_api.txt in the same commit."""
+    frozen = PUBLIC.read_text("utf-8").splitlines()
+    difference = difflib.unified_diff(frozen, exported(), "tests/public_api.txt", "the exports", lineterm="", n=0)
+    changes = "\n".join(difference)
+    assert not changes, f"the public names changed:\n{changes}"
+    for name in frozen:
+        where, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(where), attribute), name

@@ -5,6 +5,12 @@ file format that `docs/format.md` specifies. `budget` chooses bits and zeros for
 training checkpoint to resume from.
 """
 
+from hf_compress.checkpoint.budget import expected_bytes as expected_bytes
+from hf_compress.checkpoint.budget import fit_budget as fit_budget
 from hf_compress.checkpoint.config import CompressionConfig as CompressionConfig
+from hf_compress.checkpoint.packed import Packed as Packed
+from hf_compress.checkpoint.packed import pack as pack
+from hf_compress.checkpoint.quantizer import CompressionQuantizer as CompressionQuantizer
+from hf_compress.checkpoint.quantizer import packed_tensors as packed_tensors
 from hf_compress.checkpoint.resume import last_complete_checkpoint as last_complete_checkpoint
 from hf_compress.checkpoint.save import save_compressed as save_compressed

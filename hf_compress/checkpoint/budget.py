@@ -38,7 +38,9 @@ SAMPLE = 1 << 18  # So many weights of a layer, in whole rows, tell its entropy 
 SIZE_POWER = 0.5
 
 
-def fit(model: PreTrainedModel | PeftModel, recipe: Recipe) -> tuple[Recipe, int]:
+def fit_budget(
+    model: PreTrainedModel | PeftModel, recipe: Recipe, *, size_power: float = SIZE_POWER
+) -> tuple[Recipe, int]:
     """The `recipe` with bits and a sparsity that fit its budget, and the bytes that the file is expected to have.
 
     What the recipe gives stays: its scheme (else `int8`), its sparsity, and the bits of what its `quant_bits` match.
@@ -48,13 +50,16 @@ def fit(model: PreTrainedModel | PeftModel, recipe: Recipe) -> tuple[Recipe, int
     those of the model's weights as they are, pruned and rounded at once; 1 % of the budget is left free for what
     training changes.
 
+    Args:
+        size_power: the error of a layer counts by the number of its weights to this power.
+
     Raises:
         ValueError: nothing fits. The message says how small a file can be.
     """
     if not recipe.quantization.enabled:
         recipe = replace(recipe, quantization=replace(recipe.quantization, quant_scheme=SCHEME))
     limit, file = (1 - RESERVE) * recipe.budget.bytes, _OneShot(model, recipe)
-    plans = file.plans()
+    plans = file.plans(size_power)
     place = _first_that_fits(len(plans), lambda at: file.estimate(plans[at]), lambda at: file.bytes(plans[at]), limit)
     if place is None:
         fewest = f", {LEAST_BITS} bits wherever no others are given" if file.free else ""
@@ -131,7 +136,7 @@ class _OneShot:
         self.masks: tuple[float, dict[int, Tensor]] = 0.0, {}
         self.known: dict[tuple[str, Grid | None, float, bool], float] = {}
 
-    def plans(self) -> list[_Plan]:
+    def plans(self, size_power: float) -> list[_Plan]:
         """The plans worth making within the recipe, each for a smaller file with more error than the one before."""
         given = self.recipe.pruning.prune_sparsity
         kept = self._kept(given)
@@ -139,7 +144,9 @@ class _OneShot:
             key: [replace(self.given[key], bits=bits) for bits in range(self.given[key].bits, LEAST_BITS - 1, -1)]
             for key in self.free
         }
-        options = [[_sampled(self.rounded[key], grid, kept.get(key)) for grid in grids[key]] for key in grids]
+        options = [
+            [_sampled(self.rounded[key], grid, kept.get(key), size_power) for grid in grids[key]] for key in grids
+        ]
         plans = [
             _Plan(self.given | {key: grids[key][one] for key, one in zip(grids, choice, strict=True)}, given)
             for choice in worth_making(options)
@@ -197,7 +204,7 @@ class _OneShot:
 
 
 @torch.no_grad()
-def _sampled(target: Target, grid: Grid, mask: Tensor | None) -> Option:
+def _sampled(target: Target, grid: Grid, mask: Tensor | None, size_power: float = SIZE_POWER) -> Option:
     """The bytes of a weight on `grid`, and its error: squared, relative to its own square, counted by its size.
 
     Both from some of its rows. The loss grows in proportion to squared relative errors (Malinovskii et al., 2024).
@@ -209,7 +216,7 @@ def _sampled(target: Target, grid: Grid, mask: Tensor | None) -> Option:
     scale = symmetric_scale(values, grid)
     integers = to_integers(values, scale, grid)
     lost = (dense - from_integers(integers, scale, grid)).double().square().sum()
-    error = rows.numel() ** SIZE_POWER * float(lost / dense.double().square().sum().clamp(min=1e-30))
+    error = rows.numel() ** size_power * float(lost / dense.double().square().sum().clamp(min=1e-30))
     share = len(rows) / max(len(dense), 1)
     return Option(share * (entropy_bytes(integers.to(torch.int8)) + 2 * scale.numel()), error)
 

@@ -7,3 +7,6 @@
 from hf_compress.export.formats import FORMATS as FORMATS
 from hf_compress.export.formats import write_formats as write_formats
 from hf_compress.export.onnx_format import export_onnx as export_onnx
+from hf_compress.export.onnx_format import write_graph as write_graph
+from hf_compress.export.runtimes import in_onnx_runtime as in_onnx_runtime
+from hf_compress.export.runtimes import in_openvino as in_openvino

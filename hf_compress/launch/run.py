@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
-from hf_compress.checkpoint.budget import fit
+from hf_compress.checkpoint.budget import fit_budget
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill import DistillationMixin
@@ -77,7 +77,7 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
     trainer = cast(DistillationMixin, trainer)
     trainer.begin_distillation(recipe.distillation)
     if recipe.budget.enabled:
-        recipe, expected = fit(transformer(trainer.model), recipe)
+        recipe, expected = fit_budget(transformer(trainer.model), recipe)
         logger.warning(
             f"`--compress_budget_mb {recipe.budget.compress_budget_mb:g}`: with `{recipe.quantization.flags}` and "
             f"`--prune_sparsity {recipe.pruning.prune_sparsity:g}` the file will have about {expected / 1e6:.2f} MB."

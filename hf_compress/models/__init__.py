@@ -7,3 +7,6 @@ To support a model family, change this package only.
 
 from hf_compress.models.heads import Head as Head
 from hf_compress.models.heads import find_head as find_head
+from hf_compress.models.targets import Target as Target
+from hf_compress.models.targets import prunable as prunable
+from hf_compress.models.targets import quantizable as quantizable

@@ -6,6 +6,9 @@ else; `hub` uploads the folder. `evaluation`, `sizes` and `latency` are the meas
 
 from hf_compress.report.card import save_card as save_card
 from hf_compress.report.hub import push as push
+from hf_compress.report.latency import measure_latency as measure_latency
+from hf_compress.report.latency import paired_ratio as paired_ratio
 from hf_compress.report.report import DatasetFacts as DatasetFacts
 from hf_compress.report.report import Report as Report
 from hf_compress.report.report import measure as measure
+from hf_compress.report.sizes import analytic_bytes as analytic_bytes

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from hf_compress import PruningArguments, QuantizationArguments, Recipe, compress, finish
-from hf_compress.checkpoint.budget import LEAST_BITS, MOST_SPARSITY, RESERVE, SIZE_POWER, expected_bytes, fit
+from hf_compress.checkpoint.budget import LEAST_BITS, MOST_SPARSITY, RESERVE, SIZE_POWER, expected_bytes, fit_budget
 from hf_compress.launch.flags import take_flags
 from hf_compress.launch.run import recipe_of
 from hf_compress.layers.bits import weight_grids
@@ -55,13 +55,13 @@ def error_of(model: BertForSequenceClassification, recipe: Recipe) -> float:
 
 
 def test_bits_are_lowered_before_weights_are_pruned(model: BertForSequenceClassification) -> None:
-    dense, bytes_of_dense = fit(model, within(100))
+    dense, bytes_of_dense = fit_budget(model, within(100))
     assert (dense.quantization, dense.pruning.prune_sparsity) == (QuantizationArguments("int8"), 0)
     assert dense.budget == within(100).budget
-    chosen, expected = fit(model, within(0.6 * bytes_of_dense / 1e6))
+    chosen, expected = fit_budget(model, within(0.6 * bytes_of_dense / 1e6))
     assert chosen.quantization.quant_bits and not chosen.pruning.enabled
     assert 0.95 * chosen.budget.bytes < expected <= (1 - RESERVE) * chosen.budget.bytes
-    narrow, _ = fit(model, within(0.24 * bytes_of_dense / 1e6))
+    narrow, _ = fit_budget(model, within(0.24 * bytes_of_dense / 1e6))
     bits = weight_grids(quantizable(model), narrow.quantization.scheme, narrow.quantization.quant_bits)
     assert {grid.bits for _, grid in bits} == {LEAST_BITS}
     assert 0 < narrow.pruning.prune_sparsity < MOST_SPARSITY
@@ -70,8 +70,10 @@ def test_bits_are_lowered_before_weights_are_pruned(model: BertForSequenceClassi
 
 
 def test_a_greater_budget_never_has_more_error(model: BertForSequenceClassification) -> None:
-    whole = fit(model, within(100))[1] / 1e6
-    chosen = [fit(model, within(share * whole)) for share in (0.22, 0.26, 0.3, 0.33, 0.4, 0.41, 0.55, 0.7, 0.9, 1.1)]
+    whole = fit_budget(model, within(100))[1] / 1e6
+    chosen = [
+        fit_budget(model, within(share * whole)) for share in (0.22, 0.26, 0.3, 0.33, 0.4, 0.41, 0.55, 0.7, 0.9, 1.1)
+    ]
     errors = [error_of(model, recipe) for recipe, _ in chosen]
     assert errors == sorted(errors, reverse=True)
     for recipe, expected in chosen:
@@ -83,24 +85,24 @@ def test_bits_by_layer_have_less_error_than_the_same_for_all(model: BertForSeque
     for bits in (4, 5, 6):
         same = within(100, quantization=QuantizationArguments(quant_scheme="int8", quant_bits=[f".={bits}"]))
         # Choices are compared by an estimate of their bytes.
-        chosen, _ = fit(model, within(1.005 * expected_bytes(model, same) / (1 - RESERVE) / 1e6))
+        chosen, _ = fit_budget(model, within(1.005 * expected_bytes(model, same) / (1 - RESERVE) / 1e6))
         assert error_of(model, chosen) < error_of(model, same)
 
 
 def test_the_flags_that_are_printed_give_the_same_again(model: BertForSequenceClassification) -> None:
-    chosen, expected = fit(model, within(0.4 * fit(model, within(100))[1] / 1e6))
-    assert fit(model, within(0.4 * fit(model, within(100))[1] / 1e6)) == (chosen, expected)
+    chosen, expected = fit_budget(model, within(0.4 * fit_budget(model, within(100))[1] / 1e6))
+    assert fit_budget(model, within(0.4 * fit_budget(model, within(100))[1] / 1e6)) == (chosen, expected)
     line = ["script.py", *shlex.split(chosen.quantization.flags)]
     line += ["--compress_budget_mb", str(chosen.budget.compress_budget_mb)]
     again = take_flags(line).recipe
     assert again == chosen
-    assert fit(model, again) == (chosen, expected)
+    assert fit_budget(model, again) == (chosen, expected)
 
 
 def test_what_is_given_stays(model: BertForSequenceClassification) -> None:
-    whole = fit(model, within(100))[1] / 1e6
+    whole = fit_budget(model, within(100))[1] / 1e6
     given = QuantizationArguments(quant_scheme="int8-weight", quant_bits=["word_embeddings=7", "query=2"])
-    chosen, _ = fit(model, within(0.6 * whole, quantization=given))
+    chosen, _ = fit_budget(model, within(0.6 * whole, quantization=given))
     assert chosen.quantization.quant_scheme == "int8-weight"
     assert chosen.quantization.quant_bits[-2:] == given.quant_bits and len(chosen.quantization.quant_bits) > 2
     bits = {
@@ -110,26 +112,26 @@ def test_what_is_given_stays(model: BertForSequenceClassification) -> None:
     assert bits["bert.embeddings.word_embeddings"] == 7
     assert bits["bert.encoder.layer.0.attention.self.query"] == 2
     pruning = PruningArguments(prune_sparsity=0.3, prune_scope="global")
-    chosen, _ = fit(model, within(0.6 * whole, pruning=pruning))
+    chosen, _ = fit_budget(model, within(0.6 * whole, pruning=pruning))
     assert chosen.pruning == pruning and chosen.quantization.quant_bits
     eight = QuantizationArguments(quant_scheme="int8", quant_bits=[".=8"])
-    chosen, _ = fit(model, within(0.6 * whole, quantization=eight))
+    chosen, _ = fit_budget(model, within(0.6 * whole, quantization=eight))
     assert chosen.quantization == eight and chosen.pruning.prune_sparsity > 0.3
     groups = QuantizationArguments(quant_scheme="int4-weight")
-    chosen, _ = fit(model, within(0.5 * whole, quantization=groups))
+    chosen, _ = fit_budget(model, within(0.5 * whole, quantization=groups))
     assert all("embeddings" in item for item in chosen.quantization.quant_bits)
     with pytest.raises(
         ValueError, match=r"too small: with `--quant_scheme int8 --quant_bits .=8` and `--prune_sparsity 0.3` the file"
     ):
-        fit(model, within(0.3 * whole, pruning=pruning, quantization=eight))
+        fit_budget(model, within(0.3 * whole, pruning=pruning, quantization=eight))
 
 
 def test_the_smallest_size_that_is_named_fits(model: BertForSequenceClassification) -> None:
     said = r"is too small: with `--quant_scheme int8`, 3 bits wherever no others are given and `--prune_sparsity 0.9` "
     with pytest.raises(ValueError, match=said + r"the file would have ([0-9.]+) MB") as refused:
-        fit(model, within(0.01))
+        fit_budget(model, within(0.01))
     named = float(str(refused.value).partition("would have ")[2].partition(" MB")[0])
-    chosen, _ = fit(model, within(1.01 * named))  # It is said in three digits.
+    chosen, _ = fit_budget(model, within(1.01 * named))  # It is said in three digits.
     assert chosen.pruning.prune_sparsity <= MOST_SPARSITY
 
 
@@ -138,8 +140,8 @@ def test_weights_of_one_name_each_and_of_several_are_packed_once() -> None:
         vocab_size=500, d_model=64, d_kv=16, d_ff=128, num_layers=1, num_heads=2, decoder_start_token_id=0
     )
     model = T5ForConditionalGeneration(config)
-    whole = fit(model, within(100))[1] / 1e6
-    chosen, expected = fit(model, within(0.5 * whole))
+    whole = fit_budget(model, within(100))[1] / 1e6
+    chosen, expected = fit_budget(model, within(0.5 * whole))
     options = chosen.quantization
     bits = {t.name: grid.bits for t, grid in weight_grids(quantizable(model), options.scheme, options.quant_bits)}
     assert len({bits[name] for name in bits if "embed_tokens" in name or name == "shared"}) == 1
@@ -164,7 +166,7 @@ def train(model: BertForSequenceClassification, rows: Dataset, recipe: Recipe, f
 def test_the_choice_is_trained_kept_and_described(
     share: float, model: BertForSequenceClassification, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
-    budget = round(share * fit(model, within(100))[1] / 1e6, 3)
+    budget = round(share * fit_budget(model, within(100))[1] / 1e6, 3)
     trainer = train(model, tiny_dataset, within(budget), tmp_path)
     chosen = recipe_of(trainer)
     assert chosen is not None and chosen.quantization.quant_bits
