@@ -9,7 +9,7 @@ from hf_compress.checkpoint.save import save_compressed
 from hf_compress.export.parity import random_batches
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.grids import SCHEMES
-from hf_compress.layers.rounded import fake_quantize_modules, fake_quantized
+from hf_compress.layers.rounded import compressed_layers, quantize_layers
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
 
@@ -17,9 +17,9 @@ from hf_compress.recipe import Recipe
 def quantized(model: PreTrainedModel, folder: Path, scheme: str | None, *bits: str) -> Path:
     """`model`, with the ranges of random batches and on its grids, as a compressed checkpoint in `folder`."""
     if scheme is not None:
-        fake_quantize_modules(model, SCHEMES[scheme], bits=bits)
+        quantize_layers(model, SCHEMES[scheme], bits=bits)
         round_attention(model, SCHEMES[scheme])
-        layers = list(fake_quantized(model).values())
+        layers = list(compressed_layers(model).values())
         batches = list(random_batches(model))
         for layer in layers:
             layer.observing = True

@@ -19,7 +19,7 @@ from hf_compress.checkpoint.packed import Packed, pack
 from hf_compress.layers.attention import range_owners, restore_attention
 from hf_compress.layers.grids import Grid, symmetric_scale, to_integers
 from hf_compress.layers.integer import Integer, Loaded, keep_integers, note
-from hf_compress.layers.rounded import FakeQuantized, restore_layers
+from hf_compress.layers.rounded import CompressedLayer, restore_layers
 from hf_compress.models.sharding import whole_on_first
 from hf_compress.models.targets import Kind, kind
 
@@ -148,7 +148,7 @@ class CompressionQuantizer(HfQuantizer):
         if isinstance(layer, Integer):
             return layer.rows().contiguous(), layer.weight_scale
         rows = weight.t() if layer_kind == "conv1d" else weight
-        if isinstance(layer, FakeQuantized) and layer.rounded:
+        if isinstance(layer, CompressedLayer) and layer.rounded:
             rows = rows.to(layer.rounded)
         scale = symmetric_scale(rows, grid)
         return to_integers(rows, scale, grid).to(torch.int8), scale

@@ -17,7 +17,7 @@ from hf_compress.checkpoint.quantizer import CompressionQuantizer
 from hf_compress.layers.attention import OPERANDS, attention_modules, trained_attention
 from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import Grid
-from hf_compress.layers.rounded import fake_quantized, rounded
+from hf_compress.layers.rounded import compressed_layers, rounded
 from hf_compress.models.sharding import count_zeros, reshard, whole_on_first
 from hf_compress.models.targets import Target, prunable, quantizable
 from hf_compress.prune.criteria import Scope, zero_counts
@@ -138,7 +138,7 @@ def _check_promise(model: PreTrainedModel, recipe: Recipe) -> None:
                 "prunable weights at zero. Train it with `callbacks=recipe.callbacks()` until `--prune_end`."
             )
     if recipe.quantization.enabled:
-        layers = fake_quantized(model)
+        layers = compressed_layers(model)
         grids = _promised_grids(model, recipe)
         missing = [
             target.name

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.parity import Parity, check_parity, load, random_batches
 from hf_compress.layers.grids import Grid, Scheme, affine_parameters, symmetric_scale
-from hf_compress.layers.rounded import fake_quantized
+from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import kind
 
 FOLDER = Path("compressed-tensors")
@@ -55,7 +55,7 @@ def export_compressed_tensors(folder: str | Path, batches: Iterable[Mapping[str,
             "`--compress_formats compressed-tensors` has no place for the ranges inside attention of `--quant_scheme "
             "int8-attention`. Leave the format out, or train with `int8`."
         )
-    ranges = {name: layer.input_range for name, layer in fake_quantized(plain).items() if layer.has_range}
+    ranges = {name: layer.input_range for name, layer in compressed_layers(plain).items() if layer.has_range}
     model = _without_ours(plain)
     apply_quantization_config(model, QuantizationConfig.model_validate(_config(model, layers, scheme)))
     for name in layers:

@@ -14,7 +14,7 @@ from hf_compress.checkpoint.coding import NIBBLE
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.layers.attention import OPERANDS, Operand, Probabilities
 from hf_compress.layers.grids import SMALLEST_SCALE, Grid, affine_parameters, symmetric_scale, to_integers
-from hf_compress.layers.rounded import LAYERS, FakeQuantized
+from hf_compress.layers.rounded import LAYERS, CompressedLayer
 from hf_compress.models.targets import Kind, Target, kind, tied
 
 # Named on the operator that reads them, for the integers that torch has no type for.
@@ -191,7 +191,7 @@ def _pairs(integers: Int8[Tensor, "rows width"]) -> UInt8[Tensor, "rows half"]:
 
 def _turn(target: Target, grid: Grid, integers: Tensor, scale: Tensor) -> None:
     layer = target.module
-    input_grid = layer.input_grid if isinstance(layer, FakeQuantized) else None
+    input_grid = layer.input_grid if isinstance(layer, CompressedLayer) else None
     plain = cast(Hashable, type(layer))
     if target.kind == "embedding":
         expanded = fits_nibble(grid) and integers.dtype == torch.int8

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from hf_compress.layers.grids import SMALLEST_SCALE, Grid, Scheme, fake_quantize_affine
-from hf_compress.layers.rounded import FakeQuantized, switched_off
+from hf_compress.layers.rounded import CompressedLayer, switched_off
 from hf_compress.models.targets import named_modules
 
 # What a model's attention is set to, and what a module of attention holds its operands under.
@@ -24,7 +24,7 @@ RANGED, PROBABILITIES = ("query", "key", "value"), "probabilities"
 _KNOWN = {"module", "query", "key", "value", "attention_mask", "scaling", "dropout", "position_bias", "kwargs"}
 
 
-class Operand(FakeQuantized):
+class Operand(CompressedLayer):
     """What rounds queries, keys or values: to integers about zero, since then runtimes multiply them as they are.
 
     The scale is the largest magnitude in its range over 127 (of 8 bits); ranges are observed and committed as those of

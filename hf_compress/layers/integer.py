@@ -17,10 +17,10 @@ from hf_compress.layers.grids import (
     to_integers,
 )
 from hf_compress.layers.rounded import (
-    FakeQuantized,
-    FakeQuantizedConv1D,
-    FakeQuantizedEmbedding,
-    FakeQuantizedLinear,
+    CompressedConv1D,
+    CompressedEmbedding,
+    CompressedLayer,
+    CompressedLinear,
     turn,
 )
 from hf_compress.models.targets import Kind, kind
@@ -40,7 +40,7 @@ class Loaded:
     dtype: torch.dtype
 
 
-class Integer(FakeQuantized):
+class Integer(CompressedLayer):
     """What the integer layers share: int8 weights, their scales, and no training.
 
     `weight` holds the integers in the layer's own shape, of int4 too one in a byte; `weight_scale` has the float32
@@ -84,7 +84,7 @@ class Integer(FakeQuantized):
         return self
 
 
-class IntegerEmbedding(Integer, FakeQuantizedEmbedding):
+class IntegerEmbedding(Integer, CompressedEmbedding):
     """An embedding that dequantizes the rows that are looked up."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class _Product(Integer):
         return result.to(values.dtype).view(*values.shape[:-1], len(scale))
 
 
-class IntegerLinear(_Product, FakeQuantizedLinear):
+class IntegerLinear(_Product, CompressedLinear):
     """A linear layer on integers."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class IntegerLinear(_Product, FakeQuantizedLinear):
         return F.linear(self.rounded_input(input), self.dense_weight(input.dtype), self.bias)
 
 
-class IntegerConv1D(_Product, FakeQuantizedConv1D):
+class IntegerConv1D(_Product, CompressedConv1D):
     """GPT-2's linear layer on integers."""
 
     def rows(self) -> Tensor:
@@ -164,7 +164,7 @@ class IntegerConv1D(_Product, FakeQuantizedConv1D):
         return torch.addmm(self.bias, rows, self.dense_weight(x.dtype)).view(*x.shape[:-1], self.nf)
 
 
-LAYERS: dict[Kind, type[FakeQuantized]] = {
+LAYERS: dict[Kind, type[CompressedLayer]] = {
     "linear": IntegerLinear,
     "conv1d": IntegerConv1D,
     "embedding": IntegerEmbedding,

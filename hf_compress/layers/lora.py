@@ -11,7 +11,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hf_compress.layers.rounded import FakeQuantized, fake_quantized
+from hf_compress.layers.rounded import CompressedLayer, compressed_layers
 from hf_compress.models.targets import kind
 
 STATE = "compression"
@@ -60,7 +60,7 @@ class MergedLora(lora.Linear):
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         elif self.merged:
             self.unmerge()
-        if isinstance(base, FakeQuantized):
+        if isinstance(base, CompressedLayer):
             base.unload_and_optionally_merge_module(merge)
         return base
 
@@ -72,7 +72,7 @@ class CompressionState(nn.Module):
     the layers do, and it reads and writes theirs. A mask takes one bit per weight in the file.
     """
 
-    def __init__(self, layers: dict[str, FakeQuantized]) -> None:
+    def __init__(self, layers: dict[str, CompressedLayer]) -> None:
         super().__init__()
         self.layers = layers  # A dict, which nn.Module does not look into: the layers are the model's.
 
@@ -114,12 +114,12 @@ def merge_in_forward(model: PeftModel) -> None:
     for name, module in adapters.items():
         _check(name, module)
     for name, module in model.named_modules():
-        if isinstance(module, AuxiliaryTrainingWrapper) and fake_quantized(module):
+        if isinstance(module, AuxiliaryTrainingWrapper) and compressed_layers(module):
             raise _unsupported(
                 f"trains a copy of {name.removeprefix(PREFIX)} (`modules_to_save`)",
                 "Leave it out of `modules_to_save`, or of compression by `--prune_exclude` and `--quant_exclude`.",
             )
-    layers = fake_quantized(model)
+    layers = compressed_layers(model)
     for name, module in adapters.items():
         base = module.get_base_layer()
         if any(layer is not base and layer.weight is base.weight for layer in layers.values()):
@@ -131,7 +131,7 @@ def merge_in_forward(model: PeftModel) -> None:
     for layer in layers.values():
         layer.adapter = (switch,)
     for module in adapters.values():
-        if isinstance(base := module.get_base_layer(), FakeQuantized):
+        if isinstance(base := module.get_base_layer(), CompressedLayer):
             base.adapter = (module,)
     named = {name.removeprefix(PREFIX).removesuffix(".base_layer"): layer for name, layer in layers.items()}
     setattr(model.base_model, STATE, CompressionState(named))
@@ -140,7 +140,7 @@ def merge_in_forward(model: PeftModel) -> None:
 def current_weight(layer: nn.Module) -> Tensor:
     """The weight that `layer` computes with, before rounding: merged with its adapter, zero where it is pruned."""
     weight = cast(Tensor, layer.weight)
-    if not isinstance(layer, FakeQuantized):
+    if not isinstance(layer, CompressedLayer):
         return weight
     for adapter in layer.adapter:
         if isinstance(adapter, MergedLora) and adapter.base_layer is layer:

@@ -19,10 +19,10 @@ from hf_compress.layers.shared_inputs import Siblings
 from hf_compress.models.targets import KINDS, Kind, Target, kind, named_modules, quantizable, tied
 
 
-class FakeQuantized(nn.Module):
+class CompressedLayer(nn.Module):
     """What the fake-quantized layers share: their grids, the switches and the observed range of their input.
 
-    Layers are never built but turned into (`fake_quantize_modules`), so that parameters, hooks and names stay. The one
+    Layers are never built but turned into (`quantize_layers`), so that parameters, hooks and names stay. The one
     addition to the state dict is the buffer `input_range` (2,) of layers whose input has a static range: the float32
     moving average of its least and largest value, infinite and crossed before the first observation.
 
@@ -121,14 +121,14 @@ class FakeQuantized(nn.Module):
         self.step_range = seen
 
 
-class FakeQuantizedLinear(FakeQuantized, nn.Linear):
+class CompressedLinear(CompressedLayer, nn.Linear):
     """A linear layer that computes with its weight, and its input if the scheme says so, on their grids."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(self.rounded_input(input), self.rounded_weight(), self.bias)
 
 
-class FakeQuantizedConv1D(FakeQuantized, Conv1D):
+class CompressedConv1D(CompressedLayer, Conv1D):
     """GPT-2's linear layer, whose weight has shape (inputs, outputs), on its grids."""
 
     bias: Tensor
@@ -147,7 +147,7 @@ class FakeQuantizedConv1D(FakeQuantized, Conv1D):
         return torch.addmm(self.bias, rows, self.rounded_weight()).view(*x.shape[:-1], self.nf)
 
 
-class FakeQuantizedEmbedding(FakeQuantized, nn.Embedding):
+class CompressedEmbedding(CompressedLayer, nn.Embedding):
     """An embedding that returns its rows on their grid; only the rows looked up are rounded."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -158,19 +158,19 @@ class FakeQuantizedEmbedding(FakeQuantized, nn.Embedding):
         return fake_quantize_symmetric(rows, self.weight_grid)
 
 
-LAYERS: dict[Kind, type[FakeQuantized]] = {
-    "linear": FakeQuantizedLinear,
-    "conv1d": FakeQuantizedConv1D,
-    "embedding": FakeQuantizedEmbedding,
+LAYERS: dict[Kind, type[CompressedLayer]] = {
+    "linear": CompressedLinear,
+    "conv1d": CompressedConv1D,
+    "embedding": CompressedEmbedding,
 }
 
 
-def fake_quantize_modules(
+def quantize_layers(
     model: PreTrainedModel | PeftModel,
     scheme: Scheme,
     exclude: Sequence[str] = (),
     bits: Sequence[str] = (),
-) -> list[FakeQuantized]:
+) -> list[CompressedLayer]:
     """The layers of `model` that `scheme` rounds, turned in place into fake-quantized ones, still switched off.
 
     Parameters, hooks, names and ties stay as they are. A head tied to an embedding computes with the embedding's grid.
@@ -193,10 +193,10 @@ def fake_quantize_modules(
     return layers
 
 
-def maskable_modules(targets: Sequence[Target]) -> list[FakeQuantized]:
+def maskable_layers(targets: Sequence[Target]) -> list[CompressedLayer]:
     """The layers of `targets`, turned in place into ones that may carry a mask, where they are not yet."""
     return [
-        target.module if isinstance(target.module, FakeQuantized) else turn(target.module, target.kind, None, None)
+        target.module if isinstance(target.module, CompressedLayer) else turn(target.module, target.kind, None, None)
         for target in targets
     ]
 
@@ -211,9 +211,9 @@ def restore_layers(model: PreTrainedModel, names: Sequence[str], input_grid: Gri
         layer.quantizing = True
 
 
-def fake_quantized(model: nn.Module) -> dict[str, FakeQuantized]:
+def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
     """The fake-quantized layers of `model` by name."""
-    return {name: module for name, module in named_modules(model) if isinstance(module, FakeQuantized)}
+    return {name: module for name, module in named_modules(model) if isinstance(module, CompressedLayer)}
 
 
 def rounded(model: PreTrainedModel, targets: Sequence[Target]) -> list[Target]:
@@ -222,7 +222,7 @@ def rounded(model: PreTrainedModel, targets: Sequence[Target]) -> list[Target]:
     The others are never called: an unused pooler, or DeBERTa's `rel_embeddings`, whose weight the encoder reads past
     their forward. Training has not seen them rounded, so that they must not be stored so.
     """
-    used = {id(layer.weight) for layer in fake_quantized(model).values() if layer.rounded}
+    used = {id(layer.weight) for layer in compressed_layers(model).values() if layer.rounded}
     return [target for target in targets if id(target.weight) in used]
 
 
@@ -231,17 +231,17 @@ def turn(
     layer_kind: Kind,
     weight_grid: Grid | None,
     input_grid: Grid | None,
-    classes: Mapping[Kind, type[FakeQuantized]] = LAYERS,
-) -> FakeQuantized:
+    classes: Mapping[Kind, type[CompressedLayer]] = LAYERS,
+) -> CompressedLayer:
     """`layer`, turned in place into its kind's class of `classes`, with these grids and switched off."""
     layer.__class__ = _grafted(cast(Hashable, type(layer)), cast(Hashable, classes[layer_kind]))
-    assert isinstance(layer, FakeQuantized)
+    assert isinstance(layer, CompressedLayer)
     return switched_off(layer, weight_grid, input_grid, layer.weight.device)
 
 
 def switched_off(
-    layer: FakeQuantized, weight_grid: Grid | None, input_grid: Grid | None, device: torch.device
-) -> FakeQuantized:
+    layer: CompressedLayer, weight_grid: Grid | None, input_grid: Grid | None, device: torch.device
+) -> CompressedLayer:
     """`layer` with these grids, neither rounding nor observing; a range that it has stays."""
     layer.weight_grid, layer.input_grid = weight_grid, input_grid
     layer.observing = layer.quantizing = False
@@ -254,7 +254,7 @@ def switched_off(
 
 
 @cache
-def _grafted(layer_class: type[nn.Module], ours: type[FakeQuantized]) -> type[nn.Module]:
+def _grafted(layer_class: type[nn.Module], ours: type[CompressedLayer]) -> type[nn.Module]:
     """The class `ours` for layers of `layer_class`; a `forward` of its own, as of Bart's embeddings, stays."""
     if issubclass(layer_class, ours):
         return layer_class
@@ -264,7 +264,7 @@ def _grafted(layer_class: type[nn.Module], ours: type[FakeQuantized]) -> type[nn
     return type(f"{ours.__name__}As{layer_class.__name__}", (layer_class, ours), {})
 
 
-def _plain_class(layer_class: type[FakeQuantized]) -> type[nn.Module]:
+def _plain_class(layer_class: type[CompressedLayer]) -> type[nn.Module]:
     """The class that `_grafted` made the given one from."""
     plain = {LAYERS[layer_kind]: plain_class for plain_class, layer_kind in KINDS.items()}
     return plain[layer_class] if layer_class in plain else layer_class.__bases__[0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_compress.layers.lora import current_weight, merge_in_forward
-from hf_compress.layers.rounded import FakeQuantized, maskable_modules
+from hf_compress.layers.rounded import CompressedLayer, maskable_layers
 from hf_compress.models.sharding import Shards, count_zeros, local, refuse_shards, reshard
 from hf_compress.models.targets import Target, prunable, transformer, whole
 from hf_compress.options import refuse_averages
@@ -68,7 +68,7 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Prepares layers beside an adapter to carry masks, before a checkpoint that has some is loaded."""
         if isinstance(kwargs["model"], PeftModel):
-            maskable_modules(prunable(kwargs["model"], self.arguments.prune_exclude))
+            maskable_layers(prunable(kwargs["model"], self.arguments.prune_exclude))
             merge_in_forward(kwargs["model"])
 
     def on_train_begin(
@@ -228,7 +228,7 @@ class PruningCallback(TrainerCallback):
                 "same weights and train under DDP, and change weights on all processes alike."
             )
         self._sparsity = zeros / sum(sizes)
-        carriers = [target.module for target in self._targets if isinstance(target.module, FakeQuantized)]
+        carriers = [target.module for target in self._targets if isinstance(target.module, CompressedLayer)]
         if any(carrier.adapter for carrier in carriers):
             for carrier, mask in zip(carriers, masks, strict=True):
                 carrier.mask = mask

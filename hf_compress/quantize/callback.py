@@ -12,7 +12,7 @@ from transformers.distributed.fsdp import is_fsdp_enabled
 
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.lora import merge_in_forward
-from hf_compress.layers.rounded import FakeQuantized, fake_quantize_modules, fake_quantized
+from hf_compress.layers.rounded import CompressedLayer, compressed_layers, quantize_layers
 from hf_compress.models.sharding import refuse_shards, reshard
 from hf_compress.models.targets import quantizable, transformer, whole
 from hf_compress.quantize.arguments import QuantizationArguments
@@ -46,14 +46,14 @@ class QuantizationCallback(TrainerCallback):
 
     def __init__(self, arguments: QuantizationArguments) -> None:
         self.arguments = arguments
-        self._layers: list[FakeQuantized] = []
+        self._layers: list[CompressedLayer] = []
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model = transformer(kwargs["model"])
         options = self.arguments
-        layers = fake_quantize_modules(model, options.scheme, options.quant_exclude, options.quant_bits)
+        layers = quantize_layers(model, options.scheme, options.quant_exclude, options.quant_bits)
         round_attention(model, options.scheme, options.quant_exclude)
         # True with `cpu_ram_efficient_loading` only.
         if is_fsdp_enabled() and any(layer.has_range for layer in layers):
@@ -79,10 +79,10 @@ class QuantizationCallback(TrainerCallback):
         reshard(model)
         targets = quantizable(model, self.arguments.quant_exclude)
         refuse_shards(whole(kwargs["model"]), {target.name: target.weight for target in targets}, "--quant_scheme")
-        if not all(isinstance(target.module, FakeQuantized) for target in targets):
+        if not all(isinstance(target.module, CompressedLayer) for target in targets):
             # `model_init` has made a new model, or the Trainer was built without this callback.
             self.on_init_end(args, state, control, **kwargs)
-        self._layers = list(fake_quantized(model).values())
+        self._layers = list(compressed_layers(model).values())
         ranges = [layer.input_range for layer in self._layers if layer.has_range]
         if state.global_step > 0 and ranges and all(bool(bounds.isinf().any()) for bounds in ranges):
             raise ValueError(
@@ -183,7 +183,7 @@ class QuantizationCallback(TrainerCallback):
         return max(1, round(self.arguments.quant_begin * state.max_steps))
 
 
-def _unseen(layer: FakeQuantized) -> Tensor:
+def _unseen(layer: CompressedLayer) -> Tensor:
     """The range before anything was seen: what a compiled forward finds is then always a tensor, and of its own.
 
     None in the first micro-batch of a step, or one tensor for all layers, would double the graphs of the compiler.

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
-from hf_compress.layers.rounded import fake_quantized
+from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import model_class
 from hf_compress.report import provenance
 from hf_compress.report.card import human_bytes, save_card
@@ -219,7 +219,7 @@ def _torch(folder: Path, device: torch.device, **run: Any) -> PreTrainedModel:
 def _plain(folder: Path, device: torch.device) -> PreTrainedModel:
     """The model of a compressed folder as the dense one computes: nothing is rounded."""
     model = _torch(folder, device)
-    for layer in fake_quantized(model).values():
+    for layer in compressed_layers(model).values():
         layer.input_grid = None
     return model
 

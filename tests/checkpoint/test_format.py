@@ -19,7 +19,7 @@ from hf_compress.checkpoint.coding import CODECS
 from hf_compress.checkpoint.inventory import tensors
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.layers.grids import SCHEMES
-from hf_compress.layers.rounded import fake_quantized
+from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import prunable
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
@@ -126,7 +126,7 @@ def compressed(model: PreTrainedModel, recipe: Recipe, folder: Path, **options: 
                 target.weight[target.weight.abs() <= target.weight.abs().flatten().kthvalue(count).values] = 0
     if recipe.quantization.enabled:
         QuantizationCallback(recipe.quantization).on_init_end(None, None, None, model=model)  # type: ignore[arg-type]
-        for layer in fake_quantized(model).values():
+        for layer in compressed_layers(model).values():
             layer.quantizing = True
             if layer.has_range:
                 layer.input_range.copy_(torch.tensor([-3.0, 5.0]))

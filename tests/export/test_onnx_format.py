@@ -34,7 +34,7 @@ from hf_compress.export.onnx_nodes import _rounded_up
 from hf_compress.export.parity import check_parity, load, random_batches
 from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
 from hf_compress.layers.grids import SCHEMES, SMALLEST_SCALE, symmetric_scale
-from hf_compress.layers.rounded import fake_quantized
+from hf_compress.layers.rounded import compressed_layers
 from tests.quantized import quantized
 
 onnx = pytest.importorskip("onnx")
@@ -194,7 +194,7 @@ def test_ranges_are_the_trained_ones_in_unsigned_integers(exported: Callable[...
     for node in (node for node in graph.node if node.op_type == "QuantizeLinear"):
         assert stored[node.input[2]].data_type == onnx.TensorProto.UINT8
         scales.add(float(onnx.numpy_helper.to_array(stored[node.input[1]])))
-    layers = fake_quantized(load(folder)).values()
+    layers = compressed_layers(load(folder)).values()
     expected = {
         float((layer.input_range[1].clamp(min=0) - layer.input_range[0].clamp(max=0)) / 255) for layer in layers
     }
@@ -215,7 +215,7 @@ def kernels_of(folder: Path, work: Path) -> list[str]:
 def test_onnx_runtime_computes_with_integers(exported: Callable[..., Path], tmp_path: Path) -> None:
     folder = exported("int8")
     kernels = kernels_of(folder, tmp_path)
-    assert kernels.count("MatMulIntegerToFloat") == len(fake_quantized(load(folder)))
+    assert kernels.count("MatMulIntegerToFloat") == len(compressed_layers(load(folder)))
     assert "DequantizeLinear" not in kernels
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_compress.layers.rounded import fake_quantized
+from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import prunable
 from tests.invariants.harness import KD, NAMED, PRUNE, QUANT, STILL, SUBSETS, bert, logged, make, rows
 
@@ -36,8 +36,8 @@ def test_four_batches_of_four_are_one_of_sixteen(methods: Sequence[str], tmp_pat
     for one, four in zip(prunable(once.model), prunable(fourfold.model), strict=True):
         assert torch.equal(one.weight == 0, four.weight == 0), one.name
         assert (one.weight == 0).any() == (PRUNE in methods)
-    layers = fake_quantized(once.model)
+    layers = compressed_layers(once.model)
     assert bool(layers) == (QUANT in methods)
-    for name, layer in fake_quantized(fourfold.model).items():
+    for name, layer in compressed_layers(fourfold.model).items():
         if layer.has_range:
             torch.testing.assert_close(layer.input_range, layers[name].input_range)

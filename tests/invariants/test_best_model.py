@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from hf_compress import PruningArguments, PruningCallback, QuantizationArguments, QuantizationCallback
 from hf_compress.checkpoint.save import save_compressed
-from hf_compress.layers.rounded import fake_quantized
+from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import prunable
 from tests.invariants.harness import PRUNE, QUANT, checkpoints, make, recipe
 
@@ -69,7 +69,7 @@ def test_the_best_model_is_one_that_the_recipe_promises(methods: Any, limit: int
     kept = {None: {2, 4, 6, 8, 10, 12}, 1: {first}, 2: {first, 12}}[limit]
     assert set(checkpoints(tmp_path)) == {f"checkpoint-{step}" for step in kept}
     save_compressed(run.model, tmp_path / "compressed", recipe(methods))  # Refuses what falls short.
-    assert bool(fake_quantized(run.model)) == (QUANT in methods)
+    assert bool(compressed_layers(run.model)) == (QUANT in methods)
 
 
 @pytest.mark.parametrize("methods", METHODS, ids="+".join)

@@ -16,7 +16,7 @@ from hf_compress import save_compressed
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.grids import SCHEMES
 from hf_compress.layers.lora import current_weight
-from hf_compress.layers.rounded import fake_quantize_modules, fake_quantized
+from hf_compress.layers.rounded import compressed_layers, quantize_layers
 from hf_compress.models.heads import find_head
 from hf_compress.models.targets import prunable
 from hf_compress.report.evaluation import logit_difference
@@ -124,9 +124,9 @@ def check_schemes() -> None:
     for scheme in SCHEMES.values():
         torch.compiler.reset()
         model = bert(num_hidden_layers=1, **STILL)
-        fake_quantize_modules(model, scheme)
+        quantize_layers(model, scheme)
         round_attention(model, scheme)
-        for layer in fake_quantized(model).values():
+        for layer in compressed_layers(model).values():
             layer.quantizing, layer.step_range = True, torch.tensor([-1.0, 1.0])
             if layer.has_range:
                 layer.input_range.copy_(torch.tensor([-1.0, 2.0]))

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hf_compress import PruningCallback, save_compressed
-from hf_compress.layers.rounded import fake_quantized
+from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import prunable, transformer
 from tests.invariants.harness import PRUNE, QUANT, SETTINGS, STILL, bert, make, recipe, rows
 
@@ -35,7 +35,7 @@ def check(model: PreTrainedModel, auto_class: Any, inputs: dict[str, torch.Tenso
     """The model is as sparse as was asked for, and what is loaded from its file computes the same bits."""
     save_compressed(model.eval(), folder, recipe(BOTH))
     reloaded = auto_class.from_pretrained(folder, attn_implementation=model.config._attn_implementation)
-    assert fake_quantized(model)
+    assert compressed_layers(model)
     with torch.no_grad():
         ours, theirs = model(**inputs), reloaded(**inputs)
     assert torch.equal(ours[0], theirs[0])

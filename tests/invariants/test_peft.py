@@ -22,7 +22,7 @@ from hf_compress import (
 from hf_compress.distill.teacher import load_teacher, own_teacher
 from hf_compress.layers.grids import SCHEMES
 from hf_compress.layers.lora import current_weight, merge_in_forward
-from hf_compress.layers.rounded import fake_quantize_modules
+from hf_compress.layers.rounded import quantize_layers
 from hf_compress.models.heads import bare, find_head
 from hf_compress.models.targets import prunable, quantizable
 
@@ -109,7 +109,7 @@ def test_one_merged_weight_gives_the_output_and_the_gradients_of_the_two_paths(
 ) -> None:
     plain = adapted(make_bert(), init_lora_weights=False)
     merged = copy.deepcopy(plain)
-    fake_quantize_modules(merged, SCHEMES["int8"])  # still switched off
+    quantize_layers(merged, SCHEMES["int8"])  # still switched off
     merge_in_forward(merged)
     for model in (plain, merged):
         batch = {name: torch.tensor(tiny_dataset[name][:8]) for name in ("input_ids", "labels")}

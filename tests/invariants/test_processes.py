@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerState
 
 from hf_compress.layers.lora import current_weight
-from hf_compress.layers.rounded import fake_quantized
+from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import prunable
 from tests.invariants.harness import (
     KD,
@@ -66,7 +66,7 @@ def outcome(case: str, size: int, folder: Path) -> dict[str, Any]:
         "teacher wrapped": isinstance(getattr(run, "teacher", None), DistributedDataParallel),
         "weights": dict(run.model.state_dict()),
         "masks": {target.name: current_weight(target.module) != 0 for target in prunable(run.model)},
-        "ranges": {name: layer.input_range for name, layer in fake_quantized(run.model).items() if layer.has_range},
+        "ranges": {name: layer.input_range for name, layer in compressed_layers(run.model).items() if layer.has_range},
         "losses": logged(run, "loss", "grad_norm", *(["distill_loss", "label_loss"] if KD in methods else [])),
     }
 

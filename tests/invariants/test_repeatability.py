@@ -9,7 +9,7 @@ import pytest
 from transformers import Trainer, TrainerCallback
 
 from hf_compress import DistillationTrainer, PruningCallback, QuantizationCallback, save_compressed
-from hf_compress.layers.rounded import fake_quantized
+from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import prunable
 from tests.invariants.harness import METHODS, NAMED, PRUNE, QUANT, SUBSETS, bert, logged, make, recipe, same, trained
 
@@ -139,5 +139,5 @@ def test_a_trained_model_goes_through_another_trainer(tmp_path: Path) -> None:
     for _ in range(2):
         trained(tmp_path, (PRUNE, QUANT), model=model)
     save_compressed(model, tmp_path / "compressed", recipe((PRUNE, QUANT)))
-    assert all(layer.ready for layer in fake_quantized(model).values())
+    assert all(layer.ready for layer in compressed_layers(model).values())
     assert prunable(model)

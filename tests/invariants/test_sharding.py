@@ -31,7 +31,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config
 
 from hf_compress import PruningArguments, QuantizationArguments, Recipe
 from hf_compress.checkpoint.save import save_compressed
-from hf_compress.layers.rounded import fake_quantized
+from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.sharding import Shards, count_zeros, gathered, local, refuse_shards, reshard
 from hf_compress.models.targets import prunable
 from hf_compress.prune import criteria as under_test
@@ -327,7 +327,7 @@ def with_trainer(way: str, folder: Path, size: int, **settings: Any) -> dict[str
         "sharded": isinstance(run.model, FSDPModule),
         "processes": run.accelerator.num_processes,
         "masks": {target.name: gathered(target.weight) != 0 for target in prunable(run.model)},
-        "ranges": {name: layer.input_range for name, layer in fake_quantized(run.model).items() if layer.has_range},
+        "ranges": {name: layer.input_range for name, layer in compressed_layers(run.model).items() if layer.has_range},
         "losses": logged(run, "loss", "grad_norm", "distill_loss", "sparsity"),
         "folder": str(compressed),
     }

@@ -29,7 +29,7 @@ from hf_compress.layers.attention import (
     rounded_attention,
 )
 from hf_compress.layers.grids import SCHEMES
-from hf_compress.layers.rounded import fake_quantize_modules, fake_quantized
+from hf_compress.layers.rounded import compressed_layers, quantize_layers
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
 from hf_compress.recipe import Recipe
@@ -78,7 +78,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def operands(model: torch.nn.Module) -> dict[str, Operand]:
-    return {name: layer for name, layer in fake_quantized(model).items() if isinstance(layer, Operand)}
+    return {name: layer for name, layer in compressed_layers(model).items() if isinstance(layer, Operand)}
 
 
 def trained(model: PreTrainedModel, data: Any, folder: Path, scheme: str = NAME, **changes: Any) -> PreTrainedModel:
@@ -184,7 +184,7 @@ def test_an_excluded_module_stays_in_floating_point(tiny_bert: Any, tmp_path: Pa
     names = list(attention_modules(tiny_bert))
     arguments = QuantizationArguments(quant_scheme=NAME, quant_exclude=[r"layer\.0\."])
     QuantizationCallback(arguments).on_init_end(None, None, None, model=tiny_bert)  # type: ignore[arg-type]
-    for layer in fake_quantized(tiny_bert).values():
+    for layer in compressed_layers(tiny_bert).values():
         layer.quantizing = True
         if layer.has_range:
             layer.input_range.copy_(torch.tensor([-3.0, 3.0]))
@@ -259,6 +259,6 @@ def test_compressed_tensors_has_no_place_for_it(tiny_bert: Any, tmp_path: Path) 
 
 
 def test_layers_alone_leave_attention_as_it_is(tiny_bert: Any) -> None:
-    fake_quantize_modules(tiny_bert, SCHEMES["int8"])
+    quantize_layers(tiny_bert, SCHEMES["int8"])
     assert not round_attention(tiny_bert, SCHEMES["int8"])
     assert tiny_bert.config._attn_implementation != IMPLEMENTATION

@@ -16,7 +16,7 @@ from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.inventory import tensors
 from hf_compress.layers.bits import items_of, weight_grids
 from hf_compress.layers.grids import SCHEMES
-from hf_compress.layers.rounded import fake_quantize_modules, fake_quantized
+from hf_compress.layers.rounded import compressed_layers, quantize_layers
 from hf_compress.models.targets import Target, quantizable
 from tests.quantized import quantized
 
@@ -55,7 +55,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_names_that_would(
     tiny_bert: BertForSequenceClassification,
 ) -> None:
     with pytest.raises(ValueError, match=r"`--quant_bits qeury=4` matches none of the 16 layers .*word_embeddings"):
-        fake_quantize_modules(tiny_bert, SCHEMES["int8"], bits=["qeury=4"])
+        quantize_layers(tiny_bert, SCHEMES["int8"], bits=["qeury=4"])
 
 
 def test_bits_of_groups_cannot_be_chosen(tiny_bert: BertForSequenceClassification) -> None:
@@ -87,7 +87,7 @@ def test_a_file_of_several_bits_gives_the_logits_of_training(
     Trainer(model, settings, train_dataset=tiny_dataset, callbacks=recipe.callbacks()).train()
     folder = save_compressed(model, tmp_path / "small", recipe)
     expected = bits_of(make_bert(), *MIXED)
-    assert {name: layer.weight_grid.bits for name, layer in fake_quantized(model).items()} == expected
+    assert {name: layer.weight_grid.bits for name, layer in compressed_layers(model).items()} == expected
     assert {
         fact.name.removesuffix(".weight"): fact.grid_bits for fact in tensors(folder) if fact.grid_bits
     } == expected

@@ -31,7 +31,7 @@ from hf_compress.layers import integer
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.grids import SCHEMES
 from hf_compress.layers.integer import Integer, IntegerLinear
-from hf_compress.layers.rounded import fake_quantize_modules, fake_quantized
+from hf_compress.layers.rounded import compressed_layers, quantize_layers
 from hf_compress.models.targets import prunable
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
@@ -78,9 +78,9 @@ def inputs(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def saved(model: PreTrainedModel, scheme: str, folder: Path) -> Path:
     """The folder that `model` was saved to, after a forward with everything rounded as in the end of training."""
-    fake_quantize_modules(model.eval(), SCHEMES[scheme])
+    quantize_layers(model.eval(), SCHEMES[scheme])
     round_attention(model, SCHEMES[scheme])
-    for layer in fake_quantized(model).values():
+    for layer in compressed_layers(model).values():
         layer.quantizing = True
         if layer.has_range:
             layer.input_range.copy_(torch.tensor([-2.0, 3.0]))
@@ -164,7 +164,7 @@ def test_zeros_of_pruned_weights_are_zero_integers(tiny_bert: BertForSequenceCla
     with torch.no_grad():
         for target in prunable(tiny_bert):
             target.weight.view(-1)[::2] = 0
-    layers = fake_quantize_modules(tiny_bert, SCHEMES["int8-weight"])
+    layers = quantize_layers(tiny_bert, SCHEMES["int8-weight"])
     for layer in layers:
         layer.quantizing = True
     logits_of = {"input_ids": torch.ones(1, 4, dtype=torch.long)}

@@ -14,7 +14,7 @@ from transformers import BertForSequenceClassification
 from hf_compress.layers import grids as schemes
 from hf_compress.layers import shared_inputs as siblings
 from hf_compress.layers.grids import SCHEMES
-from hf_compress.layers.rounded import FakeQuantized, fake_quantize_modules
+from hf_compress.layers.rounded import CompressedLayer, quantize_layers
 from hf_compress.layers.shared_inputs import Siblings
 
 MakeBert = Callable[..., BertForSequenceClassification]
@@ -23,9 +23,9 @@ EMBEDDINGS = 3
 ROUNDING = {"int8": "_affine_integers", "int8-dynamic": "to_integers"}
 
 
-def quantizing(model: BertForSequenceClassification, scheme: str) -> list[FakeQuantized]:
+def quantizing(model: BertForSequenceClassification, scheme: str) -> list[CompressedLayer]:
     """The layers of `model`, in training, observing and rounding."""
-    layers = fake_quantize_modules(model.train(), SCHEMES[scheme])
+    layers = quantize_layers(model.train(), SCHEMES[scheme])
     for layer in layers:
         layer.observing = layer.quantizing = True
         if layer.has_range:
@@ -109,6 +109,6 @@ def test_a_model_that_has_computed_can_be_copied_and_pickled(tiny_bert: Any) -> 
     layers = quantizing(tiny_bert, "int8")
     tiny_bert(**INPUTS)
     pickle.dumps(layers[-1].siblings)
-    copied = [layer for layer in copy.deepcopy(tiny_bert).modules() if isinstance(layer, FakeQuantized)]
+    copied = [layer for layer in copy.deepcopy(tiny_bert).modules() if isinstance(layer, CompressedLayer)]
     assert len({id(layer.siblings) for layer in copied}) == 1
     assert copied[0].siblings is not layers[0].siblings

@@ -24,10 +24,10 @@ from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 
 from hf_compress.layers.grids import SCHEMES, fake_quantize_symmetric
 from hf_compress.layers.rounded import (
-    FakeQuantizedEmbedding,
-    FakeQuantizedLinear,
-    fake_quantize_modules,
-    fake_quantized,
+    CompressedEmbedding,
+    CompressedLinear,
+    compressed_layers,
+    quantize_layers,
 )
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import RANGE_MOMENTUM, QuantizationCallback
@@ -60,7 +60,7 @@ def _trainer(
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_turning_keeps_parameters_and_only_adds_ranges_to_the_state_dict(scheme: str, tiny_bert: Any) -> None:
     before, keys = list(tiny_bert.parameters()), set(tiny_bert.state_dict())
-    fake_quantize_modules(tiny_bert, SCHEMES[scheme])
+    quantize_layers(tiny_bert, SCHEMES[scheme])
     assert all(one is other for one, other in zip(before, tiny_bert.parameters(), strict=True))
     added = set(tiny_bert.state_dict()) - keys
     assert keys <= set(tiny_bert.state_dict()) and all(name.endswith(".input_range") for name in added)
@@ -69,9 +69,9 @@ def test_turning_keeps_parameters_and_only_adds_ranges_to_the_state_dict(scheme:
 
 
 def test_body_and_embeddings_are_turned_and_the_head_is_not(tiny_bert: Any) -> None:
-    fake_quantize_modules(tiny_bert, SCHEMES["int8"])
-    assert isinstance(tiny_bert.bert.pooler.dense, FakeQuantizedLinear)
-    assert isinstance(tiny_bert.bert.embeddings.word_embeddings, FakeQuantizedEmbedding)
+    quantize_layers(tiny_bert, SCHEMES["int8"])
+    assert isinstance(tiny_bert.bert.pooler.dense, CompressedLinear)
+    assert isinstance(tiny_bert.bert.embeddings.word_embeddings, CompressedEmbedding)
     assert type(tiny_bert.classifier) is torch.nn.Linear
 
 
@@ -79,7 +79,7 @@ def test_body_and_embeddings_are_turned_and_the_head_is_not(tiny_bert: Any) -> N
 def test_layers_compute_as_before_until_rounding_begins(scheme: str, make_bert: MakeBert) -> None:
     inputs = {"input_ids": torch.arange(12).reshape(2, 6)}
     plain, turned = make_bert(), make_bert()
-    layers = fake_quantize_modules(turned, SCHEMES[scheme])
+    layers = quantize_layers(turned, SCHEMES[scheme])
     assert torch.equal(plain(**inputs).logits, turned(**inputs).logits)
     for layer in layers:
         layer.quantizing = True
@@ -92,7 +92,7 @@ def test_an_embedding_rounds_the_rows_it_looks_up_as_it_would_the_whole_table() 
     embedding = torch.nn.Embedding(50, 100)
     ids, grid = torch.randint(50, (4, 7)), SCHEMES["int4-weight"].weight
     expected = fake_quantize_symmetric(embedding.weight, grid)[ids]
-    embedding.__class__ = FakeQuantizedEmbedding
+    embedding.__class__ = CompressedEmbedding
     embedding.weight_grid, embedding.input_grid, embedding.quantizing = grid, None, True
     assert torch.equal(embedding(ids), expected)
 
@@ -106,7 +106,7 @@ class _Spy(TrainerCallback):
         self.ranges: list[torch.Tensor] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        layer = fake_quantized(kwargs["model"])["bert.encoder.layer.1.output.dense"]
+        layer = compressed_layers(kwargs["model"])["bert.encoder.layer.1.output.dense"]
         self.rounded.append(layer.quantizing)
         self.observed.append(layer.observing)
         self.ranges.append(layer.input_range.clone())
@@ -156,16 +156,18 @@ def test_ranges_do_not_depend_on_how_a_batch_is_accumulated(
         options = {"quant_scheme": "int8"}
         changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "learning_rate": 0.0}
         _trainer(model, tiny_dataset, tmp_path, options, **changes).train()
-        ranges.append(torch.stack([layer.input_range for layer in fake_quantized(model).values() if layer.has_range]))
+        ranges.append(
+            torch.stack([layer.input_range for layer in compressed_layers(model).values() if layer.has_range])
+        )
     torch.testing.assert_close(ranges[0], ranges[1])
 
 
 def test_evaluation_neither_observes_nor_changes_a_range(tiny_bert: Any, tiny_dataset: Any, tmp_path: Path) -> None:
     trainer = _trainer(tiny_bert, tiny_dataset, tmp_path, {"quant_scheme": "int8"})
     trainer.train()
-    before = [layer.input_range.clone() for layer in fake_quantized(tiny_bert).values() if layer.has_range]
+    before = [layer.input_range.clone() for layer in compressed_layers(tiny_bert).values() if layer.has_range]
     trainer.evaluate(tiny_dataset)
-    after = [layer.input_range for layer in fake_quantized(tiny_bert).values() if layer.has_range]
+    after = [layer.input_range for layer in compressed_layers(tiny_bert).values() if layer.has_range]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -230,8 +232,8 @@ def test_a_run_too_short_to_quantize_is_refused_before_its_first_step(
 
 
 def test_excluded_modules_stay_as_they_are(tiny_bert: Any) -> None:
-    fake_quantize_modules(tiny_bert, SCHEMES["int8"], exclude=["embeddings", r"layer\.0\."])
-    turned = fake_quantized(tiny_bert)
+    quantize_layers(tiny_bert, SCHEMES["int8"], exclude=["embeddings", r"layer\.0\."])
+    turned = compressed_layers(tiny_bert)
     assert turned and not any("embeddings" in name or "layer.0." in name for name in turned)
 
 
@@ -245,9 +247,9 @@ def test_a_layer_with_a_forward_of_its_own_keeps_it_and_rounds_inside() -> None:
     layer = BartScaledWordEmbedding(7, 8, padding_idx=0, embed_scale=3.0)
     model = BertModel(BertConfig(vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
     model.embeddings.word_embeddings = layer
-    fake_quantize_modules(model, SCHEMES["int8"])
-    assert isinstance(layer, FakeQuantizedEmbedding) and isinstance(layer, BartScaledWordEmbedding)
+    quantize_layers(model, SCHEMES["int8"])
+    assert isinstance(layer, CompressedEmbedding) and isinstance(layer, BartScaledWordEmbedding)
     layer.quantizing = True
     expected = 3.0 * fake_quantize_symmetric(layer.weight, SCHEMES["int8"].embedding)
     assert torch.equal(layer(torch.arange(7)), expected)
-    assert isinstance(copy.deepcopy(layer), FakeQuantizedEmbedding)
+    assert isinstance(copy.deepcopy(layer), CompressedEmbedding)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.layers.grids import SCHEMES
-from hf_compress.layers.rounded import fake_quantize_modules
+from hf_compress.layers.rounded import quantize_layers
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
 from hf_compress.report import bench as speed
@@ -33,7 +33,7 @@ def folders(make_bert: MakeBert, tmp_path: Path) -> tuple[Path, Path]:
     """A dense tiny BERT, and one with integer weights and ranges beside the golden report."""
     make_bert().save_pretrained(tmp_path / "dense")
     model = make_bert()
-    for layer in fake_quantize_modules(model, SCHEMES["int8"]):
+    for layer in quantize_layers(model, SCHEMES["int8"]):
         layer.quantizing = True
         if layer.has_range:
             layer.input_range.copy_(torch.tensor([-2.0, 3.0]))
