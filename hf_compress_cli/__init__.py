@@ -1,19 +1,27 @@
-"""The program `hf-compress`.
+"""The program `hf-compress`: one file per command.
 
-It stands beside the package, since importing anything of `hf_compress` imports torch and Transformers, for which
-`hf-compress --help` must not wait: only what a command needs is imported, when it runs.
+It stands beside the package because importing anything of `hf_compress` imports torch and Transformers, which takes
+seconds. Each command imports what it needs when it runs, so that `hf-compress --help` answers at once.
 """
 
 import typer
 
-from hf_compress_cli import models, studies
+from hf_compress_cli import bench, demo, finish, inspect, push, run, study
 
 app = typer.Typer(
-    help="Distil, prune and quantize Transformers models inside the Trainer; look at, share and study what comes out.",
+    help="Distil, prune and quantize Transformers models inside the Trainer. Inspect, share and study the results.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models.app.command()(studies.suggest)
-app.add_typer(models.app)
-app.add_typer(studies.app, name="study")
+# `run` passes everything to the launcher: what is not ours belongs to the script, `--help` too.
+app.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []},
+    add_help_option=False,
+)(run.run)
+app.command()(finish.finish)
+app.command()(inspect.inspect)
+app.command()(bench.bench)
+app.command()(push.push)
+app.add_typer(study.app, name="study")
+app.command()(demo.demo)

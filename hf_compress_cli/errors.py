@@ -1,4 +1,4 @@
-"""What a command says when its user has something to mend."""
+"""How a command reports what its user has to fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +8,22 @@ import typer
 
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    """Errors that are the user's to mend become one message and exit status 1; all others keep their traceback."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    """Turn errors that the user can fix into one message and exit status 1. All others keep their traceback.
 
+    These are `ValueError` (a value out of range, a broken file), `OSError` (files, folders, the network, the Hub), and
+    `ImportError` for a missing extra. A `ModuleNotFoundError` is a bug: errors about extras name the extra instead.
+    """
     try:
         yield
-    except (ValueError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-        typer.echo(f"Error: {error}", err=True)
+    except (BrokenPipeError, ModuleNotFoundError):
+        raise  # The reader of a pipe has gone: typer ends without a word.
+    except (ValueError, ImportError, OSError) as error:
+        typer.echo(f"Error: {message(error)}", err=True)
         raise typer.Exit(1) from error
+
+
+def message(error: Exception) -> str:
+    """Return what is wrong in one line; for an error of the operating system, the file and the reason."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

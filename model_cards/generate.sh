@@ -63,4 +63,4 @@ running; cell sst2 mp60 "${sst2[@]}" "${prune[@]}" &
 running; cell sst2 kd "${sst2[@]}" "${teacher[@]}" &
 running; cell sst2 dense "${sst2[@]}" &
 wait
-hf-compress compare model_cards/*/
+hf-compress inspect model_cards/*/

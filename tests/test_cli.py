@@ -1,5 +1,6 @@
 """`hf-compress` shows what a folder holds, and says what is wrong in one line."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from hf_compress.models.targets import prunable
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.recipe import Recipe
 from hf_compress.report import hub
+from hf_compress.report.bench import VARIANTS
 from hf_compress_cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +83,7 @@ def test_inspect_sums_up_by_layer_and_in_all(folder: Path) -> None:
     assert f"{sum(fact.stored_bytes for fact in facts):,}" in rows["total"]
     assert f"{sum(fact.numel for fact in facts):,}" in rows["total"]
     assert f"{(folder / 'model.safetensors').stat().st_size:,} bytes in safetensors files" in result.stdout
-    assert "of them their headers" in result.stdout
+    assert "bytes of headers" in result.stdout
 
 
 def test_inspect_shows_what_each_codec_would_take(folder: Path) -> None:
@@ -118,7 +120,7 @@ def test_the_json_of_inspect_holds_every_tensor_and_their_sum(folder: Path) -> N
     [
         (["inspect", "EMPTY"], "EMPTY"),
         (["inspect", "no such folder/at all"], "PATH_OR_REPO must be a folder or a Hub id"),
-        (["inspect", "someone/nothing"], "There is no folder someone/nothing, and the Hub did not give it"),
+        (["inspect", "someone/nothing"], "There is no folder someone/nothing, and the Hub did not provide it"),
         (["push", "EMPTY", "someone/small"], "lacks report.json"),
     ],
 )
@@ -147,8 +149,8 @@ def test_push_prints_the_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_demo_runs_the_demonstration_in_the_folder_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folders: list[Path] = []
     demonstration = SimpleNamespace(main=folders.append)
-    monkeypatch.setitem(sys.modules, "hf_compress_cli.demo", demonstration)
-    monkeypatch.setattr("hf_compress_cli.demo", demonstration, raising=False)
+    monkeypatch.setitem(sys.modules, "hf_compress_cli.demonstration", demonstration)
+    monkeypatch.setattr("hf_compress_cli.demonstration", demonstration, raising=False)
     assert runner.invoke(app, ["demo", "--out", str(tmp_path)]).exit_code == 0
     assert folders == [tmp_path]
 
@@ -161,7 +163,38 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, t
     assert isinstance(runner.invoke(app, ["inspect", str(tmp_path)]).exception, AssertionError)
 
 
-def test_help_names_the_commands() -> None:
+def test_help_lists_the_commands_one_line_each() -> None:
+    assert [words[0] for words in COMMANDS if len(words) == 1] == [
+        "run", "finish", "inspect", "bench", "push", "demo", "study",
+    ]  # fmt: skip
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    assert all(command in result.stdout for command in ("inspect", "push", "demo"))
+    lines = [line.strip("│ ") for line in result.stdout.splitlines()]
+    for (name,) in (words for words in COMMANDS if len(words) == 1):
+        (summary,) = [line.removeprefix(name).strip() for line in lines if line.startswith(f"{name} ")]
+        assert summary.endswith("."), "the summary of a command fits one line"
+
+
+def test_there_is_one_file_per_command() -> None:
+    files = {path.stem for path in (ROOT / "hf_compress_cli").glob("*.py")}
+    assert {words[0] for words in COMMANDS} == files - {"__init__", "console", "demonstration", "errors"}
+
+
+def test_help_of_bench_names_every_variant() -> None:
+    shown = " ".join(runner.invoke(app, ["bench", "--help"]).stdout.split())
+    assert all(variant in shown for variant in VARIANTS)
+
+
+@pytest.mark.parametrize("options", [["--json", "FOLDER", "FOLDER"], ["--markdown", "--tensors", "FOLDER"]])
+def test_inspect_refuses_details_of_several_models(options: list[str], folder: Path) -> None:
+    result = runner.invoke(app, ["inspect", *(option.replace("FOLDER", str(folder)) for option in options)])
+    assert result.exit_code == 2 and "need exactly one PATH_OR_REPO" in result.stderr
+
+
+def test_names_in_a_file_do_not_reach_the_terminal_as_markup(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    name = "[red]\x1b[31mlayer[/red]"
+    fact = dataclasses.replace(inventory.tensors(folder)[0], name=name)
+    monkeypatch.setattr(inventory, "tensors", lambda folder: [fact])
+    result = runner.invoke(app, ["inspect", str(folder), "--tensors"])
+    assert result.exit_code == 0, result.output
+    assert "[red]\\x1b[31mlayer[/red]" in result.stdout and "\x1b" not in result.stdout

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_compress.report.report import Report
-from hf_compress_cli.demo import BAD, GOOD, NEGATIONS, main, sentences
+from hf_compress_cli.demonstration import BAD, GOOD, NEGATIONS, main, sentences
 
 SMALL = {"rows": 64, "eval_rows": 32, "dense_steps": 4, "steps": 30, "layers": 1, "width": 64}
 

@@ -16,7 +16,8 @@ from rich.console import Console
 from transformers import Trainer
 
 from hf_compress.launch.flags import Flags, descriptions, help_text, take_flags
-from hf_compress.launch.run import FOLDER, compress, finish, recipe_of
+from hf_compress.launch.result import Result
+from hf_compress.launch.run import compress, finish, recipe_of
 from hf_compress.launch.script import Script
 from hf_compress.report import provenance
 from hf_compress.report.tables import comparison_table, recipe_table
@@ -198,7 +199,7 @@ def _run_compressed(script: Script, flags: Flags, command: str) -> int:
     if trainer.is_world_process_zero():
         if report is not None:
             Console().print(comparison_table(report))
-        Console().print(f"The compressed model is in {Path(trainer.args.output_dir) / FOLDER}", soft_wrap=True)
+        Console().print(f"The compressed model is in {Result(trainer.args.output_dir).folder}", soft_wrap=True)
     return status
 
 

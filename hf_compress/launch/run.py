@@ -1,8 +1,8 @@
-"""Making a Trainer compress what it trains, and finishing its run: the file, what is measured on it, its card."""
+"""Make a Trainer compress what it trains, and finish its run: the packed file, the report, the card."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import nn
@@ -15,99 +15,121 @@ from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill import DistillationMixin
 from hf_compress.distill.teacher import SELF
 from hf_compress.export.formats import FORMATS, write_formats
+from hf_compress.launch.result import Plan, Result
 from hf_compress.models.heads import bare, find_head
 from hf_compress.models.targets import transformer
 from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.report import dataset as dataset_facts
 from hf_compress.report import provenance
-from hf_compress.report.card import save_card
 from hf_compress.report.evaluation import Origin, dense_scores, evaluate, evaluation_batches, teacher_scores
-from hf_compress.report.hub import push
 from hf_compress.report.report import DatasetFacts, Report, measure
 
 logger = logging.get_logger(__name__)
 
-FOLDER = "compressed"
-
 
 def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
-    """The same `trainer`, which from now on compresses what it trains by `recipe`.
+    """Make `trainer` compress what it trains, in place, and return it.
 
-    Its class becomes one that derives from its own and from `DistillationMixin`, and it gets `recipe.callbacks()`. Do
-    this before `train()`; afterwards `finish` writes the compressed model. A budget of bytes is made bits and a
+    The trainer's class becomes a subclass of its own class and `DistillationMixin`, and the callbacks of `recipe` are
+    added. Call this before `train()`, and `finish` after it. A `--compress_budget_mb` is turned into bits and a
     sparsity here.
 
     Raises:
-        ValueError: the recipe cannot be kept with this model, it is no Transformers model, a result is in the output
-            folder already, or the trainer compresses already.
+        ValueError: the recipe cannot be applied to this model, the model is not a Transformers model, the output
+            folder already holds a result, or the trainer already compresses.
+
+    Example:
+        >>> import tempfile, transformers
+        >>> from hf_compress import PruningArguments, Recipe, compress
+        >>> model = transformers.BertForSequenceClassification(
+        ...     transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        ... )
+        >>> arguments = transformers.TrainingArguments(tempfile.mkdtemp(), report_to="none")
+        >>> recipe = Recipe(pruning=PruningArguments(prune_sparsity=0.6))
+        >>> trainer = compress(transformers.Trainer(model, arguments), recipe)
+        >>> [base.__name__ for base in type(trainer).__bases__]
+        ['DistillationMixin', 'Trainer']
     """
-    check_free(trainer)
-    present = recipe_of(trainer)
-    if (present is not None and present.name != "dense") or getattr(trainer, "teacher", None) is not None:
-        raise ValueError(
-            f"This {type(trainer).__name__} compresses already. Either its script sees to that, or the launcher and "
-            "`compress` do: drop one of the two."
-        )
-    inner = bare(trainer.model)
-    if not isinstance(inner, PreTrainedModel):
-        raise ValueError(
-            f"This {type(trainer).__name__} trains a {type(inner).__name__}, which is no Transformers model, and only "
-            "such are written, reloaded and reported on. In code the callbacks work with a module around one: "
-            "`callbacks=recipe.callbacks()`, and `save_compressed` for the model inside."
-        )
-    if recipe.vocabulary.enabled and VocabularyFacts.of(inner.config) is None:
-        raise ValueError(
-            "`--compress_vocabulary` has to take words out before any text is tokenized, and the rows of this "
-            f"{type(trainer).__name__} are tokenized already. Have the script call `model, tokenizer = "
-            "hf_compress.cut_vocabulary(model, tokenizer, texts)` first, as examples/run_glue.py does, or leave the "
-            "flag out."
-        )
+    Result(trainer.args.output_dir).check_free()
+    _check_compressible(trainer, recipe)
     origin = Origin.of(trainer.model)
-    if recipe.distillation.distill_teacher == SELF and origin.name and not origin.trained:
-        logger.warning(
-            f"`--distill_teacher {SELF}` teaches with the model as training finds it, and {origin.name} was not "
-            f"saved as a {type(bare(trainer.model)).__name__}: unless the script has trained its head, that teaches "
-            "noise. Start from a fine-tuned model, or name one as the teacher."
-        )
-    if not isinstance(trainer, DistillationMixin):
-        kind = type(trainer)
-        # By its old name: Transformers and others write it into files.
-        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-        trainer.__class__ = type(kind.__name__, (DistillationMixin, kind), names)
-    trainer = cast(DistillationMixin, trainer)
-    trainer.begin_distillation(recipe.distillation)
-    if recipe.budget.enabled:
-        recipe, expected = fit_budget(transformer(trainer.model), recipe)
-        logger.warning(
-            f"`--compress_budget_mb {recipe.budget.compress_budget_mb:g}`: with `{recipe.quantization.flags}` and "
-            f"`--prune_sparsity {recipe.pruning.prune_sparsity:g}` the file will have about {expected / 1e6:.2f} MB."
-        )
-    trainer.remove_callback(RecipeCallback)
-    callbacks = recipe.callbacks()
-    # In front, so that what they add to the logs is seen by those that print it or send it away.
-    trainer.callback_handler.callbacks[:0] = callbacks
-    for callback in callbacks:
-        callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
-    trainer.origin = origin
-    return trainer
+    _warn_of_untrained_teacher(trainer, recipe, origin)
+    distilling = _distilling(trainer)
+    distilling.begin_distillation(recipe.distillation)
+    _install(distilling, _fitted(distilling, recipe))
+    distilling.origin = origin
+    return distilling
 
 
 def recipe_of(trainer: Trainer) -> Recipe | None:
-    """The recipe that `trainer` compresses by; None if it does not."""
+    """Return the recipe that `trainer` compresses by, or None if it does not compress."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, RecipeCallback):
             return callback.recipe
     return None
 
 
-def check_free(trainer: Trainer) -> None:
-    """Refuses, before anything is trained, an output folder that holds a result already."""
-    folder = Path(trainer.args.output_dir) / FOLDER
-    if folder.exists() and any(folder.iterdir()):
+def _check_compressible(trainer: Trainer, recipe: Recipe) -> None:
+    present = recipe_of(trainer)
+    if (present is not None and present.name != "dense") or getattr(trainer, "teacher", None) is not None:
         raise ValueError(
-            f"`--output_dir {trainer.args.output_dir}` holds the result of another run in {folder}. Give another "
-            "folder, or move that one away."
+            f"This {type(trainer).__name__} already compresses. Either its script sets that up, or the launcher and "
+            "`compress` do: remove one of the two."
         )
+    inner = bare(trainer.model)
+    if not isinstance(inner, PreTrainedModel):
+        raise ValueError(
+            f"Only Transformers models can be saved and reported on; this {type(trainer).__name__} trains a "
+            f"{type(inner).__name__}. In code, pass `callbacks=recipe.callbacks()` to the Trainer, and call "
+            "`save_compressed` with the Transformers model inside."
+        )
+    if recipe.vocabulary.enabled and VocabularyFacts.of(inner.config) is None:
+        raise ValueError(
+            "`--compress_vocabulary` must remove tokens before any text is tokenized, and the rows of this "
+            f"{type(trainer).__name__} are tokenized already. Let the script call `model, tokenizer = "
+            "hf_compress.cut_vocabulary(model, tokenizer, texts)` first, as examples/run_glue.py does, or drop the "
+            "flag."
+        )
+
+
+def _warn_of_untrained_teacher(trainer: Trainer, recipe: Recipe, origin: Origin) -> None:
+    if recipe.distillation.distill_teacher == SELF and origin.name and not origin.trained:
+        logger.warning(
+            f"`--distill_teacher {SELF}` uses the model as it is before training, and {origin.name} was not saved as "
+            f"a {type(bare(trainer.model)).__name__}: unless the script has trained its head, this teacher is noise. "
+            "Start from a fine-tuned model, or name one as the teacher."
+        )
+
+
+def _distilling(trainer: Trainer) -> DistillationMixin:
+    """Return the same trainer, whose class now derives from `DistillationMixin`."""
+    if not isinstance(trainer, DistillationMixin):
+        own = type(trainer)
+        # Under its old name, because Transformers and others write that into files.
+        names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+        trainer.__class__ = type(own.__name__, (DistillationMixin, own), names)
+    return cast(DistillationMixin, trainer)
+
+
+def _fitted(trainer: Trainer, recipe: Recipe) -> Recipe:
+    """Return the recipe with the bits and the sparsity that meet its budget, if it has one."""
+    if not recipe.budget.enabled:
+        return recipe
+    recipe, expected = fit_budget(transformer(trainer.model), recipe)
+    logger.warning(
+        f"`--compress_budget_mb {recipe.budget.compress_budget_mb:g}`: the file will have about {expected / 1e6:.2f} "
+        f"MB with `{recipe.quantization.flags}` and `--prune_sparsity {recipe.pruning.prune_sparsity:g}`."
+    )
+    return recipe
+
+
+def _install(trainer: Trainer, recipe: Recipe) -> None:
+    """Add the callbacks of `recipe`, in front of those that print or send the logs which ours extend."""
+    trainer.remove_callback(RecipeCallback)
+    callbacks = recipe.callbacks()
+    trainer.callback_handler.callbacks[:0] = callbacks
+    for callback in callbacks:
+        callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
 def finish(
@@ -124,100 +146,149 @@ def finish(
     command: str | None = None,
     formats: Sequence[str] = (),
 ) -> Report | None:
-    """The report on OUTPUT_DIR/compressed, where the model is written, reloaded, evaluated and described by a card.
+    """Save the compressed model in OUTPUT_DIR/compressed with report and card, and return the report.
 
-    Without an evaluation set the model is written, and there is neither report nor card. Every process of a
-    distributed run must call this; process 0 writes.
+    The model is saved, loaded again, and evaluated; what the report says is measured on the loaded model. The folder
+    appears whole or not at all: everything is written aside and moved into place at the end. After a failure, call
+    `finish` again, or resume the run from its last checkpoint.
+
+    Without an evaluation set there is neither report nor card, and None is returned. Collective: every process must
+    call it; process 0 writes.
 
     Args:
-        trainer: one that `compress` made, or built with `Recipe.callbacks()`, after its training.
-        evaluation: the arguments for `trainer.evaluate`, where it is not to be called without any.
-        dense: scores of the dense model. By default those of the model that training began with, if its head was
-            trained then; else the report says that there is no dense baseline.
-        base_model: the model that training began with; by default as its configuration names it.
-        base_model_hub_id: its Hub id, where it is a copy.
-        task: a short name; by default that of the data.
-        dataset: what the rows are; by default as far as `datasets` knows.
-        main_metric: the score that stands for the task; by default `metric_for_best_model`, or the first.
-        hub_id: where to push the result to, if anywhere.
-        command: the command line for the card; by default that of this process.
-        formats: names in `formats.FORMATS` to write the model in as well, compared on evaluation batches.
+        trainer: the trainer that `compress` returned, or one built with `Recipe.callbacks()`, after training.
+        evaluation: arguments for `trainer.evaluate`. By default it is called without arguments.
+        dense: scores of the dense model. By default, those of the model that training started from, if its head was
+            trained by then; otherwise the report has no dense baseline.
+        base_model: the model that training started from. By default, the name in its configuration.
+        base_model_hub_id: its Hub id, if it is a copy.
+        task: a short name. By default, that of the dataset.
+        dataset: what the rows are. By default, what `datasets` knows about them.
+        main_metric: the score that stands for the task. By default, `metric_for_best_model` or the first score.
+        hub_id: the Hub repository to push the result to.
+        command: the command line for the card. By default, that of this process.
+        formats: names from `hf_compress.export.FORMATS` to write as well; each is compared on evaluation batches.
 
     Raises:
-        ValueError: the trainer does not compress, the model is not what the recipe promises, `evaluate` returns no
-            scores, or the result cannot be pushed.
+        ValueError: the trainer does not compress, there is a result already, the model does not keep the promise of
+            the recipe, `evaluate` returns no scores, or the result cannot be pushed.
+
+    Example:
+        >>> from hf_compress import finish
+        >>> trainer.train()  # doctest: +SKIP
+        >>> report = finish(trainer, formats=["onnx"])  # doctest: +SKIP
+        >>> report.size.packed_bytes  # doctest: +SKIP
+        16200000
     """
-    recipe = recipe_of(trainer)
-    if recipe is None:
-        raise ValueError(
-            "The trainer has no recipe to finish. Call `compress(trainer, recipe)` before `train()`, or build it with "
-            "`callbacks=recipe.callbacks()`."
-        )
-    evaluation = dict(evaluation or {})
-    folder, writes = Path(trainer.args.output_dir) / FOLDER, trainer.is_world_process_zero()
-    tokenizer = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
-    save_compressed(trainer.model, folder, recipe, processing_class=tokenizer)
-    trainer.accelerator.wait_for_everyone()
-    rows = evaluation.get("eval_dataset", trainer.eval_dataset)
-    if isinstance(rows, str):
-        rows = trainer.eval_dataset[rows]
+    recipe = _promised(trainer)
+    evaluation, rows = _evaluation(trainer, evaluation)
     obstacle = _obstacle(trainer.model, rows)
-    if obstacle is not None:
-        if hub_id is not None:
-            raise ValueError(
-                f"The compressed model is in {folder}, but it cannot be pushed to {hub_id} without a report. "
-                f"{obstacle}"
+    result, command = Result(trainer.args.output_dir), command or provenance.command()
+    plan = Plan(command, list(formats), obstacle is None, hub_id, bool(trainer.args.hub_private_repo))
+    _save(trainer, result, plan, recipe)
+    report = None
+    with _evaluating_on(trainer, rows):
+        _write_formats(trainer, result, formats, compares=obstacle is None)
+        if obstacle is None:
+            origin = getattr(trainer, "origin", None)
+            teacher = teacher_scores(trainer, evaluation)
+            report = measure(
+                trainer,
+                result.aside,
+                recipe,
+                base_model=base_model or (origin or Origin.of(trainer.model)).name,
+                base_model_hub_id=base_model_hub_id,
+                base_model_revision=origin.revision if origin and provenance.hub_id(origin.name) else None,
+                task=task or dataset_facts.task(trainer),
+                dataset=dataset or dataset_facts.find(trainer, rows),
+                main_metric=main_metric,
+                dense=_dense(trainer, recipe, evaluation, teacher) if dense is None else dense,
+                teacher=teacher,
+                evaluate=lambda: evaluate(trainer, evaluation, "compressed"),
+                command=command,
             )
-        logger.warning(f"There is no report and no card: {folder} holds the model alone. {obstacle}")
-        if writes:
-            write_formats(folder, formats)
-        return None
-    with _evaluating_on(trainer, rows):
-        batches = evaluation_batches(trainer) if any(name in FORMATS for name in formats) else None
-    if writes:
-        write_formats(folder, formats, batches)
-    trainer.accelerator.wait_for_everyone()
-    origin = getattr(trainer, "origin", None)
-    teacher = teacher_scores(trainer, evaluation)
-    # A dense model with all its words cannot read these rows.
-    whole = VocabularyFacts.of(bare(trainer.model).config) is None
-    if dense is None and origin is not None and origin.trained and whole:
-        own = recipe.distillation.distill_teacher == SELF and trainer._adapted is None
-        dense = teacher if own else dense_scores(trainer, origin, evaluation)
-    with _evaluating_on(trainer, rows):
-        report = measure(
-            trainer,
-            folder,
-            recipe,
-            base_model=base_model or (origin or Origin.of(trainer.model)).name,
-            base_model_hub_id=base_model_hub_id,
-            base_model_revision=origin.revision if origin and provenance.hub_id(origin.name) else None,
-            task=task or dataset_facts.task(trainer),
-            dataset=dataset or dataset_facts.find(trainer, rows),
-            main_metric=main_metric,
-            dense=dense,
-            teacher=teacher,
-            evaluate=lambda: evaluate(trainer, evaluation, "compressed"),
-            command=command,
-        )
-    if writes:
-        report.save(folder)
-        save_card(folder)
-        if hub_id is not None:
-            push(folder, hub_id, private=bool(trainer.args.hub_private_repo), token=trainer.args.hub_token)
-    trainer.accelerator.wait_for_everyone()
+    _publish(trainer, result, plan, report, obstacle)
     return report
 
 
+def _promised(trainer: Trainer) -> Recipe:
+    recipe = recipe_of(trainer)
+    if recipe is None:
+        raise ValueError(
+            "This trainer has no recipe to finish. Call `compress(trainer, recipe)` before `train()`, or build the "
+            "trainer with `callbacks=recipe.callbacks()`."
+        )
+    return recipe
+
+
+def _evaluation(trainer: Trainer, evaluation: Mapping[str, Any] | None) -> tuple[dict[str, Any], Any]:
+    """Return the arguments for `trainer.evaluate`, and the set or sets of rows that it will evaluate on."""
+    arguments = dict(evaluation or {})
+    rows = arguments.get("eval_dataset", trainer.eval_dataset)
+    if isinstance(rows, str):
+        rows = arguments["eval_dataset"] = trainer.eval_dataset[rows]
+    return arguments, rows
+
+
 def _obstacle(model: nn.Module, rows: Any) -> str | None:
-    """Why there can be no report on the model; None where there can."""
+    """Return why there can be no report on the model, or None if there can."""
     if rows is None:
-        return "A report needs an evaluation set: have the script evaluate (`--do_eval`)."
+        return "A report needs an evaluation set: let the script evaluate (`--do_eval`)."
     try:
         find_head(model)
     except ValueError as error:
         return str(error)
     return None
+
+
+def _save(trainer: Trainer, result: Result, plan: Plan, recipe: Recipe) -> None:
+    """Save the compressed model aside. Collective."""
+    if trainer.is_world_process_zero():
+        result.begin(plan)
+    trainer.accelerator.wait_for_everyone()
+    tokenizer = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
+    save_compressed(trainer.model, result.aside, recipe, processing_class=tokenizer)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _write_formats(trainer: Trainer, result: Result, formats: Sequence[str], *, compares: bool) -> None:
+    """Write the other formats aside, and compare them with the packed one on evaluation batches. Collective."""
+    batches = evaluation_batches(trainer) if compares and any(name in FORMATS for name in formats) else None
+    if trainer.is_world_process_zero():
+        write_formats(result.aside, formats, batches)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _dense(
+    trainer: Trainer, recipe: Recipe, evaluation: Mapping[str, Any], teacher: dict[str, float] | None
+) -> dict[str, float] | None:
+    """Return the scores of the model that training started from, or None if it cannot be scored on these rows."""
+    origin = getattr(trainer, "origin", None)
+    cut = VocabularyFacts.of(bare(trainer.model).config) is not None
+    if origin is None or not origin.trained or cut:
+        return None
+    if recipe.distillation.distill_teacher == SELF and trainer._adapted is None:
+        return teacher
+    return dense_scores(trainer, origin, evaluation)
+
+
+def _publish(trainer: Trainer, result: Result, plan: Plan, report: Report | None, obstacle: str | None) -> None:
+    """Move the result into place with report and card, and push it. Collective.
+
+    Without a report nothing is pushed.
+    """
+    if trainer.is_world_process_zero():
+        if report is not None:
+            report.save(result.aside)
+        result.publish(plan if report is not None else replace(plan, hub_id=None), token=trainer.args.hub_token)
+    trainer.accelerator.wait_for_everyone()
+    if obstacle is not None:
+        if plan.hub_id is not None:
+            raise ValueError(
+                f"The compressed model is in {result.folder}, but it cannot be pushed to {plan.hub_id} without a "
+                f"report. {obstacle}"
+            )
+        logger.warning(f"{result.folder} holds the model alone, without report and card. {obstacle}")
 
 
 @contextmanager

@@ -44,10 +44,10 @@ def test_the_markdown_table_has_a_line_for_each_report(report: Report) -> None:
     assert all(line.count("|") == len(HEADINGS) + 1 for line in lines)
 
 
-def test_compare_prints_the_table_and_refuses_a_folder_without_a_report(report: Report, tmp_path: Path) -> None:
+def test_inspect_compares_several_folders(report: Report, tmp_path: Path) -> None:
     report.save(tmp_path)
-    shown = CliRunner().invoke(app, ["compare", str(tmp_path), str(tmp_path)])
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path), str(tmp_path)])
     assert shown.exit_code == 0 and shown.output.count(report.recipe.name) == 2
     (tmp_path / "empty").mkdir()
-    refused = CliRunner().invoke(app, ["compare", str(tmp_path / "empty")])
+    refused = CliRunner().invoke(app, ["inspect", str(tmp_path), str(tmp_path / "empty")])
     assert refused.exit_code == 1 and "holds no report.json" in refused.output

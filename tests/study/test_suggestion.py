@@ -102,20 +102,31 @@ def test_an_unknown_model_takes_the_nearest_in_size_and_its_own_weights(make_mea
 def test_a_wish_that_cannot_be_understood_is_one_message(
     make_results: Callable[..., Path], arguments: list[str], message: str
 ) -> None:
-    result = runner.invoke(app, ["suggest", "--task", "sst2", "--results", str(make_results()), *arguments])
+    result = runner.invoke(app, ["study", "suggest", "--task", "sst2", "--results", str(make_results()), *arguments])
     assert result.exit_code == 1 and message in result.stderr and "Traceback" not in result.output
 
 
 def test_the_command_says_what_to_try_and_what_to_expect(make_results: Callable[..., Path], tmp_path: Path) -> None:
     results = str(make_results(seeds={6: 3}))
-    asked = ["suggest", "--model", "synthetic-6", "--task", "sst2", "--max-size", "20 MB", "--results", results]
+    asked = [
+        "study",
+        "suggest",
+        "--model",
+        "synthetic-6",
+        "--task",
+        "sst2",
+        "--max-size",
+        "20 MB",
+        "--results",
+        results,
+    ]
     result = runner.invoke(app, asked)
     assert result.exit_code == 0, result.output
     assert "to try first: kd+mp+int8 (60 % of the linear layers' weights zero)" in result.stdout
     assert "--prune_sparsity 0.6 --quant_scheme int8" in result.stdout
     assert "95 %:" in result.stdout and "sst2-6-0-kd+mp+int8-0.6" in result.stdout
     BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2).save_pretrained(tmp_path / "mine")
-    asked[2], asked[4] = str(tmp_path / "mine"), "reviews"
+    asked[3], asked[5] = str(tmp_path / "mine"), "reviews"
     result = runner.invoke(app, asked)
     assert result.exit_code == 0, result.output
     assert "The study has no reviews" in result.stdout and "stands in for it" in result.stdout
@@ -129,6 +140,8 @@ def test_sizes_are_read_in_decimal_units() -> None:
 def test_the_study_that_comes_with_the_package_answers() -> None:
     measurements = read_measurements(advice.shipped())
     largest = max(measurements, key=lambda measurement: measurement.dense_bytes)
-    result = runner.invoke(app, ["suggest", "--model", largest.model, "--task", largest.task, "--max-drop", "50"])
+    result = runner.invoke(
+        app, ["study", "suggest", "--model", largest.model, "--task", largest.task, "--max-drop", "50"]
+    )
     assert result.exit_code == 0, result.output
     assert "--quant_scheme int8" in result.stdout

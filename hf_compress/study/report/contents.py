@@ -239,7 +239,7 @@ def noise(findings: Findings) -> Table:
 
 
 def cells(findings: Findings) -> Table:
-    """Every measurement; also what `hf-compress suggest` reads."""
+    """Every measurement; also what `hf-compress study suggest` reads."""
     forms = {"score": ".2f", "start": ".2f", "teacher_score": ".2f", "sparsity": ".0%", "seconds": ".0f", "rows": "d"}
     columns = tuple(
         Column(name, name.replace("_", " "), ",d" if name.endswith("_bytes") else forms.get(name)) for name in NAMES

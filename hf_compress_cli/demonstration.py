@@ -1,0 +1,244 @@
+"""A complete run without any download: synthetic sentences, a small BERT, a teacher, and all three methods at once."""
+
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+    set_seed,
+)
+
+from hf_compress.checkpoint.save import save_compressed
+from hf_compress.distill import DistillationArguments, DistillationTrainer
+from hf_compress.prune.arguments import PruningArguments
+from hf_compress.quantize.arguments import QuantizationArguments
+from hf_compress.recipe import Recipe
+from hf_compress.report.card import save_card
+from hf_compress.report.report import REPORT_NAME, DatasetFacts, Report, measure
+from hf_compress.report.tables import comparison_table
+from hf_compress.study.grid.glue import compute_metrics
+
+TASK = "synthetic sentences"
+LABELS = ("negative", "positive")
+DENSE, COMPRESSED = "dense", "compressed"
+RECIPE = Recipe(
+    DistillationArguments(distill_teacher="self"),
+    PruningArguments(prune_sparsity=0.6),
+    QuantizationArguments(quant_scheme="int8"),
+)
+
+THINGS = ("film", "story", "plot", "script", "cast", "song", "album", "novel", "scene", "show", "meal", "soup", "room")
+VERBS = ("is", "was", "seems", "seemed")
+GOOD = (
+    "good",
+    "great",
+    "clever",
+    "warm",
+    "moving",
+    "funny",
+    "fresh",
+    "bright",
+    "lovely",
+    "elegant",
+    "honest",
+    "witty",
+)
+BAD = ("bad", "dull", "clumsy", "cold", "boring", "stale", "flat", "weak", "ugly", "tedious", "shallow", "silly")
+NEGATIONS = ("not", "never", "hardly")
+DEGREES = ("very", "rather", "quite", "really", "truly", "so")
+TIMES = ("today", "again", "in the end", "at first", "for once", "as usual")
+
+
+def sentences(rows: int, seed: int) -> list[tuple[str, int]]:
+    """`rows` different sentences with their sentiment, 1 for positive; the same for the same seed.
+
+    No word decides alone: a negation turns its adjective around, and of two clauses only the main one counts ("the
+    plot was not dull , but the cast is hardly witty" is negative).
+    """
+    draw = random.Random(seed)
+    found: dict[str, int] = {}
+    while len(found) < rows:
+        label, form = draw.randrange(2), draw.choice(("{main}", "{aside} , but {main}", "although {aside} , {main}"))
+        text = form.format(main=_clause(draw, label), aside=_clause(draw, draw.randrange(2)))
+        found[text] = label
+    return list(found.items())
+
+
+def _clause(draw: random.Random, label: int) -> str:
+    """A clause whose adjective is of the sentiment `label`, or else negated."""
+    negated = draw.random() < 0.4
+    words = ["the", draw.choice(THINGS), draw.choice(VERBS)]
+    if negated:
+        words.append(draw.choice(NEGATIONS))
+    if draw.random() < 0.4:
+        words.append(draw.choice(DEGREES))
+    words.append(draw.choice(GOOD if label != negated else BAD))
+    if draw.random() < 0.3:
+        words.append(draw.choice(TIMES))
+    return " ".join(words)
+
+
+def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer with BERT's special tokens and one token for each word of `texts`."""
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=list(special.values())))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=48, **special)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A context in which torch computes with one thread, since layers this small lose time to a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
+def main(
+    folder: Path,
+    *,
+    rows: int = 12_000,
+    eval_rows: int = 1_000,
+    dense_steps: int = 400,
+    steps: int = 400,
+    layers: int = 4,
+    width: int = 128,
+    seed: int = 0,
+) -> Report:
+    """The report of a run that trains a dense model and compresses it, taught by itself, with all three methods.
+
+    `folder` then holds the dense model in `dense` and the packed one, with its report and card, in `compressed`. The
+    result of an earlier demonstration there is replaced.
+
+    Raises:
+        ValueError: `folder` holds something else.
+    """
+    folder = Path(folder).resolve()
+    _check_free(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    console = Console()
+    set_seed(seed)
+
+    text, labels = zip(*sentences(rows + eval_rows, seed), strict=True)
+    tokenizer = build_tokenizer(list(text[:rows]))
+    data = Dataset.from_dict({**tokenizer(list(text), return_token_type_ids=False), "label": labels})
+    common: dict[str, Any] = {
+        "train_dataset": data.select(range(rows)),
+        "eval_dataset": data.select(range(rows, rows + eval_rows)),
+        "processing_class": tokenizer,
+        "data_collator": DataCollatorWithPadding(tokenizer),
+        "compute_metrics": compute_metrics(("accuracy",)),
+    }
+    console.print(f'{rows:,} synthetic sentences such as "{text[0]}" ({LABELS[labels[0]]}).')
+
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=max(1, width // 64),
+            intermediate_size=4 * width,
+            max_position_embeddings=48,
+            # Training is too short to overfit, and dropout would only slow it down.
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            id2label=dict(enumerate(LABELS)),
+            label2id={label: number for number, label in enumerate(LABELS)},
+        )
+    )
+    console.print(f"\n[bold]1. Train the dense model[/bold] ({layers} layers, width {width}, {dense_steps} steps)")
+    dense_trainer = Trainer(model=model, args=_arguments(partial, dense_steps, 1e-3, seed), **common)
+    dense_trainer.train()
+    dense = dense_trainer.evaluate()
+    dense_trainer.save_model(str(partial / DENSE))
+
+    console.print(f"\n[bold]2. Compress it[/bold] ({RECIPE.name}, {steps} steps, the dense model as teacher)")
+    trainer = DistillationTrainer(
+        # Read anew: a model that one Trainer has prepared, the next would not prepare again.
+        model=BertForSequenceClassification.from_pretrained(partial / DENSE),
+        args=_arguments(partial, steps, 5e-4, seed),
+        distillation=RECIPE.distillation,
+        callbacks=RECIPE.callbacks(),
+        **common,
+    )
+    trainer.train()
+    save_compressed(trainer.model, partial / COMPRESSED, RECIPE, processing_class=tokenizer)
+    report = measure(
+        trainer,
+        partial / COMPRESSED,
+        RECIPE,
+        base_model=f"bert-{layers}x{width}",
+        task=TASK,
+        dataset=DatasetFacts(TASK, None, "train", rows, "validation", eval_rows),
+        main_metric="accuracy",
+        dense=dense,
+    )
+    report.save(partial / COMPRESSED)
+    save_card(partial / COMPRESSED)
+    _replace(folder, partial)
+
+    console.print("\n[bold]3. Compare[/bold]")
+    console.print(comparison_table(report))
+    classify = pipeline("text-classification", model=str(folder / COMPRESSED), device="cpu")
+    for example in text[rows : rows + 3]:
+        console.print(f"{classify(example)[0]['label']}: {example}")
+    console.print(f"\nThe compressed model and its card (README.md) are in {folder / COMPRESSED}. Next:")
+    console.print(f"  hf-compress inspect {folder / COMPRESSED}", soft_wrap=True)
+    console.print("  python examples/run_glue.py --help", soft_wrap=True)
+    return report
+
+
+def _arguments(folder: Path, steps: int, learning_rate: float, seed: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        learning_rate=learning_rate,
+        warmup_steps=steps // 10,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=100,
+        logging_strategy="no",
+        save_strategy="no",
+        dataloader_pin_memory=False,
+        report_to="none",
+        seed=seed,
+    )
+
+
+def _check_free(folder: Path) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    ours = folder / COMPRESSED
+    if not (ours / REPORT_NAME).is_file() or Report.load(ours).task != TASK:
+        raise ValueError(f"`--out {folder}` holds something else than an earlier demonstration. Name a new folder.")
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    """Moves the finished results into `folder`, in the place of earlier ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (DENSE, COMPRESSED):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (partial / name).rename(folder / name)
+    shutil.rmtree(partial)

@@ -1,0 +1,193 @@
+"""`hf-compress inspect`: what one compressed model consists of, or how several compare."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from hf_compress_cli.console import console
+from hf_compress_cli.errors import clean_errors
+
+if TYPE_CHECKING:
+    from hf_compress.checkpoint.inventory import TensorFacts
+
+
+def inspect(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH_OR_REPO...", help="A compressed folder or Hub id. Give several to compare them."),
+    ],
+    tensors: Annotated[bool, typer.Option("--tensors", help="Show one line per tensor instead of per layer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts of every tensor as JSON.")] = False,
+    codecs: Annotated[bool, typer.Option("--codecs", help="Show the bytes that each codec would need.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the comparison as a Markdown table.")] = False,
+) -> None:
+    """Show bits, zeros and bytes of a compressed model, or compare several.
+
+    Several are compared by the sizes and scores in their reports.
+    """
+    compares = markdown or len(paths) > 1
+    if compares and (tensors or as_json or codecs):
+        raise typer.BadParameter(
+            "need exactly one PATH_OR_REPO and no --markdown; several are compared by their reports alone.",
+            param_hint="--tensors, --json and --codecs",
+        )
+    with clean_errors():
+        if compares:
+            _compare(paths, markdown=markdown)
+        else:
+            _inspect_one(paths[0], tensors=tensors, as_json=as_json, codecs=codecs)
+
+
+def _compare(paths: Sequence[str], *, markdown: bool) -> None:
+    from hf_compress.report.report import Report
+    from hf_compress.report.tables import markdown_table, terminal_table
+
+    reports = [Report.load(_local(path)) for path in paths]
+    if markdown:
+        typer.echo(markdown_table(reports))
+    else:
+        console().print(terminal_table(reports))
+
+
+def _inspect_one(path_or_repo: str, *, tensors: bool, as_json: bool, codecs: bool) -> None:
+    from hf_compress.checkpoint import inventory
+
+    folder = _local(path_or_repo)
+    facts = inventory.tensors(folder)
+    by_codec = inventory.bytes_by_codec(folder) if codecs else {}
+    if as_json:
+        rows = [_row(fact.name, [fact]) for fact in facts]
+        for row in rows if codecs else ():
+            row["bytes_by_codec"] = by_codec[row["name"]]
+        typer.echo(json.dumps({"tensors": rows, "total": _row("total", facts)}))
+        return
+    console().print(_codec_table(facts, by_codec, by_tensor=tensors) if codecs else _table(facts, by_tensor=tensors))
+    on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    container = on_disk - sum(fact.stored_bytes for fact in facts)
+    typer.echo(
+        f"{path_or_repo}: {on_disk:,} bytes in safetensors files, including {container:,} bytes of headers "
+        f"({100 * container / on_disk:.2f} %)"
+    )
+
+
+def _local(path_or_repo: str) -> Path:
+    """Return the folder itself, or a copy of the files that `inspect` needs from the Hub."""
+    path = Path(path_or_repo)
+    if path.exists():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path_or_repo, allow_patterns=["*.json", "model.safetensors"]))
+    except HFValidationError as error:
+        raise ValueError(f"PATH_OR_REPO must be a folder or a Hub id; got {path_or_repo!r}. {error}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"There is no folder {path_or_repo}, and the Hub did not provide it: {error}") from error
+
+
+def _plain(name: str) -> Text:
+    """Return a name from a file as text for the terminal: no markup is interpreted, control characters are escaped."""
+    return Text("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name))
+
+
+def _row(name: str, facts: Sequence["TensorFacts"]) -> dict[str, Any]:
+    """Return the facts of one tensor, or the sums over several, under `name`."""
+    numel, stored = sum(fact.numel for fact in facts), sum(fact.stored_bytes for fact in facts)
+    return {
+        "name": name,
+        "part": facts[0].part if len({fact.part for fact in facts}) == 1 else None,
+        "shape": list(facts[0].shape) if len(facts) == 1 else None,
+        "weights": numel,
+        "grid_bits": sorted({fact.grid_bits for fact in facts if fact.grid_bits is not None}),
+        "bits_per_weight": 8 * stored / numel if numel else 0.0,
+        "sparsity": sum(fact.sparsity * fact.numel for fact in facts) / numel if numel else 0.0,
+        "dense_bytes": sum(fact.dense_bytes for fact in facts),
+        "stored_bytes": stored,
+        "entropy_bytes": round(sum(fact.entropy_bytes for fact in facts)),
+        "codec": facts[0].codec if len({fact.codec for fact in facts}) == 1 else None,
+    }
+
+
+def _layer(fact: "TensorFacts") -> str:
+    """Return the group of a tensor: its name up to the layer number if it has one, else its part of the model."""
+    pieces = fact.name.split(".")
+    numbers = [index for index, piece in enumerate(pieces) if piece.isdecimal()]
+    if numbers:
+        return ".".join(pieces[: numbers[0] + 1])
+    return "rest of the encoder" if fact.part == "encoder" else fact.part
+
+
+def _grouped(facts: Sequence["TensorFacts"]) -> dict[str, list["TensorFacts"]]:
+    """Group the tensors by layer, in model order: embeddings, numbered layers, the rest of the encoder, the head."""
+    groups: dict[str, list[TensorFacts]] = {}
+    for fact in facts:
+        groups.setdefault(_layer(fact), []).append(fact)
+
+    def place(name: str) -> tuple[int, str, int]:
+        prefix, _, last = name.rpartition(".")
+        number = int(last) if last.isdecimal() else sys.maxsize
+        return ("embeddings", "encoder", "head").index(groups[name][0].part), prefix or "~", number
+
+    return {name: groups[name] for name in sorted(groups, key=place)}
+
+
+def _codec_table(
+    facts: Sequence["TensorFacts"], by_codec: dict[str, dict[str, int | None]], *, by_tensor: bool
+) -> Table:
+    """Return the bytes on disk and in each codec alone. A tensor that a codec cannot hold counts as on disk."""
+    names = list(next(iter(by_codec.values())))
+    table = Table(
+        box=box.SIMPLE,
+        caption="file: each chunk in its shortest codec. Others: all chunks in one codec, where it can hold them.",
+        caption_justify="left",
+    )
+    table.add_column("tensor" if by_tensor else "part or layer", overflow="fold")
+    for heading in ("file", *names):
+        table.add_column(heading, justify="right", no_wrap=True)
+    groups = {fact.name: [fact] for fact in facts} if by_tensor else _grouped(facts)
+    for name, group in [*groups.items(), ("total", list(facts))]:
+        if name == "total":
+            table.add_section()
+        sums = [
+            sum(fact.stored_bytes if (size := by_codec[fact.name][codec]) is None else size for fact in group)
+            for codec in names
+        ]
+        table.add_row(_plain(name), *(f"{number:,}" for number in [sum(fact.stored_bytes for fact in group), *sums]))
+    return table
+
+
+def _table(facts: Sequence["TensorFacts"], *, by_tensor: bool) -> Table:
+    """Return size, bits and zeros of each layer or tensor."""
+    table = Table(
+        box=box.SIMPLE,
+        caption="grid: bits of the stored integers. bits: bits on disk per weight. entropy: order-0 entropy bound in "
+        "bytes. fp32: bytes of the dense tensor.",
+        caption_justify="left",
+    )
+    table.add_column("tensor" if by_tensor else "part or layer", overflow="fold")
+    for heading in ("shape" if by_tensor else "weights", "grid", "bits", "zeros", "bytes", "entropy", "fp32"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    groups = {fact.name: [fact] for fact in facts} if by_tensor else _grouped(facts)
+    rows = [_row(name, group) for name, group in groups.items()]
+    for row in [*rows, _row("total", facts)]:
+        if row["name"] == "total":
+            table.add_section()
+        table.add_row(
+            _plain(row["name"]),
+            " x ".join(map(str, row["shape"])) if by_tensor and row["shape"] is not None else f"{row['weights']:,}",
+            " ".join(map(str, row["grid_bits"])),
+            f"{row['bits_per_weight']:.2f}",
+            f"{100 * row['sparsity']:.1f} %",
+            f"{row['stored_bytes']:,}",
+            f"{row['entropy_bytes']:,}",
+            f"{row['dense_bytes']:,}",
+        )
+    return table

@@ -1,0 +1,167 @@
+"""The result of a run appears whole or not at all, and an interrupted finish is completed or repeated."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+from typer.testing import CliRunner
+
+from hf_compress import Recipe, compress, finish
+from hf_compress.launch import complete
+from hf_compress.launch import result as results
+from hf_compress.launch.result import UNFINISHED, Result
+from hf_compress.prune.arguments import PruningArguments
+from hf_compress.report import hub
+from hf_compress.report.report import Report
+from hf_compress_cli import app
+
+RECIPE = Recipe(pruning=PruningArguments(prune_sparsity=0.5, prune_every=1))
+
+
+class Stopped(RuntimeError):
+    """Stands for what ends a process at some point of `finish`."""
+
+
+@pytest.fixture
+def trained(
+    tiny_bert: BertForSequenceClassification, tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset,
+    tmp_path: Path,
+) -> Trainer:  # fmt: skip
+    """A trainer whose training with compression is over, in the output folder `tmp_path`/out."""
+    arguments = TrainingArguments(
+        str(tmp_path / "out"), max_steps=6, use_cpu=True, report_to="none", disable_tqdm=True, save_steps=6
+    )
+    trainer = Trainer(
+        tiny_bert, arguments, train_dataset=tiny_dataset, eval_dataset=tiny_dataset, processing_class=tiny_tokenizer
+    )
+    compress(trainer, RECIPE).train()
+    return trainer
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Let `finish` stop when it calls `where`."""
+
+    def stopped(*args: Any, **kwargs: Any) -> None:
+        raise Stopped(where)
+
+    monkeypatch.setattr(where, stopped)
+
+
+POINTS = {
+    "save": "hf_compress.launch.run.save_compressed",
+    "formats": "hf_compress.launch.run.write_formats",
+    "evaluation": "hf_compress.launch.run.measure",
+    "report": "hf_compress.report.report.Report.save",
+    "card": "hf_compress.launch.result.save_card",
+    "push": "hf_compress.launch.result.push",
+}
+
+
+def interrupt(trainer: Trainer, at: str, **options: Any) -> None:
+    """Call `finish` and let it stop at one of `POINTS`."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, POINTS[at])
+        with pytest.raises(Stopped):
+            finish(trainer, **options)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_result_appears_whole_or_not_at_all(point: str, trained: Trainer) -> None:
+    interrupt(trained, at=point, hub_id="me/small")
+    folder = Path(trained.args.output_dir) / "compressed"
+    assert folder.exists() == (point == "push")
+    if folder.exists():
+        hub.check(folder)
+        return
+    report = finish(trained)
+    assert hub.check(folder) == report, "finish can be repeated"
+    assert not (folder.parent / UNFINISHED).exists()
+
+
+@pytest.mark.parametrize(("point", "done"), [("card", ["card", "Moved"]), ("push", [])])
+def test_finish_completes_from_the_folder_alone(
+    point: str, done: list[str], trained: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(trained, at=point, hub_id="me/small")
+    pushed: list[tuple[Path, str]] = []
+    monkeypatch.setattr(results, "push", lambda folder, hub_id, **_: pushed.append((folder, hub_id)) or "address")
+    output = Path(trained.args.output_dir)
+    result = CliRunner().invoke(app, ["finish", str(output)])
+    assert result.exit_code == 0, result.output
+    assert [word for word in done if word in result.stdout] == done
+    assert pushed == [(output / "compressed", "me/small")]
+    hub.check(output / "compressed")
+    assert not (output / UNFINISHED).exists()
+    assert "Nothing is left to do" in CliRunner().invoke(app, ["finish", str(output)]).stdout
+
+
+@pytest.mark.parametrize("point", ["save", "evaluation", "report"])
+def test_finish_names_the_command_that_measures_missing_scores(point: str, trained: Trainer) -> None:
+    interrupt(trained, at=point, command="hf-compress run train.py")
+    output = Path(trained.args.output_dir)
+    refused = CliRunner().invoke(app, ["finish", str(output)])
+    assert refused.exit_code == 1
+    assert "`hf-compress run train.py --resume_from_checkpoint last`" in refused.stderr
+    shutil.rmtree(output / "checkpoint-6")
+    assert "so this trains again" in CliRunner().invoke(app, ["finish", str(output)]).stderr
+    assert not (output / "compressed").exists()
+
+
+def test_a_half_written_report_counts_as_missing(trained: Trainer) -> None:
+    interrupt(trained, at="card")
+    aside = Result(trained.args.output_dir).aside
+    (aside / "report.json").write_text("")
+    with pytest.raises(ValueError, match="has no scores yet"):
+        complete(trained.args.output_dir)
+
+
+def test_a_model_without_scores_can_be_kept(trained: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(trained, at="evaluation", hub_id="me/small")
+    stop_at(monkeypatch, POINTS["push"])
+    output = Path(trained.args.output_dir)
+    result = CliRunner().invoke(app, ["finish", str(output), "--without-report"])
+    assert result.exit_code == 0, result.output
+    assert AutoModelForSequenceClassification.from_pretrained(output / "compressed").bert is not None
+    assert not {"report.json", "README.md"} & {path.name for path in (output / "compressed").iterdir()}
+
+
+def test_finish_renews_a_card_that_is_not_of_this_report(trained: Trainer) -> None:
+    finish(trained)
+    folder = Path(trained.args.output_dir) / "compressed"
+    (folder / "README.md").write_text("")
+    assert "Wrote the card" in CliRunner().invoke(app, ["finish", str(folder.parent)]).stdout
+    assert hub.check(folder) == Report.load(folder)
+
+
+@pytest.mark.parametrize("made", [lambda path: None, Path.mkdir, Path.touch])
+def test_finish_refuses_a_folder_without_a_run(made: Callable[[Path], None], tmp_path: Path) -> None:
+    made(tmp_path / "out")
+    result = CliRunner().invoke(app, ["finish", str(tmp_path / "out")])
+    assert result.exit_code == 1 and "must be the `--output_dir` of a run" in result.stderr
+
+
+def test_a_second_finish_does_not_touch_the_result(trained: Trainer) -> None:
+    finish(trained)
+    folder = Path(trained.args.output_dir) / "compressed"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="already holds a result"):
+        finish(trained)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_plan_of_a_result_holds_no_token(trained: Trainer) -> None:
+    trained.args.hub_token = "hf_secret"
+    interrupt(trained, at="evaluation")
+    plan = json.loads((Result(trained.args.output_dir).aside.parent / "plan.json").read_text())
+    assert "hf_secret" not in str(plan)
