@@ -11,7 +11,7 @@ from transformers.quantizers import auto, register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_compress.layers.grids import BITS, Grid, Scheme
-from hf_compress.models.targets import Kind
+from hf_compress.models.targets import LayerKind
 
 METHOD = "hf_compress"
 FORMAT_VERSION = 3
@@ -98,7 +98,7 @@ class CompressionConfig(QuantizationConfigMixin):
         """What of a configuration given to `from_pretrained` holds, while the rest is read from the file."""
         return {"run": self.run}
 
-    def grid(self, name: str, layer: Kind) -> Grid:
+    def grid(self, name: str, layer: LayerKind) -> Grid:
         """The grid of the weights of the quantized layer `name`."""
         assert self.grids is not None, "checked on construction"
         grid = self.grids.of(layer == "embedding")

@@ -21,7 +21,7 @@ from hf_compress.layers.grids import Grid, symmetric_scale, to_integers
 from hf_compress.layers.integer import Integer, Loaded, keep_integers, note
 from hf_compress.layers.rounded import CompressedLayer, restore_layers
 from hf_compress.models.sharding import whole_on_first
-from hf_compress.models.targets import Kind, kind
+from hf_compress.models.targets import LayerKind, kind
 
 T = TypeVar("T")
 
@@ -144,7 +144,7 @@ class CompressionQuantizer(HfQuantizer):
         (layer, _, leaf), config = name.rpartition("."), self.quantization_config
         return leaf == "input_range" and layer not in {*config.quantized, *range_owners(config.attention)}
 
-    def _integers(self, weight: Tensor, layer: nn.Module, layer_kind: Kind, grid: Grid) -> tuple[Tensor, Tensor]:
+    def _integers(self, weight: Tensor, layer: nn.Module, layer_kind: LayerKind, grid: Grid) -> tuple[Tensor, Tensor]:
         if isinstance(layer, Integer):
             return layer.rows().contiguous(), layer.weight_scale
         rows = weight.t() if layer_kind == "conv1d" else weight

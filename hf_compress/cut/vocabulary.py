@@ -15,11 +15,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_compress.cut.tokenizer import kept_tokens, rewritten
-from hf_compress.models.heads import Kind, find_head
+from hf_compress.models.heads import find_head
 
 # The entry of `config.json` that says how many tokens there were before.
 WHOLE = "uncut_vocab_size"
-GENERATING: tuple[Kind, ...] = ("masked", "causal", "seq2seq")
 BATCH = 1000
 CHECKED, CHECKED_TOKENS = 8, 16
 
@@ -79,10 +78,15 @@ def cut_vocabulary(
             "before anything is put around it."
         )
     head = find_head(model)
-    if head.kind in GENERATING:
+    if head.descriptor.predicts_tokens:
         raise ValueError(
             f"`--compress_vocabulary` cannot cut a {type(model).__name__}, which does {head.name}: what is taken out "
             "it could never say. Leave the flag out."
+        )
+    if not head.takes_text:
+        raise ValueError(
+            f"`--compress_vocabulary` cuts models that read text; {type(model).__name__} reads `{head.main_input}`. "
+            "Leave the flag out."
         )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
@@ -203,7 +207,7 @@ def _logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: l
         texts if padded else texts[:1], padding=padded, truncation=True, max_length=CHECKED_TOKENS, return_tensors="pt"
     ).to(model.device)
     inputs = {name: value for name, value in encoded.items() if name in known}
-    if head.kind == "choice":
+    if head.descriptor.has_choices:
         inputs = {name: value.unsqueeze(1) for name, value in inputs.items()}
     model.eval()
     try:

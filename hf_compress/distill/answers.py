@@ -14,15 +14,15 @@ Batch = Mapping[str, Any]
 
 
 def answer_columns(head: Head) -> tuple[str, ...]:
-    """The columns with the answers to a row: one, or two for the two ends that question answering looks for."""
-    return ("teacher_start_logits", "teacher_end_logits") if head.kind == "question" else ("teacher_logits",)
+    """Return the columns with the teacher's answers to a row: one, or two for question answering (start, end)."""
+    return tuple(f"teacher_{name}" for name in head.names)
 
 
 def token_column(head: Head) -> str | None:
-    """The column with as many tokens as there are answers to a row; None where a row has one answer."""
-    if head.kind in ("sequence", "choice"):
+    """Return the column with as many tokens as a row has answers, or None if a row has a single answer."""
+    if not head.answers_tokens:
         return None
-    return "labels" if head.kind == "seq2seq" else "input_ids"
+    return "labels" if head.descriptor.decodes else head.main_input
 
 
 @dataclass

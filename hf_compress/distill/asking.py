@@ -74,7 +74,7 @@ class AskingMixin(Trainer):
         """The inputs that the teacher's forward takes, labels left out."""
         assert self.head is not None
         taken = {name: value for name, value in inputs.items() if name in self._teacher_inputs}
-        if self.head.kind == "seq2seq" and "decoder_input_ids" not in taken:
+        if self.head.descriptor.decodes and "decoder_input_ids" not in taken:
             taken["decoder_input_ids"] = bare(model).prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
         return taken
 

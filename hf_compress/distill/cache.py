@@ -166,7 +166,7 @@ class TeacherCache:
     def _answers(self, rows: Rows) -> dict[str, list[np.ndarray[Any, Any]]]:
         """The answers to each of the rows by column, without what was padded; asked by falling length."""
         tokens, columns = token_column(self.head), answer_columns(self.head)
-        lengths = [_length(row, tokens or "input_ids") for row in rows]
+        lengths = [_length(row, tokens or self.head.main_input) for row in rows]
         order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         # All are asked before the first is looked at, so that an accelerator need not wait for us.

@@ -19,7 +19,9 @@ from transformers.utils import cached_file, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_compress.cut.vocabulary import keep_tokens
-from hf_compress.models.heads import Head, bare, class_order, find_head, has_default_labels, has_own_forward
+from hf_compress.models.classes import class_order, has_default_labels
+from hf_compress.models.examples import fits
+from hf_compress.models.heads import Head, bare, find_head, has_own_forward
 from hf_compress.options import changed
 
 logger = logging.get_logger(__name__)
@@ -239,13 +241,14 @@ def match_teacher(student: nn.Module, teacher: nn.Module) -> list[int] | None:
             f"The teacher was configured for {theirs.problem_type}, the student for {ours.problem_type}. Use a "
             "teacher for the same task, or correct `config.problem_type`."
         )
-    sizes = [config.get_text_config().vocab_size for config in (student_config, teacher_config)]
-    if sizes[0] != sizes[1]:
+    if ours.main_input != theirs.main_input:
         raise ValueError(
-            f"The teacher has a vocabulary of {sizes[1]} tokens, the student one of {sizes[0]}. The teacher would "
-            "read other words than the student: use a teacher with the student's tokenizer, or, if that was cut, cut "
-            "the teacher with `hf_compress.cut_vocabulary` and the same texts."
+            f"The teacher reads `{theirs.main_input}`, the student `{ours.main_input}`. Use a teacher that reads the "
+            "same inputs."
         )
+    reason = fits(student_config, teacher_config, ours.main_input)
+    if reason is not None:
+        raise ValueError(reason)
     read = [inspect.signature(bare(model).forward).parameters for model in (student, teacher)]
     if "token_type_ids" in read[1] and "token_type_ids" not in read[0] and teacher_config.type_vocab_size > 1:
         logger.warning(

@@ -19,12 +19,10 @@ from hf_compress.distill.batches import without_borrowed
 from hf_compress.distill.cache import check_dataset
 from hf_compress.distill.losses import BINARY_LOSSES, LOSSES, mse
 from hf_compress.distill.teacher import SELF, check_choice, freeze, load_teacher, match_teacher, own_teacher
-from hf_compress.models.heads import Head, bare, find_head
+from hf_compress.models.heads import LABELS, Head, bare, find_head
 
 REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
 TERMS = ("distill_loss", "label_loss")
-# Arguments of a forward that would make the teacher compute a loss.
-LABELS = {"labels", "label", "label_ids", "shift_labels", "start_positions", "end_positions"}
 
 
 class DistillationMixin(AskingMixin):
@@ -205,10 +203,10 @@ class DistillationMixin(AskingMixin):
         """Whether the loss of a micro-batch is weighted here rather than by the model or by Trainer."""
         if self.head is None or self.compute_loss_func is not None:
             return False
-        if self.head.kind == "causal" and self.teacher is None and self.model_accepts_loss_kwargs:
+        if self.head.descriptor.position == "next token" and self.teacher is None and self.model_accepts_loss_kwargs:
             return False
         # Trainer may count a causal model's first labels, which nothing predicts: with a teacher both terms are means.
-        taught_causal = self.head.kind == "causal" and self.teacher is not None
+        taught_causal = self.head.descriptor.position == "next token" and self.teacher is not None
         return taught_causal or self.args.gradient_accumulation_steps > 1 or self.accelerator.num_processes > 1
 
     def _share(self, inputs: Mapping[str, Any], total: Tensor | int | None) -> Tensor | float:

@@ -15,7 +15,7 @@ from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.layers.attention import OPERANDS, Operand, Probabilities
 from hf_compress.layers.grids import SMALLEST_SCALE, Grid, affine_parameters, symmetric_scale, to_integers
 from hf_compress.layers.rounded import LAYERS, CompressedLayer
-from hf_compress.models.targets import Kind, Target, kind, tied
+from hf_compress.models.targets import LayerKind, Target, kind, tied
 
 # Named on the operator that reads them, for the integers that torch has no type for.
 NARROW = {"hf_compress.bits": "4"}
@@ -142,7 +142,7 @@ def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None
     for name in config.attention:
         _turn_operands(model.get_submodule(name))
     layers = [(name, model.get_submodule(name)) for name in config.quantized]
-    targets = [Target(name, module, cast(Kind, kind(module))) for name, module in layers]
+    targets = [Target(name, module, cast(LayerKind, kind(module))) for name, module in layers]
     turned: dict[int, tuple[Grid, Tensor, Tensor]] = {}
     heads = tied(model, targets)
     shared = {id(target.weight) for target in heads if target.kind != "embedding"}
@@ -174,7 +174,7 @@ def _turn_operands(attention: nn.Module) -> None:
         cast(IntegerOperand, operand).known = known
 
 
-def _integers(weight: Tensor, layer: Kind, grid: Grid, as_rows: bool) -> tuple[Tensor, Tensor]:
+def _integers(weight: Tensor, layer: LayerKind, grid: Grid, as_rows: bool) -> tuple[Tensor, Tensor]:
     rows = weight.t() if layer == "conv1d" else weight
     scale = symmetric_scale(rows, grid)
     integers = to_integers(rows, scale, grid).to(torch.int8)

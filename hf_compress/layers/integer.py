@@ -23,7 +23,7 @@ from hf_compress.layers.rounded import (
     CompressedLinear,
     turn,
 )
-from hf_compress.models.targets import Kind, kind
+from hf_compress.models.targets import LayerKind, kind
 
 # Rows that are multiplied at once: so few that their sums stay in the cache.
 BLOCK = 512
@@ -164,7 +164,7 @@ class IntegerConv1D(_Product, CompressedConv1D):
         return torch.addmm(self.bias, rows, self.dense_weight(x.dtype)).view(*x.shape[:-1], self.nf)
 
 
-LAYERS: dict[Kind, type[CompressedLayer]] = {
+LAYERS: dict[LayerKind, type[CompressedLayer]] = {
     "linear": IntegerLinear,
     "conv1d": IntegerConv1D,
     "embedding": IntegerEmbedding,

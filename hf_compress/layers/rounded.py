@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import Grid, Scheme, affine_parameters, fake_quantize_affine, fake_quantize_symmetric
 from hf_compress.layers.shared_inputs import Siblings
-from hf_compress.models.targets import KINDS, Kind, Target, kind, named_modules, quantizable, tied
+from hf_compress.models.targets import LAYER_KINDS, LayerKind, Target, kind, named_modules, quantizable, tied
 
 
 class CompressedLayer(nn.Module):
@@ -158,7 +158,7 @@ class CompressedEmbedding(CompressedLayer, nn.Embedding):
         return fake_quantize_symmetric(rows, self.weight_grid)
 
 
-LAYERS: dict[Kind, type[CompressedLayer]] = {
+LAYERS: dict[LayerKind, type[CompressedLayer]] = {
     "linear": CompressedLinear,
     "conv1d": CompressedConv1D,
     "embedding": CompressedEmbedding,
@@ -228,10 +228,10 @@ def rounded(model: PreTrainedModel, targets: Sequence[Target]) -> list[Target]:
 
 def turn(
     layer: nn.Module,
-    layer_kind: Kind,
+    layer_kind: LayerKind,
     weight_grid: Grid | None,
     input_grid: Grid | None,
-    classes: Mapping[Kind, type[CompressedLayer]] = LAYERS,
+    classes: Mapping[LayerKind, type[CompressedLayer]] = LAYERS,
 ) -> CompressedLayer:
     """`layer`, turned in place into its kind's class of `classes`, with these grids and switched off."""
     layer.__class__ = _grafted(cast(Hashable, type(layer)), cast(Hashable, classes[layer_kind]))
@@ -266,5 +266,5 @@ def _grafted(layer_class: type[nn.Module], ours: type[CompressedLayer]) -> type[
 
 def _plain_class(layer_class: type[CompressedLayer]) -> type[nn.Module]:
     """The class that `_grafted` made the given one from."""
-    plain = {LAYERS[layer_kind]: plain_class for plain_class, layer_kind in KINDS.items()}
+    plain = {LAYERS[layer_kind]: plain_class for plain_class, layer_kind in LAYER_KINDS.items()}
     return plain[layer_class] if layer_class in plain else layer_class.__bases__[0]

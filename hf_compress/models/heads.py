@@ -1,106 +1,89 @@
-"""What a model predicts: which of its outputs are logits, and which positions of a batch count."""
+"""What a model predicts: its inputs, its outputs, and which positions of a batch count."""
 
-import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedConfig,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-)
+from transformers import PreTrainedModel
 
-Kind = Literal["sequence", "token", "question", "choice", "masked", "causal", "seq2seq"]
+from hf_compress.models.examples import SHAPES, input_names, random_batch
+from hf_compress.models.kinds import HEAD_KINDS, UNSHIFTED, HeadKind
+
 Problem = Literal["regression", "single_label_classification", "multi_label_classification"]
 
+# Arguments of a forward that make a model compute a loss.
+LABELS = frozenset({"labels", "label", "label_ids", "shift_labels", "start_positions", "end_positions"})
 IGNORED = -100
+CHOICES = 3
 # Finite, so that no difference of two of them is NaN, and no softmax gives them any weight.
 _NEVER = torch.finfo(torch.float32).min / 1e6
-
-# In order: Bart's and its relatives' seq2seq class also stands among the masked language models.
-_KINDS: tuple[tuple[Kind, str, str, Any, Mapping[str, str]], ...] = (
-    (
-        "seq2seq",
-        "sequence-to-sequence language modelling",
-        "text2text-generation",
-        AutoModelForSeq2SeqLM,
-        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    ),
-    ("masked", "masked language modelling", "fill-mask", AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
-    (
-        "causal",
-        "causal language modelling",
-        "text-generation",
-        AutoModelForCausalLM,
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    ),
-    (
-        "sequence",
-        "sequence classification",
-        "text-classification",
-        AutoModelForSequenceClassification,
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    ),
-    (
-        "token",
-        "token classification",
-        "token-classification",
-        AutoModelForTokenClassification,
-        MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    ),
-    (
-        "question",
-        "question answering",
-        "question-answering",
-        AutoModelForQuestionAnswering,
-        MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
-    ),
-    (
-        "choice",
-        "multiple choice",
-        "multiple-choice",
-        AutoModelForMultipleChoice,
-        MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
-    ),
-)
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a model predicts, and therefore how its outputs are compared.
+    """What one model predicts, and therefore what it reads and how its outputs are compared.
 
     A *position* is one prediction: a row of the batch (classification, regression, multiple choice, either end of an
-    answer) or a token (token classification, language models). A position *counts* when the model's own loss takes its
-    mean over it, so that one count serves the label loss and the distillation loss.
+    answer) or a token (token classification, language models). A position *counts* if the model's own loss averages
+    over it, so one count serves the label loss and the distillation loss.
+
+    Args:
+        kind: the key in `HEAD_KINDS`.
+        main_input: the model's main input: `input_ids`, `pixel_values`, `input_values` or `input_features`.
+        num_labels: the number of classes; None if the configuration does not say.
+        problem_type: what a position predicts; None if the labels of a batch decide.
     """
 
-    kind: Kind
-    name: str
-    pipeline_tag: str
-    auto_class: Any
+    kind: str
+    main_input: str
     num_labels: int | None
     problem_type: Problem | None
+
+    @property
+    def descriptor(self) -> HeadKind:
+        """What all heads of this kind have in common."""
+        return HEAD_KINDS[self.kind]
+
+    @property
+    def name(self) -> str:
+        """The task in words, such as "token classification" or "regression"."""
+        task = self.descriptor.task
+        subject = task.split()[0] + " "
+        if not self.descriptor.has_problem or self.problem_type in (None, "single_label_classification"):
+            return task
+        subject = "" if self.kind == "sequence" else subject
+        multi = self.problem_type == "multi_label_classification"
+        return f"multi-label {subject}classification" if multi else f"{subject}regression"
+
+    @property
+    def pipeline_tag(self) -> str:
+        """The Hub's name of the task."""
+        return self.descriptor.pipeline_tag
+
+    @property
+    def auto_class(self) -> Any:
+        """The `AutoModelFor...` class that loads such a model."""
+        return self.descriptor.auto_class
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the logits among the model's outputs."""
+        return self.descriptor.outputs
+
+    @property
+    def answers_tokens(self) -> bool:
+        """Whether a row has logits for each of its tokens, as language models and question answering do."""
+        return self.descriptor.position != "row" or len(self.names) > 1
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the model reads token ids."""
+        return self.main_input == "input_ids"
 
     @property
     def regression(self) -> bool:
@@ -112,16 +95,45 @@ class Head:
         """Whether the outputs are scores of the classes that `config.id2label` names."""
         return self.num_labels is not None and not self.regression
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What the logits are called among the model's outputs."""
-        return ("start_logits", "end_logits") if self.kind == "question" else ("logits",)
+    def inputs(self, model: nn.Module) -> list[str]:
+        """Return the names of the inputs that an exported graph of `model` takes, in the order of its `forward`.
+
+        `token_type_ids` are left out where the model knows one type only.
+        """
+        return input_names(bare(model), self.main_input, self.descriptor.decodes)
+
+    def example_batch(self, model: nn.Module, rows: int = 2, length: int = 8, seed: int = 0) -> dict[str, Tensor]:
+        """Return random inputs for `model`, on the CPU and without labels.
+
+        Every row of text but the first is half padding.
+
+        Args:
+            rows: the rows of the batch.
+            length: tokens of a text or frames of a sound. Image models ignore it.
+            seed: the same seed gives the same batch.
+
+        Example:
+            >>> from transformers import BertConfig, BertForSequenceClassification
+            >>> from hf_compress.models import find_head
+            >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+            >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))
+            >>> batch = find_head(model).example_batch(model, rows=2, length=4)
+            >>> {name: tuple(tensor.shape) for name, tensor in batch.items()}
+            {'input_ids': (2, 4), 'attention_mask': (2, 4), 'token_type_ids': (2, 4)}
+        """
+        shape = (rows, CHOICES, length) if self.descriptor.has_choices else (rows, length)
+        return random_batch(bare(model), self.main_input, self.inputs(model), shape, seed)
+
+    def rows(self, batch: Mapping[str, Any]) -> int:
+        """Return the number of rows in a batch."""
+        tensors = (value for value in batch.values() if isinstance(value, Tensor) and value.ndim)
+        return len(batch[self.main_input] if self.main_input in batch else next(tensors))
 
     def problem(self, inputs: Mapping[str, Any]) -> Problem:
-        """What is predicted at one position of this batch.
+        """Return what is predicted at one position of this batch.
 
-        A sequence classifier whose `config.problem_type` is not set takes it from the type of its labels, as
-        Transformers does: integers are one class of several, floats are several labels each on or off.
+        If `config.problem_type` is not set, the type of the labels decides, as in Transformers: integers name one
+        class of several, floats are independent labels, each on or off.
         """
         if self.problem_type is not None:
             return self.problem_type
@@ -130,30 +142,30 @@ class Head:
         return "multi_label_classification" if floating else "single_label_classification"
 
     def logits(self, outputs: Mapping[str, Any] | tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """The logits among the model's outputs: one tensor, or two for question answering (start, end).
+        """Return the logits among the model's outputs: one tensor, or two for question answering (start, end).
 
         Raises:
-            ValueError: the outputs carry no names (`config.return_dict` is False).
+            ValueError: the outputs are a tuple without names (`config.return_dict` is False).
         """
         if not isinstance(outputs, Mapping):
             raise ValueError("The model returns a tuple without names. Set `config.return_dict = True`.")
         return tuple(outputs[name] for name in self.names)
 
     def counted(self, inputs: Mapping[str, Any]) -> Bool[Tensor, "*positions"] | None:
-        """Which positions count: one boolean per row (batch,) or per token (batch, tokens), None without labels.
+        """Return which positions count, as a boolean per row (batch,) or per token (batch, tokens).
 
-        Labels of -100 do not count, nor does the padding of a token classifier. A causal language model's positions
-        are one fewer than its tokens, each standing for the token that follows; with `shift_labels` (sequences packed
-        by the collator) there are as many as tokens.
+        Labels of -100 do not count, nor does the padding of a token classifier. A causal language model has one
+        position fewer than tokens, because each predicts the token that follows; with `shift_labels` (sequences packed
+        by the collator) it has as many as tokens. The result is None if the batch has no labels.
         """
-        labels = inputs.get("start_positions" if self.kind == "question" else "labels")
+        labels = inputs.get(self.descriptor.target)
         if not isinstance(labels, Tensor):
             return None
         if self.kind == "question" or self.problem(inputs) != "single_label_classification":
             return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-        if self.kind in ("sequence", "choice"):
+        if self.descriptor.position == "row":
             return labels.reshape(-1) != IGNORED
-        if self.kind == "causal":
+        if self.descriptor.position == "next token":
             shifted = inputs.get("shift_labels")
             return (labels[..., 1:] if shifted is None else shifted) != IGNORED
         counted = labels != IGNORED
@@ -163,26 +175,26 @@ class Head:
         return counted
 
     def count(self, inputs: Mapping[str, Any]) -> Int[Tensor, ""] | None:
-        """How many positions of the batch count, or None without labels."""
+        """Return how many positions of the batch count, or None without labels."""
         counted = self.counted(inputs)
         return None if counted is None else counted.sum()
 
     def positions(
         self, outputs: Mapping[str, Any] | tuple[Any, ...], inputs: Mapping[str, Any]
     ) -> list[Float[Tensor, "positions classes"]]:
-        """The logits at the positions that count, at least in float32: one tensor, two for question answering.
+        """Return the logits at the positions that count, in float32 or wider: one tensor, two for question answering.
 
-        The choice depends on `inputs` alone, so a student's and a teacher's outputs for the same batch correspond row
-        by row. The classes of question answering are the tokens; padding among them has no probability.
+        The choice depends on `inputs` alone, so the student's and the teacher's results for the same batch correspond
+        row by row. The classes of question answering are the tokens; padding among them has no probability.
 
         Raises:
-            ValueError: the batch has no labels, from which the positions that count are known.
+            ValueError: the batch has no labels, so the positions that count are unknown.
         """
         counted = self.counted(inputs)
         if counted is None:
             raise ValueError(
-                f"A batch for {self.name} has no labels (its columns: {', '.join(inputs)}), from which the positions "
-                "that count are known. Add the labels, or name them as the model's forward does."
+                f"A batch for {self.name} has no labels (its columns: {', '.join(inputs)}), so the positions that "
+                "count are unknown. Add the labels, or name them as the model's forward does."
             )
         selected = []
         for logits in self.logits(outputs):
@@ -191,17 +203,17 @@ class Head:
             mask = inputs.get("attention_mask")
             if self.kind == "question" and mask is not None:
                 logits = logits.masked_fill(~mask.bool(), _NEVER)
-            if self.kind == "causal" and inputs.get("shift_labels") is None:
+            if self.descriptor.position == "next token" and inputs.get("shift_labels") is None:
                 logits = logits[..., :-1, :]
             selected.append(logits[counted.to(logits.device)])
         return selected
 
     def relabelled(self, inputs: Mapping[str, Any], fill_empty: bool) -> dict[str, Any]:
-        """The inputs with labels of -100 wherever a token classifier's position does not count.
+        """Return the inputs with labels of -100 wherever a token classifier's position does not count.
 
         Args:
-            fill_empty: whether a batch in which no position counts gets labels of class 0 instead, so that the mean
-                over its positions is a number. The caller gives that number no weight.
+            fill_empty: whether a batch without any counted position gets labels of class 0, so that the mean over its
+                positions is a number. The caller gives that number no weight.
         """
         inputs = dict(inputs)
         counted = self.counted(inputs)
@@ -217,15 +229,15 @@ class Head:
 
 
 def bare(model: nn.Module) -> Any:
-    """The Transformers model inside what `torch.compile`, data parallelism and PEFT wrap around it."""
+    """Return the Transformers model inside the wrappers of `torch.compile`, data parallelism and PEFT."""
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def has_own_forward(model: nn.Module) -> bool:
-    """Whether somebody has put a `forward` on this very model, as TRL's trainers do, in place of its class's.
+    """Return whether somebody replaced the `forward` of this very instance, as TRL's trainers do.
 
-    What accelerate puts there calls the one that it found, and keeps that.
+    A `forward` that accelerate put there does not count: it calls the one it found, and keeps it.
     """
     inner = bare(model)
     own = vars(inner).get("_original_forward", vars(inner).get("forward"))
@@ -233,52 +245,40 @@ def has_own_forward(model: nn.Module) -> bool:
 
 
 def find_head(model: nn.Module) -> Head:
-    """The head of a model, found from its class (or the class it derives from) and its configuration.
+    """Return the head of a model, found from its class (or a class it derives from) and its configuration.
 
     Raises:
-        ValueError: a model whose logits and positions are not known here.
+        ValueError: the head is unknown, a causal language model does not shift its labels, or the main input is
+            neither text nor pixels nor sound.
+
+    Example:
+        >>> from transformers import ViTConfig, ViTForImageClassification
+        >>> from hf_compress.models import find_head
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> head = find_head(ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes)))
+        >>> head.name, head.main_input, head.pipeline_tag
+        ('image classification', 'pixel_values', 'image-classification')
     """
     inner = bare(model)
     classes = {cls.__name__ for cls in type(inner).__mro__}
-    for kind, name, pipeline_tag, auto_class, architectures in _KINDS:
-        if not classes & set(architectures.values()):
-            continue
-        # Only `loss_function` shifts. BartForCausalLM and a few others leave that to the caller.
-        if kind == "causal" and "loss_function" not in inspect.unwrap(type(inner).forward).__code__.co_names:
-            raise ValueError(
-                f"{type(inner).__name__} compares its logits with labels of its own making, not with the following "
-                "token. Use a causal language model whose forward shifts the labels."
-            )
-        num_labels = inner.config.num_labels if kind in ("sequence", "token") else None
-        problem: Problem | None = "single_label_classification"
-        if kind == "sequence":
-            problem = inner.config.problem_type or ("regression" if num_labels == 1 else None)
-            name = {"regression": "regression", "multi_label_classification": "multi-label classification"}.get(
-                problem or "", name
-            )
-        return Head(kind, name, pipeline_tag, auto_class, num_labels, problem)
-    raise ValueError(
-        f"{type(inner).__name__} has no head that is known here. Use a model for "
-        + ", ".join(name for _, name, *_ in _KINDS)
-        + "."
-    )
-
-
-def has_default_labels(config: PreTrainedConfig) -> bool:
-    """Whether every class is called `LABEL_0`, `LABEL_1`, ... because nobody named it."""
-    return all(re.fullmatch(r"LABEL_\d+", str(name)) for name in config.id2label.values())
-
-
-def class_order(student: PreTrainedConfig, teacher: PreTrainedConfig) -> list[int] | None:
-    """The teacher's class for each of the student's classes, by name without regard to case; None if names differ.
-
-    Reading the teacher's logits in this order puts them in the student's.
-    """
-    student_names, teacher_names = (
-        [str(config.id2label[index]).casefold() for index in range(config.num_labels)] for config in (student, teacher)
-    )
-    if student_names == teacher_names:
-        return list(range(len(student_names)))
-    if sorted(student_names) != sorted(teacher_names) or len(set(student_names)) < len(student_names):
-        return None
-    return [teacher_names.index(name) for name in student_names]
+    kind = next((kind for kind, entry in HEAD_KINDS.items() if classes & entry.architectures()), None)
+    if kind is None:
+        known = ", ".join(entry.task for entry in HEAD_KINDS.values())
+        raise ValueError(f"{type(inner).__name__} has no known head. Use a model for one of these tasks: {known}.")
+    if kind == "causal" and classes & UNSHIFTED:
+        raise ValueError(
+            f"{type(inner).__name__} compares its logits with the labels as they are, not with the following token. "
+            "Use a causal language model whose forward shifts the labels."
+        )
+    main_input = cast(PreTrainedModel, inner).main_input_name
+    if main_input not in {"input_ids", *SHAPES}:
+        raise ValueError(
+            f"{type(inner).__name__} reads `{main_input}`. Use a model that reads `input_ids`, "
+            f"{', '.join(f'`{name}`' for name in SHAPES)}."
+        )
+    entry = HEAD_KINDS[kind]
+    num_labels = inner.config.num_labels if entry.has_classes else None
+    problem: Problem | None = "single_label_classification"
+    if entry.has_problem:
+        problem = inner.config.problem_type or ("regression" if num_labels == 1 else None)
+    return Head(kind, main_input, num_labels, problem)

@@ -16,8 +16,8 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-Kind = Literal["linear", "conv1d", "embedding"]
-KINDS: dict[type[nn.Module], Kind] = {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding"}
+LayerKind = Literal["linear", "conv1d", "embedding"]
+LAYER_KINDS: dict[type[nn.Module], LayerKind] = {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding"}
 
 # The classes that `AutoModel` makes: all body.
 _HEADLESS = {name for names in MODEL_MAPPING_NAMES.values() for name in ([names] if isinstance(names, str) else names)}
@@ -40,7 +40,7 @@ class Target:
 
     name: str
     module: nn.Module
-    kind: Kind
+    kind: LayerKind
     shares_embedding: bool = False
 
     @property
@@ -154,16 +154,16 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name.replace(_CHECKPOINT_PREFIX, ""), module) for name, module in model.named_modules())
 
 
-def kind(module: nn.Module) -> Kind | None:
+def kind(module: nn.Module) -> LayerKind | None:
     """The kind of layer that `module` is, or None if no method touches its kind."""
-    return next((layer for layer_class, layer in KINDS.items() if isinstance(module, layer_class)), None)
+    return next((layer for layer_class, layer in LAYER_KINDS.items() if isinstance(module, layer_class)), None)
 
 
 def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
-def _layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, Kind]]:
+def _layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, LayerKind]]:
     """Every layer of a kind that methods touch, under its name in the merged model; adapters themselves are none."""
     wrapped: tuple[str, ...] = ()
     for name, module in named_modules(model):
@@ -198,7 +198,7 @@ def _in_head(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
 
 
 def _select(
-    model: PreTrainedModel | PeftModel, kinds: Sequence[Kind], exclude: Sequence[str], option: str
+    model: PreTrainedModel | PeftModel, kinds: Sequence[LayerKind], exclude: Sequence[str], option: str
 ) -> list[Target]:
     base = _base(model)
     body = [

@@ -659,8 +659,8 @@ def named(model, *names):
             lambda: build(BertForSequenceClassification, vocab_size=101),
             "101 tokens",
         ),
-        (lambda: build(BertForSequenceClassification), lambda: build(BertModel), "no head that is known"),
-        (lambda: build(BertModel), lambda: build(BertForSequenceClassification), "cannot be used as is|no head"),
+        (lambda: build(BertForSequenceClassification), lambda: build(BertModel), "no known head"),
+        (lambda: build(BertModel), lambda: build(BertForSequenceClassification), "cannot be used as is|no known head"),
         (
             lambda: build(BertForSequenceClassification, problem_type="single_label_classification"),
             lambda: build(BertForSequenceClassification, problem_type="multi_label_classification"),

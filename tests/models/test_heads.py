@@ -27,7 +27,8 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
-from hf_compress.models.heads import bare, class_order, find_head, has_default_labels
+from hf_compress.models.classes import class_order, has_default_labels
+from hf_compress.models.heads import bare, find_head
 
 BERT = {
     "vocab_size": 100,
