@@ -8,13 +8,14 @@ WORKERS ?= 2
 # One compute thread per process: tiny models lose time to more, and results then do not depend on the machine.
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup test test-slow lint format demo cards study-report clean
+.PHONY: help setup test test-slow lint format docs demo cards study-report clean
 
 help:
 	@echo "make test        the tests (offline, a few minutes on two cores)"
 	@echo "make test-slow   the slow ones: whole runs, several processes, the README's commands"
 	@echo "make lint        ruff and mypy"
 	@echo "make format      let ruff rewrite what it can"
+	@echo "make docs        build the documentation site into build/docs, offline"
 	@echo "make demo        a complete run without the Hub; leaves demo/"
 	@echo "make cards       train and measure again what model_cards/ describes (an hour and more); GLUE=FOLDER_OR_ID [JOBS=N FLAGS=...]"
 	@echo "make study-report  tables, plots and page of the study, from examples/study/results/"
@@ -44,6 +45,11 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# -W: a broken link, an unknown name or a docstring that Sphinx cannot read fails the build.
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "Open build/docs/index.html"
 
 demo: $(READY)
 	$(BIN)/hf-compress demo --out demo
