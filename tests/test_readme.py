@@ -1,8 +1,8 @@
-"""README.md is read by a machine here, so that what it shows works.
+"""README.md, docs/, CONTRIBUTING.md, AGENTS.md and the skill are checked here, so that what they show works.
 
-A fenced block of `python` must compile and import names that exist; one marked `python run` (readers see no
-difference) is executed as well. In blocks of `bash`, make targets, subcommands, scripts and flags must exist; the demo
-is run by the slow tests.
+Blocks of `python` must compile and import names that exist. Blocks marked `python run` (readers see no difference) are
+executed: those of one page in order, in one namespace. In blocks of `bash`, make targets, commands, scripts and flags
+must exist. Tests that a page names must exist. The slow tests run the demo and build the site.
 """
 
 import ast
@@ -14,65 +14,80 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
 import pytest
 import typer
+from transformers import TrainingArguments
 from typer.testing import CliRunner
 
+import hf_compress
 from hf_compress.launch.flags import KINDS
 from hf_compress_cli import app
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+GUARANTEES = ROOT / "docs" / "guarantees.md"
+SKILL = ROOT / "skills" / "hf-compress" / "SKILL.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", SKILL, *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = {field.name for arguments in KINDS for field in fields(arguments)}
+# What stands in commands for a script of the reader's own.
+ANY_SCRIPT = "train.py"
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of code: its language, whether it is marked `run`, its text and the line where it begins."""
+    """A fenced block of code: its page, its language, whether it is marked `run`, its text and its line."""
 
+    page: str
     language: str
     run: bool
     text: str
     line: int
 
     def __str__(self) -> str:
-        return f"line {self.line}"
+        return f"{self.page}:{self.line}"
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 @cache
 def blocks() -> tuple[Block, ...]:
-    text = README.read_text(encoding="utf-8")
-    return tuple(
-        Block(match[1], "run" in match[2].split(), match[3], text[: match.start()].count("\n") + 1)
-        for match in re.finditer(r"^```(\w*)([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    )
+    found = []
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```(\w*)([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            line = text[: match.start()].count("\n") + 1
+            found.append(Block(relative(path), match[1], "run" in match[2].split(), match[3], line))
+    return tuple(found)
 
 
 PYTHON = [block for block in blocks() if block.language in ("python", "py")]
 SHELL = [block for block in blocks() if block.language in ("bash", "sh", "shell", "console")]
+RUN = sorted({block.page for block in PYTHON if block.run})
 
 
 @dataclass(frozen=True)
 class Command:
-    """One shell command of the README: its words, without assignments before it and without the program's folder."""
+    """One shell command of a page: its words, without assignments before it and without the program's folder."""
 
     words: tuple[str, ...]
-    line: int
+    where: str
 
     @property
     def flags(self) -> list[str]:
         return [word.partition("=")[0] for word in self.words if word.startswith("--") and word != "--"]
 
     def __str__(self) -> str:
-        return f"line {self.line}: {' '.join(self.words[:3])}"
+        return f"{self.where}: {' '.join(self.words)}"
 
 
-def commands() -> list[Command]:
-    found = []
+def commands() -> Iterator[Command]:
     for block in SHELL:
         for line in block.text.replace("\\\n", " ").splitlines():
             lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars="&;|")
@@ -80,110 +95,204 @@ def commands() -> list[Command]:
             for piped, words in itertools.groupby(lexer, key=lambda token: set(token) <= set("&;|")):
                 command = list(itertools.dropwhile(re.compile(r"\w+=").match, () if piped else words))
                 if command:
-                    found.append(Command((Path(command[0]).name, *command[1:]), block.line))
+                    yield Command((Path(command[0]).name, *command[1:]), str(block))
+
+
+COMMANDS = list(commands())
+
+
+def of(program: str) -> list[Command]:
+    found = [command for command in COMMANDS if re.fullmatch(program, command.words[0])]
+    assert found, f"no page shows {program}"
     return found
 
 
-COMMANDS = commands()
-
-
 @cache
-def help_of_script(path: Path) -> str:
-    run = subprocess.run(
-        [sys.executable, str(path), "--help"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, f"{path} --help fails:\n{run.stderr}"
-    return run.stdout
+def flags_of_script(path: Path) -> set[str]:
+    """The flags that a script takes, read from its source: running `--help` of each would import torch each time."""
+    tree, known = ast.parse(path.read_text(encoding="utf-8")), {"--help"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"--[\w-]+", node.value):
+            known |= {node.value, node.value.replace("--", "--no-", 1)}
+        elif isinstance(node, ast.ClassDef):
+            known |= {
+                f"--{line.target.id}"
+                for line in node.body
+                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+            }
+        elif isinstance(node, ast.Name) and node.id == "TrainingArguments":
+            known |= {f"--{field.name}" for field in fields(TrainingArguments)} | {f"--{name}" for name in OURS}
+    return known
 
 
-def test_the_readme_shows_python_a_command_line_and_how_to_run_the_tests() -> None:
-    assert PYTHON
-    assert any(command.words[0] == "hf-compress" for command in COMMANDS)
-    assert any(command.words == ("make", "test") for command in COMMANDS)
-    assert any(command.words == ("make", "demo") for command in COMMANDS)
-
-
-@pytest.mark.parametrize("block", PYTHON, ids=str)
-def test_python_blocks_compile_and_import_names_that_exist(block: Block) -> None:
-    tree = ast.parse(block.text)
+def imports(tree: ast.Module) -> Iterator[tuple[str, str | None]]:
+    """The modules that a block imports, each with the name it takes from there, if any."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            module = importlib.import_module(node.module or "")
-            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
-            assert not missing, f"{node.module} has no {missing}"
+            yield from ((node.module or "", alias.name) for alias in node.names)
         elif isinstance(node, ast.Import):
-            for alias in node.names:
-                importlib.import_module(alias.name)
+            yield from ((alias.name, None) for alias in node.names)
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=str)
-def test_keyword_arguments_of_ours_in_python_blocks_exist(block: Block) -> None:
-    names = {node.arg for node in ast.walk(ast.parse(block.text)) if isinstance(node, ast.keyword) and node.arg}
-    prefixed = {name for name in names if re.match(r"(distill|prune|quant|compress)_", name)}
-    assert prefixed <= OURS
+def test_the_readme_is_short_and_its_lines_are() -> None:
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if block.run], ids=str)
-def test_python_blocks_marked_so_run(block: Block, tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", block.text],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+def test_the_readme_shows_how_to_start() -> None:
+    shown = {command.words[:2] for command in COMMANDS if command.where.startswith("README")}
+    assert {("make", "demo"), ("hf-compress", "run"), ("hf-compress", "push")} <= shown
 
 
-def test_every_flag_of_ours_named_in_the_readme_exists_and_every_flag_is_named() -> None:
-    named = set(re.findall(r"--((?:distill|prune|quant|compress)_\w+)", README.read_text(encoding="utf-8")))
-    assert named == OURS
+def test_python_blocks_compile_and_import_what_exists() -> None:
+    missing = []
+    for block in PYTHON:
+        for module, name in imports(ast.parse(block.text, str(block))):
+            if name is not None and not hasattr(importlib.import_module(module), name):
+                missing.append(f"{block}: {module} has no {name}")
+            elif importlib.util.find_spec(module) is None:
+                missing.append(f"{block}: no module {module}")
+    assert not missing, "\n".join(missing)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "make"], ids=str)
-def test_make_targets_exist(command: Command) -> None:
+def test_python_blocks_use_names_of_ours_that_exist() -> None:
+    wrong = []
+    for block in PYTHON:
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.keyword) and re.match(r"(distill|prune|quant|compress)_", node.arg or ""):
+                wrong += [f"{block}: no option {node.arg}"] if node.arg not in OURS else []
+            elif (
+                isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "hf_compress"
+            ):
+                wrong += [f"{block}: no hf_compress.{node.attr}"] if not hasattr(hf_compress, node.attr) else []
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_python_blocks_marked_run_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in PYTHON:
+        if block.page == page and block.run:
+            exec(compile(block.text, str(block), "exec"), namespace)
+
+
+def test_flags_of_ours_that_pages_name_exist() -> None:
+    wrong = [
+        f"{relative(page)}: no --{name}"
+        for page in PAGES
+        for name in re.findall(r"--((?:distill|prune|quant|compress)_\w+)", page.read_text(encoding="utf-8"))
+        if name not in OURS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("target", sorted({word for c in of("make") for word in c.words[1:] if word.islower()}))
+def test_make_targets_exist_and_set_themselves_up(target: str) -> None:
     # -W makes the set-up look due: then every recipe is expanded, whatever has been built here.
-    words = ["make", "--dry-run", "-W", "constraints.txt", *command.words[1:]]
+    words = ["make", "--dry-run", "-W", "constraints.txt", target]
     run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "pip install" in run.stdout, "a target that does not set itself up"
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "hf-compress"], ids=str)
-def test_subcommands_of_hf_compress_and_their_flags_exist(command: Command) -> None:
-    subcommands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert command.words[1] in subcommands
-    found = subcommands[command.words[1]]
-    if inner := getattr(found, "commands", {}):  # Of `study`, where what is no command's name is a grid to run.
-        found = inner.get(command.words[2], inner["run"])
-    known = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    assert set(command.flags) <= known | {"--help"}
+def test_commands_of_hf_compress_and_their_flags_exist() -> None:
+    wrong = []
+    known_commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for command in of("hf-compress"):
+        found, words = known_commands.get(command.words[1]), command.words[2:]
+        if found is None:
+            wrong.append(f"{command}: no such command")
+            continue
+        if inner := getattr(found, "commands", {}):  # Of `study`, what is not a command's name is a grid to run.
+            found = inner.get(words[0], inner["run"])
+        known = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        script = next((word for word in words if word.endswith(".py")), None)
+        if command.words[1] == "run":
+            known = flags_of(script)
+        wrong += [f"{command}: no {flag}" for flag in command.flags if flag not in known | {"--help"}]
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"python[\d.]*$", c.words[0])], ids=str)
-def test_scripts_exist_and_know_their_flags(command: Command) -> None:
-    if command.words[1] == "-m":
-        assert importlib.util.find_spec(command.words[2]), f"no module {command.words[2]}"
-        return
-    script = ROOT / command.words[1]
-    assert script.is_file()
-    known = set(re.findall(r"--[\w-]+", help_of_script(script)))
-    assert set(command.flags) <= known
+def flags_of(script: str | None) -> set[str]:
+    """The flags of a script under the launcher; a reader's own takes those of Trainer and a few usual ones."""
+    ours = {f"--{name}" for name in OURS}
+    if script is None or script == ANY_SCRIPT:
+        return ours | {f"--{field.name}" for field in fields(TrainingArguments)} | {"--model_name_or_path"}
+    return ours | flags_of_script(ROOT / script)
 
 
-def test_the_commands_of_ci_are_those_of_the_readme() -> None:
-    assert re.search(r"\bmake test$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+def test_launched_modules_scripts_and_configs_exist() -> None:
+    wrong = []
+    for command in of(r"torchrun|accelerate"):
+        words = command.words
+        wrong += [] if importlib.util.find_spec(words[words.index("-m") + 1]) else [f"{command}: no such module"]
+        if "--config_file" in words:
+            config = words[words.index("--config_file") + 1]
+            wrong += [] if (ROOT / config).is_file() else [f"{command}: no {config}"]
+        script = next(word for word in words if word.endswith(".py"))
+        after = words[words.index(script) :]
+        wrong += [f"{command}: no {w}" for w in after if w.startswith("--") and w not in flags_of(script)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_scripts_exist_and_know_their_flags() -> None:
+    wrong = []
+    for command in of(r"python[\d.]*"):
+        if command.words[1] == "-m":
+            wrong += [] if importlib.util.find_spec(command.words[2]) else [f"{command}: no such module"]
+            continue
+        script = ROOT / command.words[1]
+        known = flags_of_script(script) if script.is_file() else set()
+        wrong += [f"{command}: no {flag}" for flag in command.flags if flag not in known]
+        wrong += [] if script.is_file() else [f"{command}: no such script"]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_tests_that_the_guarantees_name_exist() -> None:
+    """`...::name` is in the file that was named last; `name...` is the beginning of a name."""
+    wrong, last = [], None
+    for path, name in re.findall(r"`([\w./]*?)(?:::)?((?:\.\.\.)?test_\w+\.{0,3}|)`", GUARANTEES.read_text("utf-8")):
+        if path.endswith(".py"):
+            last = ROOT / path
+            if not last.is_file():
+                wrong.append(f"no {path}")
+                continue
+        if name and last is not None and last.is_file():
+            beginning = name.removesuffix("...").removeprefix("...")
+            ending = r"\w*" if name.endswith("...") else r"\b"
+            if not re.search(rf"^ *def {beginning}{ending}\(", last.read_text("utf-8"), re.MULTILINE):
+                wrong.append(f"{relative(last)} has no {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    public = {
+        name
+        for name in vars(hf_compress)
+        if not name.startswith("_") and hasattr(vars(hf_compress)[name], "__module__")
+    }
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    assert public - set(re.findall(r"^\.\. auto\w+:: (\w+)", page, re.MULTILINE)) == set()
+
+
+def test_the_skill_has_a_name_and_a_description() -> None:
+    front = re.match(r"---\nname: ([a-z-]+)\ndescription: (.+)\n---\n", SKILL.read_text(encoding="utf-8"))
+    assert front is not None
+    assert front[1] == SKILL.parent.name
+    assert len(front[2]) <= 1024
+
+
+def test_the_commands_of_ci_are_those_of_contributing() -> None:
+    steps = set(re.findall(r"^step (make [\w-]+)$", (ROOT / ".ci" / "run").read_text("utf-8"), re.MULTILINE))
+    shown = set(re.findall(r"`(make [\w-]+)`", (ROOT / "CONTRIBUTING.md").read_text("utf-8")))
+    assert steps - {"make setup"} <= shown
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_demo_that_the_readme_promises_runs_and_leaves_a_card(tmp_path: Path) -> None:
+def test_the_demo_of_the_readme_runs_and_leaves_a_card(tmp_path: Path) -> None:
     # Called from `make test-slow` it would speak of folders last.
     make = ["make", "--no-print-directory", "--dry-run", "demo"]
     dry = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -194,3 +303,13 @@ def test_the_demo_that_the_readme_promises_runs_and_leaves_a_card(tmp_path: Path
     cards = list((tmp_path / words[-1]).rglob("README.md"))
     assert cards
     assert all((card.parent / "report.json").is_file() for card in cards)
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    flags = (tmp_path / "reference" / "flags.html").read_text(encoding="utf-8")
+    assert {name for name in OURS if f"--{name}" not in flags} == set()
