@@ -15,6 +15,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     DataCollatorWithPadding,
+    EvalPrediction,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -30,7 +31,6 @@ from hf_compress.recipe import Recipe
 from hf_compress.report.card import save_card
 from hf_compress.report.report import REPORT_NAME, DatasetFacts, Report, measure
 from hf_compress.report.tables import comparison_table
-from hf_compress.study.grid.glue import compute_metrics
 
 TASK = "synthetic sentences"
 LABELS = ("negative", "positive")
@@ -150,7 +150,7 @@ def main(
         "eval_dataset": data.select(range(rows, rows + eval_rows)),
         "processing_class": tokenizer,
         "data_collator": DataCollatorWithPadding(tokenizer),
-        "compute_metrics": compute_metrics(("accuracy",)),
+        "compute_metrics": _accuracy,
     }
     console.print(f'{rows:,} synthetic sentences such as "{text[0]}" ({LABELS[labels[0]]}).')
 
@@ -225,6 +225,10 @@ def _arguments(folder: Path, steps: int, learning_rate: float, seed: int) -> Tra
         report_to="none",
         seed=seed,
     )
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(axis=-1) == prediction.label_ids).mean())}
 
 
 def _check_free(folder: Path) -> None:

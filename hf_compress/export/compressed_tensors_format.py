@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.parity import Parity, check_parity, load, random_batches
+from hf_compress.extras import extra
 from hf_compress.layers.grids import Grid, Scheme, affine_parameters, symmetric_scale
 from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import kind
@@ -29,7 +30,7 @@ def export_compressed_tensors(folder: str | Path, batches: Iterable[Mapping[str,
     now and then; `int8-dynamic` has another range for the activations of a token, 127.5 steps wide instead of 127.
 
     Raises:
-        ImportError: the extra `compressed-tensors` is not installed.
+        MissingExtraError: the extra `compressed-tensors` is not installed.
         ValueError: no linear layer of the checkpoint is quantized in a way that the format has, its products inside
             attention are rounded, or the loaded model computes something else. Nothing is left of the folder then.
     """
@@ -79,18 +80,13 @@ def export_compressed_tensors(folder: str | Path, batches: Iterable[Mapping[str,
 
 
 def require_compressed_tensors() -> None:
-    """Nothing, if compressed-tensors is installed.
+    """Check that compressed-tensors is installed.
 
     Raises:
-        ImportError: it is not.
+        MissingExtraError: it is not installed.
     """
-    try:
+    with extra("compressed-tensors", "The format `compressed-tensors`"):
         import compressed_tensors  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "this format needs the extra `compressed-tensors`, which is not installed: "
-            "pip install 'hf-compress[compressed-tensors]'"
-        ) from error
 
 
 def _carried(model: PreTrainedModel, names: list[str], grid: Grid) -> list[str]:

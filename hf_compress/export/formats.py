@@ -14,6 +14,7 @@ from hf_compress.export import compressed_tensors_format as compressed_tensors
 from hf_compress.export import onnx_format as onnx
 from hf_compress.export.parity import Parity, check_parity, load, random_batches
 from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
+from hf_compress.extras import extra
 
 Batches = Iterable[Mapping[str, Any]]
 PACKED = "packed"
@@ -45,7 +46,7 @@ def export_openvino(folder: str | Path, batches: Batches | None = None) -> Parit
     It is the graph of `export_onnx` in OpenVINO's own files, with the same integers.
 
     Raises:
-        ImportError: the extra `openvino` or `onnx` is not installed.
+        MissingExtraError: the extra `openvino` or `onnx` is not installed.
         ValueError: as `export_onnx`.
     """
     require_openvino()
@@ -72,18 +73,14 @@ def export_openvino(folder: str | Path, batches: Batches | None = None) -> Parit
 
 
 def require_openvino() -> None:
-    """Nothing, if OpenVINO and what writes ONNX graphs are installed.
+    """Check that OpenVINO and the packages that write ONNX graphs are installed.
 
     Raises:
-        ImportError: one is not.
+        MissingExtraError: one of them is not installed.
     """
     onnx.require_onnx()
-    try:
+    with extra("openvino", "The format `openvino`"):
         import openvino  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "this format needs the extra `openvino`, which is not installed: pip install 'hf-compress[openvino]'"
-        ) from error
 
 
 FORMATS: dict[str, Format] = {
@@ -113,7 +110,7 @@ def check_formats(names: Sequence[str]) -> None:
 
     Raises:
         ValueError: a name is none of a format.
-        ImportError: something is not installed; the message names the extra.
+        MissingExtraError: a package is not installed.
     """
     for name in names:
         if name not in (PACKED, *FORMATS):
@@ -132,7 +129,7 @@ def write_formats(folder: str | Path, names: Sequence[str], batches: Batches | N
         batches: inputs to compare on, as `export_onnx` takes them.
 
     Raises:
-        ImportError, ValueError: as the writer of that format.
+        MissingExtraError, ValueError: as the writer of that format.
     """
     kept = None if batches is None else list(batches)
     return {name: FORMATS[name].write(Path(folder), kept) for name in FORMATS if name in names}

@@ -15,6 +15,7 @@ from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.onnx_nodes import NARROW, to_integer_layers
 from hf_compress.export.parity import Parity, check_parity, input_names, load, random_batches
 from hf_compress.export.runtimes import in_onnx_runtime
+from hf_compress.extras import extra
 from hf_compress.models.heads import Head, find_head
 
 # Where optimum and transformers.js look for a quantized graph.
@@ -38,7 +39,7 @@ def export_onnx(folder: str | Path, batches: Iterable[Mapping[str, Any]] | None 
             real ones: a trained model is only sure of itself on what it was trained for.
 
     Raises:
-        ImportError: the extra `onnx` is not installed.
+        MissingExtraError: the extra `onnx` is not installed.
         ValueError: the folder holds no known model with a known head, or the graph computes something else than the
             model. Nothing is left of the file then.
     """
@@ -70,19 +71,16 @@ def write_graph(folder: Path, path: Path) -> None:
 
 
 def require_onnx() -> None:
-    """Nothing, if what writes and runs ONNX graphs is installed.
+    """Check that the packages that write and run ONNX graphs are installed.
 
     Raises:
-        ImportError: it is not.
+        MissingExtraError: one of them is not installed.
     """
-    try:
+    with extra("onnx", "An ONNX graph"):
+        import ml_dtypes  # noqa: F401
+        import onnx_ir  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"an ONNX graph needs the extra `onnx`, of which {error.name} is not installed: "
-            "pip install 'hf-compress[onnx]'"
-        ) from error
 
 
 class _Traced(nn.Module):

@@ -10,6 +10,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_compress.export.formats import FORMATS
+from hf_compress.extras import extra
 from hf_compress.layers.grids import Grid, Scheme
 from hf_compress.report.latency import Latency
 from hf_compress.report.report import Report
@@ -120,8 +121,9 @@ def metadata(report: Report) -> ModelCardData:
 
 def plot(report: Report, path: Path) -> None:
     """Draws the bytes of each part of the model, dense and packed, into the PNG `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with extra("plots", "The picture of a card"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 2.2), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)

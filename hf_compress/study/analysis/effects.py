@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import t
 
+from hf_compress.extras import extra
 from hf_compress.study.analysis.measurements import Measurement
 from hf_compress.study.analysis.panel import FEWEST_TASKS, LEVEL
 from hf_compress.study.grid.combinations import COMBINATIONS, DENSE, parts, within
+
+with extra("study", "A study"):
+    from scipy.stats import t
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import norm, t
 
+from hf_compress.extras import extra
 from hf_compress.study.analysis.measurements import Measurement
 from hf_compress.study.grid.combinations import DENSE
+
+with extra("study", "A study"):
+    from scipy.stats import norm, t
 
 DRAWS = 4000
 # Below these a spread says more about luck than about the study.

@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import t
 
+from hf_compress.extras import extra
 from hf_compress.study.analysis.findings import Spread
 from hf_compress.study.analysis.measurements import SELF, Measurement
 from hf_compress.study.analysis.panel import FEWEST_REPEATS, FEWEST_TASKS, LEVEL, Panel, Point, panel
 from hf_compress.study.grid.combinations import parts
+
+with extra("study", "A study"):
+    from scipy.stats import t
 
 
 class Weights(NamedTuple):

@@ -1,15 +1,19 @@
-"""The GLUE tasks and their metrics, offline: `evaluate.load("glue")` would fetch a script from the Hub at run time."""
+"""The GLUE tasks and their metrics, offline. `evaluate.load("glue")` would download a script from the Hub."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
-import evaluate
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction
+
+from hf_compress.extras import extra
+
+with extra("glue", "A GLUE metric"):
+    import evaluate
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
 def _correlation(measure: Callable[[np.ndarray, np.ndarray], Any]) -> Callable[[np.ndarray, np.ndarray], float]:

@@ -7,12 +7,15 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
-from markupsafe import Markup, escape
 
+from hf_compress.extras import extra
 from hf_compress.study.analysis import published
 from hf_compress.study.analysis.findings import Findings
 from hf_compress.study.grid.combinations import COMBINATIONS
 from hf_compress.study.report.tables import HIGH, LOW, Column, Table
+
+with extra("study", "The page of a study"):
+    from markupsafe import Markup, escape
 
 TITLE = "Distillation, pruning and quantization together: what they cost and what they buy"
 # Which tables stand together under one heading, and which of them is drawn.

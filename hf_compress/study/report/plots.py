@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_compress.extras import extra
 from hf_compress.study.analysis import published
 from hf_compress.study.analysis.findings import ANALYTIC, CONTROL, DISK, Findings
 from hf_compress.study.grid.combinations import COMBINATIONS, parts
@@ -27,7 +28,8 @@ def style(combination: str) -> tuple[str, bool]:
 
 def draw_all(findings: Findings, folder: Path) -> None:
     """Writes every plot of `NAMES` into `folder`, as NAME.svg and NAME.png; the same findings give the same files."""
-    import matplotlib
+    with extra("plots", "A plot"):
+        import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "hf_compress", "svg.fonttype": "none", "font.size": 9}):
         for name, draw in zip(NAMES, (_figure1, _front, _interactions, _multiplicativity), strict=True):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_compress.extras import extra
+
 LOW, HIGH = "_low", "_high"
 
 
@@ -51,8 +53,9 @@ class Table:
 
     def save(self, folder: Path) -> None:
         """Writes the table into `folder` as NAME.csv and NAME.parquet, numbers unrounded."""
-        import pyarrow
-        from pyarrow import parquet
+        with extra("study", "A Parquet file"):
+            import pyarrow
+            from pyarrow import parquet
 
         names = [key for column in self.columns for key in column.values()]
         with (folder / f"{self.name}.csv").open("w", encoding="utf-8", newline="") as file:

@@ -4,6 +4,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
+from hf_compress.extras import extra
 from hf_compress.study.grid.plan import Cell, Dense
 from hf_compress.study.run.node import Outcome, Work, attempt
 from hf_compress.study.run.store import Store
@@ -22,16 +23,15 @@ class OnRay:
     one that all machines see, or a URL.
 
     Raises:
-        ValueError: Ray is not installed, there is no cluster at `address`, or it is too small.
+        MissingExtraError: Ray is not installed.
+        ValueError: there is no cluster at `address`, or it is too small.
     """
 
     def __init__(
         self, work: Work, store: Store, address: str, *, cpus: float = 1.0, gpus: float = 0.0, retries: int = 3
     ) -> None:
-        try:
+        with extra("ray", "`--ray`"):
             import ray
-        except ModuleNotFoundError as error:
-            raise ValueError("`--ray` needs Ray. Install it with pip install 'hf-compress[ray]'.") from error
         self._ray, self._cpus, self._gpus = ray, cpus, gpus
         self._ours = not ray.is_initialized()
         if self._ours:

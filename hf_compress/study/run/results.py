@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import fsspec
 import zstandard
 
+from hf_compress.extras import extra
 from hf_compress.report.report import SCHEMA
 from hf_compress.study.grid.plan import Cell
+
+with extra("study", "A study"):
+    import fsspec
 
 ZSTD = ".zst"
 

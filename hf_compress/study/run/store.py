@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from filelock import FileLock, Timeout
 from transformers.utils import logging
 
+from hf_compress.extras import extra
 from hf_compress.report.report import REPORT_NAME
 from hf_compress.study.grid.plan import Cell, Dense, digest
 from hf_compress.study.run.results import Result
+
+with extra("study", "A study"):
+    import fsspec
 
 logger = logging.get_logger(__name__)
 
