@@ -16,10 +16,13 @@ def extra(name: str, purpose: str) -> Iterator[None]:
         name: the extra, for example "study".
         purpose: what needs it, as the start of a sentence.
 
+    Contexts nest: the outermost one names the extra.
+
     Raises:
         MissingExtraError: a package imported inside the context is not installed.
 
     Example:
+        >>> from hf_compress.extras import extra
         >>> with extra("study", "A study"):
         ...     import no_such_package
         Traceback (most recent call last):
@@ -29,7 +32,7 @@ Run: pip install 'hf-compress[study]'
     """
     try:
         yield
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, MissingExtraError) as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "hf_compress"):
             raise  # A fault of ours, which no extra repairs.

@@ -1,5 +1,7 @@
 """`hf-compress study`: run a grid of cells, collect the results, report on them, and suggest a recipe from them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,16 @@ class _RunByDefault(TyperGroup):
         if args and first not in self.commands and not {"-h", "--help"} & set(args[:1]):
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+
+@contextmanager
+def _study_errors() -> Iterator[None]:
+    """`clean_errors`, where a missing package is one of the extra `study`."""
+    with clean_errors():
+        from hf_compress.extras import extra
+
+        with extra("study", "`hf-compress study`"):
+            yield
 
 
 app = typer.Typer(
@@ -57,7 +69,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cells and an estimate; run nothing.")] = False,
 ) -> None:
     """Run the cells of a grid that are not done yet; run it again to continue."""
-    with clean_errors():
+    with _study_errors():
         from hf_compress.study.run import program
 
         options = program.Options(
@@ -86,7 +98,7 @@ def collect(
     ] = None,
 ) -> None:
     """Write all results of a study into one file."""
-    with clean_errors():
+    with _study_errors():
         from hf_compress.study.run.results import read_results, write_results
         from hf_compress.study.run.store import Store
 
@@ -112,7 +124,7 @@ def report(
     ] = None,
 ) -> None:
     """Make tables, plots and an offline page from the results of a study."""
-    with clean_errors():
+    with _study_errors():
         from hf_compress.study.report import reporting
 
         tables = reporting.write_report(results, out, metric=metric)
@@ -138,7 +150,7 @@ def suggest(
     ] = "paper",
 ) -> None:
     """Suggest the recipe to try first for a model and a task."""
-    with clean_errors():
+    with _study_errors():
         from hf_compress.study.report import advice
 
         typer.echo(advice.advise(model, task, max_size=max_size, max_drop=max_drop, results=results, metric=metric))

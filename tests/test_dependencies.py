@@ -128,6 +128,12 @@ def test_a_module_names_the_extra_that_it_lacks(
         importlib.import_module(module)
 
 
+def test_the_outermost_context_names_the_extra() -> None:
+    with pytest.raises(MissingExtraError, match=r"A study needs.*\[study\]"), extra("study", "A study"):  # noqa: SIM117
+        with extra("glue", "A metric"):
+            import no_such_package  # type: ignore[import-not-found]  # noqa: F401
+
+
 def test_a_fault_of_ours_is_no_missing_extra() -> None:
     with pytest.raises(ModuleNotFoundError) as raised, extra("study", "A study"):
         import hf_compress.nothing  # type: ignore[import-not-found]  # noqa: F401
@@ -145,4 +151,4 @@ def test_the_package_works_without_any_extra(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert (run.returncode, run.stdout) == (1, ""), run.stderr
-    assert run.stderr.splitlines()[-1].startswith("Error: A study needs the package `scipy`, which is not installed.")
+    assert run.stderr.splitlines()[-1].startswith("Error: `hf-compress study` needs the package `evaluate`, which")
