@@ -16,6 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from hf_compress.launch.flags import KINDS
+from hf_compress.recipe import Recipe
 from hf_compress_cli import app as program
 
 
@@ -29,25 +30,30 @@ def _table(headings: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def _entry(name: str, words: str, default: str) -> str:
+    """One entry of a definition list: a name, what it means, and its default if it has one."""
+    return f"{name}\n: {_cell(words)}" + (f" Default: `{default}`." if default else "")
+
+
 def _default(field: dataclasses.Field) -> str:
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if isinstance(value, list | tuple):
-        value = " ".join(map(str, value)) or None
-    return "" if value in (None, False) else f"`{value}`"
+        value = " ".join(map(str, value))
+    return "" if value in (None, False) else str(value)
 
 
 def flags() -> str:
-    """All flags as Markdown: one table for each dataclass of options."""
+    """All flags as Markdown: one section for each dataclass of options."""
     parts = []
-    for kind in KINDS:
-        rows = []
+    titles = [*Recipe.__dataclass_fields__, "recipe and result"]
+    for title, kind in zip((title.capitalize() for title in titles), KINDS, strict=True):
+        purpose = (kind.__doc__ or "").strip().partition("\n\n")[0]
+        parts += [f"## {title}", _cell(purpose)]
         for field in dataclasses.fields(kind):
             choices = field.metadata.get("choices")
-            text = field.metadata["help"].replace("%%", "%")
-            words = _cell(text) + (f" Choices: {', '.join(f'`{choice}`' for choice in choices)}." if choices else "")
-            rows.append([f"`--{field.name}`", _default(field), words])
-        title = kind.__name__
-        parts.append(f"## {title}\n\n" + _table(["flag", "default", "meaning"], rows))
+            words = field.metadata["help"].replace("%%", "%")
+            words += f" Choices: {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
+            parts.append(_entry(f"`--{field.name}`", words, _default(field)))
     return "\n\n".join(parts)
 
 
@@ -58,20 +64,17 @@ def commands() -> str:
 
 def _described(words: list[str], command: Any) -> list[str]:
     inner = getattr(command, "commands", {})
+    own = [f"{'#' * len(words)} {' '.join(words)}", _cell(command.help or "")]
     if inner:
         parts = [part for name in inner for part in _described([*words, name], inner[name])]
-        return parts if len(words) == 1 else [f"## {' '.join(words)}\n\n{_cell(command.help or '')}", *parts]
-    rows = []
+        return parts if len(words) == 1 else [*own, *parts]
     for parameter in command.params:
-        if parameter.name == "help":
-            continue
-        option = parameter.param_type_name == "option"
-        words_of = parameter.opts if option else [parameter.metavar or parameter.name.upper()]
-        name = ", ".join(f"`{word}`" for word in words_of)
-        default = "" if parameter.default in (None, False, ()) else f"`{parameter.default}`"
-        rows.append([name, default, _cell(parameter.help or "")])
-    heading = f"{'#' * (len(words))} {' '.join(words)}\n\n{_cell(command.help or '')}"
-    return [heading + ("\n\n" + _table(["argument or option", "default", "meaning"], rows) if rows else "")]
+        if parameter.name != "help":
+            option = parameter.param_type_name == "option"
+            names = parameter.opts if option else [parameter.metavar or parameter.name.upper()]
+            default = "" if parameter.default in (None, False, ()) else str(parameter.default)
+            own.append(_entry(", ".join(f"`{name}`" for name in names), parameter.help or "", default))
+    return own
 
 
 def recipes() -> str:
@@ -91,7 +94,7 @@ def record(where: str) -> str:
     module, _, name = where.partition(":")
     kind = getattr(importlib.import_module(module), name)
     hints = get_type_hints(kind)
-    rows = [[f"`{field.name}`", f"`{_type(hints[field.name])}`"] for field in dataclasses.fields(kind)]
+    rows = [[f"`{field.name}`", _cell(f"`{_type(hints[field.name])}`")] for field in dataclasses.fields(kind)]
     return _table(["field", "type"], rows)
 
 
