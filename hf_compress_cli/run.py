@@ -6,7 +6,9 @@ import typer
 
 
 def run(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="SCRIPT.py ...")] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="SCRIPT.py ...", help="The script, its own arguments, and our flags.")
+    ] = None,
 ) -> None:
     """Run a Trainer script, unmodified, and compress the model it trains."""
     from hf_compress.launch import launcher
