@@ -22,7 +22,8 @@ from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.report import dataset as dataset_facts
 from hf_compress.report import provenance
 from hf_compress.report.evaluation import Origin, dense_scores, evaluate, evaluation_batches, teacher_scores
-from hf_compress.report.report import DatasetFacts, Report, measure
+from hf_compress.report.measuring import measure
+from hf_compress.report.report import DatasetFacts, Report
 
 logger = logging.get_logger(__name__)
 

@@ -1,14 +1,16 @@
-"""What was measured on a compressed model, and the model card and Hub upload made from it.
+"""What was measured on a compressed model, and the model card and the Hub upload made from it.
 
-`report` measures the reloaded folder and holds the result as one frozen `Report`; `card` renders a report and nothing
-else; `hub` uploads the folder. `evaluation`, `sizes` and `latency` are the measurements themselves.
+`measure` reloads a folder, measures it, and returns a frozen `Report`. `save_card` renders the card from `report.json`
+and from nothing else, section by section (`SECTIONS`). `push` uploads a folder after checking that all of it agrees.
 """
 
+from hf_compress.report.card import SECTIONS as SECTIONS
 from hf_compress.report.card import save_card as save_card
 from hf_compress.report.hub import push as push
 from hf_compress.report.latency import measure_latency as measure_latency
 from hf_compress.report.latency import paired_ratio as paired_ratio
+from hf_compress.report.measuring import measure as measure
 from hf_compress.report.report import DatasetFacts as DatasetFacts
 from hf_compress.report.report import Report as Report
-from hf_compress.report.report import measure as measure
+from hf_compress.report.section import Section as Section
 from hf_compress.report.sizes import analytic_bytes as analytic_bytes

@@ -1,38 +1,38 @@
-"""The speed of every way to run what a folder holds, measured in one run and put into its report."""
+"""The speed of every way to run what a folder holds, measured in one run and kept in its report."""
 
-import importlib.util
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import AutoConfig
 
-from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
-from hf_compress.layers.rounded import compressed_layers
-from hf_compress.models.targets import model_class
+from hf_compress.export.runtimes import RuntimeModel
+from hf_compress.models.heads import find_head
 from hf_compress.report import provenance
-from hf_compress.report.card import human_bytes, save_card
+from hf_compress.report.card import save_card
 from hf_compress.report.latency import Latency, Timing, Variant, measure_latency
 from hf_compress.report.report import REPORT_NAME, Report
-from hf_compress.report.sizes import dense_size
+from hf_compress.report.variants import VARIANTS, Runnable, empty_model, find_variants, label
 
-RUNTIMES = {"onnxruntime": in_onnx_runtime, "openvino": in_openvino}
-# The first is what the others are compared with.
-VARIANTS = ("torch-fp32", "torch-dense", "torch-int8", *RUNTIMES)
+Shape = tuple[int, int | None]
 
-Loader = Callable[[], nn.Module]
+
+@dataclass(frozen=True)
+class Loaded:
+    """A variant in memory, and the facts that a report keeps about it."""
+
+    model: nn.Module
+    folder: Path
+    facts: Variant
 
 
 def bench(
@@ -46,82 +46,59 @@ def bench(
     device: str = "cpu",
     progress: bool = False,
 ) -> Latency:
-    """The latency of every variant found in `folders`, measured in turns on random tokens without padding.
+    """Measure the latency of every variant in `folders`, in turns, on random inputs without padding.
 
-    "torch-fp32" is a dense folder as it is, or, where there is none, the model of the first folder with nothing
-    rounded; "torch-dense" and "torch-int8" are a compressed one with either `run` of `CompressionConfig`;
-    "onnxruntime" and "openvino" run every `onnx/*.onnx`, where they are installed, the latter also `openvino/*.xml`.
-    Speed-ups are to the first "torch-fp32", or to the first variant if that is left out.
+    "torch-fp32" is a dense folder; without one, it is the model of the first folder without rounding. "torch-dense"
+    and "torch-int8" are a compressed folder with either `run` of `CompressionConfig`. "onnxruntime" and "openvino" run
+    every `onnx/*.onnx`, and "openvino" also `openvino/*.xml`, if they are installed. Speed-ups refer to the first
+    "torch-fp32", or to the first variant if that is left out.
 
     Args:
         folders: models that `save_pretrained` or `save_compressed` wrote.
         batch_sizes: rows of a batch.
-        lengths: tokens of a row; every batch size is measured with every length.
+        lengths: tokens of a row. Every batch size is measured with every length. Models of images and sounds have
+            inputs of a fixed size, and ignore it.
         rounds: timed calls of each variant for each shape of a batch.
-        threads: that every runtime may use; by default those of torch.
+        threads: number that every runtime may use. The default is that of torch.
         variants: which of `VARIANTS` to measure.
-        device: of PyTorch. The other runtimes run on a CPU only.
+        device: of PyTorch. The other runtimes use the CPU only.
         progress: whether to show a bar.
 
     Raises:
         ValueError: a number that is not positive, a folder without a model, a length that the model cannot take, or no
             variant is left.
+
+    Example:
+        >>> from hf_compress.report import bench
+        >>> latency = bench(["run/compressed"], batch_sizes=[1], rounds=5)  # doctest: +SKIP
     """
-    numbers = {
-        "batch-size": batch_sizes,
-        "length": lengths,
-        "rounds": [rounds],
-        "threads": [1 if threads is None else threads],
-    }
-    for name, values in numbers.items():
-        if not values or min(values) < 1:
-            raise ValueError(f"`--{name}` must be positive; got {', '.join(map(str, values)) or 'none'}.")
-    if unknown := set(variants) - set(VARIANTS):
-        raise ValueError(f"`--variants` must be among {', '.join(VARIANTS)}; got {', '.join(sorted(unknown))}.")
-    configs = [AutoConfig.from_pretrained(folder) for folder in folders]
-    longest = min(getattr(config, "max_position_embeddings", None) or math.inf for config in configs)
-    if max(lengths) > longest:
-        raise ValueError(f"`--length` may be at most {longest} for this model; got {max(lengths)}.")
-    place = torch.device(device)
+    paths, place = [Path(folder) for folder in folders], torch.device(device)
+    _check_positive(batch_sizes, lengths, rounds, threads)
     with _threads(threads or torch.get_num_threads()), torch.inference_mode():
-        found = list(_found([Path(folder) for folder in folders], variants, place))
-        if not found:
-            raise ValueError(f"`--variants` leaves nothing to measure in {', '.join(map(str, folders))}.")
-        models, facts = {}, []
-        for name, size, load in found:
-            began = time.perf_counter()
-            models[name] = load()
-            facts.append(Variant(name, time.perf_counter() - began, size))
-        baseline = next((name for name in models if name.endswith("torch-fp32")), next(iter(models)))
-        shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
-        timings = []
-        with Progress(disable=not progress, transient=True) as bar:
-            task = bar.add_task("measuring", total=len(shapes) * rounds * len(models))
-            for shape in shapes:
-                bar.update(task, description=f"{shape[0]} x {shape[1]} tokens")
-                calls = {name: _call(model, configs[0], shape, place) for name, model in models.items()}
-                seconds = measure_latency(calls, rounds, after_call=partial(bar.advance, task))
-                timings += [Timing.of(name, shape, seconds[name], seconds[baseline]) for name in models]
+        found = find_variants(paths, variants, place)
+        shapes = _shapes(paths, batch_sizes, lengths)
+        loaded = {variant.name: _load(variant) for variant in found}
+        baseline = next((name for name in loaded if name.endswith("torch-fp32")), next(iter(loaded)))
         return Latency(
             baseline=baseline,
             hardware=provenance.hardware(place),
             threads=torch.get_num_threads(),
             rounds=rounds,
             versions=provenance.versions((*provenance.PACKAGES, *provenance.RUNTIMES)),
-            variants=facts,
-            timings=timings,
+            variants=[variant.facts for variant in loaded.values()],
+            timings=_timings(loaded, baseline, shapes, rounds, place, progress),
         )
 
 
 def save_latency(folder: str | Path, latency: Latency) -> Path | None:
-    """The card of `folder` with `latency` on it and in its report, or None if the folder has no report.
+    """Put `latency` into the report and on the card of `folder`, and return the card's path; None without a report.
 
-    Of what was measured on several folders it takes those variants that are its own, and the baseline.
+    From a run over several folders it takes the variants of this folder and the baseline.
     """
     folder = Path(folder)
     if not (folder / REPORT_NAME).is_file():
         return None
-    others = [v.name for v in latency.variants if ": " in v.name and not v.name.startswith(f"{_label(folder)}: ")]
+    others = [v.name for v in latency.variants if ": " in v.name and not v.name.startswith(f"{label(folder)}: ")]
     others = [name for name in others if name != latency.baseline]
     own = replace(
         latency,
@@ -132,119 +109,73 @@ def save_latency(folder: str | Path, latency: Latency) -> Path | None:
     return save_card(folder)
 
 
-def latency_table(latency: Latency) -> Table:
-    """`latency` for a terminal."""
-    table = Table(
-        box=box.SIMPLE,
-        caption=f"Median of {latency.rounds} rounds in turns and their middle half; speed-up over {latency.baseline} "
-        f"with its 95 % interval. {latency.hardware}, {latency.threads} threads.",
-        caption_justify="left",
-    )
-    table.add_column("variant", overflow="fold")
-    for heading in ("file", "load s", "batch", "ms", "middle half", "sequences/s", "speed-up", "95 %"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    facts = {variant.name: variant for variant in latency.variants}
-    shape = None
-    for timing in latency.timings:
-        if shape not in (None, (timing.batch_size, timing.length)):
-            table.add_section()
-        shape = timing.batch_size, timing.length
-        variant = facts[timing.variant]
-        low, high = (1e3 * value for value in timing.quartiles)
-        interval = timing.speedup.interval
-        table.add_row(
-            timing.variant,
-            human_bytes(variant.file_bytes),
-            f"{variant.load_seconds:.2f}",
-            f"{timing.batch_size} x {timing.length}",
-            f"{1e3 * timing.seconds:.2f}",
-            f"{low:.2f} to {high:.2f}",
-            f"{timing.throughput:.1f}",
-            f"{timing.speedup.ratio:.2f}",
-            f"{interval[0]:.2f} to {interval[1]:.2f}",
-        )
-    return table
+def _check_positive(batch_sizes: Sequence[int], lengths: Sequence[int], rounds: int, threads: int | None) -> None:
+    numbers = {
+        "batch-size": batch_sizes,
+        "length": lengths,
+        "rounds": [rounds],
+        "threads": [1 if threads is None else threads],
+    }
+    for name, values in numbers.items():
+        if not values or min(values) < 1:
+            raise ValueError(f"`--{name}` must be positive; got {', '.join(map(str, values)) or 'none'}.")
 
 
-def _label(folder: Path) -> str:
-    """The folder's name, with that of the run around it if that says more."""
-    folder = folder.resolve()
-    return f"{folder.parent.name}/{folder.name}" if folder.name == "compressed" else folder.name
+def _shapes(folders: Sequence[Path], batch_sizes: Sequence[int], lengths: Sequence[int]) -> list[Shape]:
+    """The shapes of the batches: rows and tokens, or rows alone if no model takes text."""
+    if not any(find_head(empty_model(folder)).takes_text for folder in folders):
+        return [(rows, None) for rows in batch_sizes]
+    configs = [AutoConfig.from_pretrained(folder) for folder in folders]
+    longest = min(getattr(config, "max_position_embeddings", None) or math.inf for config in configs)
+    if max(lengths) > longest:
+        raise ValueError(f"`--length` may be at most {longest} for this model; got {max(lengths)}.")
+    return [(rows, tokens) for tokens in lengths for rows in batch_sizes]
 
 
-def _found(
-    folders: Sequence[Path], variants: Sequence[str], device: torch.device
-) -> Iterator[tuple[str, int, Loader]]:
-    """Every variant's name, bytes of its file, and the function that loads it."""
-    for folder in folders:
-        if not any(folder.glob("*.safetensors")):
-            raise ValueError(f"{folder} holds no *.safetensors file. Give a folder that a model was saved to.")
-    packed = {folder: getattr(AutoConfig.from_pretrained(folder), "quantization_config", {}) for folder in folders}
-    dense = [folder for folder in folders if not packed[folder]]
-    for folder in [*dense, *(folder for folder in folders if folder not in dense)]:
-        prefix = f"{_label(folder)}: " if len(folders) > 1 else ""
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        torch_variants: dict[str, tuple[int, Loader]] = {}
-        if folder in dense:
-            torch_variants["torch-fp32"] = size, partial(_torch, folder, device)
-        else:
-            if not dense and folder == folders[0]:
-                torch_variants["torch-fp32"] = _plain_size(folder), partial(_plain, folder, device)
-            torch_variants["torch-dense"] = size, partial(_torch, folder, device)
-            if packed[folder].get("quantized"):
-                torch_variants["torch-int8"] = size, partial(_torch, folder, device, run="int8")
-        for name, (bytes_of_file, load) in torch_variants.items():
-            if name in variants:
-                yield prefix + name, bytes_of_file, load
-        for name, runtime in RUNTIMES.items():
-            if name not in variants or device.type != "cpu" or importlib.util.find_spec(name) is None:
-                continue
-            patterns = ("onnx/*.onnx", "openvino/*.xml") if name == "openvino" else ("onnx/*.onnx",)
-            files = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
-            for file in files:
-                own = f" {file.stem}" if len(files) > 1 else ""
-                config = AutoConfig.from_pretrained(folder)
-                weights = file.with_suffix(".bin") if file.suffix == ".xml" else file
-                yield f"{prefix}{name}{own}", weights.stat().st_size, partial(runtime, file, config)
+def _load(variant: Runnable) -> Loaded:
+    began = time.perf_counter()
+    model = variant.load()
+    facts = Variant(variant.name, time.perf_counter() - began, variant.file_bytes)
+    return Loaded(model, variant.folder, facts)
 
 
-def _torch(folder: Path, device: torch.device, **run: Any) -> PreTrainedModel:
-    model = model_class(folder)
-    config = AutoConfig.from_pretrained(folder)
-    if run:
-        config.quantization_config |= run
-    return model.from_pretrained(folder, config=config).to(device).eval()
+def _timings(
+    loaded: Mapping[str, Loaded],
+    baseline: str,
+    shapes: Sequence[Shape],
+    rounds: int,
+    device: torch.device,
+    progress: bool,
+) -> list[Timing]:
+    timings = []
+    with Progress(disable=not progress, transient=True) as bar:
+        task = bar.add_task("measuring", total=len(shapes) * rounds * len(loaded))
+        for shape in shapes:
+            rows, tokens = shape
+            bar.update(task, description=f"{rows} rows" if tokens is None else f"{rows} x {tokens} tokens")
+            # Each folder gets a batch of its own: a cut vocabulary does not have all tokens.
+            batches = {variant.folder: _batch(variant.folder, shape, device) for variant in loaded.values()}
+            calls = {name: _call(variant.model, batches[variant.folder], device) for name, variant in loaded.items()}
+            seconds = measure_latency(calls, rounds, after_call=partial(bar.advance, task))
+            timings += [Timing.of(name, shape, seconds[name], seconds[baseline]) for name in loaded]
+    return timings
 
 
-def _plain(folder: Path, device: torch.device) -> PreTrainedModel:
-    """The model of a compressed folder as the dense one computes: nothing is rounded."""
-    model = _torch(folder, device)
-    for layer in compressed_layers(model).values():
-        layer.input_grid = None
-    return model
+def _batch(folder: Path, shape: Shape, device: torch.device) -> dict[str, Tensor]:
+    """A random batch without padding for the model of `folder`."""
+    model, (rows, tokens) = empty_model(folder), shape
+    batch = find_head(model).example_batch(model, rows=rows, length=tokens or 1)
+    whole = {name: torch.ones_like(value) if name.endswith("mask") else value for name, value in batch.items()}
+    return {name: value.to(device) for name, value in whole.items()}
 
 
-def _plain_size(folder: Path) -> int:
-    with torch.device("meta"):
-        model = model_class(folder)(AutoConfig.from_pretrained(folder))
-    return dense_size(model)[0]
-
-
-def _call(
-    model: nn.Module, config: PreTrainedConfig, shape: tuple[int, int], device: torch.device
-) -> Callable[[], ModelOutput]:
-    """A function that runs `model` on one random batch, the same for every model, until it is done."""
-    ids = torch.randint(config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    inputs: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
+def _call(model: nn.Module, batch: Mapping[str, Tensor], device: torch.device) -> Callable[[], Any]:
+    """A function that runs `model` on `batch` and returns when the work is done."""
     accepted = inspect.signature(model.forward).parameters
-    if "token_type_ids" in accepted:
-        inputs["token_type_ids"] = torch.zeros_like(ids)
-    inputs = {name: value.to(device) for name, value in inputs.items()}
+    inputs = {n: value for n, value in batch.items() if n in accepted or isinstance(model, RuntimeModel)}
 
-    def call() -> ModelOutput:
-        output: ModelOutput = model(**inputs)
+    def call() -> Any:
+        output = model(**inputs)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return output

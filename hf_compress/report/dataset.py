@@ -1,4 +1,4 @@
-"""What is known about the rows that a Trainer was given: names, splits and counts, as far as `datasets` keeps them."""
+"""Facts about the rows that a Trainer got: names, splits and counts, as far as `datasets` keeps them."""
 
 import re
 import sys
@@ -10,17 +10,17 @@ from transformers import Trainer
 
 from hf_compress.report.report import DatasetFacts
 
-# Under `load_dataset("csv", data_files=...)` and its like: the format, which is no name of a dataset.
+# `load_dataset("csv", data_files=...)` and similar calls name the dataset after its format.
 FORMATS = ("csv", "json", "parquet", "text", "arrow", "generator", "pandas", "webdataset", "imagefolder")
 ON_HUB = re.compile(r"^hf://datasets/([\w.-]+/[\w.-]+)@")
 
 
 def find(trainer: Trainer, eval_rows: Any) -> DatasetFacts:
-    """The facts about `trainer.train_dataset` and `eval_rows`, the set or sets of an evaluation."""
+    """The facts about `trainer.train_dataset` and about `eval_rows`, one evaluation set or several by name."""
     train = trainer.train_dataset
     name, config, hub_id = _origin(train)
     first = next(iter(eval_rows.values())) if isinstance(eval_rows, Mapping) else eval_rows
-    # A stream has no length; what was drawn from it is known.
+    # A stream has no length, but the rows drawn from it are known.
     drawn = trainer.state.global_step * trainer.get_total_train_batch_size(trainer.args)
     return DatasetFacts(
         name=name or _script(),
@@ -34,13 +34,13 @@ def find(trainer: Trainer, eval_rows: Any) -> DatasetFacts:
 
 
 def task(trainer: Trainer) -> str:
-    """A short name of what is trained for: the configuration or name of the dataset, or else the script's."""
+    """A short name of the task: the configuration or the name of the dataset, or else the name of the script."""
     name, config, _ = _origin(trainer.train_dataset)
     return config or (name.rpartition("/")[2] if name else _script())
 
 
 def _origin(rows: Any) -> tuple[str | None, str | None, str | None]:
-    """Name, configuration and Hub id of a dataset, each None where it is not known."""
+    """Name, configuration and Hub id of a dataset; None for what is unknown."""
     info = getattr(rows, "info", None)
     name = getattr(info, "dataset_name", None)
     if not name or name in FORMATS:

@@ -1,4 +1,4 @@
-"""The scores that a report compares: those of a Trainer's own `evaluate`, for its model, teacher and dense model."""
+"""The scores that a report compares: a Trainer's own `evaluate`, run on its model, its teacher and the dense model."""
 
 import copy
 import inspect
@@ -25,28 +25,25 @@ from transformers.utils import logging
 from hf_compress.models.heads import Head, bare, has_own_forward
 
 PARITY_BATCHES = 8
-TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
+SHOWING = (PrinterCallback, ProgressCallback)
 
-
-def clean_scores(metrics: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:
-    """The scores in what `Trainer.evaluate` returned: without the prefix, the timings and the epoch."""
-    named = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name != "epoch"}
-    return {name: float(value) for name, value in named.items() if not name.endswith(TIMINGS)}
+logger = logging.get_logger(__name__)
 
 
 def can_evaluate(trainer: Trainer, model: nn.Module) -> bool:
-    """Whether `trainer` can evaluate `model` in place of its own.
+    """Whether `trainer` can evaluate `model` in place of its own model.
 
-    That may have a `forward` of its own, which the trainer relies on: then only models of its class.
+    If the trainer has put its own `forward` on its model, it can evaluate only models of the same class.
     """
     return not has_own_forward(trainer.model) or type(bare(model)) is type(bare(trainer.model))
 
 
 @contextmanager
 def evaluating(trainer: Trainer, model: nn.Module) -> Iterator[None]:
-    """A context in which `trainer` evaluates `model`; afterwards the trainer is as it was, but for its log.
+    """A context in which `trainer` evaluates `model`. At its end the trainer is restored, except for its log.
 
-    The accelerator forgets its models meanwhile, or it would not prepare this one (mixed precision, compilation).
+    In this context the accelerator has no models. Otherwise it would not prepare `model` (mixed precision,
+    compilation).
     """
     if has_own_forward(trainer.model) and model is not bare(trainer.model):
         with _lent(bare(trainer.model), bare(model)) as lent, evaluating(trainer, lent):
@@ -68,7 +65,7 @@ def evaluating(trainer: Trainer, model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _lent(model: nn.Module, other: nn.Module) -> Iterator[nn.Module]:
-    """A context in which `model` computes by its own `forward` with the modules and weights of `other`."""
+    """A context in which `model` computes with its own `forward`, and with the modules and weights of `other`."""
     names = ("_modules", "_parameters", "_buffers")
     kept = {name: vars(model)[name] for name in names}
     vars(model).update({name: vars(other)[name] for name in names})
@@ -79,7 +76,7 @@ def _lent(model: nn.Module, other: nn.Module) -> Iterator[nn.Module]:
 
 
 def evaluation_batches(trainer: Trainer) -> list[dict[str, Any]]:
-    """The trainer's first `PARITY_BATCHES` evaluation batches; of a distributed run, this process's share of them."""
+    """The trainer's first `PARITY_BATCHES` evaluation batches; in a distributed run, this rank's share of them."""
     dataset = next(iter(trainer.eval_dataset)) if isinstance(trainer.eval_dataset, dict) else None
     return list(itertools.islice(trainer.get_eval_dataloader(dataset), PARITY_BATCHES))
 
@@ -87,18 +84,21 @@ def evaluation_batches(trainer: Trainer) -> list[dict[str, Any]]:
 def logit_difference(
     trainer: Trainer, other: nn.Module, head: Head, plain: nn.Module | None = None
 ) -> tuple[float, int]:
-    """The largest absolute difference of a logit between `trainer.model` and `other`, and the rows compared.
+    """The largest absolute difference of a logit between `trainer.model` and `other`, and the number of rows compared.
 
-    Both run in evaluation mode, on the trainer's first `PARITY_BATCHES` evaluation batches, under its autocast. Every
-    process of a distributed run must call it: the difference is the largest of all of them, the rows are its own.
+    Both run in evaluation mode on the trainer's first `PARITY_BATCHES` evaluation batches, under its autocast.
+    Collective: every rank must call it. The difference is the largest over all ranks; the rows are those of this rank.
 
     Args:
-        plain: a model that takes the place of `trainer.model`; both are then compared without autocast, which other
-            runtimes do not have.
+        trainer: the one that trained the model.
+        other: the model to compare with.
+        head: of both models.
+        plain: a model to use in place of `trainer.model`. The comparison then runs without autocast, because other
+            runtimes have none.
     """
     if plain is not None:
         unwrap = trainer.accelerator.unwrap_model
-        # Trainer's wrapper has an autocast of its own in every `forward` that it has called.
+        # Trainer's wrapper adds its own autocast to every `forward` that it has called.
         plain, other = (unwrap(model, keep_fp32_wrapper=False) for model in (plain, other))
     context = trainer.accelerator.autocast if plain is None else nullcontext
     trained = trainer.model if plain is None else plain
@@ -113,21 +113,22 @@ def logit_difference(
             rows += len(ours[0])
             for one, two in zip(ours, theirs, strict=True):
                 difference = (one.double() - two.double()).abs().max().cpu()
-                # torch.maximum, unlike max(), lets a NaN through: a model that broke must not report parity.
+                # torch.maximum keeps a NaN, max() can drop it: a broken model must not report parity.
                 largest = torch.maximum(largest, difference)
     finally:
         trained.train(training)
     return float(trainer.accelerator.gather(largest.float().to(trainer.args.device)).max()), rows
 
 
-logger = logging.get_logger(__name__)
-
-SHOWING = (PrinterCallback, ProgressCallback)
-
-
 @dataclass(frozen=True)
 class Origin:
-    """The model that training began with: its name or path, and whether that is a model for the task already."""
+    """The model that training started from.
+
+    Args:
+        name: its name or path.
+        revision: its commit on the Hub.
+        trained: whether it was already a model for the task, with a trained head.
+    """
 
     name: str
     revision: str | None
@@ -135,20 +136,20 @@ class Origin:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Origin":
-        """The origin of a model that nothing was saved from yet: saving overwrites what its configuration knows."""
+        """The origin of a model that was not saved yet: saving overwrites the facts in its configuration."""
         inner = bare(model)
         config = getattr(inner, "config", None)
         name = getattr(config, "name_or_path", "") or ""
-        # A head that was added to a pretrained body is not of the class that the checkpoint was saved from.
+        # A model whose head was added to a pretrained body has another class than the checkpoint was saved from.
         trained = bool(name) and type(inner).__name__ in (getattr(config, "architectures", None) or [])
         return cls(name or type(inner).__name__, getattr(config, "_commit_hash", None), trained)
 
 
 def evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """What the trainer's own `evaluate` returns for its model, names without prefix, numbers only."""
+    """The numbers that the trainer's own `evaluate` returns for its model, named `eval_...` whatever the prefix."""
     kinds = {name: parameter.kind for name, parameter in inspect.signature(trainer.evaluate).parameters.items()}
     takes_prefix = "metric_key_prefix" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()
-    # Every model is asked the same: a collator that draws (the masks of a language model) draws the same again.
+    # All models must get the same batches, so a collator that draws masks (language models) has to draw them again.
     set_seed(trainer.args.seed)
     if isinstance(trainer.data_collator, DataCollatorForLanguageModeling):
         trainer.data_collator.generator = None
@@ -156,14 +157,14 @@ def evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> di
         metrics = trainer.evaluate(**{**evaluation, **({"metric_key_prefix": prefix} if takes_prefix else {})})
     if not isinstance(metrics, Mapping):
         raise ValueError(
-            f"`evaluate` of {type(trainer).__name__} returned {type(metrics).__name__}, where a report needs scores "
-            "by name. Return what `super().evaluate()` returns."
+            f"`evaluate` of {type(trainer).__name__} must return a mapping from metric names to scores; got "
+            f"{type(metrics).__name__}. Return what `super().evaluate()` returns."
         )
     numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Real) and name != "epoch"}
     endless = [name for name, value in numbers.items() if not math.isfinite(value)]
     if endless:
-        logger.warning(f"Left out of the report, because they are no finite numbers: {', '.join(endless)}.")
-    # A script's own `evaluate` may put another prefix than it is told.
+        logger.warning(f"These scores are not finite and are left out of the report: {', '.join(endless)}.")
+    # A script's own `evaluate` may add another prefix than the one it is given.
     return {
         f"eval_{name.removeprefix(f'{prefix}_').removeprefix('eval_')}": value
         for name, value in numbers.items()
@@ -173,9 +174,9 @@ def evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> di
 
 @contextmanager
 def _unheard(trainer: Trainer) -> Iterator[None]:
-    """A context in which callbacks hear nothing, but for those that show progress.
+    """A context that mutes all callbacks except progress bars.
 
-    Training is over: a script may have ended its run with W&B, and patience has nothing to wait for.
+    Training is over: the script may have closed its W&B run, and early stopping must not count these evaluations.
     """
     handler = trainer.callback_handler
     kept, handler.callbacks = handler.callbacks, [c for c in handler.callbacks if isinstance(c, SHOWING)]
@@ -186,14 +187,14 @@ def _unheard(trainer: Trainer) -> Iterator[None]:
 
 
 def teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str, float] | None:
-    """The teacher's scores, its classes read in the student's order; None without a teacher."""
+    """The teacher's scores, with its classes in the student's order; None without a teacher."""
     if getattr(trainer, "teacher", None) is None:
         return None
     order = trainer._teacher_classes
     if not can_evaluate(trainer, trainer.teacher):
         logger.warning(
-            f"The teacher's scores are not in the report: this {type(trainer).__name__} evaluates with a `forward` "
-            f"that it has put on its own model, which is no {type(bare(trainer.teacher)).__name__}."
+            f"The report has no scores of the teacher: this {type(trainer).__name__} evaluates with a `forward` that "
+            f"it has put on its own model, and the teacher has another class ({type(bare(trainer.teacher)).__name__})."
         )
         return None
     with trainer.teaching() as teacher:
@@ -207,7 +208,8 @@ def teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str,
             return outputs
 
         hooks = []
-        if not has_own_forward(trainer.model):  # Which would take more than the class's, and does so for the teacher.
+        # A `forward` that the trainer has put on its model takes more inputs, for the teacher too.
+        if not has_own_forward(trainer.model):
             hooks.append(teacher.register_forward_pre_hook(leave_out, with_kwargs=True))
         if order is not None:
             hooks.append(teacher.register_forward_hook(reorder))
@@ -217,12 +219,12 @@ def teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str,
         finally:
             for hook in hooks:
                 hook.remove()
-    # Its own loss counted the labels in its own order.
+    # The teacher's loss read the labels in the teacher's order.
     return scores if order is None else {name: v for name, v in scores.items() if name != "eval_loss"}
 
 
 def dense_scores(trainer: Trainer, origin: Origin, evaluation: Mapping[str, Any]) -> dict[str, float] | None:
-    """The scores of the model that training began with, loaded anew; None, with a word, if that is not there."""
+    """The scores of the model that training started from, loaded again; None, with a warning, if it cannot be."""
     source: PreTrainedModel = bare(trainer.model)
     config = copy.deepcopy(getattr(trainer, "uncut", None) or source.config)
     try:
@@ -230,7 +232,7 @@ def dense_scores(trainer: Trainer, origin: Origin, evaluation: Mapping[str, Any]
             origin.name, revision=origin.revision or "main", config=config, dtype=source.dtype
         )
     except (OSError, ValueError, RuntimeError) as error:
-        logger.warning(f"There is no dense baseline: {origin.name} could not be loaded once more. {error}")
+        logger.warning(f"The report has no dense baseline: {origin.name} could not be loaded again. {error}")
         return None
     with evaluating(trainer, dense.to(trainer.args.device)):
         return evaluate(trainer, evaluation, "dense")

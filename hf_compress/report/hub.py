@@ -1,30 +1,37 @@
-"""A finished folder on the Hub, in one commit."""
+"""Uploading a finished folder to the Hub in one commit."""
 
+import json
+import shlex
 from pathlib import Path
 
 from huggingface_hub import HfApi, errors
 from huggingface_hub.errors import HFValidationError
 
-from hf_compress.report.card import CARD_NAME, PLOT_NAME, render
+from hf_compress.report.card import CARD_NAME, PLOT_NAME, render, template_version
 from hf_compress.report.report import REPORT_NAME, Report
 
 NEEDED = (REPORT_NAME, CARD_NAME, PLOT_NAME, "config.json", "model.safetensors", "recipe.json")
 
 
 def push(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """The address of the Hub repository `repo_id` after one commit with all of `folder`.
+    """Upload `folder` to the Hub repository `repo_id` in one commit, and return the repository's address.
 
-    The repository is created if there is none. `private` decides for a new one; an existing one stays as it is.
+    The repository is created if it does not exist. `private` applies to a new one only.
 
     Args:
         folder: what `save_compressed`, `Report.save` and `save_card` wrote; hidden files are left out.
         repo_id: "owner/name".
-        private: whether a repository that is created is hidden from others.
-        token: a Hub token with write access; by default the one of `hf auth login`.
+        private: whether to hide a repository that is created.
+        token: a Hub token with write access. The default is that of `hf auth login`.
 
     Raises:
-        ValueError: something is missing in the folder, its card is not what its report says, `repo_id` is no id, or
-            the Hub was not reached or refused.
+        ValueError: a file is missing, the card is not what the report says, `repo_id` is malformed, or the Hub cannot
+            be reached or refuses.
+
+    Example:
+        >>> from hf_compress import push
+        >>> push("run/compressed", "someone/minilm-sst2")  # doctest: +SKIP
+        'https://huggingface.co/someone/minilm-sst2'
     """
     folder = Path(folder)
     report = check(folder)
@@ -41,37 +48,46 @@ def push(folder: str | Path, repo_id: str, private: bool = False, token: str | N
         raise ValueError(f"`repo_id` must be of the form owner/name; got {repo_id!r}. {error}") from error
     except (OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]  # Imported there from the HTTP client.
         raise ValueError(
-            f"{folder} is complete, but could not be pushed to {repo_id}: {error}. Once that is mended, `hf-compress "
-            f"push {folder} {repo_id}` does it."
+            f"{folder} is complete, but could not be pushed to {repo_id}: {error}. Fix that, then run `hf-compress "
+            f"push {folder} {repo_id}`."
         ) from error
     return str(created)
 
 
 def check(folder: str | Path) -> Report:
-    """The report of a folder that is fit to be pushed.
+    """Check that `folder` can be pushed, and return its report.
 
     Raises:
-        ValueError: something is missing, the weights are not those of the report, or the card was edited by hand.
+        ValueError: a file is missing, the weights are not those of the report, or the card was rendered by another
+            template or edited by hand.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"`folder` must be a folder that a compression run left; there is none at {folder}.")
+        raise ValueError(f"`folder` must be a folder that a compression run has written; {folder} does not exist.")
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder} lacks {', '.join(missing)}. A folder is complete after `save_compressed`, `Report.save` and "
-            "`save_card`, in this order."
+            f"{folder} lacks {', '.join(missing)}. Call `save_compressed`, `Report.save` and `save_card`, in this "
+            "order."
         )
     report = Report.load(folder)
     found, reported = (folder / "model.safetensors").stat().st_size, report.size.packed_bytes
     if found != reported:
         raise ValueError(
-            f"{folder} holds a model.safetensors of {found:,} bytes, its report speaks of {reported:,}. "
-            "The weights were written after the report: measure again."
+            f"model.safetensors in {folder} has {found:,} bytes, but its report says {reported:,}. The weights were "
+            "written after the report: measure again."
+        )
+    again = f"To render it again, run: {render_command(folder)}"
+    if report.card_template != template_version():
+        raise ValueError(
+            f"{folder / CARD_NAME} was rendered by another version of the card's template "
+            f"({report.card_template or 'not recorded'}; this version is {template_version()}). {again}"
         )
     if (folder / CARD_NAME).read_text("utf-8") != render(report):
-        raise ValueError(
-            f"{folder / CARD_NAME} is not what {REPORT_NAME} says: it was edited, or another version wrote it. "
-            "Write it anew with `hf_compress.report.card.save_card(folder)`."
-        )
+        raise ValueError(f"{folder / CARD_NAME} is not what {REPORT_NAME} says: one of them was edited. {again}")
     return report
+
+
+def render_command(folder: str | Path) -> str:
+    """The command that renders the card of `folder` again from its report."""
+    return shlex.join(["python", "-c", f"from hf_compress import save_card; save_card({json.dumps(str(folder))})"])

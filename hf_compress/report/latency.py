@@ -1,4 +1,4 @@
-"""How long variants of a model take, measured in turns, and the ratios of such times."""
+"""Latency of variants of a model, measured in turns, and ratios of such times."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,12 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of the ratios of all pairs.
+    """The median of the ratios of pairs.
 
-    `interval` is the 95 % percentile interval of that median (bootstrap; Efron, 1979), `quartiles` the middle half of
-    the ratios themselves.
+    Args:
+        ratio: the median.
+        interval: the 95 % percentile interval of the median (bootstrap; Efron, 1979).
+        quartiles: first and third quartile of the ratios.
     """
 
     ratio: float
@@ -24,7 +26,13 @@ class Ratio:
 
 
 def paired_ratio(values: Sequence[float], to: Sequence[float]) -> Ratio:
-    """The ratio of `values` to `to`, whose elements were measured pair by pair; the same for the same numbers."""
+    """The ratio of `values` to `to`, which were measured pair by pair. The same numbers give the same result.
+
+    Example:
+        >>> from hf_compress.report import paired_ratio
+        >>> paired_ratio([2.0, 6.0], [1.0, 3.0]).ratio
+        2.0
+    """
     ratios = np.array(values) / np.array(to)
     draw = np.random.default_rng(0)
     medians = np.median(draw.choice(ratios, (RESAMPLES, len(ratios))), axis=1)
@@ -42,24 +50,34 @@ WARM_UP = 3
 class Timing:
     """The time of one variant for batches of one shape.
 
-    `seconds` is the median of a batch and `quartiles` its middle half. `speedup` is the time of the baseline over that
-    of the variant, round by round.
+    Args:
+        variant: its name.
+        batch_size: rows of a batch.
+        length: tokens of a row; None for models that take no text.
+        seconds: median time of a batch.
+        quartiles: first and third quartile of the time, in seconds.
+        speedup: time of the baseline over time of the variant, round by round.
     """
 
     variant: str
     batch_size: int
-    length: int
+    length: int | None
     seconds: float
     quartiles: list[float]
     speedup: Ratio
 
     @property
     def throughput(self) -> float:
-        """Sequences per second."""
+        """Rows per second."""
         return self.batch_size / self.seconds
 
+    @property
+    def shape(self) -> str:
+        """The shape of a batch in words."""
+        return f"{self.batch_size}" if self.length is None else f"{self.batch_size} x {self.length} tokens"
+
     @classmethod
-    def of(cls, variant: str, shape: tuple[int, int], seconds: list[float], baseline: list[float]) -> Self:
+    def of(cls, variant: str, shape: tuple[int, int | None], seconds: list[float], baseline: list[float]) -> Self:
         """The timing of `variant` for batches of `shape` (rows, tokens), in rounds shared with the baseline."""
         middle = np.quantile(seconds, [0.25, 0.75]).tolist()
         return cls(variant, *shape, float(np.median(seconds)), middle, paired_ratio(baseline, seconds))
@@ -67,7 +85,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run a model: the seconds that it took to load, once, and the bytes of the file with its weights."""
+    """A way to run a model.
+
+    Args:
+        name: its name.
+        load_seconds: time to load it, measured once.
+        file_bytes: bytes of the file with its weights.
+    """
 
     name: str
     load_seconds: float
@@ -76,7 +100,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Latency:
-    """What `hf-compress bench` measured in one run; `baseline` is the variant that speed-ups refer to."""
+    """What `hf-compress bench` measured in one run.
+
+    Args:
+        baseline: the variant that speed-ups refer to.
+        hardware: the processor or the GPUs.
+        threads: used by every runtime.
+        rounds: timed calls of each variant and shape.
+        versions: of Python and the libraries.
+        variants: all that were measured.
+        timings: one for each variant and shape.
+    """
 
     baseline: str
     hardware: str
@@ -94,17 +128,22 @@ def measure_latency(
     settle: int = 1,
     after_call: Callable[[], Any] = lambda: None,
 ) -> dict[str, list[float]]:
-    """The seconds of `rounds` calls of each variant, by its name.
+    """Time `rounds` calls of each variant, and return the seconds by name.
 
-    The variants take turns, one timed call each, in an order that rotates every round, so that noise of the machine
-    hits all alike: element by element their times belong together (`paired_ratio`).
+    The variants take turns, one timed call each. Their order rotates every round, so that noise of the machine affects
+    all of them alike. Element i of each list comes from round i (`paired_ratio`).
 
     Args:
-        variants: functions that return when their work is done, also that of a GPU.
-        rounds: how many timed calls of each.
-        settle: calls before each timed one, which are not timed. Threads of the runtime before it, that still spin,
-            and its data in the caches then count for no one.
+        variants: functions that return when their work is done, also on a GPU.
+        rounds: timed calls of each variant.
+        settle: calls before each timed one that are not timed. They absorb the spinning threads and the cache contents
+            of the runtime that ran before.
         after_call: called after every timed call, for a progress bar.
+
+    Example:
+        >>> from hf_compress.report import measure_latency
+        >>> {name: len(seconds) for name, seconds in measure_latency({"nothing": lambda: None}, rounds=3).items()}
+        {'nothing': 3}
     """
     names = list(variants)
     for _ in range(WARM_UP):

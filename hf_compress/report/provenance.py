@@ -1,4 +1,4 @@
-"""Where a result came from: the command, the settings, the software and the machine, as found and never as typed."""
+"""Where a result came from: the command, the settings, the software and the machine, all read from this process."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 RUNTIMES = ("onnxruntime", "openvino")
 PACKAGES = ("hf-compress", "transformers", "torch", "accelerate", "datasets", "tokenizers")
-# What every report states, and what it states when it is not the default of this Transformers.
+# A report always has the first settings. It has the others where they are not the default of this Transformers.
 ALWAYS = ("learning_rate", "lr_scheduler_type", "num_train_epochs", "per_device_train_batch_size", "optim")
 UNLESS_DEFAULT = (
     "max_steps",
@@ -55,25 +55,31 @@ def command() -> str:
     program = sys.argv[0]
     if program.endswith(".py"):
         return shlex.join(["python", *sys.argv])
-    # An installed program: the shell found it, and its folder is of this machine only.
+    # An installed program: the shell finds it by name, and its folder means nothing on other machines.
     return shlex.join([Path(program).name or "python", *sys.argv[1:]])
 
 
 def hyperparameters(arguments: TrainingArguments) -> dict[str, Any]:
-    """The settings of `arguments` that shape a result: the main ones always, the others if not the default."""
+    """The settings that shape a result: the main ones always, the others where they are not the default."""
     defaults = {field.name: field.default for field in fields(arguments)}
     values = {name: getattr(arguments, name) for name in (*ALWAYS, *UNLESS_DEFAULT) if name in defaults}
-    # Some switches are None by default and False once the arguments are complete: off either way.
+    # Some switches are None by default, and False after the arguments are complete. Both mean off.
     kept = {n: v for n, v in values.items() if n in ALWAYS or not (v == defaults[n] or v is None or v is False)}
     if arguments.max_steps > 0:
-        kept.pop("num_train_epochs")  # which then has no effect
+        kept.pop("num_train_epochs")  # It has no effect then.
     if arguments.world_size > 1:
         kept["processes"] = arguments.world_size
     return {name: value.value if isinstance(value, Enum) else value for name, value in kept.items()}
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """The versions of Python and of `packages`, by default those that decide numbers; "not installed" of others."""
+    """The versions of Python and of `packages`; "not installed" for a package that is missing.
+
+    Example:
+        >>> from hf_compress.report.provenance import versions
+        >>> versions(["no-such-package"])["no_such_package"]
+        'not installed'
+    """
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -84,7 +90,7 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> str:
-    """The GPUs by name and number, or the CPU by name and the number of cores that this process may use."""
+    """Name and number of the GPUs, or name of the CPU and number of cores that this process may use."""
     if device.type == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
@@ -92,9 +98,16 @@ def hardware(device: torch.device) -> str:
 
 
 def hub_id(name: str) -> str | None:
-    """`name` if it can only be the id of a Hub model ("owner/name", and no folder here is called so), else None.
+    """`name` if it can only be the id of a Hub model, else None.
 
-    An id without an owner ("bert-base-uncased") looks like a folder that is gone, and has to be declared as an id.
+    That is "owner/name" where no local folder has this name. An id without an owner ("bert-base-uncased") could be a
+    folder that is gone, so the user has to declare it.
+
+    Example:
+        >>> from hf_compress.report.provenance import hub_id
+        >>> hub_id("google-bert/bert-base-uncased")
+        'google-bert/bert-base-uncased'
+        >>> hub_id("./runs/dense")
     """
     return name if HUB_ID.fullmatch(name) and not Path(name).exists() else None
 

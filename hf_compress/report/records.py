@@ -1,4 +1,4 @@
-"""Dataclasses as JSON values and back, without loss and without guessing."""
+"""Dataclasses to JSON values and back, without loss. Values of a wrong type are refused by name, never converted."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ def encode(value: Any) -> Any:
     """`value` as JSON values: dataclasses become objects; floats that JSON cannot carry ("nan", "inf") strings.
 
     Raises:
-        ValueError: something of another type than dataclass, mapping, list, tuple, str, bool, int, float or None.
+        ValueError: a value that is not a dataclass, mapping, list, tuple, str, bool, int, float or None.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
@@ -27,10 +27,22 @@ def encode(value: Any) -> Any:
 
 
 def decode(hint: Any, value: Any, where: str) -> Any:
-    """The value of type `hint` that `encode` turned into `value`; `where` names it in errors.
+    """The value of type `hint` that `encode` turned into `value`.
+
+    Args:
+        hint: a type: a dataclass, `X | None`, `dict[str, X]`, `list[X]`, `str`, `bool`, `int`, `float` or `Any`.
+        value: JSON values.
+        where: the name of the value in errors.
 
     Raises:
-        ValueError: an unknown field, a missing one without a default, or a value of another type, named from the root.
+        ValueError: an unknown field, a missing one without a default, or a value of another type. The message names
+            the path from the root.
+
+    Example:
+        >>> from hf_compress.report.records import decode
+        >>> decode(list[int], [1, "2"], "report.sizes")
+        Traceback (most recent call last):
+        ValueError: report.sizes[1] must be int; got '2'.
     """
     if hint is Any:
         return value
@@ -64,7 +76,7 @@ def _decode_dataclass(hint: Any, value: Any, where: str) -> Any:
     for problem, names in (("does not know the field", unknown), ("lacks the field", missing)):
         if names:
             listed = ", ".join(f"`{name}`" for name in names)
-            raise ValueError(f"{where} {problem} {listed}. It must come from this version of hf_compress.")
+            raise ValueError(f"{where} {problem} {listed}. Read it with the version of hf_compress that wrote it.")
     hints = get_type_hints(hint)
     return hint(**{name: decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
 

@@ -1,4 +1,4 @@
-"""How large a model is: as files, by the paper's formula, and by the entropy of its integers."""
+"""The sizes of a model: as files, by the paper's formula, and by the entropy of its integers."""
 
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +17,12 @@ from hf_compress.recipe import Recipe
 
 @dataclass(frozen=True)
 class PartSize:
-    """Bytes of one part's tensors in the dense fp32 file and in the packed one, file headers aside."""
+    """Bytes of the tensors of one part of the model, without file headers.
+
+    Args:
+        dense_bytes: in the dense fp32 file.
+        packed_bytes: in the packed file.
+    """
 
     dense_bytes: int
     packed_bytes: int
@@ -27,10 +32,14 @@ class PartSize:
 class Size:
     """The sizes of one model, in bytes.
 
-    `dense_bytes` and `packed_bytes` are files: the fp32 safetensors of the dense model and the `model.safetensors`
-    that was written. `analytic_bytes` is the formula of Movva et al. (2022), which counts no mask, scale or header and
-    is the size of no file. `entropy_bytes` is the order-0 entropy of the coded integers plus the raw bytes of the
-    rest: what an ideal coder without context would need.
+    Args:
+        dense_bytes: the fp32 safetensors file of the dense model.
+        packed_bytes: the `model.safetensors` that was written.
+        parts: sizes of each part of the model.
+        analytic_bytes: the formula of Movva et al. (2022). It leaves out masks, scales and headers; no file has this
+            size.
+        entropy_bytes: the order-0 entropy of the coded integers plus the raw bytes of the rest, which is what an ideal
+            coder without context needs.
     """
 
     dense_bytes: int
@@ -41,14 +50,15 @@ class Size:
 
     @property
     def ratio(self) -> float:
-        """How many times smaller the packed file is than the dense fp32 one."""
+        """How many times smaller the packed file is than the dense fp32 file."""
         return self.dense_bytes / self.packed_bytes
 
 
 def dense_size(dense: PreTrainedModel) -> tuple[int, dict[str, int]]:
-    """The bytes of `dense` as an fp32 safetensors file, by writing one of zeros, and its number of weights per part.
+    """The bytes of `dense` as an fp32 safetensors file, and its number of weights per part.
 
-    Tied weights count once, as `save_pretrained` has it. Values do not matter: a model on the meta device will do.
+    It writes a file of zeros to find the bytes. Tied weights count once, as in `save_pretrained`. Values do not
+    matter, so the model may be on the meta device.
     """
     parameters = dict(dense.named_parameters())
     named = dict(dense.named_buffers())
@@ -70,10 +80,10 @@ def _weights(model: PreTrainedModel) -> dict[str, int]:
 
 
 def analytic_bytes(model: PreTrainedModel, recipe: Recipe) -> int:
-    """The size in bytes of Movva et al. (2022): bytes per weight x (embeddings + (1 - sparsity) x everything else).
+    """The size of Movva et al. (2022) in bytes: bytes per weight x (embeddings + (1 - sparsity) x all other weights).
 
-    The sparsity is the one asked for. Neither masks nor scales nor indices are counted, so it is the size of no file.
-    Weights that are given bits of their own count with those. The values of `model` do not matter.
+    The sparsity is that of the recipe. The formula leaves out masks, scales and indices; no file has this size.
+    Weights with their own number of bits count with that number. The values of `model` do not matter.
     """
     numbers, options = _weights(model), recipe.quantization
     embeddings = numbers.get("embeddings", 0)
@@ -92,9 +102,14 @@ def analytic_bytes(model: PreTrainedModel, recipe: Recipe) -> int:
 def measured_size(
     folder: Path, dense: PreTrainedModel, student: PreTrainedModel, facts: Sequence[TensorFacts], recipe: Recipe
 ) -> Size:
-    """The sizes of the checkpoint in `folder`, whose tensors are `facts`, against those of the model `dense`.
+    """The sizes of the checkpoint in `folder` against those of `dense`.
 
-    `student` is that model again, or what was cut from it; the formula counts its weights.
+    Args:
+        folder: a compressed checkpoint.
+        dense: the dense model.
+        student: the same model, or what was cut from it. The formula counts its weights.
+        facts: the tensors in `folder`.
+        recipe: what the model was compressed by.
     """
     dense_bytes, numbers = dense_size(dense)
     packed = {part: sum(fact.stored_bytes for fact in facts if fact.part == part) for part in numbers}

@@ -1,16 +1,18 @@
-"""Reports as tables: one against its dense model and teacher, or several against each other."""
+"""Tables of reports: one report against its dense model and teacher, or several against each other."""
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from hf_compress.recipe import Recipe
-from hf_compress.report.card import human_bytes
+from hf_compress.report.latency import Latency
 from hf_compress.report.report import Report
+from hf_compress.report.units import human_bytes
 
 
 def comparison_table(report: Report) -> Table:
-    """A table of bytes on disk and of every score: of the dense model, any teacher and the reloaded artefact."""
+    """A table of bytes on disk and of all scores of the dense model, the teacher and the reloaded model."""
     table = Table(title=f"{report.task}: {report.recipe.name}", title_justify="left")
     table.add_column("")
     for heading in ("dense", *(["teacher"] if report.teacher else []), "compressed", "compressed to dense"):
@@ -39,7 +41,7 @@ def comparison_table(report: Report) -> Table:
 
 
 def recipe_table(recipe: Recipe) -> Table:
-    """A table of the options of the methods that are on; those that are not the default are marked."""
+    """A table of the options of the methods that are on. A star marks options that are not the default."""
     table = Table(title=f"Recipe: {recipe.name}", title_justify="left", caption="* not the default")
     table.add_column("option")
     table.add_column("value", justify="right")
@@ -55,10 +57,10 @@ HEADINGS = ("task", "methods", "MB", "smaller", "to entropy", "analytic MB", "co
 
 
 def report_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
-    """One row of `HEADINGS` a report, by task and size: bytes on disk, their ratios, and the main metric.
+    """One row of `HEADINGS` per report, ordered by task and size.
 
-    "Smaller" is against the dense fp32 file, "to entropy" against the order-0 bound of this one's integers, "analytic"
-    the paper's formula; the difference of the main metric is in points of a hundred.
+    "Smaller" compares with the dense fp32 file, and "to entropy" with the order-0 bound of the packed integers.
+    "Analytic" is the formula of the paper. The difference of the main metric is in points of one hundredth.
     """
     ordered = sorted(reports, key=lambda report: (report.task, -report.size.packed_bytes, report.recipe.name))
     return [
@@ -77,7 +79,7 @@ def report_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
 
 
 def _against_dense(report: Report) -> tuple[str, str]:
-    """The dense model's main score and the compressed one's difference to it, empty where there is no dense model."""
+    """The dense model's main score and the difference of the compressed one to it; empty without a dense model."""
     if report.dense is None:
         return "", ""
     dense = report.dense[report.main_metric]
@@ -97,4 +99,37 @@ def terminal_table(reports: Sequence[Report]) -> Table:
         table.add_column(heading, justify="left" if index < 2 else "right")
     for row in report_rows(reports):
         table.add_row(*row)
+    return table
+
+
+def latency_table(latency: Latency) -> Table:
+    """A table of `latency` for the terminal."""
+    table = Table(
+        box=box.SIMPLE,
+        caption=f"Median of {latency.rounds} rounds in turns and their middle half; speed-up over {latency.baseline} "
+        f"with its 95 % interval. {latency.hardware}, {latency.threads} threads.",
+        caption_justify="left",
+    )
+    table.add_column("variant", overflow="fold")
+    for heading in ("file", "load s", "batch", "ms", "middle half", "rows/s", "speed-up", "95 %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    facts = {variant.name: variant for variant in latency.variants}
+    shape = None
+    for timing in latency.timings:
+        if shape not in (None, timing.shape):
+            table.add_section()
+        shape, variant = timing.shape, facts[timing.variant]
+        low, high = (1e3 * value for value in timing.quartiles)
+        least, most = timing.speedup.interval
+        table.add_row(
+            timing.variant,
+            human_bytes(variant.file_bytes),
+            f"{variant.load_seconds:.2f}",
+            f"{timing.batch_size}" if timing.length is None else f"{timing.batch_size} x {timing.length}",
+            f"{1e3 * timing.seconds:.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{timing.throughput:.1f}",
+            f"{timing.speedup.ratio:.2f}",
+            f"{least:.2f} to {most:.2f}",
+        )
     return table

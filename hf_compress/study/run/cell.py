@@ -21,9 +21,9 @@ from hf_compress.cut.students import student_from
 from hf_compress.distill.teacher import SELF
 from hf_compress.launch.run import compress, finish
 from hf_compress.recipe import Recipe
-from hf_compress.report.evaluation import clean_scores
 from hf_compress.report.provenance import hub_id
 from hf_compress.report.report import DatasetFacts
+from hf_compress.report.scores import clean_scores
 from hf_compress.study.grid.glue import TASKS, compute_metrics
 from hf_compress.study.grid.plan import Cell, Dense
 from hf_compress.study.grid.sources import Sources, located, model_identity

@@ -1,0 +1,78 @@
+"""The descriptors of what a report's run used, found in the registries of the methods."""
+
+from dataclasses import dataclass
+
+from hf_compress.report.report import Report
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of one entry of a registry, until the registries hold descriptors themselves."""
+
+    card: str
+    citation: str = ""
+    loading: str = ""
+
+
+_SOFT = "the teacher's probabilities at temperature {temperature:g} (scaled by {scale:g})"
+_LOSSES = {
+    "kl": Words(f"the Kullback-Leibler divergence from {_SOFT}"),
+    "ce": Words(f"the cross-entropy with {_SOFT}"),
+    "mse": Words("the mean squared difference of the logits"),
+}
+_SCHEDULES = {
+    "cubic": Words("quickly at first and slowly towards the end (cubic schedule)"),
+    "linear": Words("at a constant rate (linear schedule)"),
+}
+_ROWS = "8-bit weights with one scale per row, 8-bit embeddings with one scale per row"
+_SCHEMES = {
+    "int8": Words(f"{_ROWS}, and 8-bit inputs of linear layers with ranges learned in training"),
+    "int8-dynamic": Words(f"{_ROWS}, and 8-bit inputs of linear layers with one scale per token, found at run time"),
+    "int8-weight": Words(f"{_ROWS}, and activations in floating point"),
+    "int4-weight": Words(
+        "4-bit weights with one scale per group of 64, 8-bit embeddings with one scale per row, and activations in "
+        "floating point"
+    ),
+    "int8-attention": Words(
+        f"{_ROWS}, 8-bit inputs of linear layers with ranges learned in training, and 8-bit products inside attention"
+    ),
+}
+_LOAD_ONNX = 'import onnxruntime\n\nsession = onnxruntime.InferenceSession(f"{folder}/onnx/model_quantized.onnx")'
+_FORMATS = {
+    "onnx": Words("`onnx`: ONNX Runtime runs it, without hf_compress and without PyTorch.", loading=_LOAD_ONNX),
+    "openvino": Words(
+        "`openvino`: OpenVINO runs it, without hf_compress and without PyTorch.",
+        loading="import openvino\n\n"
+        'model = openvino.Core().compile_model(f"{folder}/openvino/openvino_model.xml", "CPU")',
+    ),
+    "compressed-tensors": Words(
+        "`compressed-tensors`: Transformers and vLLM load it with compressed-tensors, without hf_compress.",
+        loading="from transformers import AutoModel\n\n"
+        'model = AutoModel.from_pretrained(f"{folder}/compressed-tensors")',
+    ),
+}
+
+
+def loss(report: Report) -> Words:
+    """The distillation loss. Regression always uses the squared error."""
+    return _LOSSES["mse" if report.head.endswith("regression") else report.recipe.distillation.distill_loss]
+
+
+def criterion(report: Report) -> Words:
+    """The pruning criterion."""
+    return Words("weights of smallest magnitude")
+
+
+def schedule(report: Report) -> Words:
+    """The pruning schedule."""
+    return _SCHEDULES[report.recipe.pruning.prune_schedule]
+
+
+def scheme(report: Report) -> Words:
+    """The quantization scheme."""
+    return _SCHEMES[str(report.recipe.quantization.quant_scheme)]
+
+
+def export_format(name: str) -> Words:
+    """A format that the model was exported to."""
+    return _FORMATS[name]

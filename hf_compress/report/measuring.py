@@ -1,0 +1,184 @@
+"""Measuring a compressed folder: it is reloaded as its user will load it, evaluated, counted, and described."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer
+
+from hf_compress.checkpoint import inventory
+from hf_compress.checkpoint.config import CompressionConfig
+from hf_compress.cut.vocabulary import VocabularyFacts
+from hf_compress.distill import DistillationMixin
+from hf_compress.export.formats import FORMATS, written
+from hf_compress.export.runtimes import RuntimeModel
+from hf_compress.models import targets
+from hf_compress.models.heads import bare, find_head
+from hf_compress.recipe import Recipe
+from hf_compress.report import provenance
+from hf_compress.report.evaluation import can_evaluate, evaluating, logit_difference
+from hf_compress.report.report import DatasetFacts, FormatFacts, Report
+from hf_compress.report.scores import clean_scores
+from hf_compress.report.scores import main_metric as find_main_metric
+from hf_compress.report.sizes import Size, measured_size
+
+Scores = Callable[[], dict[str, float]]
+
+
+def measure(
+    trainer: Trainer,
+    folder: str | Path,
+    recipe: Recipe,
+    *,
+    base_model: str,
+    task: str,
+    dataset: DatasetFacts,
+    main_metric: str | None = None,
+    dense: Mapping[str, float] | None,
+    teacher: Mapping[str, float] | None = None,
+    base_model_hub_id: str | None = None,
+    base_model_revision: str | None = None,
+    evaluate: Callable[[], Mapping[str, Any]] | None = None,
+    command: str | None = None,
+) -> Report:
+    """Measure the compressed model in `folder` and return the report. Nothing is written.
+
+    The folder is loaded as its user will load it, and evaluated by the trainer's own `evaluate` on the trainer's
+    evaluation set. Collective: every rank must call it.
+
+    Args:
+        trainer: the one that trained the model, with its evaluation set and `compute_metrics`.
+        folder: what `save_compressed` returned.
+        recipe: what the model was compressed by.
+        base_model: the name or path of the model that training started from, as the user gave it.
+        task: a short name of the task, for example "sst2".
+        dataset: the rows that the trainer used.
+        main_metric: the score that heads the card, without the prefix `eval_`. The default is `metric_for_best_model`,
+            or else the first score that is not a loss.
+        dense: scores of the dense model on the same rows, as `Trainer.evaluate` returns them; None if there are none.
+        teacher: the same for the teacher, if there was one.
+        base_model_hub_id: the Hub id of `base_model`. The default is `base_model` itself if it can only be such an id.
+        base_model_revision: its commit. The default is the commit that the model's configuration was loaded from.
+        evaluate: scores the trainer's model in place of `trainer.evaluate()`, and returns what that returns.
+        command: the command line for the card. The default is that of this process.
+
+    Raises:
+        ValueError: the trainer has no evaluation set, `main_metric` is not a score, or the folder cannot be loaded.
+
+    Example:
+        >>> from hf_compress import measure
+        >>> facts = {"base_model": "bert-base-uncased", "task": "sst2", "dataset": dataset}  # doctest: +SKIP
+        >>> report = measure(trainer, "run/compressed", recipe, dense=None, **facts)  # doctest: +SKIP
+    """
+    if trainer.eval_dataset is None:
+        raise ValueError(
+            "`eval_dataset` must be given to the Trainer, because a report scores the reloaded model on it; got None."
+        )
+    folder, source = Path(folder), bare(trainer.model)
+    reloaded = _reloaded(source, folder, trainer.args.device)
+    head = find_head(reloaded)
+    scores = _scores(trainer, evaluate)
+    with evaluating(trainer, reloaded):
+        compressed = scores()
+    parity, parity_rows = logit_difference(trainer, reloaded, head)
+    zeros = Zeros.count(reloaded, recipe)
+    packed = getattr(reloaded.config, "quantization_config", None)
+    hub_id = base_model_hub_id or provenance.hub_id(base_model)
+    return Report(
+        recipe=recipe,
+        base_model=base_model,
+        base_model_hub_id=hub_id,
+        base_model_revision=base_model_revision or getattr(source.config, "_commit_hash", None) if hub_id else None,
+        model_class=type(reloaded).__name__,
+        auto_class=head.auto_class.__name__,
+        head=head.name,
+        pipeline_tag=head.pipeline_tag,
+        task=task,
+        dataset=dataset,
+        main_metric=main_metric or find_main_metric(compressed, trainer.args.metric_for_best_model),
+        dense=None if dense is None else clean_scores(dense),
+        teacher=None if teacher is None else clean_scores(teacher),
+        compressed=compressed,
+        size=_sizes(trainer, source, folder, recipe),
+        sparsity=zeros.by_layer,
+        achieved_sparsity=zeros.overall,
+        parity=parity,
+        parity_rows=parity_rows,
+        train_seconds=_train_seconds(trainer),
+        train_steps=trainer.state.global_step,
+        hyperparameters=provenance.hyperparameters(trainer.args),
+        seed=trainer.args.seed,
+        command=command or provenance.command(),
+        hardware=provenance.hardware(trainer.args.device),
+        versions=provenance.versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        formats={name: _format_facts(trainer, folder, name, reloaded, scores) for name in written(folder)},
+        vocabulary=VocabularyFacts.of(source.config),
+        bits=packed.bits if isinstance(packed, CompressionConfig) else {},
+    )
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """The share of zeros of each prunable weight, and over all of them."""
+
+    by_layer: dict[str, float]
+    overall: float
+
+    @classmethod
+    def count(cls, model: PreTrainedModel, recipe: Recipe) -> "Zeros":
+        """Count the zeros in the prunable weights of `model`."""
+        exclude = recipe.pruning.prune_exclude if recipe.pruning.enabled else ()
+        weights = {target.name: target.weight for target in targets.prunable(model, exclude)}
+        zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
+        by_layer = {name: zeros[name] / weight.numel() for name, weight in weights.items()}
+        return cls(by_layer, sum(zeros.values()) / max(1, sum(weight.numel() for weight in weights.values())))
+
+
+def _reloaded(source: PreTrainedModel, folder: Path, device: torch.device) -> PreTrainedModel:
+    # Both sides need the same attention kernel, or parity would measure that choice and not what was stored.
+    attention = source.config._attn_implementation
+    model: PreTrainedModel = type(source).from_pretrained(folder, attn_implementation=attention)
+    return model.to(device)
+
+
+def _scores(trainer: Trainer, evaluate: Callable[[], Mapping[str, Any]] | None) -> Scores:
+    if evaluate is None:
+        return lambda: clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
+    return lambda: clean_scores(evaluate())
+
+
+def _sizes(trainer: Trainer, source: PreTrainedModel, folder: Path, recipe: Recipe) -> Size:
+    """The sizes of `folder` against the dense model, which has all layers and tokens."""
+    uncut = trainer.uncut if isinstance(trainer, DistillationMixin) else None
+    whole, vocabulary = copy.deepcopy(uncut or source.config), VocabularyFacts.of(source.config)
+    if vocabulary is not None:
+        whole.get_text_config().vocab_size = vocabulary.whole
+    with torch.device("meta"):
+        student: PreTrainedModel = type(source)(copy.deepcopy(source.config))
+        dense: PreTrainedModel = type(source)(whole)
+    return measured_size(folder, dense, student, inventory.tensors(folder), recipe)
+
+
+def _train_seconds(trainer: Trainer) -> float:
+    seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
+    return float(seconds[-1]) if seconds else 0.0
+
+
+def _format_facts(trainer: Trainer, folder: Path, name: str, reloaded: PreTrainedModel, scores: Scores) -> FormatFacts:
+    head, kind = find_head(reloaded), FORMATS[name]
+    other = kind.read(folder / kind.path, reloaded).to(trainer.args.device)
+    found: dict[str, float] = {}
+    # Metrics of sequence-to-sequence models are computed on generated texts, and a graph does not generate by itself.
+    generates = head.kind == "seq2seq" and isinstance(other, RuntimeModel)
+    if not generates and can_evaluate(trainer, other):
+        with evaluating(trainer, other):
+            found = scores()
+    if isinstance(other, RuntimeModel):
+        found.pop("loss", None)  # Runtimes get no labels.
+    parity, _ = logit_difference(trainer, other, head, plain=reloaded)
+    return FormatFacts(kind.stored_bytes(folder), parity, found)

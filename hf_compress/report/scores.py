@@ -1,0 +1,45 @@
+"""The names and values of scores: which one stands for the task, and which are shares of one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
+# Scores that are not a share of one, so that a hundredth of them is not a point.
+ABSOLUTE = ("loss", "mse", "mae", "rmse", "perplexity")
+
+
+def clean_scores(metrics: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:
+    """The scores in what `Trainer.evaluate` returned: without the prefix, the timings and the epoch.
+
+    Example:
+        >>> from hf_compress.report.scores import clean_scores
+        >>> clean_scores({"eval_accuracy": 0.5, "eval_runtime": 2.0, "epoch": 3.0})
+        {'accuracy': 0.5}
+    """
+    named = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items() if name != "epoch"}
+    return {name: float(value) for name, value in named.items() if not name.endswith(TIMINGS)}
+
+
+def main_metric(scores: Mapping[str, float], preferred: str | None) -> str:
+    """The score that stands for the task: `preferred` if it is there, or else the first that is not a loss.
+
+    Example:
+        >>> from hf_compress.report.scores import main_metric
+        >>> main_metric({"loss": 0.4, "accuracy": 0.9}, None)
+        'accuracy'
+    """
+    preferred = (preferred or "").removeprefix("eval_")
+    if preferred in scores:
+        return preferred
+    return next((name for name in scores if not name.endswith("loss")), next(iter(scores), "loss"))
+
+
+def is_share(name: str) -> bool:
+    """Whether a score of this name usually is a share of one, as an accuracy is.
+
+    Example:
+        >>> from hf_compress.report.scores import is_share
+        >>> is_share("accuracy"), is_share("loss")
+        (True, False)
+    """
+    return not name.endswith(ABSOLUTE)

@@ -1,0 +1,72 @@
+"""Citation: the study, the sources of the methods that were used, and the software."""
+
+from typing import Any
+
+from hf_compress.report.descriptors import criterion, loss, schedule, scheme
+from hf_compress.report.markdown import block
+from hf_compress.report.report import Report
+from hf_compress.report.section import Section
+
+STUDY = """\
+@inproceedings{movva-etal-2022-combining,
+  title     = {Combining Compressions for Multiplicative Size Scaling on Natural Language Tasks},
+  author    = {Movva, Rajiv and Lei, Jinhao and Longpre, Shayne and Gupta, Ajay and DuBois, Chris},
+  booktitle = {Proceedings of the 29th International Conference on Computational Linguistics},
+  year      = {2022},
+  url       = {https://arxiv.org/abs/2208.09684}
+}"""
+
+TEMPLATE = """\
+The study that this work follows:
+
+{{ study }}
+{% if sources %}
+
+The methods:
+
+{{ sources }}
+{% endif %}
+
+The software:
+
+{{ software }}
+"""
+
+
+def values(report: Report) -> dict[str, Any]:
+    """What the template needs."""
+    sources = "\n\n".join(_sources(report))
+    return {
+        "study": block(STUDY, "bibtex"),
+        "sources": block(sources, "bibtex") if sources else "",
+        "software": block(_software(report), "bibtex"),
+    }
+
+
+def _sources(report: Report) -> list[str]:
+    """The citations of the methods that were used, each once."""
+    recipe = report.recipe
+    used = [
+        *([loss(report)] if recipe.distillation.enabled else []),
+        *([criterion(report), schedule(report)] if recipe.pruning.enabled else []),
+        *([scheme(report)] if recipe.quantization.enabled else []),
+    ]
+    citations = [descriptor.citation for descriptor in used]
+    return [entry for entry in dict.fromkeys(citations) if entry and entry != STUDY]
+
+
+def _software(report: Report) -> str:
+    version = report.versions.get("hf_compress", "")
+    return "\n".join(
+        [
+            "@software{hf_compress,",
+            "  title   = {hf_compress: distillation, pruning and quantization inside the Transformers Trainer},",
+            "  author  = {The hf_compress authors},",
+            *([f"  version = {{{version}}},"] if version[:1].isdigit() else []),
+            f"  year    = {{{report.created[:4]}}}",
+            "}",
+        ]
+    )
+
+
+SECTION = Section("citation", "Citation", 70, values, TEMPLATE)

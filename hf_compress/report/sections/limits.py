@@ -1,0 +1,40 @@
+"""Limits: what the model should not be used for."""
+
+from typing import Any
+
+from hf_compress.report.report import Report
+from hf_compress.report.section import Section
+from hf_compress.report.sections.making import is_static
+from hf_compress.report.sections.summary import base_words
+
+TEMPLATE = """\
+- **Use it for {{ report.task }} only.** It knows this task, and the language and kind of text of its training data
+{%- if report.dataset.hub_id is none %}, which is not a published dataset{% endif %}.
+- **It needs hf_compress.** Transformers alone cannot read the packed weights.
+{%- if report.formats %} The other formats need no hf_compress.{% endif %}
+
+- **It saves disk, not memory or time.** Loading unpacks the weights to floating point
+{%- if report.formats %} in Transformers{% endif %}. The loaded model takes as much memory as the dense model, and at least as much time.
+{% if report.recipe.quantization.enabled %}
+  To keep the integers in a quarter of the memory, pass `quantization_config=hf_compress.CompressionConfig(run="int8")` to `from_pretrained`.
+{% endif %}
+{% if report.recipe.pruning.enabled %}
+  The zeros are unstructured: they make the file smaller, but no matrix product faster.
+{% endif %}
+{% if report.vocabulary %}
+- **Words outside the training texts** are split into smaller pieces than in the base model, so this model understands them less well.
+{% endif %}
+{% if static %}
+- **Inputs unlike the training data are clipped.** The ranges of the int8 activations are fixed, and values outside them are clipped.
+{% endif %}
+- **One run says little about a method.** This is one run with one seed. Another seed gives another score.
+- **Bias and robustness were not measured.** The licences and the limits of {{ base }} and of the data apply.
+"""  # noqa: E501
+
+
+def values(report: Report) -> dict[str, Any]:
+    """What the template needs."""
+    return {"static": is_static(report), "base": base_words(report)}
+
+
+SECTION = Section("limits", "Limits", 60, values, TEMPLATE)

@@ -1,0 +1,119 @@
+"""How it was made: the methods in the words of their registries, the data, the settings and the command."""
+
+from typing import Any
+
+from hf_compress.report.descriptors import criterion, loss, schedule, scheme
+from hf_compress.report.markdown import Markdown, block, code, listed, text
+from hf_compress.report.report import Report
+from hf_compress.report.section import Section
+from hf_compress.report.sections.quality import dataset_words
+
+TEMPLATE = """\
+{% set distillation, pruning, quantization = report.recipe.distillation, report.recipe.pruning, report.recipe.quantization %}
+{% if layers %}
+- **Fewer layers.** {{ layers }} The other layers were left out before training. \
+On this page, "dense" means the model with all its layers.
+{% endif %}
+{% if report.vocabulary %}
+- **Fewer words.** Embeddings and tokenizer keep {{ report.vocabulary.kept | count }} of the \
+{{ report.vocabulary.whole | count }} tokens: those of the training texts, and the pieces that spell any other word. \
+On this page, "dense" means the model with all its tokens.
+{% endif %}
+{% if distillation.enabled %}
+- **Distillation.** The teacher is {{ teacher }}. The loss is {{ distillation.distill_alpha }} x {{ loss }} + \
+{{ "%g" | format(1 - distillation.distill_alpha) }} x the loss on the labels.
+{% endif %}
+{% if pruning.enabled %}
+- **Pruning.** In the linear layers of the body, the {{ criterion }} were set to zero, \
+{% if pruning.prune_scope == "layer" %}the same share in each layer{% else %}chosen over all layers together{% endif %}.
+  Sparsity grew {{ schedule }} from {{ pruning.prune_initial_sparsity | percent }} to \
+{{ pruning.prune_sparsity | percent }}, between {{ pruning.prune_begin | percent }} and \
+{{ pruning.prune_end | percent }} of training, every \
+{% if pruning.prune_every == 1 %}step{% else %}{{ pruning.prune_every }} steps{% endif %}.
+  Embeddings and the head stay dense
+{%- if pruning.prune_exclude %}, and so do layers that match {{ pruning_excluded }}{% endif %}.
+  In the finished file {{ report.achieved_sparsity | percent }} of these weights are zero
+{%- if quantization.enabled %}, including those that rounding set to zero{% endif %}.
+{% endif %}
+{% if quantization.enabled %}
+- **Quantization-aware training** with the scheme {{ quantization.quant_scheme | code }}: {{ scheme }}.
+  {% if bits %}
+  Some weights have other numbers of bits: {{ bits | listed }}. `report.json` names the layers.
+  {% endif %}
+  Values were rounded from {{ quantization.quant_begin | percent }} of training
+{%- if static %}, and the ranges of activations were fixed from {{ quantization.quant_freeze | percent }}{% endif %}.
+  The head stays in floating point
+{%- if quantization.quant_exclude %}, and so do layers that match {{ quantization_excluded }}{% endif %}.
+{% endif %}
+{% if report.recipe.budget.enabled %}
+- **Size.** The budget for the file was {{ report.recipe.budget.bytes | int | size }}. Before training, bits and \
+sparsity were chosen to fit it, except where the recipe sets them.
+{% endif %}
+{% if not compressed %}
+- **No compression.** No method was used. This is ordinary fine-tuning, saved in the packed file format.
+{% endif %}
+- **Data.** {{ report.dataset.train_rows | count }} rows of the split {{ report.dataset.train_split | code }} of {{ dataset }}.
+- **Training.** {{ report.train_steps | count }} steps in {{ report.train_seconds | duration }} on \
+{{ report.hardware }}, seed {{ report.seed }}. Settings: {{ settings | listed }}.
+- **Versions.** {{ versions | listed }}.
+
+The exact command:
+
+{{ command }}
+"""  # noqa: E501
+
+
+def is_static(report: Report) -> bool:
+    """Whether the ranges of activations are fixed in the file."""
+    quantization = report.recipe.quantization
+    activation = quantization.scheme.activation if quantization.enabled else None
+    return activation is not None and activation.per == "tensor"
+
+
+def values(report: Report) -> dict[str, Any]:
+    """What the template needs."""
+    recipe = report.recipe
+    distillation, pruning, quantization = recipe.distillation, recipe.pruning, recipe.quantization
+    self_taught = distillation.distill_teacher == "self"
+    layers = distillation.student_layers
+    return {
+        "layers": None if layers is None else _layers_words(layers),
+        "teacher": Markdown("a frozen copy of the model as it was before this training")
+        if self_taught
+        else code(str(distillation.distill_teacher)),
+        "loss": Markdown(loss(report).card.format(**_temperature(report))) if distillation.enabled else "",
+        "criterion": Markdown(criterion(report).card) if pruning.enabled else "",
+        "schedule": Markdown(schedule(report).card) if pruning.enabled else "",
+        "scheme": Markdown(scheme(report).card) if quantization.enabled else "",
+        "pruning_excluded": listed([code(pattern) for pattern in pruning.prune_exclude]),
+        "quantization_excluded": listed([code(pattern) for pattern in quantization.quant_exclude]),
+        "bits": _bits_words(report),
+        "static": is_static(report),
+        "compressed": recipe.name != "dense" or report.vocabulary is not None,
+        "dataset": dataset_words(report),
+        "settings": [f"{name} {value}" for name, value in report.hyperparameters.items()],
+        "versions": [f"{name} {value}" for name, value in report.versions.items()],
+        "command": block(report.command, "bash"),
+    }
+
+
+def _temperature(report: Report) -> dict[str, float]:
+    temperature = report.recipe.distillation.distill_temperature
+    return {"temperature": temperature, "scale": temperature**2}
+
+
+def _layers_words(layers: int | list[int]) -> Markdown:
+    if isinstance(layers, int):
+        return Markdown(f"{layers} of the model's layers were kept with their weights, evenly spaced.")
+    numbers = listed([str(layer) for layer in layers])
+    return Markdown(f"The model's layers {numbers} were kept with their weights, counted from 0.")
+
+
+def _bits_words(report: Report) -> list[str]:
+    """How many layers have which number of bits, the fewest bits first."""
+    numbers = list(report.bits.values())
+    counted = [(bits, numbers.count(bits)) for bits in sorted(set(numbers))]
+    return [text(f"{bits} bits in {count} layer{'' if count == 1 else 's'}") for bits, count in counted]
+
+
+SECTION = Section("making", "How it was made", 40, values, TEMPLATE)

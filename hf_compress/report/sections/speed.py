@@ -1,0 +1,57 @@
+"""Speed: the latency of each variant, if `hf-compress bench --save` has measured it."""
+
+from typing import Any
+
+from hf_compress.report.latency import Latency
+from hf_compress.report.report import Report
+from hf_compress.report.section import Section
+
+TEMPLATE = """\
+{% if latency %}
+Measured on {{ latency.hardware }} with {{ latency.threads }} thread{{ "" if latency.threads == 1 else "s" }}. \
+The variants took turns for {{ latency.rounds }} rounds.
+The time is the median time of a batch.
+The speed-up is over {{ latency.baseline }}, with its 95 % interval.
+
+| variant | file | batch | time | middle half | rows per second | speed-up |
+|---|---:|---:|---:|---:|---:|---:|
+{% for row in rows %}
+| {{ row.variant }} | {{ row.bytes | size }} | {{ row.shape }} | {{ row.time }} | {{ row.quartiles }} | \
+{{ row.throughput }} | {{ row.speedup }} |
+{% endfor %}
+
+`torch-fp32` is the same architecture without rounding. `torch-dense` is this model as `from_pretrained` loads it,
+and `torch-int8` is this model loaded with `CompressionConfig(run="int8")`.
+{% endif %}
+"""
+
+
+def values(report: Report) -> dict[str, Any]:
+    """What the template needs."""
+    latency = report.latency
+    return {"latency": latency, "rows": [] if latency is None else _rows(latency)}
+
+
+def _rows(latency: Latency) -> list[dict[str, Any]]:
+    sizes = {variant.name: variant.file_bytes for variant in latency.variants}
+    rows = []
+    for timing in latency.timings:
+        low, high = (1e3 * seconds for seconds in timing.quartiles)
+        least, most = timing.speedup.interval
+        rows.append(
+            {
+                "variant": timing.variant,
+                "bytes": sizes[timing.variant],
+                "shape": timing.shape,
+                "time": f"{1e3 * timing.seconds:.4g} ms",
+                "quartiles": f"{low:.4g} to {high:.4g}",
+                "throughput": f"{timing.throughput:.4g}",
+                "speedup": "1"
+                if timing.variant == latency.baseline
+                else f"{timing.speedup.ratio:.2f} ({least:.2f} to {most:.2f})",
+            }
+        )
+    return rows
+
+
+SECTION = Section("speed", "Speed", 30, values, TEMPLATE)
