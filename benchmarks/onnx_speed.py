@@ -23,10 +23,7 @@ from transformers import AutoConfig, BertConfig, BertForSequenceClassification, 
 from hf_compress import QuantizationArguments, Recipe, export_onnx, save_compressed
 from hf_compress.export.onnx_format import PATH
 from hf_compress.export.runtimes import in_openvino
-from hf_compress.report.bench import bench
-from hf_compress.report.latency import measure_latency, paired_ratio
-from hf_compress.report.tables import latency_table
-from hf_compress.report.variants import VARIANTS
+from hf_compress.report import VARIANTS, bench, latency_table, measure_latency, paired_ratio
 
 VOCABULARY, CALIBRATION = 30522, 8
 SCHEMES = ("int8", "int8-attention")

@@ -30,25 +30,26 @@ def bench(
 ) -> None:
     """Measure the speed of models in PyTorch, ONNX Runtime and OpenVINO."""
     with clean_errors():
-        from hf_compress.report import bench as speed
-        from hf_compress.report import records
+        from hf_compress.report import VARIANTS, latency_table, records
+        from hf_compress.report.bench import bench as measure
+        from hf_compress.report.bench import save_latency
 
-        latency = speed.bench(
+        latency = measure(
             folders,
             batch_sizes=_numbers("batch-size", batch_size),
             lengths=_numbers("length", length),
             rounds=rounds,
             threads=threads,
-            variants=speed.VARIANTS if variants is None else tuple(variants.split(",")),
+            variants=VARIANTS if variants is None else tuple(variants.split(",")),
             device=device,
             progress=sys.stderr.isatty(),
         )
         if as_json:
             typer.echo(json.dumps(records.encode(latency)))
         else:
-            console().print(speed.latency_table(latency))
+            console().print(latency_table(latency))
         for folder in folders if save else ():
-            card = speed.save_latency(folder, latency)
+            card = save_latency(folder, latency)
             typer.echo(f"{folder}: no report.json to add to" if card is None else f"Written to {card}", err=True)
 
 

@@ -29,7 +29,8 @@ from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
 from hf_compress.report.card import save_card
-from hf_compress.report.report import REPORT_NAME, DatasetFacts, Report, measure
+from hf_compress.report.measuring import measure
+from hf_compress.report.report import REPORT_NAME, DatasetFacts, Report
 from hf_compress.report.tables import comparison_table
 
 TASK = "synthetic sentences"

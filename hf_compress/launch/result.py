@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_compress.checkpoint.resume import last_complete_checkpoint
 from hf_compress.export.formats import PACKED, write_formats, written
 from hf_compress.report import records
-from hf_compress.report.card import CARD_NAME, render, save_card
+from hf_compress.report.card import is_current, save_card
 from hf_compress.report.hub import push
 from hf_compress.report.report import REPORT_NAME, Report
 
@@ -151,8 +151,7 @@ def _renew_card(result: Result) -> list[str]:
             "result, finished or unfinished."
         )
     report = Report.load(result.folder) if (result.folder / REPORT_NAME).is_file() else None
-    card = result.folder / CARD_NAME
-    if report is None or (card.is_file() and card.read_text("utf-8") == render(report)):
+    if report is None or is_current(result.folder):
         return [f"Nothing is left to do: {result.folder} is complete"]
     return [f"Wrote the card: {save_card(result.folder)}"]
 

@@ -4,6 +4,7 @@
 and from nothing else, section by section (`SECTIONS`). `push` uploads a folder after checking that all of it agrees.
 """
 
+from hf_compress.report.bench import bench as bench
 from hf_compress.report.card import SECTIONS as SECTIONS
 from hf_compress.report.card import save_card as save_card
 from hf_compress.report.hub import push as push
@@ -14,3 +15,5 @@ from hf_compress.report.report import DatasetFacts as DatasetFacts
 from hf_compress.report.report import Report as Report
 from hf_compress.report.section import Section as Section
 from hf_compress.report.sizes import analytic_bytes as analytic_bytes
+from hf_compress.report.tables import latency_table as latency_table
+from hf_compress.report.variants import VARIANTS as VARIANTS

@@ -56,7 +56,7 @@ def template_version() -> str:
 
 
 def render(report: Report) -> str:
-    """The model card of `report`: Markdown, with the metadata that the Hub reads. The same report gives the same card."""
+    """The model card of `report`: Markdown, with the metadata for the Hub. The same report gives the same card."""
     environment = _environment()
     parts = [f"---\n{metadata(report).to_yaml()}\n---"]
     for section in _in_order():
@@ -85,6 +85,18 @@ def save_card(folder: str | Path) -> Path:
     path.write_text(render(report), "utf-8")
     report.save(folder)
     return path
+
+
+def is_current(folder: str | Path) -> bool:
+    """Whether the card in `folder` is what this version renders from its `report.json`.
+
+    Raises:
+        ValueError: `folder` has no `report.json`, or another version of hf_compress wrote it.
+    """
+    report, card = Report.load(folder), Path(folder) / CARD_NAME
+    if report.card_template != template_version() or not card.is_file():
+        return False
+    return card.read_text("utf-8") == render(report)
 
 
 def _in_order() -> list[Section]:

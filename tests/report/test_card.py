@@ -11,8 +11,9 @@ from hf_compress.distill import DistillationArguments
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
-from hf_compress.report.card import human_bytes, render, save_card
+from hf_compress.report.card import render, save_card
 from hf_compress.report.report import Report
+from hf_compress.report.units import human_bytes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -26,8 +27,8 @@ def body(report: Report) -> str:
     return ModelCard(render(report)).text
 
 
-def test_the_card_of_a_fixed_report_is_the_golden_one_byte_for_byte(report: Report) -> None:
-    """After a wanted change of `card.md` or `card.py`, write the golden card anew and read the difference in git:
+def test_the_golden_report_renders_the_golden_card(report: Report) -> None:
+    """To accept a change of the card, write the golden card again and read the difference in git:
 
     python -c "from pathlib import Path; from hf_compress.report.card import Report, render; \
     Path('tests/golden/card.md').write_text(render(Report.load('tests/golden')), 'utf-8')"
@@ -35,7 +36,7 @@ def test_the_card_of_a_fixed_report_is_the_golden_one_byte_for_byte(report: Repo
     assert render(report) == (GOLDEN / "card.md").read_text("utf-8")
 
 
-def test_the_hub_reads_base_model_dataset_tags_and_the_reloaded_scores(report: Report) -> None:
+def test_the_metadata_holds_base_dataset_tags_and_scores(report: Report) -> None:
     data = ModelCard(render(report)).data
     assert (data.base_model, data.base_model_relation) == ("someone/minilm-l6", "quantized")
     assert (data.library_name, data.pipeline_tag, data.datasets) == (
@@ -49,20 +50,20 @@ def test_the_hub_reads_base_model_dataset_tags_and_the_reloaded_scores(report: R
     assert (result.metric_type, result.metric_value) == ("accuracy", report.compressed["accuracy"])
 
 
-def test_pearson_gets_the_id_that_the_hub_has_for_it(report: Report) -> None:
+def test_pearson_gets_its_id_on_the_hub(report: Report) -> None:
     scores = {"pearson": 0.87, "spearmanr": 0.86}
     regression = replace(report, main_metric="pearson", dense=scores, teacher=None, compressed=scores)
     assert ModelCard(render(regression)).data.metrics == ["pearsonr", "spearmanr"]
 
 
-def test_without_quantization_the_model_is_a_finetune_of_its_base(report: Report) -> None:
+def test_without_quantization_the_model_is_a_finetune(report: Report) -> None:
     pruned = replace(report, recipe=Recipe(pruning=PruningArguments(prune_sparsity=0.6)))
     data = ModelCard(render(pruned)).data
     assert data.base_model_relation == "finetune"
     assert data.tags == ["hf-compress", "pruning"]
 
 
-def test_a_local_base_model_is_in_the_text_and_not_in_the_metadata(report: Report) -> None:
+def test_a_local_base_model_is_not_in_the_metadata(report: Report) -> None:
     local = replace(report, base_model="runs/dense", base_model_hub_id=None, base_model_revision=None)
     data = ModelCard(render(local)).data.to_dict()
     assert "base_model" not in data
@@ -70,7 +71,7 @@ def test_a_local_base_model_is_in_the_text_and_not_in_the_metadata(report: Repor
     assert "`runs/dense`" in body(local)
 
 
-def test_data_of_no_hub_dataset_claims_none(report: Report) -> None:
+def test_local_data_claims_no_dataset_of_the_hub(report: Report) -> None:
     synthetic = replace(report, dataset=replace(report.dataset, name="synthetic", config=None, hub_id=None))
     data = ModelCard(render(synthetic)).data.to_dict()
     assert "datasets" not in data
@@ -82,7 +83,7 @@ def test_data_of_no_hub_dataset_claims_none(report: Report) -> None:
 @pytest.mark.parametrize("distilled", [False, True])
 @pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize("quantized", [False, True])
-def test_every_subset_of_methods_is_named_and_no_other(
+def test_the_card_names_exactly_the_methods_used(
     report: Report, distilled: bool, pruned: bool, quantized: bool
 ) -> None:
     recipe = Recipe(
@@ -94,32 +95,32 @@ def test_every_subset_of_methods_is_named_and_no_other(
     assert ("**Distillation.**" in text) == distilled
     assert ("**Pruning.**" in text) == ("unstructured" in text) == pruned
     assert ("**Quantization-aware training**" in text) == quantized
-    assert ("No method was switched on" in text) == (not (distilled or pruned or quantized))
-    assert "fixed; what falls outside" not in text
+    assert ("No method was used" in text) == (not (distilled or pruned or quantized))
+    assert "ranges of the int8 activations are fixed" not in text
     rows = [line for line in text.splitlines() if line.startswith(("| weights on disk", "| **accuracy**", "|---|"))]
     assert {line.count("|") for line in rows[:3]} == {6 if distilled else 5}
 
 
-def test_a_regression_is_said_to_use_the_squared_error_that_it_used(report: Report) -> None:
+def test_a_regression_names_the_squared_error(report: Report) -> None:
     assert "Kullback-Leibler" in body(report)
     regression = body(replace(report, head="regression"))
     assert "squared difference of the logits" in regression
     assert "Kullback-Leibler" not in regression
 
 
-def test_a_score_that_fell_is_shown_falling_and_a_loss_is_not_in_points(report: Report) -> None:
+def test_scores_show_points_and_losses_do_not(report: Report) -> None:
     worse = body(replace(report, compressed={"accuracy": 0.8432, "loss": 0.5}))
     assert "| **accuracy** | 85.32 | 85.32 | 84.32 | -1.00 points |" in worse
     assert "| loss | 0.4201 | 0.4201 | 0.5 | +0.0799 |" in worse
 
 
-def test_the_code_on_the_card_is_valid_and_imports_the_package_first(report: Report) -> None:
+def test_the_code_on_the_card_imports_the_package_first(report: Report) -> None:
     code = body(report).split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
     assert code.startswith("import hf_compress")
 
 
-def test_save_card_leaves_the_card_and_the_picture_it_shows(report: Report, tmp_path: Path) -> None:
+def test_save_card_writes_the_card_and_its_picture(report: Report, tmp_path: Path) -> None:
     report.save(tmp_path)
     path = save_card(tmp_path)
     assert path.read_text("utf-8") == render(report)
@@ -140,5 +141,5 @@ def test_save_card_leaves_the_card_and_the_picture_it_shows(report: Report, tmp_
         (2_000_000_000_000, "2000 GB"),
     ],
 )
-def test_bytes_are_written_with_three_digits_and_a_decimal_unit(number: int, words: str) -> None:
+def test_bytes_have_three_digits_and_a_decimal_unit(number: int, words: str) -> None:
     assert human_bytes(number) == words

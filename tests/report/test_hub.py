@@ -133,13 +133,13 @@ def test_a_card_edited_by_hand_is_not_pushed(hub: FakeHub, folder: Path) -> None
 
 def test_weights_written_after_the_report_are_not_pushed(hub: FakeHub, folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(bytes(1001))
-    with pytest.raises(ValueError, match="1,001 bytes, its report speaks of 1,000"):
+    with pytest.raises(ValueError, match="1,001 bytes, but its report says 1,000"):
         push(folder, "someone/small", token="hf_secret")
     assert not hub.created
 
 
 @pytest.mark.parametrize("repo_id", ["", "a/b/c", "some one/small", "-"])
-def test_a_repository_id_that_is_none_is_refused_before_the_network(hub: FakeHub, folder: Path, repo_id: str) -> None:
+def test_a_malformed_repository_id_is_refused_offline(hub: FakeHub, folder: Path, repo_id: str) -> None:
     with pytest.raises(ValueError, match="`repo_id` must be of the form owner/name"):
         push(folder, repo_id, token="hf_secret")
     assert not hub.created
@@ -150,9 +150,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         push(tmp_path / "nowhere", "someone/small")
 
 
-def test_a_hub_that_is_out_of_reach_leaves_the_folder_and_says_how_to_go_on(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_hub_is_named_with_the_next_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="could not be pushed to someone/small.*`hf-compress push"):
         push(folder, "someone/small", token="hf_secret")

@@ -17,11 +17,12 @@ from hf_compress.layers.grids import SCHEMES
 from hf_compress.layers.rounded import quantize_layers
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
-from hf_compress.report import bench as speed
-from hf_compress.report.bench import bench, latency_table, save_latency
+from hf_compress.report import variants
+from hf_compress.report.bench import bench, save_latency
 from hf_compress.report.card import render
 from hf_compress.report.latency import Latency, Timing, measure_latency, paired_ratio
 from hf_compress.report.report import REPORT_NAME, Report
+from hf_compress.report.tables import latency_table
 from hf_compress_cli import app
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -59,7 +60,7 @@ def test_variants_take_turns_in_a_rotating_order() -> None:
     assert set(Counter(calls[-36:]).values()) == {12}
 
 
-def test_a_paired_ratio_is_blind_to_noise_that_both_share() -> None:
+def test_a_paired_ratio_cancels_shared_noise() -> None:
     noise = [1.0, 7.0, 2.0, 5.0, 3.0]
     found = paired_ratio([2 * value for value in noise], noise)
     assert (found.ratio, found.interval, found.quartiles) == (2, [2, 2], [2, 2])
@@ -70,12 +71,12 @@ def test_a_paired_ratio_is_blind_to_noise_that_both_share() -> None:
     assert wide == paired_ratio([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
 
 
-def test_a_timing_counts_sequences_and_how_often_the_baseline_fits_in() -> None:
+def test_a_timing_has_throughput_and_speedup() -> None:
     timing = Timing.of("small", (8, 16), [0.5, 0.5, 0.5], [1.0, 1.0, 1.0])
     assert (timing.seconds, timing.throughput, timing.speedup.ratio) == (0.5, 16, 2)
 
 
-def test_every_way_to_run_the_folders_is_measured_against_the_dense_one(folders: tuple[Path, Path]) -> None:
+def test_every_variant_is_measured_against_the_dense_one(folders: tuple[Path, Path]) -> None:
     dense, small = folders
     latency = bench([small, dense], batch_sizes=[1, 2], lengths=[4], rounds=2)
     names = ["dense: torch-fp32", "small: torch-dense", "small: torch-int8"]
@@ -89,15 +90,13 @@ def test_every_way_to_run_the_folders_is_measured_against_the_dense_one(folders:
     assert latency_table(latency).row_count == 6
 
 
-def test_a_compressed_folder_alone_is_compared_with_its_own_dense_model(folders: tuple[Path, Path]) -> None:
+def test_a_compressed_folder_has_its_own_dense_baseline(folders: tuple[Path, Path]) -> None:
     latency = bench(folders[1:], batch_sizes=[1], lengths=[4], rounds=1)
     assert [variant.name for variant in latency.variants] == ["torch-fp32", "torch-dense", "torch-int8"]
     assert abs(latency.variants[0].file_bytes - (folders[0] / "model.safetensors").stat().st_size) < 500
 
 
-def test_onnx_files_run_in_the_runtimes_that_are_installed(
-    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_onnx_files_run_in_the_installed_runtimes(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     (folders[1] / "onnx").mkdir()
     (folders[1] / "onnx" / "model_quantized.onnx").write_bytes(b"graph")
@@ -107,19 +106,19 @@ def test_onnx_files_run_in_the_runtimes_that_are_installed(
         opened.append(path.name)
         return BertForSequenceClassification(config)
 
-    monkeypatch.setattr(speed, "RUNTIMES", {"onnxruntime": runtime, "no_such_runtime": runtime})
+    monkeypatch.setattr(variants, "RUNTIMES", {"onnxruntime": runtime, "no_such_runtime": runtime})
     latency = bench(folders[1:], batch_sizes=[1], lengths=[4], rounds=1, variants=["torch-fp32", "onnxruntime"])
     assert [variant.name for variant in latency.variants] == ["torch-fp32", "onnxruntime"]
     assert opened == ["model_quantized.onnx"]
 
 
-def test_threads_are_as_asked_for_and_afterwards_as_before(folders: tuple[Path, Path]) -> None:
+def test_threads_are_set_and_restored(folders: tuple[Path, Path]) -> None:
     before = torch.get_num_threads()
     latency = bench(folders[:1], batch_sizes=[1], lengths=[4], rounds=1, threads=2)
     assert (latency.threads, torch.get_num_threads()) == (2, before)
 
 
-def test_what_was_measured_is_kept_in_the_report_and_on_the_card(folders: tuple[Path, Path]) -> None:
+def test_latency_is_saved_in_report_and_card(folders: tuple[Path, Path]) -> None:
     dense, small = folders
     plain = Report.load(small)
     latency = bench([dense, small], batch_sizes=[1], lengths=[4], rounds=1)

@@ -27,8 +27,10 @@ from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
 from hf_compress.report import provenance
-from hf_compress.report.evaluation import clean_scores, evaluating
-from hf_compress.report.report import DatasetFacts, Report, measure
+from hf_compress.report.evaluation import evaluating
+from hf_compress.report.measuring import measure
+from hf_compress.report.report import DatasetFacts, Report
+from hf_compress.report.scores import clean_scores
 from hf_compress.report.sizes import analytic_bytes, dense_size
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -107,7 +109,7 @@ def test_a_report_comes_back_from_json_as_it_was(golden: Report, tmp_path: Path)
         assert Report.load(tmp_path) == report
 
 
-def test_a_score_that_is_no_number_survives_as_standard_json(golden: Report, tmp_path: Path) -> None:
+def test_a_score_that_is_not_finite_is_standard_json(golden: Report, tmp_path: Path) -> None:
     path = replace(golden, compressed={"accuracy": float("nan")}).save(tmp_path)
     json.loads(path.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert numpy.isnan(Report.load(tmp_path).compressed["accuracy"])
@@ -130,7 +132,9 @@ def test_a_score_that_is_no_number_survives_as_standard_json(golden: Report, tmp
         (lambda values: values.update(main_metric="f1"), "`main_metric` must be one of the `dense` scores"),
     ],
 )
-def test_json_that_is_no_report_is_refused_by_name(golden: Report, change: Callable[[Any], Any], message: str) -> None:
+def test_json_that_is_no_report_is_refused_by_name(
+    golden: Report, change: Callable[[Any], Any], message: str
+) -> None:
     values = json.loads((GOLDEN / "report.json").read_text("utf-8"))
     assert Report.from_dict(values) == golden
     change(values)
@@ -166,7 +170,7 @@ def test_the_scores_are_those_of_the_reloaded_folder(
     assert (report.parity, report.parity_rows) == (0.0, 16)
 
 
-def test_a_trained_model_that_differs_from_the_file_shows_in_parity_and_not_in_the_scores(
+def test_a_trained_model_unlike_its_file_shows_in_parity(
     compressed_run: tuple[Trainer, Path, Recipe],
 ) -> None:
     trainer, folder, recipe = compressed_run
@@ -207,7 +211,7 @@ def test_sparsity_is_that_of_the_reloaded_weights(compressed_run: tuple[Trainer,
     assert 0.5 <= report.achieved_sparsity < 0.6
 
 
-def test_everything_else_is_found_and_not_asked_for(compressed_run: tuple[Trainer, Path, Recipe]) -> None:
+def test_the_rest_of_the_report_is_found_by_itself(compressed_run: tuple[Trainer, Path, Recipe]) -> None:
     trainer, folder, recipe = compressed_run
     report = report_on(trainer, folder, recipe, teacher={"eval_accuracy": 0.5})
     assert (report.model_class, report.pipeline_tag) == ("BertForSequenceClassification", "text-classification")
@@ -223,7 +227,7 @@ def test_everything_else_is_found_and_not_asked_for(compressed_run: tuple[Traine
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
 
 
-def test_the_trainer_is_afterwards_as_it_was_and_trains_on(compressed_run: tuple[Trainer, Path, Recipe]) -> None:
+def test_measuring_leaves_the_trainer_as_it_was(compressed_run: tuple[Trainer, Path, Recipe]) -> None:
     trainer, folder, recipe = compressed_run
     scores = clean_scores(trainer.evaluate())
     names = ("model", "model_wrapped", "deepspeed", "model_preparation_time")
@@ -239,7 +243,7 @@ def test_the_trainer_is_afterwards_as_it_was_and_trains_on(compressed_run: tuple
     trainer.train()
 
 
-def test_the_trainer_gets_its_model_back_when_evaluation_fails(
+def test_a_failed_evaluation_restores_the_model(
     make_bert: Callable[..., BertForSequenceClassification], make_trainer: Callable[..., Trainer]
 ) -> None:
     model, other = make_bert(), make_bert(seed=1)
@@ -255,7 +259,7 @@ def test_the_trainer_gets_its_model_back_when_evaluation_fails(
     assert trainer.model is trainer.model_wrapped is trainer.callback_handler.model is model
 
 
-def test_mixed_precision_applies_to_the_reloaded_model_too(
+def test_the_reloaded_model_runs_in_mixed_precision_too(
     make_bert: Callable[..., BertForSequenceClassification], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     recipe = Recipe(pruning=PruningArguments(prune_sparsity=0.5, prune_every=1))
@@ -267,7 +271,7 @@ def test_mixed_precision_applies_to_the_reloaded_model_too(
     assert report.parity == 0.0
 
 
-def test_a_graph_is_compared_without_the_mixed_precision_that_it_does_not_have(
+def test_a_graph_is_compared_without_mixed_precision(
     make_bert: Callable[..., BertForSequenceClassification], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
@@ -339,17 +343,17 @@ def test_tied_weights_are_counted_once(tiny_bert: BertForSequenceClassification)
         ("runs/sst2/dense", None),
     ],
 )
-def test_only_what_can_be_no_folder_counts_as_a_hub_id(name: str, expected: str | None) -> None:
+def test_a_name_that_may_be_a_folder_is_not_a_hub_id(name: str, expected: str | None) -> None:
     assert provenance.hub_id(name) == expected
 
 
-def test_a_folder_that_exists_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_folder_is_not_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs" / "dense").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert provenance.hub_id("runs/dense") is None
 
 
-def test_the_command_is_what_a_shell_would_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_runs_again_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=None))
     monkeypatch.setattr("sys.argv", ["examples/run_glue.py", "--output_dir", "my runs"])
     assert provenance.command() == "python examples/run_glue.py --output_dir 'my runs'"

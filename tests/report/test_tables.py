@@ -20,7 +20,7 @@ def _smaller(report: Report) -> Report:
     return dataclasses.replace(report, size=dataclasses.replace(report.size, packed_bytes=10_000_000))
 
 
-def test_a_row_gives_sizes_in_megabytes_and_the_difference_in_points(report: Report) -> None:
+def test_a_row_has_megabytes_and_points(report: Report) -> None:
     (row,) = report_rows([report])
     cells = dict(zip(HEADINGS, row, strict=True))
     score, dense = report.compressed[report.main_metric], report.dense[report.main_metric]
@@ -30,7 +30,7 @@ def test_a_row_gives_sizes_in_megabytes_and_the_difference_in_points(report: Rep
     assert cells["smaller"] == f"{report.size.dense_bytes / report.size.packed_bytes:.2f}x"
 
 
-def test_rows_are_ordered_by_task_and_then_from_the_largest_file_to_the_smallest(report: Report) -> None:
+def test_rows_are_ordered_by_task_and_falling_size(report: Report) -> None:
     other = dataclasses.replace(report, task="cola")
     tasks = [row[0] for row in report_rows([report, other])]
     sizes = [row[2] for row in report_rows([_smaller(report), report])]

@@ -29,8 +29,8 @@ There is no dense baseline: no uncompressed model for this task was evaluated.
 {% if standard_error %}
 The standard error of this accuracy is {{ "%.1f" | format(standard_error) }} points. Smaller differences mean little.
 {% endif %}
-On {{ report.parity_rows | count }} evaluation rows, the logits of the reloaded model differ from those of the trained \
-model by at most {{ "%.3g" | format(report.parity) }}.
+On {{ report.parity_rows | count }} evaluation rows, the logits of the reloaded model differ from those of the \
+trained model by at most {{ "%.3g" | format(report.parity) }}.
 
 | size | bytes | rounded | of dense fp32 |
 |---|---:|---:|---:|
