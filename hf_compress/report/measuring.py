@@ -174,7 +174,7 @@ def _format_facts(trainer: Trainer, folder: Path, name: str, reloaded: PreTraine
     other = kind.read(folder / kind.path, reloaded).to(trainer.args.device)
     found: dict[str, float] = {}
     # Metrics of sequence-to-sequence models are computed on generated texts, and a graph does not generate by itself.
-    generates = head.kind == "seq2seq" and isinstance(other, RuntimeModel)
+    generates = head.descriptor.decodes and isinstance(other, RuntimeModel)
     if not generates and can_evaluate(trainer, other):
         with evaluating(trainer, other):
             found = scores()

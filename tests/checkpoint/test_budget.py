@@ -179,7 +179,7 @@ def test_the_choice_is_trained_kept_and_described(
     assert report.size.packed_bytes == pytest.approx(expected, rel=0.03)
     assert Recipe.load(tmp_path / "compressed" / "recipe.json") == chosen
     assert report.bits and set(report.bits.values()) <= set(range(LEAST_BITS, 8))
-    assert "The file was to have at most" in render(report)
+    assert "The budget for the file was" in render(report)
     assert f"{min(report.bits.values())} bits" in render(report)
 
 

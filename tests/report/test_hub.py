@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shlex
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,9 +14,10 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 
-from hf_compress.report.card import save_card
+from hf_compress.report.card import SECTIONS, save_card
 from hf_compress.report.hub import push
 from hf_compress.report.report import Report
+from hf_compress.report.section import Section
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -155,3 +157,17 @@ def test_an_unreachable_hub_is_named_with_the_next_step(folder: Path, monkeypatc
     with pytest.raises(ValueError, match="could not be pushed to someone/small.*`hf-compress push"):
         push(folder, "someone/small", token="hf_secret")
     assert (folder / "model.safetensors").is_file()
+
+
+def test_a_card_of_an_older_template_is_not_pushed(
+    hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The words of this card are the same under both templates, so the text alone does not show its age.
+    monkeypatch.setitem(SECTIONS, "empty", Section("empty", "Empty", 99, lambda report: {}, ""))
+    with pytest.raises(ValueError, match="another version of the card's template") as error:
+        push(folder, "someone/small", token="hf_secret")
+    assert not hub.created
+    *_, code = shlex.split(str(error.value).partition("run: ")[2])
+    exec(code, {})
+    push(folder, "someone/small", token="hf_secret")
+    assert hub.created

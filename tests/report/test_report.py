@@ -132,9 +132,7 @@ def test_a_score_that_is_not_finite_is_standard_json(golden: Report, tmp_path: P
         (lambda values: values.update(main_metric="f1"), "`main_metric` must be one of the `dense` scores"),
     ],
 )
-def test_json_that_is_no_report_is_refused_by_name(
-    golden: Report, change: Callable[[Any], Any], message: str
-) -> None:
+def test_json_that_is_no_report_is_refused_by_name(golden: Report, change: Callable[[Any], Any], message: str) -> None:
     values = json.loads((GOLDEN / "report.json").read_text("utf-8"))
     assert Report.from_dict(values) == golden
     change(values)

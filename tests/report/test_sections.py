@@ -1,0 +1,93 @@
+"""A section of the card is an entry of a registry, and a card belongs to the template that rendered it."""
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers.pipelines import SUPPORTED_TASKS
+
+from hf_compress.models.kinds import HEAD_KINDS
+from hf_compress.report import SECTIONS, Report, Section, save_card
+from hf_compress.report.card import is_current, render, template_version
+from hf_compress.report.hub import render_command
+from hf_compress.report.sections.loading import WITHOUT_PIPELINE
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report.load(GOLDEN)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Section:
+    """A section that a user adds through the registry alone."""
+    template = "Half of the training took {{ half }} steps, on {{ report.hardware }}."
+    section = Section("steps", "Steps", 45, lambda report: {"half": report.train_steps // 2}, template)
+    monkeypatch.setitem(SECTIONS, section.name, section)
+    return section
+
+
+def headings(card: str) -> list[str]:
+    return re.findall(r"^## (.*)$", card, re.MULTILINE)
+
+
+def test_a_section_is_rendered_at_its_place(report: Report, steps: Section) -> None:
+    card = render(report)
+    assert "## Steps\n\nHalf of the training took 562 steps, on Some CPU" in card
+    found = headings(card)
+    assert found[found.index("How it was made") + 1] == "Steps"
+    assert found[found.index("Steps") + 1] == "How to load it"
+
+
+def test_a_section_without_text_is_left_out(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = headings(render(report))
+    empty = Section("empty", "Empty", 5, lambda report: {}, "{% if report.latency %}x{% endif %}\n")
+    monkeypatch.setitem(SECTIONS, "empty", empty)
+    assert headings(render(report)) == before
+
+
+def test_every_section_has_its_own_name_and_place() -> None:
+    assert all(section.name == name for name, section in SECTIONS.items())
+    assert len({section.order for section in SECTIONS.values()}) == len(SECTIONS)
+
+
+def test_the_template_version_follows_the_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = template_version()
+    for change in ({"template": "other"}, {"title": "Other"}, {"order": -1}):
+        with monkeypatch.context() as context:
+            context.setitem(SECTIONS, "limits", replace(SECTIONS["limits"], **change))
+            assert template_version() != before
+    assert template_version() == before
+
+
+def test_saving_a_card_records_its_template(report: Report, tmp_path: Path) -> None:
+    report.save(tmp_path)
+    assert "card_template" not in report.to_dict()
+    save_card(tmp_path)
+    assert Report.load(tmp_path) == replace(report, card_template=template_version())
+    assert is_current(tmp_path)
+
+
+def test_a_card_of_another_template_is_rendered_again(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report.save(tmp_path)
+    save_card(tmp_path)
+    changed = replace(SECTIONS["limits"], template="Only for cats.")
+    monkeypatch.setitem(SECTIONS, "limits", changed)
+    assert not is_current(tmp_path)
+    *_, code = shlex.split(render_command(tmp_path))
+    exec(code, {})
+    assert is_current(tmp_path)
+    assert "Only for cats." in (tmp_path / "README.md").read_text("utf-8")
+
+
+def test_code_on_the_card_uses_a_pipeline_that_exists(report: Report) -> None:
+    for kind in HEAD_KINDS.values():
+        card = render(replace(report, pipeline_tag=kind.pipeline_tag))
+        assert (f'pipeline("{kind.pipeline_tag}"' in card) == (kind.pipeline_tag in SUPPORTED_TASKS)
+        assert (kind.pipeline_tag in WITHOUT_PIPELINE) == (kind.pipeline_tag not in SUPPORTED_TASKS)
