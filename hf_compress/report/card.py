@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from transformers.utils import logging
 
+from hf_compress.extras import MissingExtraError
 from hf_compress.report.markdown import code, listed, text
 from hf_compress.report.metadata import metadata
-from hf_compress.report.picture import plot
+from hf_compress.report.picture import PICTURE_NAME, plot
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
 from hf_compress.report.sections import (
@@ -26,7 +28,8 @@ from hf_compress.report.sections import (
 from hf_compress.report.units import duration, human_bytes, percent
 
 CARD_NAME = "README.md"
-PLOT_NAME = quality.PLOT_NAME
+
+logger = logging.get_logger(__name__)
 
 SECTIONS: dict[str, Section] = {
     section.name: section
@@ -69,7 +72,8 @@ def render(report: Report) -> str:
 def save_card(folder: str | Path) -> Path:
     """The path of the card written into `folder` from its `report.json`, beside the picture that the card shows.
 
-    `report.json` then records the version of the template (`Report.card_template`).
+    `report.json` then records the version of the template and the picture. Without the extra `plots` the card has no
+    picture, and the log says so.
 
     Raises:
         ValueError: `folder` has no `report.json`, or another version of hf_compress wrote it.
@@ -79,8 +83,9 @@ def save_card(folder: str | Path) -> Path:
         >>> save_card("run/compressed")  # doctest: +SKIP
         PosixPath('run/compressed/README.md')
     """
-    report = replace(Report.load(folder), card_template=template_version())
-    plot(report, Path(folder) / PLOT_NAME)
+    report = Report.load(folder)
+    picture = _draw(report, Path(folder))
+    report = replace(report, card_template=template_version(), card_picture=picture)
     path = Path(folder) / CARD_NAME
     path.write_text(render(report), "utf-8")
     report.save(folder)
@@ -97,6 +102,16 @@ def is_current(folder: str | Path) -> bool:
     if report.card_template != template_version() or not card.is_file():
         return False
     return card.read_text("utf-8") == render(report)
+
+
+def _draw(report: Report, folder: Path) -> str | None:
+    """Draw the picture of the card, and return its file name; None without the extra `plots`."""
+    try:
+        plot(report, folder / PICTURE_NAME)
+    except MissingExtraError as error:
+        logger.warning(f"The card in {folder} has no picture. {error}")
+        return None
+    return PICTURE_NAME
 
 
 def _in_order() -> list[Section]:

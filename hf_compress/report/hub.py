@@ -2,15 +2,16 @@
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, errors
 from huggingface_hub.errors import HFValidationError
 
-from hf_compress.report.card import CARD_NAME, PLOT_NAME, render, template_version
+from hf_compress.report.card import CARD_NAME, render, template_version
 from hf_compress.report.report import REPORT_NAME, Report
 
-NEEDED = (REPORT_NAME, CARD_NAME, PLOT_NAME, "config.json", "model.safetensors", "recipe.json")
+NEEDED = (REPORT_NAME, CARD_NAME, "config.json", "model.safetensors", "recipe.json")
 
 
 def push(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
@@ -64,13 +65,9 @@ def check(folder: str | Path) -> Report:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"`folder` must be a folder that a compression run has written; {folder} does not exist.")
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{folder} lacks {', '.join(missing)}. Call `save_compressed`, `Report.save` and `save_card`, in this "
-            "order."
-        )
+    _check_files(folder, NEEDED)
     report = Report.load(folder)
+    _check_files(folder, [report.card_picture] if report.card_picture else [])
     found, reported = (folder / "model.safetensors").stat().st_size, report.size.packed_bytes
     if found != reported:
         raise ValueError(
@@ -86,6 +83,15 @@ def check(folder: str | Path) -> Report:
     if (folder / CARD_NAME).read_text("utf-8") != render(report):
         raise ValueError(f"{folder / CARD_NAME} is not what {REPORT_NAME} says: one of them was edited. {again}")
     return report
+
+
+def _check_files(folder: Path, names: Sequence[str]) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {', '.join(missing)}. Call `save_compressed`, `Report.save` and `save_card`, in this "
+            "order."
+        )
 
 
 def render_command(folder: str | Path) -> str:

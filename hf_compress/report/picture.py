@@ -2,16 +2,23 @@
 
 from pathlib import Path
 
+from hf_compress.extras import extra
 from hf_compress.report.report import Report
 from hf_compress.report.units import human_bytes
 
+PICTURE_NAME = "size.png"
 COLOURS = ("#7b9acc", "#2f4b7c", "#d45087")
 
 
 def plot(report: Report, path: Path) -> None:
-    """Draws the bytes of each part of the model, dense and packed, into the PNG `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Draw the bytes of each part of the model, dense and packed, into the PNG `path`.
+
+    Raises:
+        MissingExtraError: the extra `plots` is not installed.
+    """
+    with extra("plots", "The picture of a card"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 2.2), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)

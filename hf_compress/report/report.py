@@ -100,6 +100,7 @@ class Report:
         vocabulary: how many tokens were kept; None if all were.
         bits: number of bits of the layers whose weights differ from the scheme.
         card_template: the version of the card's template that `save_card` used last; None before that.
+        card_picture: the file name of the picture that `save_card` drew last; None if there is none.
 
     Raises:
         ValueError: `main_metric` is not among the scores, or a format is unknown.
@@ -143,6 +144,7 @@ class Report:
     vocabulary: VocabularyFacts | None = None
     bits: dict[str, int] = field(default_factory=dict)
     card_template: str | None = None
+    card_picture: str | None = None
 
     def __post_init__(self) -> None:
         for name, scores in (("dense", self.dense), ("teacher", self.teacher), ("compressed", self.compressed)):
@@ -160,7 +162,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, its schema first."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("latency", "vocabulary", "bits", "card_template"):
+        for name in ("latency", "vocabulary", "bits", "card_template", "card_picture"):
             if not values[name]:
                 del values[name]
         encoded: dict[str, Any] = records.encode(values)

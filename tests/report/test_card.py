@@ -1,6 +1,7 @@
 """The card says what the report says, in the words of the template, and claims nothing that the Hub does not have."""
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hf_compress.distill import DistillationArguments
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
-from hf_compress.report.card import render, save_card
+from hf_compress.report.card import is_current, render, save_card
 from hf_compress.report.report import Report
 from hf_compress.report.units import human_bytes
 
@@ -126,6 +127,17 @@ def test_save_card_writes_the_card_and_its_picture(report: Report, tmp_path: Pat
     assert path.read_text("utf-8") == render(report)
     (picture,) = re.findall(r"!\[.*\]\((.*)\)", body(report))
     assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_the_extra_the_card_has_no_picture(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    report.save(tmp_path)
+    card = save_card(tmp_path).read_text("utf-8")
+    assert "size.png" not in card and "| **packed file** |" in card
+    assert Report.load(tmp_path).card_picture is None
+    assert is_current(tmp_path) and not (tmp_path / "size.png").exists()
 
 
 @pytest.mark.parametrize(

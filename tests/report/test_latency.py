@@ -126,7 +126,7 @@ def test_latency_is_saved_in_report_and_card(folders: tuple[Path, Path]) -> None
     card = save_latency(small, latency)
     assert card is not None
     report = Report.load(small)
-    assert report == replace(plain, latency=latency, card_template=template_version())
+    assert report == replace(plain, latency=latency, card_template=template_version(), card_picture="size.png")
     text = card.read_text()
     assert latency.hardware in text
     assert "small: torch-int8" in text

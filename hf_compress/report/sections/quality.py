@@ -8,8 +8,6 @@ from hf_compress.report.report import Report
 from hf_compress.report.scores import is_share
 from hf_compress.report.section import Section
 
-PLOT_NAME = "size.png"
-
 TEMPLATE = """\
 | | dense | {% if report.teacher %}teacher | {% endif %}compressed | compressed to dense |
 |---|---:|{% if report.teacher %}---:|{% endif %}---:|---:|
@@ -42,8 +40,10 @@ trained model by at most {{ "%.3g" | format(report.parity) }}.
 The *analytic* size is the formula of Movva et al. (2022): bytes per weight x (embeddings + (1 - sparsity) x all other
 weights). It leaves out masks, scales and headers, and no file has this size.
 The *entropy bound* is the size that a perfect order-0 coder gives the integers, plus the raw bytes of everything else.
+{% if report.card_picture %}
 
-![Weights on disk by part of the model, dense fp32 and packed]({{ plot }})
+![Weights on disk by part of the model, dense fp32 and packed]({{ report.card_picture }})
+{% endif %}
 """
 
 
@@ -69,7 +69,6 @@ def values(report: Report) -> dict[str, Any]:
         "scores": [_score_row(report, name) for name in metric_names(report)],
         "standard_error": _standard_error(report),
         "sizes": _size_rows(report),
-        "plot": Markdown(PLOT_NAME),
     }
 
 
