@@ -1,17 +1,18 @@
-"""Saving a compressed model: a folder that `from_pretrained` reads, once the model is what its recipe promises."""
+"""Save a compressed model: a folder that `from_pretrained` reads, after checking the model against its recipe."""
 
 import copy
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
 import torch.distributed as dist
 from peft import PeftModel
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from hf_compress.checkpoint.aside import check_free, written_aside
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.quantizer import CompressionQuantizer
 from hf_compress.layers.attention import OPERANDS, attention_modules, trained_attention
@@ -34,127 +35,160 @@ def save_compressed(
     recipe: Recipe,
     processing_class: PreTrainedTokenizerBase | None = None,
 ) -> Path:
-    """The folder with the compressed `model`, which it is written to: weights, config, recipe and tokenizer.
+    """Write the compressed `model` to `folder` and return its path: weights, config, recipe and tokenizer.
 
-    After `import hf_compress`, `AutoModelFor*.from_pretrained(folder)` gives a model whose logits equal those of the
-    trained one bit for bit on the same device. The model itself is left as it is. The folder appears when it is
-    complete, never half-written.
+    After `import hf_compress`, `AutoModelFor*.from_pretrained(folder)` returns a model whose logits equal those of the
+    trained one bit for bit on the same device. The model is not changed. The folder appears when it is complete, never
+    half-written.
 
-    On several processes all may call it, the first one writes. Where FSDP2 has sharded the weights all must: they are
-    gathered one at a time.
+    Collective where FSDP2 shards the weights: every rank must call it, because weights are gathered one at a time.
+    Elsewhere any rank may call it. Rank 0 writes.
 
     Args:
-        model: as it came out of training with the callbacks of `recipe`; an adapter is merged, on a copy.
+        model: as it came out of training with the callbacks of `recipe`. An adapter is merged, in a copy.
         folder: a path that does not exist yet, or an empty folder.
-        processing_class: the tokenizer, saved beside the model if given.
+        recipe: the plan that the model was trained by. It is checked: the model must have its zeros and its grids.
+        processing_class: the tokenizer or processor, saved beside the model if given.
 
     Raises:
-        ValueError: the folder is not empty, or the model is not what the recipe promises: too few zeros, or layers
+        ValueError: the folder is not empty, or the model does not keep the recipe: it has too few zeros, or layers
             that were never quantized.
+
+    Example:
+        >>> import tempfile
+        >>> import hf_compress
+        >>> from transformers import AutoModelForSequenceClassification, BertConfig
+        >>> config = BertConfig(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+        >>> model = AutoModelForSequenceClassification.from_config(config)
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     folder = hf_compress.save_compressed(model, out, hf_compress.Recipe())
+        ...     sorted(path.name for path in folder.iterdir())
+        ['config.json', 'model.safetensors', 'recipe.json']
     """
     reshard(model)
-    folder, first = Path(folder), not dist.is_initialized() or dist.get_rank() == 0
+    first = not dist.is_initialized() or dist.get_rank() == 0
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     if not (first or sharded):
-        return folder
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(
-            f"`{folder}` is not empty. Give a new folder for the compressed checkpoint, or remove that one."
-        )
+        return Path(folder)
+    target = check_free(folder)
     if isinstance(model, PeftModel):
         model = cast(PreTrainedModel, copy.deepcopy(model).merge_and_unload())
-    _check_promise(model, recipe)
     grids = _promised_grids(model, recipe)
-    stored = {target.name for target in rounded(model, [target for target, _ in grids])}
-    config = CompressionConfig(
-        scheme=asdict(recipe.quantization.scheme) if recipe.quantization.enabled else None,
-        quantized=[target.name for target, _ in grids if target.name in stored],
-        pruned=[target.name for target in prunable(model, recipe.pruning.prune_exclude)]
-        if recipe.pruning.enabled
-        else [],
-        attention=trained_attention(model)
-        if recipe.quantization.enabled and recipe.quantization.scheme.attention
-        else [],
-        bits={
-            target.name: grid.bits
-            for target, grid in grids
-            if target.name in stored and grid.bits != recipe.quantization.scheme.of(target.shares_embedding).bits
-        },
-    )
-    packs = bool(config.quantized or config.pruned)
-    # Modules and weights are shared with the model; only what saving writes to is our own. `copy.copy` would build a
-    # model that FSDP has sharded anew.
-    shallow = object.__new__(type(model))
-    vars(shallow).update(vars(model))
-    shallow.config = copy.deepcopy(model.config)
-    vars(shallow.config).pop("distributed_config", None)  # By it, saving would gather again, on this process alone.
-    shallow.hf_quantizer = None
-    shallow.config.quantization_config = config if packs else None
-    if not packs:
-        del shallow.config.quantization_config
-    if packs:
-        state, _ = CompressionQuantizer(config).get_state_dict_and_metadata(shallow)
-    else:
-        state = dict(whole_on_first(shallow.state_dict()))
+    _check_zeros(model, recipe)
+    _check_grids(model, recipe, grids)
+    config = _config(model, recipe, grids)
+    view = _view(model, config)
+    state = _state(view, config)
     if not first:
-        return folder
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    shallow.save_pretrained(aside, state_dict=state, save_original_format=not packs)
-    if processing_class is not None:
-        processing_class.save_pretrained(aside)
-    recipe.save(aside / RECIPE_NAME)
-    size = sum(file.stat().st_size for file in aside.glob("*.safetensors"))
-    if size > recipe.budget.bytes:
-        logger.warning(
-            f"The file of the compressed model has {size / 1e6:.2f} MB, more than `--compress_budget_mb "
-            f"{recipe.budget.compress_budget_mb:g}` asks for. Train it with `hf_compress.compress(trainer, recipe)`, "
-            "which chooses what will fit; if that was done, ask for a little less."
-        )
-    if folder.exists():
-        folder.rmdir()
-    return aside.rename(folder)
+        return Path(folder)
+    with written_aside(target.parent, target.name, replace=False) as aside:
+        view.save_pretrained(aside, state_dict=state, save_original_format=config is None)
+        if processing_class is not None:
+            processing_class.save_pretrained(aside)
+        recipe.save(aside / RECIPE_NAME)
+        _warn_of_size(aside, recipe)
+    return Path(folder)
 
 
 def _promised_grids(model: PreTrainedModel, recipe: Recipe) -> list[tuple[Target, Grid]]:
-    """The layers that the recipe quantizes, each with the grid of its weight."""
+    """Return the layers that the recipe quantizes, each with the grid of its weight."""
     options = recipe.quantization
     if not options.enabled:
         return []
     return weight_grids(quantizable(model, options.quant_exclude), options.scheme, options.quant_bits)
 
 
-def _check_promise(model: PreTrainedModel, recipe: Recipe) -> None:
-    """Refuse a model that is denser than the recipe says, or not quantized where it says so."""
-    if recipe.pruning.enabled:
-        targets = prunable(model, recipe.pruning.prune_exclude)
-        weights = list({id(target.weight): target.weight for target in targets}.values())  # Tied ones count once.
-        numbers = [weight.numel() for weight in weights]
-        zeros = sum(count_zeros(weights))
-        sparsity, scope = recipe.pruning.prune_sparsity, cast(Scope, recipe.pruning.prune_scope)
-        if zeros < sum(zero_counts(numbers, sparsity, scope)):
-            raise ValueError(
-                f"the recipe asks for `--prune_sparsity {sparsity}`, the model has {zeros / sum(numbers):.4f} of its "
-                "prunable weights at zero. Train it with `callbacks=recipe.callbacks()` until `--prune_end`."
-            )
-    if recipe.quantization.enabled:
-        layers = compressed_layers(model)
-        grids = _promised_grids(model, recipe)
-        missing = [
-            target.name
-            for target, grid in grids
-            if target.name not in layers or layers[target.name].weight_grid != grid
-        ]
-        if recipe.quantization.scheme.attention:
-            modules = attention_modules(model, recipe.quantization.quant_exclude)
-            missing += [name for name, module in modules.items() if OPERANDS not in module._modules]
-        own = {name: layer for name, layer in layers.items() if layer.weight_grid is not None}
-        idle = [name for name, layer in own.items() if not layer.quantizing or (layer.rounded and not layer.ready)]
-        if not rounded(model, [target for target, _ in grids]):
-            idle = idle or list(own)
-        if missing or idle:
-            raise ValueError(
-                f"the recipe asks for `{recipe.quantization.flags}`, but "
-                f"{len(missing) + len(idle)} layers, such as {(missing + idle)[0]}, were not trained for it. Train "
-                "with `callbacks=recipe.callbacks()` beyond `--quant_begin`."
-            )
+def _check_zeros(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Refuse a model with fewer zeros than the recipe asks for."""
+    if not recipe.pruning.enabled:
+        return
+    targets = prunable(model, recipe.pruning.prune_exclude)
+    weights = list({id(target.weight): target.weight for target in targets}.values())  # Tied weights count once.
+    numbers = [weight.numel() for weight in weights]
+    zeros = sum(count_zeros(weights))
+    sparsity, scope = recipe.pruning.prune_sparsity, cast(Scope, recipe.pruning.prune_scope)
+    if zeros < sum(zero_counts(numbers, sparsity, scope)):
+        raise ValueError(
+            f"The recipe asks for `--prune_sparsity {sparsity}`, but only {zeros / sum(numbers):.4f} of the model's "
+            "prunable weights are zero. Train it with `callbacks=recipe.callbacks()` until `--prune_end`."
+        )
+
+
+def _check_grids(model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Target, Grid]]) -> None:
+    """Refuse a model in which a layer that the recipe quantizes has not been trained on its grid."""
+    if not recipe.quantization.enabled:
+        return
+    layers = compressed_layers(model)
+    missing = [
+        target.name
+        for target, grid in grids
+        if target.name not in layers or layers[target.name].weight_grid != grid
+    ]
+    if recipe.quantization.scheme.attention:
+        modules = attention_modules(model, recipe.quantization.quant_exclude)
+        missing += [name for name, module in modules.items() if OPERANDS not in module._modules]
+    own = {name: layer for name, layer in layers.items() if layer.weight_grid is not None}
+    idle = [name for name, layer in own.items() if not layer.quantizing or (layer.rounded and not layer.ready)]
+    if not rounded(model, [target for target, _ in grids]):
+        idle = idle or list(own)
+    if missing or idle:
+        raise ValueError(
+            f"The recipe asks for `{recipe.quantization.flags}`, but {len(missing) + len(idle)} layers were not "
+            f"trained for it, for example {(missing + idle)[0]}. Train with `callbacks=recipe.callbacks()` beyond "
+            "`--quant_begin`."
+        )
+
+
+def _config(model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Target, Grid]]) -> CompressionConfig | None:
+    """Return the `quantization_config` of the model; None if the recipe changes no weight."""
+    scheme = recipe.quantization.scheme if recipe.quantization.enabled else None
+    prunes = recipe.pruning.enabled
+    names = {target.name for target in rounded(model, [target for target, _ in grids])}
+    stored = [(target, grid) for target, grid in grids if target.name in names]
+    config = CompressionConfig(
+        scheme=None if scheme is None else asdict(scheme),
+        quantized=[target.name for target, _ in stored],
+        pruned=[target.name for target in prunable(model, recipe.pruning.prune_exclude)] if prunes else [],
+        attention=trained_attention(model) if scheme is not None and scheme.attention else [],
+        bits={
+            target.name: grid.bits
+            for target, grid in stored
+            if scheme is not None and grid.bits != scheme.of(target.shares_embedding).bits
+        },
+    )
+    return config if config.quantized or config.pruned else None
+
+
+def _view(model: PreTrainedModel, config: CompressionConfig | None) -> PreTrainedModel:
+    """Return a model with the modules and weights of `model`, and a config of its own that saving may change.
+
+    `copy.copy` would build a model that FSDP shards anew.
+    """
+    view = object.__new__(type(model))
+    vars(view).update(vars(model))
+    view.config = copy.deepcopy(model.config)
+    vars(view.config).pop("distributed_config", None)  # With it, saving would gather again, on this rank alone.
+    view.hf_quantizer = None
+    view.config.quantization_config = config
+    if config is None:
+        del view.config.quantization_config
+    return view
+
+
+def _state(view: PreTrainedModel, config: CompressionConfig | None) -> dict[str, Tensor]:
+    """Return the tensors of the file: packed if there is a `config`. Collective where weights are sharded."""
+    if config is None:
+        return dict(whole_on_first(view.state_dict()))
+    state, _ = CompressionQuantizer(config).get_state_dict_and_metadata(view)
+    return state
+
+
+def _warn_of_size(folder: Path, recipe: Recipe) -> None:
+    """Warn if the file is larger than the budget of the recipe."""
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if size > recipe.budget.bytes:
+        logger.warning(
+            f"The file of the compressed model has {size / 1e6:.2f} MB, more than the budget `--compress_budget_mb "
+            f"{recipe.budget.compress_budget_mb:g}`. Train with `hf_compress.compress(trainer, recipe)`, which chooses "
+            "bits and sparsity that fit. If you did, ask for a slightly smaller budget."
+        )
