@@ -1,7 +1,7 @@
-"""The compressed checkpoint on disk: writing it, loading it, looking inside it.
+"""The compressed checkpoint on disk: write it, load it, look inside it.
 
-`save` writes a trained model, `quantizer` is what Transformers calls to load it, and `packed` and `coding` are the
-file format that `docs/format.md` specifies. `budget` chooses bits and zeros for a file size, and `resume` finds the
+`save` writes a trained model, Transformers calls `quantizer` to load it, and `packed` and `coding` implement the file
+format that `docs/format.md` specifies. `budget` chooses bits and zeros for a file size, and `resume` finds the
 training checkpoint to resume from.
 """
 

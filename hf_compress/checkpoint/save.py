@@ -120,9 +120,7 @@ def _check_grids(model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Targe
         return
     layers = compressed_layers(model)
     missing = [
-        target.name
-        for target, grid in grids
-        if target.name not in layers or layers[target.name].weight_grid != grid
+        target.name for target, grid in grids if target.name not in layers or layers[target.name].weight_grid != grid
     ]
     if recipe.quantization.scheme.attention:
         modules = attention_modules(model, recipe.quantization.quant_exclude)

@@ -1,9 +1,11 @@
 """The compressed model in other formats: ONNX, OpenVINO, compressed-tensors.
 
-`formats` is the registry of formats. Each format is written aside, compared with the packed file on real batches
-(`parity`), and only then moved into the folder. `runtimes` runs the written graphs behind a model's interface.
+Each format has a file with its `Format` descriptor, and `formats` is the registry of them. A format is written aside,
+compared with the packed file on batches (`parity`), and only then moved into the folder. `runtimes` runs the written
+graphs behind the interface of a model.
 """
 
+from hf_compress.export.descriptor import Format as Format
 from hf_compress.export.formats import FORMATS as FORMATS
 from hf_compress.export.formats import write_formats as write_formats
 from hf_compress.export.onnx_format import export_onnx as export_onnx

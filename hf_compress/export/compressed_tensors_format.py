@@ -1,7 +1,6 @@
 """A checkpoint in the format of compressed-tensors, which stock Transformers and vLLM load."""
 
 import shutil
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,97 +9,96 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_compress.checkpoint.config import CompressionConfig
-from hf_compress.export.parity import Parity, check_parity, load, random_batches
+from hf_compress.export.descriptor import Format
+from hf_compress.export.parity import load
 from hf_compress.extras import extra
 from hf_compress.layers.grids import Grid, Scheme, affine_parameters, symmetric_scale
 from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import kind
 
-FOLDER = Path("compressed-tensors")
-# Its signed integers are ours less this.
+# The format's signed integers are ours less this.
 OFFSET = 128
 
 
-def export_compressed_tensors(folder: str | Path, batches: Iterable[Mapping[str, Any]] | None = None) -> Parity:
-    """How far the checkpoint written to `folder`/compressed-tensors is from the one in `folder`.
+def write_compressed_tensors(folder: Path, path: Path) -> None:
+    """Write the checkpoint in `folder` to the folder `path`, in the format of compressed-tensors.
 
-    Quantized linear layers are integers in it, with the scales that were trained; embeddings and all else are floating
-    point, so that it is larger than the packed file. With `int8-weight` and `int4-weight` the logits are the same to
-    the last bit. `int8` carries the trained ranges, and rounds a value in the middle of two integers to the other one
-    now and then; `int8-dynamic` has another range for the activations of a token, 127.5 steps wide instead of 127.
+    Quantized linear layers are stored as integers with the trained scales. Embeddings and everything else are floating
+    point, so this is larger than the packed file. With `int8-weight` and `int4-weight` the logits are equal to the
+    last bit. `int8` carries the trained ranges, and now and then rounds a value halfway between two integers to the
+    other one. `int8-dynamic` has another range for the activations of a token: 127.5 steps instead of 127.
 
     Raises:
-        MissingExtraError: the extra `compressed-tensors` is not installed.
-        ValueError: no linear layer of the checkpoint is quantized in a way that the format has, its products inside
-            attention are rounded, or the loaded model computes something else. Nothing is left of the folder then.
+        ValueError: the format cannot hold any quantized layer of the checkpoint, or products inside attention are
+            rounded.
     """
-    require_compressed_tensors()
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
 
-    folder = Path(folder)
-    reference, plain = load(folder), load(folder)
-    config = getattr(plain.config, "quantization_config", None)
-    scheme, layers, grids = None, [], dict[str, Grid]()
-    if isinstance(config, CompressionConfig) and config.grids is not None:
-        scheme, layers = config.grids, _carried(plain, config.quantized, config.grids.weight)
-        grids = {name: config.grid(name, "linear") for name in layers}
-    if scheme is None or not layers:
-        raise ValueError(
-            "`--compress_formats compressed-tensors` carries quantized linear layers, and this checkpoint has none "
-            "that fit: train with `--quant_scheme`. A layer of four bits must be as wide as a multiple of its group; "
-            "GPT-2's layers are of a class that the format does not know."
-        )
-    if scheme.attention is not None:
-        raise ValueError(
-            "`--compress_formats compressed-tensors` has no place for the ranges inside attention of `--quant_scheme "
-            "int8-attention`. Leave the format out, or train with `int8`."
-        )
-    ranges = {name: layer.input_range for name, layer in compressed_layers(plain).items() if layer.has_range}
-    model = _without_ours(plain)
+    packed = load(folder)
+    config, layers, scheme = _carried(packed)
+    ranges = {name: layer.input_range for name, layer in compressed_layers(packed).items() if layer.has_range}
+    model = _plain(packed)
     apply_quantization_config(model, QuantizationConfig.model_validate(_config(model, layers, scheme)))
     for name in layers:
-        _fill(model.get_submodule(name), grids[name], scheme.activation, ranges.get(name))
-    target, aside = folder / FOLDER, folder / f".{FOLDER.name}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        compressor = ModelCompressor.from_pretrained_model(model)
-        compressor.compress_model(model)
-        model.save_pretrained(aside)
-        compressor.update_config(str(aside))
-        _copy_tokenizer(folder, aside)
-        loaded = load(aside)
-        head_batches = batches or random_batches(reference)
-        parity = check_parity(reference, loaded, head_batches, what="the checkpoint of compressed-tensors")
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return parity
+        _fill(model.get_submodule(name), config.grid(name, "linear"), scheme.activation, ranges.get(name))
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(path)
+    compressor.update_config(str(path))
+    _copy_tokenizer(folder, path)
 
 
-def require_compressed_tensors() -> None:
-    """Check that compressed-tensors is installed.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+def _require() -> None:
     with extra("compressed-tensors", "The format `compressed-tensors`"):
         import compressed_tensors  # noqa: F401
 
 
-def _carried(model: PreTrainedModel, names: list[str], grid: Grid) -> list[str]:
-    """The layers among `names` that the format has: linear ones, their width a multiple of the group."""
-    layers = {name: model.get_submodule(name) for name in names}
-    return [
-        name
-        for name, layer in layers.items()
-        if isinstance(layer, nn.Linear) and (grid.group_size is None or layer.in_features % grid.group_size == 0)
-    ]
+COMPRESSED_TENSORS = Format(
+    name="compressed-tensors",
+    path=Path("compressed-tensors"),
+    require=_require,
+    write=write_compressed_tensors,
+    read=lambda path, reference: load(path),
+    help="for stock Transformers and vLLM, linear layers only",
+    card="`compressed-tensors`: stock Transformers and vLLM load it. Only its linear layers are integers.",
+    loading="""\
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained(folder + "/compressed-tensors")""",
+)
 
 
-def _without_ours(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the plain layers, with the same weights."""
+def _carried(model: PreTrainedModel) -> tuple[CompressionConfig, list[str], Scheme]:
+    """Return the configuration of the model, the names of the layers that the format can hold, and their scheme.
+
+    It holds linear layers whose width is a multiple of the group.
+    """
+    config = getattr(model.config, "quantization_config", None)
+    scheme, layers = None, list[str]()
+    if isinstance(config, CompressionConfig) and config.grids is not None:
+        scheme, group = config.grids, config.grids.weight.group_size
+        for name in config.quantized:
+            layer = model.get_submodule(name)
+            if isinstance(layer, nn.Linear) and (group is None or layer.in_features % group == 0):
+                layers.append(name)
+    if scheme is None or not layers:
+        raise ValueError(
+            "`--compress_formats compressed-tensors` holds quantized linear layers, and this checkpoint has none that "
+            "fit: train with `--quant_scheme`. The width of a 4-bit layer must be a multiple of its group. GPT-2's "
+            "layers are of a class that the format does not know."
+        )
+    if scheme.attention is not None:
+        raise ValueError(
+            "`--compress_formats compressed-tensors` cannot hold the ranges inside attention of `--quant_scheme "
+            "int8-attention`. Leave the format out, or train with `int8`."
+        )
+    assert isinstance(config, CompressionConfig)
+    return config, layers, scheme
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model of Transformers' own layers with the same weights."""
     config = model.config
     del config.quantization_config
     plain = type(model)(config).eval()
@@ -111,7 +109,7 @@ def _without_ours(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _config(model: PreTrainedModel, layers: list[str], scheme: Scheme) -> dict[str, Any]:
-    """The quantization of `layers` in the words of the format."""
+    """Return the quantization of `layers` in the terms of the format."""
     weights = {"num_bits": scheme.weight.bits, "type": "int", "symmetric": True}
     if scheme.weight.per == "group":
         weights |= {"strategy": "group", "group_size": scheme.weight.group_size}
@@ -129,9 +127,9 @@ def _config(model: PreTrainedModel, layers: list[str], scheme: Scheme) -> dict[s
 
 @torch.no_grad()
 def _fill(layer: Any, weight: Grid, activation: Grid | None, input_range: Tensor | None) -> None:
-    """Give `layer`, made ready by compressed-tensors, the scales that its weight and its input were trained with.
+    """Set the trained scales of weight and input in `layer`, which compressed-tensors has prepared.
 
-    Fewer bits than the scheme says are integers of smaller magnitude to it.
+    A layer with fewer bits than the scheme has integers of smaller magnitude.
     """
     layer.weight_scale.data = symmetric_scale(layer.weight, weight)
     if input_range is not None:

@@ -1,140 +1,67 @@
-"""The formats that a compressed model is written in beside the packed one, by name: who writes and who reads them."""
+"""The registry of formats. A format is added here; flags, report and card follow from its descriptor."""
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-from transformers import PreTrainedModel
+from hf_compress.export.compressed_tensors_format import COMPRESSED_TENSORS
+from hf_compress.export.descriptor import Batches, Format
+from hf_compress.export.onnx_format import ONNX
+from hf_compress.export.openvino_format import OPENVINO
+from hf_compress.export.packed_format import PACKED
+from hf_compress.export.parity import Parity
 
-from hf_compress.export import compressed_tensors_format as compressed_tensors
-from hf_compress.export import onnx_format as onnx
-from hf_compress.export.parity import Parity, check_parity, load, random_batches
-from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
-from hf_compress.extras import extra
-
-Batches = Iterable[Mapping[str, Any]]
-PACKED = "packed"
-OPENVINO = Path("openvino", "openvino_model.xml")
-
-
-@dataclass(frozen=True)
-class Format:
-    """One format: where it lies in the compressed folder, and who writes it there, reads it back and says what lacks.
-
-    `read` gives a model that computes with nothing but what lies at the path; the reference lends its configuration.
-    """
-
-    path: Path
-    require: Callable[[], None]
-    write: Callable[[Path, Batches | None], Parity]
-    read: Callable[[Path, PreTrainedModel], nn.Module]
-
-    def stored_bytes(self, folder: Path) -> int:
-        """The bytes of the format in `folder`, tokenizers and configurations aside."""
-        path = folder / self.path
-        files = path.glob("*.safetensors") if path.is_dir() else path.parent.glob(f"{path.stem}*")
-        return sum(file.stat().st_size for file in files)
-
-
-def export_openvino(folder: str | Path, batches: Batches | None = None) -> Parity:
-    """How far the model written to `folder`/openvino/openvino_model.xml is from the checkpoint in `folder`.
-
-    It is the graph of `export_onnx` in OpenVINO's own files, with the same integers.
-
-    Raises:
-        MissingExtraError: the extra `openvino` or `onnx` is not installed.
-        ValueError: as `export_onnx`.
-    """
-    require_openvino()
-    import openvino
-
-    folder = Path(folder)
-    reference = load(folder)
-    target, aside = folder / OPENVINO.parent, folder / f".{OPENVINO.parent}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            graph = folder / onnx.PATH
-            if not graph.is_file():
-                graph = Path(scratch, onnx.PATH.name)
-                onnx.write_graph(folder, graph)
-            openvino.save_model(openvino.convert_model(str(graph)), aside / OPENVINO.name, compress_to_fp16=False)
-        runtime = in_openvino(aside / OPENVINO.name, reference.config)
-        parity = check_parity(reference, runtime, batches or random_batches(reference), what="the OpenVINO model")
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return parity
-
-
-def require_openvino() -> None:
-    """Check that OpenVINO and the packages that write ONNX graphs are installed.
-
-    Raises:
-        MissingExtraError: one of them is not installed.
-    """
-    onnx.require_onnx()
-    with extra("openvino", "The format `openvino`"):
-        import openvino  # noqa: F401
-
-
-FORMATS: dict[str, Format] = {
-    "onnx": Format(
-        onnx.PATH,
-        onnx.require_onnx,
-        onnx.export_onnx,
-        lambda path, reference: in_onnx_runtime(path, reference.config),
-    ),
-    "openvino": Format(
-        OPENVINO,
-        require_openvino,
-        export_openvino,
-        lambda path, reference: in_openvino(path, reference.config),
-    ),
-    "compressed-tensors": Format(
-        compressed_tensors.FOLDER,
-        compressed_tensors.require_compressed_tensors,
-        compressed_tensors.export_compressed_tensors,
-        lambda path, reference: load(path),
-    ),
-}
+FORMATS: dict[str, Format] = {format.name: format for format in (PACKED, ONNX, OPENVINO, COMPRESSED_TENSORS)}
 
 
 def check_formats(names: Sequence[str]) -> None:
-    """Nothing, if every name is a format and what writes it is installed; for the start of a run.
+    """Check at the start of a run that every name is a format and that its libraries are installed.
 
     Raises:
-        ValueError: a name is none of a format.
-        MissingExtraError: a package is not installed.
+        ValueError: a name is not a format.
+        MissingExtraError: a library is missing. The message names the extra.
+
+    Example:
+        >>> check_formats(["packed"])
     """
     for name in names:
-        if name not in (PACKED, *FORMATS):
+        if name not in FORMATS:
             raise ValueError(
-                f"`--compress_formats` must be of {', '.join((PACKED, *FORMATS))}; got {name!r}. Choose one of "
-                "these, or leave the flag out to write the packed file alone."
+                f"`--compress_formats` must be of {', '.join(FORMATS)}; got {name!r}. Choose from these, or leave "
+                "the flag out to write the packed file only."
             )
-        if name != PACKED:
-            FORMATS[name].require()
+        FORMATS[name].require()
+
+
+def help_of_formats() -> str:
+    """Return what `--help` says about all formats, from their descriptors."""
+    return "; ".join(f"`{format.name}`: {format.help}" for format in FORMATS.values())
+
+
+def exported(names: Sequence[str]) -> list[Format]:
+    """Return the formats among `names` that are written from the packed file, in the order of the registry."""
+    return [format for format in FORMATS.values() if format.name in names and format.write is not None]
 
 
 def write_formats(folder: str | Path, names: Sequence[str], batches: Batches | None = None) -> dict[str, Parity]:
-    """How far each format of `names`, written into the compressed `folder`, is from the packed file.
+    """Write the formats `names` into the compressed `folder` and return how close each is to the packed file.
 
     Args:
-        batches: inputs to compare on, as `export_onnx` takes them.
+        folder: what `save_compressed` wrote.
+        names: keys of `FORMATS`. `packed` is there already.
+        batches: inputs to compare on, as for `Format.export`.
 
     Raises:
-        MissingExtraError, ValueError: as the writer of that format.
+        MissingExtraError, ValueError: as `Format.export`.
+
+    Example:
+        >>> from hf_compress.export import write_formats
+        >>> write_formats("compressed", ["onnx"])["onnx"].deviation  # doctest: +SKIP
+        0.0021
     """
     kept = None if batches is None else list(batches)
-    return {name: FORMATS[name].write(Path(folder), kept) for name in FORMATS if name in names}
+    return {format.name: format.export(folder, kept) for format in exported(names)}
 
 
 def written(folder: str | Path) -> list[str]:
-    """The formats that lie in `folder` beside the packed one."""
-    return [name for name, kind in FORMATS.items() if (Path(folder) / kind.path).exists()]
+    """Return the names of the formats in `folder` that were written from the packed file."""
+    return [format.name for format in exported(list(FORMATS)) if (Path(folder) / format.path).exists()]

@@ -1,4 +1,4 @@
-"""The quantized layers as an ONNX graph holds them: integers, scales, and the operators between them."""
+"""The quantized layers of an ONNX graph: integers, scales, and the operators between them."""
 
 from collections.abc import Hashable
 from functools import cache
@@ -17,17 +17,17 @@ from hf_compress.layers.grids import SMALLEST_SCALE, Grid, affine_parameters, sy
 from hf_compress.layers.rounded import LAYERS, CompressedLayer
 from hf_compress.models.targets import LayerKind, Target, kind, tied
 
-# Named on the operator that reads them, for the integers that torch has no type for.
+# Marks an operator whose integers are stored in four bits, a type that torch lacks.
 NARROW = {"hf_compress.bits": "4"}
-# What stands for zero where a symmetric grid is computed with kernels for unsigned inputs, which all CPUs have.
+# Zero point of a symmetric grid on kernels for unsigned inputs, which all CPUs have.
 MIDDLE = 128
 
 
-class Integers(nn.Module):
-    """What the layers of this module share: a weight of integers in place of the parameter, and its scales.
+class GraphLayer(nn.Module):
+    """Base of the layers in this module: an integer weight in place of the parameter, and its scales.
 
-    They only live while a graph is traced. `weight` is an int8 buffer; code of Transformers that asks a weight for its
-    dtype finds that of a quantized one.
+    They live only while a graph is traced. `weight` is an int8 buffer: code of Transformers that asks a weight for its
+    dtype finds a quantized one.
     """
 
     weight: Tensor
@@ -39,17 +39,18 @@ class Integers(nn.Module):
 
     @property
     def narrow(self) -> bool:
-        """Whether the integers are stored in four bits: not those that kernels multiply, which read eight."""
-        multiplied = isinstance(self, IntegerLinear) and self.weight_grid.per == "row"
+        """Whether the integers are stored in four bits. Kernels that multiply integers read eight."""
+        multiplied = isinstance(self, GraphLinear) and self.weight_grid.per == "row"
         return fits_nibble(self.weight_grid) and not multiplied
 
-    def extra_repr(self) -> str:  # Of Conv1D's layers nn.Linear would look for sizes that are not there.
+    def extra_repr(self) -> str:  # nn.Linear would look for sizes that Conv1D layers lack.
         return f"integers={tuple(self.weight.shape)}"
 
     def float_weight(self, axis: int) -> Tensor:
-        """The numbers that the integers stand for, `axis` being the one with a scale for each of its entries.
+        """Return the weight in floating point.
 
-        Of groups it is the one that is divided into groups.
+        Args:
+            axis: the axis along which each entry, or each group of entries, has a scale.
         """
         attributes: dict[str, Any] = {"axis": axis}
         if self.weight_grid.per == "group":
@@ -65,12 +66,12 @@ class Integers(nn.Module):
         )
 
 
-class IntegerLinear(Integers, nn.Linear):
-    """A linear layer, of either orientation; its integers are stored as kernels read them, (inputs, outputs)."""
+class GraphLinear(GraphLayer, nn.Linear):
+    """A linear layer of either orientation. Its integers are stored as kernels read them: (inputs, outputs)."""
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 2:
-            # ONNX Runtime makes a product of two matrices plus a bias one operator, and then finds no integers in it.
+            # ONNX Runtime fuses the product of two matrices and a bias, and then uses no integer kernel.
             return self.forward(input.unsqueeze(1)).squeeze(1)
         product = self._product(input)
         return product if self.bias is None else product + self.bias
@@ -95,17 +96,17 @@ class IntegerLinear(Integers, nn.Linear):
         return sums.float() * scale * self.weight_scale
 
 
-class IntegerTiedLinear(Integers, nn.Linear):
-    """An output projection whose integers are those of the embeddings, one row a word."""
+class GraphTiedLinear(GraphLayer, nn.Linear):
+    """An output projection that shares the integers of the embeddings, one row per token."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.float_weight(axis=0), self.bias)
 
 
-class IntegerEmbedding(Integers, nn.Embedding):
-    """An embedding that looks up integers and scales, and multiplies only what it found.
+class GraphEmbedding(GraphLayer, nn.Embedding):
+    """An embedding that looks up integers and scales, and multiplies only the rows that were looked up.
 
-    No runtime looks up integers of four bits or less: `weight` has two of them in each byte then (`_pairs`).
+    No runtime looks up integers of four bits or less, so `weight` holds two of them in each byte (`_pairs`).
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -116,15 +117,15 @@ class IntegerEmbedding(Integers, nn.Embedding):
         return found * F.embedding(input, self.weight_scale[:, None])
 
 
-class IntegerTiedEmbedding(IntegerEmbedding):
-    """An embedding of up to four bits that an output projection shares, which needs all of it expanded in any case."""
+class GraphTiedEmbedding(GraphEmbedding):
+    """An embedding of up to four bits that an output projection shares, so that the whole weight is expanded anyway."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.embedding(input, self.float_weight(axis=0))
 
 
-class IntegerOperand(Operand):
-    """Queries, keys or values as int8, probabilities as uint8, for products that kernels compute with integers."""
+class GraphOperand(Operand):
+    """An operand of attention for integer kernels: queries, keys or values as int8, probabilities as uint8."""
 
     known: tuple[Tensor, Tensor]
 
@@ -133,12 +134,12 @@ class IntegerOperand(Operand):
 
 
 def fits_nibble(grid: Grid) -> bool:
-    """Whether integers of `grid` fit in four bits."""
+    """Return whether integers of `grid` fit in four bits."""
     return grid.bits <= 4
 
 
-def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
-    """Turn the quantized layers of `model`, as `from_pretrained` gave it, in place into ones of this module."""
+def to_graph_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
+    """Turn the quantized layers of a reloaded `model` into layers of this module, in place."""
     for name in config.attention:
         _turn_operands(model.get_submodule(name))
     layers = [(name, model.get_submodule(name)) for name in config.quantized]
@@ -149,7 +150,7 @@ def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None
     for target in [*targets, *heads]:
         as_rows = target.kind == "embedding" or target.shares_embedding
         weight = target.weight
-        if id(weight) not in turned:  # What is tied stays so, and comes behind what it is tied to.
+        if id(weight) not in turned:  # Tied layers share one tensor.
             grid = config.grid(target.name, target.kind)
             integers, scale = _integers(weight.detach(), target.kind, grid, as_rows)
             if as_rows and fits_nibble(grid) and id(weight) not in shared:
@@ -159,9 +160,9 @@ def to_integer_layers(model: PreTrainedModel, config: CompressionConfig) -> None
 
 
 def _turn_operands(attention: nn.Module) -> None:
-    """Turn the operands of a module of attention, in place, into ones of this module."""
-    # About zero: OpenVINO multiplies no others. Where heads share a key, ONNX Runtime 1.32 carries the roundings
-    # through the sharing, and takes the type of its zero for unsigned.
+    """Turn the operands of an attention module into operands of this module, in place."""
+    # Signed and symmetric, because OpenVINO multiplies no others as integers. Where heads share a key, ONNX Runtime
+    # 1.32 moves the rounding through the sharing and assumes an unsigned zero point.
     signed = getattr(attention, "num_key_value_groups", 1) == 1
     for operand in cast(nn.ModuleDict, attention._modules[OPERANDS]).values():
         assert isinstance(operand, Operand)
@@ -170,8 +171,8 @@ def _turn_operands(attention: nn.Module) -> None:
             known = scale.clone(), torch.zeros((), dtype=torch.int8)
         else:
             known = scale.clone(), zero.to(torch.uint8)
-        operand.__class__ = IntegerOperand
-        cast(IntegerOperand, operand).known = known
+        operand.__class__ = GraphOperand
+        cast(GraphOperand, operand).known = known
 
 
 def _integers(weight: Tensor, layer: LayerKind, grid: Grid, as_rows: bool) -> tuple[Tensor, Tensor]:
@@ -184,7 +185,7 @@ def _integers(weight: Tensor, layer: LayerKind, grid: Grid, as_rows: bool) -> tu
 
 
 def _pairs(integers: Int8[Tensor, "rows width"]) -> UInt8[Tensor, "rows half"]:
-    """Integers of up to four bits two in a byte: the first half of a row in the low four, the second in the others."""
+    """Return two 4-bit integers per byte: the first half of a row in the low bits, the second in the high bits."""
     low, high = F.pad(integers + NIBBLE, (0, integers.shape[1] % 2)).to(torch.uint8).chunk(2, dim=1)
     return low + 16 * high
 
@@ -195,13 +196,13 @@ def _turn(target: Target, grid: Grid, integers: Tensor, scale: Tensor) -> None:
     plain = cast(Hashable, type(layer))
     if target.kind == "embedding":
         expanded = fits_nibble(grid) and integers.dtype == torch.int8
-        layer.__class__ = _embedding_class(plain, IntegerTiedEmbedding if expanded else IntegerEmbedding)
+        layer.__class__ = _embedding_class(plain, GraphTiedEmbedding if expanded else GraphEmbedding)
     else:
-        layer.__class__ = IntegerTiedLinear if target.shares_embedding else IntegerLinear
+        layer.__class__ = GraphTiedLinear if target.shares_embedding else GraphLinear
     del layer._parameters["weight"]
     layer.register_buffer("weight", integers)
     layer.register_buffer("weight_scale", scale)
-    assert isinstance(layer, Integers)
+    assert isinstance(layer, GraphLayer)
     layer.weight_grid, layer.input_grid = grid, input_grid
     if input_grid is not None and input_grid.per == "tensor":
         low, high = cast(Tensor, layer._buffers.pop("input_range"))
@@ -213,11 +214,11 @@ def _turn(target: Target, grid: Grid, integers: Tensor, scale: Tensor) -> None:
 
 
 @cache
-def _embedding_class(plain: type[nn.Module], ours: type[IntegerEmbedding]) -> type[nn.Module]:
+def _embedding_class(plain: type[nn.Module], ours: type[GraphEmbedding]) -> type[nn.Module]:
     if plain in (nn.Embedding, LAYERS["embedding"]):
         return ours
-    # Ours comes last, so that it is what the `super().forward` of Bart's embeddings calls.
-    return type(f"Integer{plain.__name__}", (plain, ours), {})
+    # Our class comes last, so that `super().forward` of Bart's embeddings calls it.
+    return type(f"Graph{plain.__name__}", (plain, ours), {})
 
 
 def _fake_quantized(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
@@ -227,13 +228,13 @@ def _fake_quantized(values: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 
 def _rounded_up(scale: Tensor) -> Tensor:
-    """What `schemes.symmetric_scale` does to its scales, in arithmetic that ONNX has: rounded up to 16 bits."""
+    """Round up to 16 significant bits as `grids.symmetric_scale` does, in arithmetic that ONNX has."""
     nearest = _nearest(scale)
     above = _nearest(nearest * (1 + 1.02 * 2.0**-16))
     return torch.where(nearest < scale, above, nearest)
 
 
 def _nearest(values: Tensor) -> Tensor:
-    """`values` rounded to 16 significant bits, half to even (Dekker, 1971, eq. 5.6)."""
+    """Round `values` to 16 significant bits, half to even (Dekker, 1971, eq. 5.6)."""
     spread = values * (2.0**8 + 1)
     return spread - (spread - values)

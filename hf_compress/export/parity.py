@@ -1,4 +1,4 @@
-"""Whether a file of another format computes what the checkpoint does that it was written from."""
+"""Parity: whether a written format computes what the checkpoint computes."""
 
 import inspect
 import itertools
@@ -19,20 +19,22 @@ BATCHES = 8
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
 LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
 CHOICES = 3
-# Of the root mean square of the logits. In floating point only the order of sums differs. With integers a sum that
-# differs in its last bit now and then rounds to the neighbouring one, and every later layer rounds the difference
-# again: on 872 rows of SST-2 a MiniLM in float64 is 0.009 from itself in float32, ONNX Runtime 0.008 and OpenVINO
-# 0.026; where only weights are integers, ONNX Runtime rounds the inputs all the same. A wrong scale is off by tenths.
+# Largest deviation that rounding explains. In floating point only the order of sums differs. With integers, a sum that
+# differs in its last bit sometimes rounds to the neighbouring integer, and every later layer rounds that difference
+# again: on 872 rows of SST-2 a MiniLM in float64 deviates by 0.009 from itself in float32, ONNX Runtime by 0.008 and
+# OpenVINO by 0.026. ONNX Runtime rounds inputs even where only weights are integers. A wrong scale deviates by tenths.
 TOLERANCE, INTEGER_TOLERANCE = 1e-3, 0.05
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two models are apart on `rows` rows.
+    """How close two models are on `rows` rows.
 
-    `difference` is the largest absolute difference of a logit, `deviation` the root mean square of all differences
-    over that of the logits, `agreement` the share of positions at which both have the same largest logit (1 for
-    regression).
+    Args:
+        difference: the largest absolute difference of a logit.
+        deviation: the root mean square of all differences, relative to the root mean square of the logits.
+        agreement: the share of positions at which both have the same largest logit (1 for regression).
+        rows: the number of rows compared.
     """
 
     difference: float
@@ -42,17 +44,19 @@ class Parity:
 
 
 def check_parity(
-    reference: PreTrainedModel, other: nn.Module, batches: Iterable[Mapping[str, Any]], what: str
+    reference: PreTrainedModel, other: nn.Module, batches: Iterable[Mapping[str, Any]], name: str
 ) -> Parity:
-    """How far `other` is from `reference` on the first batches, and on the first row of the first one by itself.
+    """Return how close `other` is to `reference` on the first batches and on the first row alone.
 
     Args:
+        reference: the reloaded packed model.
+        other: the written format behind the interface of a model.
         batches: inputs, with or without labels.
-        what: `other` in words, for the error.
+        name: of the format, for the error.
 
     Raises:
-        ValueError: the deviation is above 0.001, or 0.05 where layers are quantized; or there is no batch, or a logit
-            is no number.
+        ValueError: the deviation is above 0.001, or above 0.05 where layers are quantized; a logit is not a number;
+            or there is no batch.
     """
     head = find_head(reference)
     taken = [
@@ -60,34 +64,39 @@ def check_parity(
         for batch in itertools.islice(batches, BATCHES)
     ]
     if not taken:
-        raise ValueError("`batches` holds none, so that nothing can be compared. Give some, or leave it out.")
+        raise ValueError("`batches` is empty, so that nothing can be compared. Give some batches, or leave it out.")
     first_row = {name: value[:1] for name, value in taken[0].items()}
     pairs: list[tuple[Tensor, Tensor]] = []
     for inputs in [*taken, first_row]:
         with torch.no_grad():
             ours, theirs = (head.logits(model(**inputs)) for model in (reference, other))
         pairs += [(one.double().cpu(), two.double().cpu()) for one, two in zip(ours, theirs, strict=True)]
+    parity = _parity(pairs, sum(len(inputs["input_ids"]) for inputs in taken) + 1)
+    config = getattr(reference.config, "quantization_config", None)
+    quantized = isinstance(config, CompressionConfig) and config.quantized
+    tolerance = INTEGER_TOLERANCE if quantized else TOLERANCE
+    if not parity.deviation <= tolerance:  # Also if it is NaN.
+        raise ValueError(
+            f"The format `{name}` computes something else than the checkpoint, so it is not written: over "
+            f"{parity.rows} rows its logits deviate by {parity.deviation:.3g} (rounding explains at most "
+            f"{tolerance:g}), and by {parity.difference:.3g} in one place. If the inputs were random, give `batches` "
+            "of real ones. Otherwise please report it with the architecture and the versions of torch and the runtime."
+        )
+    return parity
+
+
+def _parity(pairs: list[tuple[Tensor, Tensor]], rows: int) -> Parity:
+    """Return the parity of pairs of logits."""
     assert all(one.shape == two.shape for one, two in pairs), "runtimes name their outputs as the model does"
     differences = torch.cat([(one - two).flatten() for one, two in pairs])
     logits = torch.cat([one.flatten() for one, _ in pairs])
     agreeing = torch.cat([(one.argmax(-1) == two.argmax(-1)).flatten() for one, two in pairs])
-    parity = Parity(
+    return Parity(
         float(differences.abs().max()),
         float(differences.square().mean().sqrt() / logits.square().mean().sqrt().clamp(min=1e-12)),
         float(agreeing.double().mean()),
-        sum(len(inputs["input_ids"]) for inputs in taken) + 1,
+        rows,
     )
-    config = getattr(reference.config, "quantization_config", None)
-    quantized = isinstance(config, CompressionConfig) and config.quantized
-    tolerance = INTEGER_TOLERANCE if quantized else TOLERANCE
-    if not parity.deviation <= tolerance:  # Also if it is no number.
-        raise ValueError(
-            f"{what} computes something else than the checkpoint: its logits deviate by {parity.deviation:.3g} of "
-            f"theirs (at most {tolerance:g} is rounding), by {parity.difference:.3g} in one place, over {parity.rows} "
-            "rows. It is not written. Give `batches` of real inputs if these were random; else please report it, with "
-            "the architecture and the versions of torch and of the runtime."
-        )
-    return parity
 
 
 def _is_input(name: str, value: Any) -> bool:
@@ -95,16 +104,16 @@ def _is_input(name: str, value: Any) -> bool:
 
 
 def load(folder: Path) -> PreTrainedModel:
-    """The model of the checkpoint `folder`, of the class it was saved from, in float32 and evaluation mode.
+    """Return the model of the checkpoint `folder`, of the class it was saved from, in float32 and evaluation mode.
 
-    Its attention is the plain one, of which runtimes know how to fuse the operators.
+    Its attention is the eager one, whose operators runtimes know how to fuse.
     """
     model = model_class(folder).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return cast(PreTrainedModel, model.eval())
 
 
 def input_names(model: PreTrainedModel) -> list[str]:
-    """What the graph of `model` takes, in the names of Transformers: no sentence types where there is only one."""
+    """Return the inputs of the graph of `model`, without `token_type_ids` where there is only one type."""
     head, parameters = find_head(model), inspect.signature(type(model).forward).parameters
     absent = set()
     if getattr(model.config, "type_vocab_size", 0) < 2:
@@ -115,7 +124,7 @@ def input_names(model: PreTrainedModel) -> list[str]:
 
 
 def random_batches(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
-    """Random tokens for `model`, batches of one and of several rows of several lengths, the later rows padded."""
+    """Yield random batches for `model`: one and several rows of several lengths, the later rows padded."""
     head, names = find_head(model), input_names(model)
     draw = torch.Generator().manual_seed(0)
     for rows, tokens in ((2, 6), (1, 3), (4, 8)):

@@ -1,4 +1,4 @@
-"""Files that other runtimes compute with, called as the model that they were written from."""
+"""Models that run in ONNX Runtime or OpenVINO, behind the interface of a Transformers model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,16 @@ Run = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
 
 
 class RuntimeModel(nn.Module):
-    """A model without weights of its own: its forward hands the inputs over to a runtime.
+    """A model whose `forward` hands the inputs to a runtime.
 
-    It takes the batches of the Transformers model and returns its logits under the same names, with a loss of zero for
-    labels, since a runtime knows none. Inputs that a batch lacks are what Transformers takes them for: no padding, no
-    second sentence.
+    It takes the batches of the Transformers model and returns logits under the same names. The loss is zero, because a
+    graph knows no labels. Missing inputs get the default of Transformers: no padding, no second sentence.
+
+    Args:
+        config: of the model that the files were written from.
+        inputs: names that the graph takes.
+        outputs: names of the logits, in the order of what `run` returns.
+        run: computes the arrays of the outputs from the arrays of the inputs.
     """
 
     def __init__(self, config: PreTrainedConfig, inputs: Sequence[str], outputs: Sequence[str], run: Run) -> None:
@@ -41,12 +46,17 @@ class RuntimeModel(nn.Module):
 def in_onnx_runtime(
     path: str | Path, config: PreTrainedConfig, threads: int | None = None, **options: str
 ) -> RuntimeModel:
-    """The ONNX file `path` in ONNX Runtime, on the CPU with all its optimizations.
+    """Load the ONNX file `path` in ONNX Runtime, on the CPU with all optimizations.
 
     Args:
+        path: the .onnx file.
         config: of the model that the file was written from.
-        threads: that one operator may use; by default those of torch.
-        options: entries of the session's configuration, underscores for dots.
+        threads: number of threads of one operator. By default that of torch.
+        options: entries of the session's configuration, with underscores in place of dots.
+
+    Example:
+        >>> model = in_onnx_runtime("compressed/onnx/model_quantized.onnx", config)  # doctest: +SKIP
+        >>> model(**batch).logits  # doctest: +SKIP
     """
     import onnxruntime
 
@@ -66,11 +76,16 @@ def in_onnx_runtime(
 
 
 def in_openvino(path: str | Path, config: PreTrainedConfig, threads: int | None = None) -> RuntimeModel:
-    """The ONNX file or the OpenVINO model `path` in OpenVINO, on the CPU and in float32 where it is not in integers.
+    """Load the ONNX file or OpenVINO model `path` in OpenVINO, on the CPU, with float32 outside integer kernels.
 
     Args:
+        path: the .onnx or .xml file.
         config: of the model that the file was written from.
-        threads: that it may use; by default those of torch.
+        threads: number of threads. By default that of torch.
+
+    Example:
+        >>> model = in_openvino("compressed/openvino/openvino_model.xml", config)  # doctest: +SKIP
+        >>> model(**batch).logits  # doctest: +SKIP
     """
     import openvino
 
@@ -80,7 +95,7 @@ def in_openvino(path: str | Path, config: PreTrainedConfig, threads: int | None 
         "INFERENCE_PRECISION_HINT": "f32",
     }
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-    # OpenVINO adds names of its own.
+    # OpenVINO adds names of its own to an output.
     outputs = [next(name for name in output.get_names() if name.endswith("logits")) for output in compiled.outputs]
 
     def run(feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:

@@ -17,7 +17,7 @@ from typing import Any, cast
 import yaml
 from transformers import HfArgumentParser
 
-from hf_compress.export.formats import FORMATS, PACKED, check_formats
+from hf_compress.export.formats import FORMATS, check_formats, help_of_formats
 from hf_compress.recipe import ARGUMENTS, Recipe
 
 PREFIXES = ("distill", "prune", "quant", "compress")
@@ -59,12 +59,10 @@ class CompressionArguments:
         metadata={"help": "owner/name on the Hub to push the compressed model to, with its report and card."},
     )
     compress_formats: list[str] = field(
-        default_factory=lambda: [PACKED],
+        default_factory=lambda: ["packed"],
         metadata={
-            "choices": [PACKED, *FORMATS],
-            "help": "Formats of the compressed model. `packed`, the smallest, is always there; `onnx`: an int8 graph "
-            "for ONNX Runtime, OpenVINO and transformers.js; `openvino`: the same as OpenVINO's own files; "
-            "`compressed-tensors`: for stock Transformers and vLLM, linear layers only. Each is scored in the report.",
+            "choices": FORMATS,
+            "help": f"Write the compressed model in these formats and score each: {help_of_formats()}.",
         },
     )
 

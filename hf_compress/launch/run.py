@@ -14,7 +14,7 @@ from hf_compress.checkpoint.save import save_compressed
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill import DistillationMixin
 from hf_compress.distill.teacher import SELF
-from hf_compress.export.formats import FORMATS, write_formats
+from hf_compress.export.formats import exported, write_formats
 from hf_compress.launch.result import Plan, Result
 from hf_compress.models.heads import bare, find_head
 from hf_compress.models.targets import transformer
@@ -254,7 +254,7 @@ def _save(trainer: Trainer, result: Result, plan: Plan, recipe: Recipe) -> None:
 
 def _write_formats(trainer: Trainer, result: Result, formats: Sequence[str], *, compares: bool) -> None:
     """Write the other formats aside, and compare them with the packed one on evaluation batches. Collective."""
-    batches = evaluation_batches(trainer) if compares and any(name in FORMATS for name in formats) else None
+    batches = evaluation_batches(trainer) if compares and exported(formats) else None
     if trainer.is_world_process_zero():
         write_formats(result.aside, formats, batches)
     trainer.accelerator.wait_for_everyone()

@@ -34,7 +34,7 @@ def test_every_codec_returns_the_very_words_or_declines(codec: str, width: int, 
 
 
 @given(st.lists(st.integers(0, 255), max_size=300))
-def test_the_shortest_codec_is_the_shortest_and_any_bytes_survive(values: list[int]) -> None:
+def test_the_shortest_codec_is_chosen_and_any_bytes_survive(values: list[int]) -> None:
     words = np.array(values, dtype=np.uint8)
     number, data = encode_shortest(words)
     assert np.array_equal(_decoded(data, CODECS[number], words), words)
@@ -58,7 +58,7 @@ def test_entropy_of_known_distributions() -> None:
     assert entropy_bytes(torch.empty(0, dtype=torch.int8)) == 0
 
 
-def test_values_that_cannot_come_in_pairs_and_unknown_codecs_are_refused() -> None:
+def test_wide_values_in_pairs_and_unknown_codecs_are_refused() -> None:
     data = encode(np.zeros(4, dtype=np.uint8), "pairs")
     assert data is not None
     with pytest.raises(ValueError, match="cannot come in pairs"):

@@ -166,7 +166,7 @@ def _equal(ours: dict[str, torch.Tensor], theirs: dict[str, np.ndarray]) -> None
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_reader_written_from_the_specification_gives_the_same_bits(
+def test_a_reader_of_the_specification_gives_the_same_bits(
     recipe: str, dtype: torch.dtype, make_bert: Callable[..., PreTrainedModel], tmp_path: Path
 ) -> None:
     # Rows of 72 have a last group of 8, and 4000 of them are two chunks.

@@ -57,7 +57,7 @@ def test_what_one_large_thing_leaves_is_given_to_the_small_ones() -> None:
     assert sizes == [120, 118, 116, 114, 112, 80, 78, 76, 74, 72]
 
 
-def test_of_a_hundred_things_there_are_choices_for_any_number_of_bytes() -> None:
+def test_a_hundred_things_fit_any_number_of_bytes() -> None:
     things = [[Option(2.0**bits, 4.0**-bits * (1 + place % 7)) for bits in (8, 7, 6, 5, 4, 3)] for place in range(100)]
     choices = worth_making(things)
     sizes = [total(things, choice)[0] for choice in choices]

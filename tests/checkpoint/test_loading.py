@@ -65,7 +65,7 @@ def test_the_same_model_gives_the_same_bytes(model: PreTrainedModel, folder: Pat
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
 
 
-def test_shards_load_and_one_that_is_missing_or_foreign_is_refused(
+def test_shards_load_and_a_foreign_one_is_refused(
     model: PreTrainedModel, folder: Path, make_bert: Any, tmp_path: Path
 ) -> None:
     shards = tmp_path / "shards"
@@ -256,7 +256,7 @@ def test_a_save_that_is_killed_leaves_the_whole_folder_or_none(
 
 
 @pytest.mark.parametrize("step", ["config", "weights", "half of the weights", "recipe"])
-def test_a_save_that_stops_anywhere_leaves_no_folder_and_the_next_one_succeeds(
+def test_a_save_that_stops_leaves_nothing_behind(
     step: str, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any, **__: Any) -> None:

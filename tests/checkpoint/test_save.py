@@ -101,9 +101,7 @@ def test_saving_leaves_the_model_as_it_was(tiny_bert: Any, train: Any, tmp_path:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("subset", ["int8", "int4-weight", "pruned int8"])
-def test_a_masked_lm_with_tied_embeddings_stores_them_once_and_keeps_its_logits(
-    tied: bool, subset: str, train: Any, tmp_path: Path
-) -> None:
+def test_a_masked_lm_stores_tied_embeddings_once(tied: bool, subset: str, train: Any, tmp_path: Path) -> None:
     config = BertConfig(
         vocab_size=29, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
@@ -116,7 +114,7 @@ def test_a_masked_lm_with_tied_embeddings_stores_them_once_and_keeps_its_logits(
 
 
 @pytest.mark.parametrize("subset", SUBSETS)
-def test_gpt2_whose_linear_layers_are_transposed_keeps_its_logits(subset: str, train: Any, tmp_path: Path) -> None:
+def test_gpt2_with_transposed_layers_keeps_its_logits(subset: str, train: Any, tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=29, n_positions=32, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     model = train(AutoModelForCausalLM.from_config(config), SUBSETS[subset])
     folder = save_compressed(model, tmp_path / "compressed", SUBSETS[subset])
@@ -309,7 +307,7 @@ def test_a_moved_folder_still_loads(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(_logits(AutoModelForSequenceClassification.from_pretrained(tmp_path / "elsewhere")), before)
 
 
-def test_a_truncated_file_is_refused_by_inspection_and_by_loading(folder: Path) -> None:
+def test_a_truncated_file_is_refused_by_every_door(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r"model\.safetensors is no intact safetensors file"):

@@ -1,22 +1,28 @@
-"""Every format beside the packed one computes the checkpoint's logits from its own files, and is scored by itself."""
+"""Every exported format computes the checkpoint's logits from its own files, and is scored by itself."""
 
+import copy
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
 )
 
-from hf_compress.export import formats
-from hf_compress.export.formats import FORMATS, check_formats, write_formats, written
-from hf_compress.export.parity import Parity, load, random_batches
-from hf_compress.launch.flags import CompressionArguments
+from hf_compress.export.descriptor import Format
+from hf_compress.export.formats import FORMATS, check_formats, help_of_formats, write_formats, written
+from hf_compress.export.parity import load, random_batches
+from hf_compress.launch.flags import CompressionArguments, take_flags
+from hf_compress.launch.run import compress, finish
 from tests.quantized import quantized
 
 
@@ -33,7 +39,7 @@ def test_an_unknown_format_is_refused() -> None:
         ("compressed-tensors", "compressed_tensors", "compressed-tensors"),
     ],
 )
-def test_what_a_format_needs_is_asked_for_before_training(
+def test_a_missing_library_is_named_before_training(
     name: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "openvino":
@@ -43,18 +49,88 @@ def test_what_a_format_needs_is_asked_for_before_training(
         CompressionArguments(compress_formats=[name])
 
 
-def test_formats_are_found_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(folder: Path, batches: Any) -> Parity:
-        (folder / "one").mkdir()
-        (folder / "one" / "model.bin").write_bytes(bytes(7))
-        return Parity(0.0, 0.0, 1.0, len(list(batches)))
+def _write_pickled(folder: Path, path: Path) -> None:
+    torch.save(load(folder).state_dict(), path)
 
-    one = formats.Format(Path("one", "model.bin"), lambda: None, write, lambda path, model: model)
-    monkeypatch.setitem(FORMATS, "one", one)
-    assert written(tmp_path) == []
-    assert write_formats(tmp_path, ["packed", "one"], batches=iter([{}, {}]))["one"].rows == 2
-    assert written(tmp_path) == ["one"]
-    assert one.stored_bytes(tmp_path) == 7
+
+def _read_pickled(path: Path, reference: PreTrainedModel) -> nn.Module:
+    config = copy.deepcopy(reference.config)
+    config.quantization_config = None
+    model = type(reference)(config).eval()
+    model.load_state_dict(torch.load(path), strict=False)
+    return model
+
+
+@pytest.fixture
+def pickled(monkeypatch: pytest.MonkeyPatch) -> Format:
+    """A new format, known to the registry only."""
+    path, card = Path("pickled", "weights.pt"), "`pickled`: PyTorch loads its dense weights."
+    new = Format("pickled", path, lambda: None, _write_pickled, _read_pickled, "a pickle", card, "import torch")
+    monkeypatch.setitem(FORMATS, "pickled", new)
+    return new
+
+
+def test_a_format_added_to_the_registry_flows_everywhere(
+    pickled: Format, tiny_bert: BertForSequenceClassification, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    """One descriptor is enough for the flag, its help, the written file, its parity, the report and the card."""
+    argv = ["script.py", "--compress_formats", "pickled", "--quant_scheme", "int8-weight"]
+    flags = take_flags(argv)
+    assert flags.options.compress_formats == ["pickled"] and "`pickled`: a pickle" in help_of_formats()
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True
+    )
+    trainer = Trainer(tiny_bert, arguments, train_dataset=tiny_dataset, eval_dataset=tiny_dataset)
+    compress(trainer, flags.recipe).train()
+    report = finish(trainer, formats=flags.options.compress_formats)
+    folder = tmp_path / "compressed"
+    assert report is not None and report.formats["pickled"].parity < 1e-5
+    assert report.formats["pickled"].stored_bytes == (folder / pickled.path).stat().st_size
+    assert written(folder) == ["pickled"]
+    assert "pickled/weights.pt" in (folder / "README.md").read_text()
+
+
+def test_an_export_that_fails_leaves_nothing_behind(
+    pickled: Format, tiny_bert: BertForSequenceClassification, tmp_path: Path
+) -> None:
+    folder = quantized(tiny_bert, tmp_path / "compressed", "int8-weight")
+    before = sorted(path.name for path in folder.rglob("*"))
+    with pytest.raises(ValueError, match="`batches` is empty"):
+        pickled.export(folder, [])
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+def test_an_export_is_written_through_no_link(
+    pickled: Format, tiny_bert: BertForSequenceClassification, tmp_path: Path
+) -> None:
+    folder = quantized(tiny_bert, tmp_path / "compressed", "int8-weight")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "pickled").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link"):
+        pickled.export(folder)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (folder / "pickled").unlink()
+    (folder / "pickled").mkdir()
+    (folder / pickled.path).symlink_to(tmp_path / "elsewhere" / "weights.pt")
+    pickled.export(folder)
+    assert not (folder / pickled.path).is_symlink() and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_an_export_replaces_the_one_before_it(
+    pickled: Format, tiny_bert: BertForSequenceClassification, tmp_path: Path
+) -> None:
+    folder = quantized(tiny_bert, tmp_path / "compressed", "int8-weight")
+    pickled.export(folder)
+    (folder / pickled.path).write_bytes(b"old")
+    (folder / "pickled" / "notes.txt").write_text("mine")
+    pickled.export(folder)
+    assert pickled.stored_bytes(folder) > 1000
+    assert (folder / "pickled" / "notes.txt").read_text() == "mine"
+
+
+def test_the_packed_file_is_exported_by_nobody(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`packed` is written by `save_compressed`"):
+        FORMATS["packed"].export(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +169,7 @@ def test_stock_transformers_loads_compressed_tensors(
         torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
 
 
-def test_a_checkpoint_without_quantized_layers_is_no_compressed_tensors(
-    tmp_path: Path, tiny_bert: BertForSequenceClassification
-) -> None:
+def test_compressed_tensors_needs_quantized_layers(tmp_path: Path, tiny_bert: BertForSequenceClassification) -> None:
     pytest.importorskip("compressed_tensors")
     tiny_bert.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="train with `--quant_scheme`"):

@@ -28,7 +28,7 @@ from transformers import (
     T5Config,
 )
 
-from hf_compress.export import onnx_nodes as onnx_layers
+from hf_compress.export import onnx_nodes
 from hf_compress.export.onnx_format import PATH, export_onnx
 from hf_compress.export.onnx_nodes import _rounded_up
 from hf_compress.export.parity import check_parity, load, random_batches
@@ -154,14 +154,14 @@ def test_models_and_heads_compute_the_same_in_onnx_runtime(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "auto_class", "config"), ATTENTION_CASES)
-def test_models_with_rounded_attention_compute_the_same_in_onnx_runtime(
+def test_rounded_attention_computes_the_same_in_onnx_runtime(
     name: str, auto_class: Any, config: Any, tmp_path: Path
 ) -> None:
     folder = quantized(build(auto_class, config), tmp_path / "compressed", "int8-attention")
     assert export_onnx(folder).agreement > 0.9
 
 
-def test_the_names_are_those_that_optimum_and_transformers_js_expect(exported: Callable[..., Path]) -> None:
+def test_names_are_those_that_optimum_expects(exported: Callable[..., Path]) -> None:
     graph = onnx.load(exported("int8") / "onnx" / "model_quantized.onnx").graph
     assert [value.name for value in graph.input] == ["input_ids", "attention_mask", "token_type_ids"]
     assert [value.name for value in graph.output] == ["logits"]
@@ -169,7 +169,7 @@ def test_the_names_are_those_that_optimum_and_transformers_js_expect(exported: C
     assert shapes == [["batch", "sequence"]] * 3
 
 
-def test_weights_and_embeddings_are_the_integers_of_the_checkpoint(exported: Callable[..., Path]) -> None:
+def test_weights_are_the_integers_of_the_checkpoint(exported: Callable[..., Path]) -> None:
     folder = exported("int8")
     model = load(folder)
     stored = initializers(folder)
@@ -219,7 +219,7 @@ def test_onnx_runtime_computes_with_integers(exported: Callable[..., Path], tmp_
     assert "DequantizeLinear" not in kernels
 
 
-def test_onnx_runtime_multiplies_integers_inside_attention(exported: Callable[..., Path], tmp_path: Path) -> None:
+def test_onnx_runtime_multiplies_integers_in_attention(exported: Callable[..., Path], tmp_path: Path) -> None:
     kernels = kernels_of(exported("int8-attention"), tmp_path)
     assert "MatMul" not in kernels and "FusedMatMul" not in kernels and "DequantizeLinear" not in kernels
 
@@ -238,7 +238,7 @@ def test_openvino_multiplies_integers_inside_attention(exported: Callable[..., P
     assert precisions["int8-attention"] == {"i8"} and "i8" not in precisions["int8"]
 
 
-def test_results_of_attention_are_rounded_before_they_are_reshaped(exported: Callable[..., Path]) -> None:
+def test_attention_is_rounded_before_it_is_reshaped(exported: Callable[..., Path]) -> None:
     nodes = onnx.load(exported("int8") / PATH).graph.node
     reshaped = {node.output[0] for node in nodes if node.op_type == "Reshape"}
     assert not [node for node in nodes if node.op_type == "QuantizeLinear" and node.input[0] in reshaped]
@@ -309,17 +309,17 @@ def test_openvino_reads_the_same_file(exported: Callable[..., Path], options: tu
     )
 
 
-def test_a_graph_that_computes_something_else_is_refused_and_not_left(
+def test_a_graph_that_computes_something_else_is_refused(
     exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(exported("int8"), tmp_path / "copy", ignore=shutil.ignore_patterns("onnx"))
-    turn = onnx_layers._turn
+    turn = onnx_nodes._turn
 
     def wrong(target: Any, grid: Any, integers: torch.Tensor, scale: torch.Tensor) -> None:
         turn(target, grid, integers, 2 * scale if target.name.endswith("query") else scale.flip(0))
 
-    monkeypatch.setattr(onnx_layers, "_turn", wrong)
-    with pytest.raises(ValueError, match=r"the ONNX graph computes something else than the checkpoint: its logits"):
+    monkeypatch.setattr(onnx_nodes, "_turn", wrong)
+    with pytest.raises(ValueError, match=r"`onnx` computes something else than the checkpoint, so it is not written"):
         export_onnx(folder)
     assert not (folder / "onnx").exists()
 
@@ -332,8 +332,8 @@ def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_no_batches_are_an_error(exported: Callable[..., Path]) -> None:
     model = load(exported("int8"))
-    with pytest.raises(ValueError, match="`batches` holds none"):
-        check_parity(model, model, [], what="itself")
+    with pytest.raises(ValueError, match="`batches` is empty"):
+        check_parity(model, model, [], "itself")
 
 
 def test_scales_of_tokens_are_rounded_up_as_in_training() -> None:

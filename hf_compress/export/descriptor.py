@@ -1,0 +1,77 @@
+"""What a format is: who writes and reads it, what it needs, and the words that flags and cards say about it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_compress.checkpoint.aside import written_aside
+from hf_compress.export.parity import Parity, check_parity, load, random_batches
+
+Batches = Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of the compressed model. Everything that uses a format reads it from here.
+
+    Args:
+        name: the choice of `--compress_formats`.
+        path: where it lies in the compressed folder: the file or folder that `read` takes.
+        require: raises a `MissingExtraError` if a library of the format is missing.
+        write: takes the compressed folder and a path, and writes the format to that path. None for the packed file,
+            which `save_compressed` writes and all others are written from.
+        read: takes the path and the reloaded model, and returns a model that computes from the files at the path
+            alone. The reloaded model lends its configuration.
+        help: one clause for `--help`, after the name.
+        card: one sentence for the model card.
+        loading: lines of Python that load it, for the card. `folder` is the path of the compressed folder, and
+            `{auto_class}` stands for the model's auto class.
+
+    Example:
+        >>> from hf_compress.export import FORMATS
+        >>> FORMATS["onnx"].path.as_posix()
+        'onnx/model_quantized.onnx'
+    """
+
+    name: str
+    path: Path
+    require: Callable[[], None]
+    write: Callable[[Path, Path], None] | None
+    read: Callable[[Path, PreTrainedModel], nn.Module]
+    help: str
+    card: str
+    loading: str
+
+    def export(self, folder: str | Path, batches: Batches | None = None) -> Parity:
+        """Write the format into `folder` if it computes what the packed file computes, and return how close it is.
+
+        Args:
+            folder: what `save_compressed` or `save_pretrained` wrote.
+            batches: inputs of the model, as its collator makes them, to compare on. By default random ones. Prefer
+                real ones: a trained model is only sure of its answer on data like its training data.
+
+        Raises:
+            MissingExtraError: a library is missing. The message names the extra.
+            ValueError: `folder` holds no model that is known, the format cannot hold it, or the written files compute
+                something else. Nothing is left behind.
+        """
+        if self.write is None:
+            raise ValueError(f"`{self.name}` is written by `save_compressed`. Call that to write it.")
+        self.require()
+        folder = Path(folder)
+        reference = load(folder)
+        with written_aside(folder, self.path, replace=True) as aside:
+            self.write(folder, aside)
+            other = self.read(aside, reference)
+            compared = random_batches(reference) if batches is None else batches
+            return check_parity(reference, other, compared, self.name)
+
+    def stored_bytes(self, folder: str | Path) -> int:
+        """Return the bytes of the weights (and graph) of the format in `folder`, without tokenizers and configs."""
+        path = Path(folder) / self.path
+        files = path.glob("*.safetensors") if path.is_dir() else path.parent.glob(f"{path.stem}*")
+        return sum(file.stat().st_size for file in files)

@@ -1,0 +1,45 @@
+"""A checkpoint as an OpenVINO model: the ONNX graph with the same integers, in OpenVINO's own files."""
+
+import tempfile
+from pathlib import Path
+
+from hf_compress.export import onnx_format
+from hf_compress.export.descriptor import Format
+from hf_compress.export.runtimes import in_openvino
+from hf_compress.extras import extra
+
+
+def write_openvino(folder: Path, path: Path) -> None:
+    """Write the checkpoint in `folder` as the OpenVINO model `path` (.xml), with its .bin file beside it.
+
+    It is converted from the ONNX graph in `folder`, or from a temporary one if there is none.
+    """
+    import openvino
+
+    with tempfile.TemporaryDirectory() as scratch:
+        graph = folder / onnx_format.PATH
+        if not graph.is_file():
+            graph = Path(scratch, onnx_format.PATH.name)
+            onnx_format.write_graph(folder, graph)
+        openvino.save_model(openvino.convert_model(str(graph)), path, compress_to_fp16=False)
+
+
+def _require() -> None:
+    with extra("openvino", "The format `openvino`"):
+        onnx_format.require_onnx()
+        import openvino  # noqa: F401
+
+
+OPENVINO = Format(
+    name="openvino",
+    path=Path("openvino", "openvino_model.xml"),
+    require=_require,
+    write=write_openvino,
+    read=lambda path, reference: in_openvino(path, reference.config),
+    help="the ONNX graph as OpenVINO's own files",
+    card="`openvino`: OpenVINO runs it on CPUs, without hf_compress and without PyTorch.",
+    loading="""\
+import openvino
+
+model = openvino.Core().compile_model(folder + "/openvino/openvino_model.xml", "CPU")""",
+)
