@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.descriptor import Batches, Format
 from hf_compress.export.onnx_nodes import NARROW, to_graph_layers
-from hf_compress.export.parity import Parity, input_names, load, random_batches
+from hf_compress.export.parity import Parity, load, random_batches
 from hf_compress.export.runtimes import in_onnx_runtime
 from hf_compress.extras import extra
 from hf_compress.models.heads import Head, find_head
@@ -105,31 +105,35 @@ class _Logits(nn.Module):
 
 def _traced(model: PreTrainedModel, head: Head) -> Any:
     """Return the ONNX program of the model."""
-    names = input_names(model)
+    names = head.inputs(model)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
     example = next(random_batches(model))
-    axes = ("batch", "choices", "sequence") if head.kind == "choice" else ("batch", "sequence")
-    shapes = tuple(
-        {
-            axis: f"decoder_{called}" if name.startswith("decoder") and called == "sequence" else called
-            for axis, called in enumerate(axes)
-        }
-        for name in names
-    )
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             _Logits(model, head, names),
             tuple(example[name] for name in names),
             input_names=names,
             output_names=list(head.names),
-            dynamic_shapes=(shapes,),
+            dynamic_shapes=(tuple(_axes(head, name, example[head.main_input].ndim) for name in names),),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
     return program
+
+
+def _axes(head: Head, name: str, dimensions: int) -> dict[int, str]:
+    """Return the names of the dynamic axes of the input `name`.
+
+    Args:
+        dimensions: of the main input. Pixels and spectrograms have more than two, and only their batch is dynamic.
+    """
+    if not head.takes_text and dimensions > 2:
+        return {0: "batch"}
+    sequence = "decoder_sequence" if name.startswith("decoder") else "sequence"
+    return {0: "batch", 1: "choices", 2: sequence} if head.descriptor.has_choices else {0: "batch", 1: sequence}
 
 
 def _narrow(model: Any) -> None:

@@ -1,6 +1,5 @@
 """Parity: whether a written format computes what the checkpoint computes."""
 
-import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,13 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_compress.checkpoint.config import CompressionConfig
-from hf_compress.models.heads import find_head
+from hf_compress.models.heads import LABELS, find_head
 from hf_compress.models.targets import model_class
 
 BATCHES = 8
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
-LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
-CHOICES = 3
+# Rows and length of the random batches.
+SHAPES = ((2, 6), (1, 3), (4, 8))
 # Largest deviation that rounding explains. In floating point only the order of sums differs. With integers, a sum that
 # differs in its last bit sometimes rounds to the neighbouring integer, and every later layer rounds that difference
 # again: on 872 rows of SST-2 a MiniLM in float64 deviates by 0.009 from itself in float32, ONNX Runtime by 0.008 and
@@ -71,7 +69,7 @@ def check_parity(
         with torch.no_grad():
             ours, theirs = (head.logits(model(**inputs)) for model in (reference, other))
         pairs += [(one.double().cpu(), two.double().cpu()) for one, two in zip(ours, theirs, strict=True)]
-    parity = _parity(pairs, sum(len(inputs["input_ids"]) for inputs in taken) + 1)
+    parity = _parity(pairs, sum(head.rows(inputs) for inputs in taken) + 1)
     config = getattr(reference.config, "quantization_config", None)
     quantized = isinstance(config, CompressionConfig) and config.quantized
     tolerance = INTEGER_TOLERANCE if quantized else TOLERANCE
@@ -112,25 +110,8 @@ def load(folder: Path) -> PreTrainedModel:
     return cast(PreTrainedModel, model.eval())
 
 
-def input_names(model: PreTrainedModel) -> list[str]:
-    """Return the inputs of the graph of `model`, without `token_type_ids` where there is only one type."""
-    head, parameters = find_head(model), inspect.signature(type(model).forward).parameters
-    absent = set()
-    if getattr(model.config, "type_vocab_size", 0) < 2:
-        absent.add("token_type_ids")
-    if head.kind != "seq2seq":
-        absent.add("decoder_input_ids")
-    return [name for name in INPUTS if name in parameters and name not in absent]
-
-
 def random_batches(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
     """Yield random batches for `model`: one and several rows of several lengths, the later rows padded."""
-    head, names = find_head(model), input_names(model)
-    draw = torch.Generator().manual_seed(0)
-    for rows, tokens in ((2, 6), (1, 3), (4, 8)):
-        shape = (rows, CHOICES, tokens) if head.kind == "choice" else (rows, tokens)
-        ids = torch.randint(model.config.get_text_config().vocab_size, shape, generator=draw)
-        mask = torch.ones_like(ids)
-        mask[1:, ..., tokens // 2 :] = 0
-        batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-        yield {name: batch.get(name, ids) for name in names}
+    head = find_head(model)
+    for seed, (rows, length) in enumerate(SHAPES):
+        yield head.example_batch(model, rows, length, seed)

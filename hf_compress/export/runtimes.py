@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
+# What Transformers takes for an input that a batch lacks: no padding, no second sentence.
+FILLS = {"attention_mask": 1, "token_type_ids": 0}
+
 Run = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
 
 
@@ -32,15 +35,24 @@ class RuntimeModel(nn.Module):
 
     def forward(self, **inputs: Any) -> ModelOutput:
         given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-        ids = given["input_ids"]
-        fills = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
-        feeds = {name: given[name] if name in given else fills[name](ids) for name in self.inputs}
+        main = given[next(name for name in self.inputs if name not in FILLS)]
+        feeds = {name: given[name] if name in given else self._filled(name, main) for name in self.inputs}
         arrays = self.run({name: value.cpu().numpy() for name, value in feeds.items()})
         logits = {
-            name: torch.from_numpy(np.array(array)).to(ids.device)
+            name: torch.from_numpy(np.array(array)).to(main.device)
             for name, array in zip(self.outputs, arrays, strict=True)
         }
-        return ModelOutput(loss=torch.zeros((), device=ids.device), **logits)
+        return ModelOutput(loss=torch.zeros((), device=main.device), **logits)
+
+    def _filled(self, name: str, main: Tensor) -> Tensor:
+        """Return what Transformers takes for an input that a batch lacks.
+
+        Raises:
+            ValueError: it takes nothing for it.
+        """
+        if name not in FILLS:
+            raise ValueError(f"The graph needs `{name}`, which the batch lacks. Add it to the batch.")
+        return torch.full(main.shape, FILLS[name], dtype=torch.long, device=main.device)
 
 
 def in_onnx_runtime(

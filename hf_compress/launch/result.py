@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from hf_compress.checkpoint.resume import last_complete_checkpoint
-from hf_compress.export.formats import PACKED, write_formats, written
+from hf_compress.export.formats import exported, write_formats, written
 from hf_compress.report import records
 from hf_compress.report.card import is_current, save_card
 from hf_compress.report.hub import push
@@ -137,7 +137,7 @@ def complete(output: str | Path, *, without_report: bool = False) -> list[str]:
         )
     if not scored:
         (result.aside / REPORT_NAME).unlink(missing_ok=True)
-    missing = [name for name in plan.formats if name not in (PACKED, *written(result.aside))]
+    missing = [format.name for format in exported(plan.formats) if format.name not in written(result.aside)]
     done = [f"Wrote the format {name}" for name in write_formats(result.aside, missing)]
     # A card needs a report, and so does the Hub.
     return done + result.publish(plan if scored else replace(plan, hub_id=None))

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    ASTConfig,
+    AutoModelForAudioClassification,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
@@ -26,9 +29,12 @@ from transformers import (
     PreTrainedModel,
     RobertaConfig,
     T5Config,
+    ViTConfig,
+    Wav2Vec2Config,
 )
 
 from hf_compress.export import onnx_nodes
+from hf_compress.export.formats import write_formats
 from hf_compress.export.onnx_format import PATH, export_onnx
 from hf_compress.export.onnx_nodes import _rounded_up
 from hf_compress.export.parity import check_parity, load, random_batches
@@ -42,13 +48,8 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 SPECIAL = {"vocab_size": 40, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 32,
-}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+SIZES = SMALL | {"max_position_embeddings": 32}
 T5 = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 1}
 BART = {
     "d_model": 32,
@@ -61,6 +62,18 @@ BART = {
     "max_position_embeddings": 32,
     "decoder_start_token_id": 3,
     "scale_embedding": True,
+}
+SPECTROGRAM = {"max_length": 32, "num_mel_bins": 16, "patch_size": 4, "frequency_stride": 4, "time_stride": 4}
+WAVEFORM = {
+    "vocab_size": 20,
+    "conv_dim": (16, 16),
+    "conv_kernel": (4, 3),
+    "conv_stride": (2, 2),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "classifier_proj_size": 8,
+    "apply_spec_augment": False,
 }
 BERT = BertConfig(**SPECIAL, **SIZES)
 EMBEDDING4 = ("int8", "embeddings=4")
@@ -91,6 +104,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 CASES = [
     ("gpt2", AutoModelForCausalLM, GPT2Config(**SPECIAL, n_embd=32, n_layer=1, n_head=2, n_positions=32)),
     ("question", AutoModelForQuestionAnswering, BERT),
+    ("image", AutoModelForImageClassification, ViTConfig(**SMALL, image_size=8, patch_size=4)),
 ]
 ATTENTION_CASES = [
     ("llama", AutoModelForCausalLM, LlamaConfig(**SPECIAL, **SIZES, num_key_value_heads=1)),
@@ -129,6 +143,8 @@ SLOW_CASES = [
     ("token", AutoModelForTokenClassification, BERT),
     ("choice", AutoModelForMultipleChoice, BERT),
     ("masked", AutoModelForMaskedLM, BERT),
+    ("spectrogram", AutoModelForAudioClassification, ASTConfig(**SMALL, **SPECTROGRAM)),
+    ("waveform", AutoModelForAudioClassification, Wav2Vec2Config(**SMALL, **WAVEFORM)),
 ]
 
 
@@ -340,3 +356,18 @@ def test_scales_of_tokens_are_rounded_up_as_in_training() -> None:
     values = torch.cat([torch.rand(4096, 1), torch.tensor([[1.0], [2.0], [1 + 2**-15], [1e-20], [127.0]])])
     expected = symmetric_scale(values, SCHEMES["int8-dynamic"].activation)
     assert torch.equal(_rounded_up((values / 127).clamp(min=SMALLEST_SCALE)), expected)
+
+
+def test_openvino_computes_the_same_for_images(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    config = ViTConfig(**SMALL, image_size=8, patch_size=4)
+    folder = quantized(build(AutoModelForImageClassification, config), tmp_path / "compressed", "int8")
+    assert write_formats(folder, ["openvino"])["openvino"].agreement > 0.9
+
+
+def test_a_graph_names_the_input_that_a_batch_lacks(exported: Callable[..., Path]) -> None:
+    folder = exported("int8")
+    runtime = in_onnx_runtime(folder / PATH, load(folder).config)
+    runtime.inputs.append("decoder_input_ids")
+    with pytest.raises(ValueError, match="The graph needs `decoder_input_ids`"):
+        runtime(input_ids=torch.arange(8).view(1, 8))
