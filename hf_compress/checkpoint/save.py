@@ -187,6 +187,6 @@ def _warn_of_size(folder: Path, recipe: Recipe) -> None:
     if size > recipe.budget.bytes:
         logger.warning(
             f"The file of the compressed model has {size / 1e6:.2f} MB, more than the budget `--compress_budget_mb "
-            f"{recipe.budget.compress_budget_mb:g}`. Train with `hf_compress.compress(trainer, recipe)`, which chooses "
-            "bits and sparsity that fit. If you did, ask for a slightly smaller budget."
+            f"{recipe.budget.compress_budget_mb:g}`. Train with `hf_compress.compress(trainer, recipe)`, which "
+            "chooses bits and sparsity that fit. If you did, ask for a slightly smaller budget."
         )

@@ -19,9 +19,6 @@ def check_formats(names: Sequence[str]) -> None:
     Raises:
         ValueError: a name is not a format.
         MissingExtraError: a library is missing. The message names the extra.
-
-    Example:
-        >>> check_formats(["packed"])
     """
     for name in names:
         if name not in FORMATS:

@@ -118,7 +118,7 @@ class GraphEmbedding(GraphLayer, nn.Embedding):
 
 
 class GraphTiedEmbedding(GraphEmbedding):
-    """An embedding of up to four bits that an output projection shares, so that the whole weight is expanded anyway."""
+    """An embedding of up to four bits that an output projection shares, so the whole weight is expanded anyway."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.embedding(input, self.float_weight(axis=0))

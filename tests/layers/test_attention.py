@@ -206,9 +206,7 @@ def test_a_model_trained_without_it_is_not_what_the_recipe_promises(
 ) -> None:
     trained(tiny_bert, tiny_dataset, tmp_path, scheme="int8")
     recipe = Recipe(quantization=QuantizationArguments(quant_scheme=NAME))
-    with pytest.raises(
-        ValueError, match=r"2 layers were not trained for it, for example bert\.encoder\.layer\.0\.attention\.self"
-    ):
+    with pytest.raises(ValueError, match=r"2 layers were not trained for it, for example bert\."):
         save_compressed(tiny_bert, tmp_path / "compressed", recipe)
 
 
