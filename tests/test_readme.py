@@ -140,6 +140,17 @@ def test_the_readme_is_short_and_its_lines_are() -> None:
     assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
 
 
+def test_relative_links_of_all_pages_lead_somewhere() -> None:
+    """On GitHub too, where nothing builds the site."""
+    wrong = [
+        f"{relative(page)}: no {link}"
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / link).exists()
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_readme_shows_how_to_start() -> None:
     shown = {command.words[:2] for command in COMMANDS if command.where.startswith("README")}
     assert {("make", "demo"), ("hf-compress", "run"), ("hf-compress", "push")} <= shown
