@@ -1,6 +1,8 @@
-"""What others make of a dense model after training: the int8 graphs of ONNX Runtime, and of NNCF for OpenVINO.
+"""Quantize a dense model after training with ONNX Runtime and with NNCF, for comparison with our int8 graph.
 
-NNCF's comes twice: as it is, and with nothing but linear layers and embeddings rounded, as our schemes do.
+`onnx_speed.py` and `onnx_accuracy.py` use these graphs; this file is not a program. NNCF quantizes twice: with its
+defaults, and with linear layers and embeddings only, which are the layers that our schemes round. Needs the extra
+`benchmarks`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,16 +22,15 @@ from onnxruntime.quantization import (
 from torch import nn
 from transformers import AutoConfig
 
-from hf_compress.export.onnx_format import PATH, write_graph
-from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
+from hf_compress.export import FORMATS, in_onnx_runtime, in_openvino, write_graph
 
 FP32, DYNAMIC, STATIC, NNCF, NNCF_LINEAR = "fp32", "ort_dynamic", "ort_static", "nncf", "nncf_linear"
-# ONNX Runtime's own list rounds softmax and additions too, and costs ten points of accuracy (SST-2, MiniLM).
+# ONNX Runtime's default list also rounds softmax and additions; that costs ten points of accuracy (SST-2, MiniLM).
 PRODUCTS = ["MatMul", "Gemm", "Gather"]
 
 
 class Reader(CalibrationDataReader):
-    """Batches for ONNX Runtime's calibration."""
+    """Hands batches to ONNX Runtime's calibration."""
 
     def __init__(self, batches: Sequence[dict[str, np.ndarray]]) -> None:
         self.batches = iter(batches)
@@ -39,12 +40,13 @@ class Reader(CalibrationDataReader):
 
 
 def quantize_after_training(dense: Path, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Path]:
-    """The graphs, by name, that are written into the folder of the model `dense` where `hf-compress bench` looks.
+    """Write the quantized graphs of the model in `dense` where `hf-compress bench` looks; return their paths by name.
 
     Args:
-        batches: inputs of the model to calibrate ranges on.
+        dense: folder of the dense model.
+        batches: inputs of the model, as arrays, to calibrate ranges on.
     """
-    folder = dense / PATH.parent
+    folder = dense / FORMATS["onnx"].path.parent
     folder.mkdir(exist_ok=True)
     source, ready = folder / f"{FP32}.onnx", dense / "ready.onnx"
     write_graph(dense, source)
@@ -60,7 +62,7 @@ def quantize_after_training(dense: Path, batches: Sequence[dict[str, np.ndarray]
         weight_type=QuantType.QInt8,
         op_types_to_quantize=PRODUCTS,
     )
-    # As OpenVINO's own files: ONNX Runtime refuses the graph of the same that NNCF writes from ONNX.
+    # Written as OpenVINO files: ONNX Runtime refuses the graph that NNCF writes from ONNX.
     for name in (NNCF, NNCF_LINEAR):
         graph = openvino.convert_model(str(source))
         left_out = (
@@ -79,7 +81,7 @@ def quantize_after_training(dense: Path, batches: Sequence[dict[str, np.ndarray]
 
 
 def _of_activations(node: openvino.Node) -> bool:
-    """Whether a node multiplies two activations, as attention does, and none with a weight."""
+    """Return whether a node multiplies two activations, as attention does, rather than an activation and a weight."""
     return node.get_type_name() == "MatMul" and not any(
         _is_constant(value.get_node()) for value in node.input_values()
     )
@@ -91,6 +93,6 @@ def _is_constant(node: openvino.Node) -> bool:
 
 
 def load_graph(path: Path, folder: Path, runtime: Callable[..., nn.Module] | None = None) -> nn.Module:
-    """The graph at `path` of the model in `folder`: in `runtime`, or in the one that it is for."""
+    """Load the graph at `path` of the model in `folder` in `runtime`; the default is the runtime for its file type."""
     run = runtime or (in_openvino if path.suffix == ".xml" else in_onnx_runtime)
     return run(path, AutoConfig.from_pretrained(folder))

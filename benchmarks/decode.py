@@ -1,11 +1,12 @@
-"""How fast a packed file is read: MB/s of dense bytes on one core, and `from_pretrained` to that of the dense file.
+"""Measure how fast a packed file is read: decoding on one core, and `from_pretrained` beside the dense file.
 
-    python benchmarks/decode.py [--rounds 10]
+    python benchmarks/decode.py [--rounds 10] [--layers 12]
 
-A BERT-base, 80 % of its linear layers zero, int8. Both files are in the page cache, and take turns. Transformers maps
-a dense file and reads nothing until a weight is used; so the second ratio has a first batch of 1 x 8 tokens, and the
-third every weight used once. Below them, how long it takes to write as many zeros into fresh memory as the weights
-have bytes: no program that decodes can be faster.
+The model has the shape of BERT-base; 80 % of its linear weights are zero and its scheme is int8. Both files are in
+the page cache and take turns. Transformers maps a dense file into memory and reads nothing until a weight is used, so
+three ratios are printed: loading alone, loading and a first batch of 1 x 8 tokens, and loading and every weight used
+once. The last line is the time to write as many zeros into fresh memory as the weights have bytes: a lower bound for
+any decoder.
 """
 
 import argparse
@@ -16,16 +17,16 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from sizes import packed
+from sizes import save_packed
 from transformers import BertConfig, BertForSequenceClassification, logging
 
-from hf_compress.checkpoint.packed import Packed
+from hf_compress.checkpoint import Packed
 
 WHAT = ("from_pretrained", "from_pretrained and a first batch", "from_pretrained and every weight used")
 
 
 def decode_speed(folder: Path, rounds: int) -> list[float]:
-    """MB of float32 weights a second, on one thread, by its processor time."""
+    """Return decoded MB of float32 weights per second of CPU time, one value per round."""
     speeds = []
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in list(file.keys())}
@@ -38,7 +39,7 @@ def decode_speed(folder: Path, rounds: int) -> list[float]:
 
 
 def load_times(folder: Path) -> tuple[float, float, float]:
-    """Seconds of `from_pretrained`, of it and a first batch, and of it and every weight used once."""
+    """Return the seconds of `from_pretrained`: alone, with a first batch, and with every weight used once."""
     begun = time.perf_counter()
     model = BertForSequenceClassification.from_pretrained(folder)
     loaded = time.perf_counter() - begun
@@ -56,7 +57,7 @@ def load_times(folder: Path) -> tuple[float, float, float]:
 
 
 def writing_time(size: int) -> float:
-    """Seconds that it takes to write so many zeros into memory that was not used before, on all threads."""
+    """Return the seconds to write `size` bytes of zeros into fresh memory, on all threads."""
     begun = time.perf_counter()
     torch.empty(size // 4).zero_()
     return time.perf_counter() - begun
@@ -64,27 +65,29 @@ def writing_time(size: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--rounds", type=int, default=10, help="timed rounds (%(default)s)")
+    parser.add_argument("--layers", type=int, default=12, help="layers of the model (%(default)s)")
+    options = parser.parse_args()
+    rounds = options.rounds
     logging.set_verbosity_error(), logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as work:
         folders = {"dense": Path(work) / "dense", "packed": Path(work) / "packed"}
-        model = BertForSequenceClassification(BertConfig())
+        model = BertForSequenceClassification(BertConfig(num_hidden_layers=options.layers))
         model.save_pretrained(folders["dense"])
-        packed(model, 0.8, "int8", folders["packed"])
+        save_packed(model, 0.8, "int8", folders["packed"])
         size = sum(parameter.nbytes for parameter in model.parameters())
         del model
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         speeds = decode_speed(folders["packed"], rounds)
         torch.set_num_threads(threads)
-        print(f"decode, one thread: {statistics.median(speeds):,.0f} MB/s (least {min(speeds):,.0f})")
+        print(f"decode, one thread: {statistics.median(speeds):,.0f} MB/s (slowest round {min(speeds):,.0f})")
         times: dict[str, list[tuple[float, ...]]] = {name: [] for name in folders}
         written = []
         for number in range(rounds + 1):
             for name in list(folders)[:: 1 if number % 2 else -1]:
                 seconds = load_times(folders[name])
-                if number:  # The first is not warm.
+                if number:  # The first round is a warm-up.
                     times[name].append(seconds)
             written.append(writing_time(size))
     for index, what in enumerate(WHAT):

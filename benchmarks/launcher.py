@@ -1,10 +1,10 @@
-"""What the launcher itself costs: seconds at the start beyond importing Transformers, and time per training step.
+"""Measure what the launcher costs: seconds at the start of a process, and CPU time per training step.
 
     python benchmarks/launcher.py [--rounds 5] [--steps 200]
 
-The start is that of whole processes, in turns, beside a second plain one as control. Steps are measured with a Trainer
-that the launcher has made compress by an empty recipe, one that it has not, and a second such as control: the three
-take turns, a block of steps each.
+Start: whole processes take turns; each imports what a Trainer script imports and ends. A second plain process is the
+control. Steps: three Trainers take turns, a block of steps each: one set up by `compress` with an empty recipe, a
+plain one, and a second plain one as control.
 """
 
 import argparse
@@ -19,8 +19,7 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, Trainer, TrainingArguments
 
-from hf_compress import Recipe
-from hf_compress.launch.run import compress
+from hf_compress import Recipe, compress
 
 SCRIPT = """
 from transformers import AutoModelForSequenceClassification, HfArgumentParser, Trainer, TrainingArguments
@@ -34,9 +33,9 @@ STARTS = {
 
 
 def start_seconds(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Whole processes that import what a Trainer script imports, and end: by themselves, and with our flags.
+    """Return the seconds of whole processes that import what a Trainer script imports, by kind of start.
 
-    The first round, which fills the system's caches, is not counted.
+    The first round fills the system's caches and is not counted.
     """
     script = folder / "empty.py"
     script.write_text(SCRIPT)
@@ -54,6 +53,7 @@ def start_seconds(folder: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def run_seconds(folder: Path, steps: int, launched: bool) -> float:
+    """Return the CPU seconds of `steps` training steps, with `compress` and an empty recipe if `launched`."""
     torch.manual_seed(0)
     size = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
     model = BertForSequenceClassification(BertConfig(vocab_size=1000, **size))
@@ -72,19 +72,21 @@ def run_seconds(folder: Path, steps: int, launched: bool) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200, help="of every variant, over all rounds")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (%(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=200, help="steps of each variant in all rounds (default: %(default)s)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         starts = start_seconds(folder, options.rounds)
         plain = statistics.median(starts["python"])
-        print(f"start: {plain:.2f} s for a script that imports Transformers and ends")
+        print(f"start: {plain:.2f} s for a plain script that imports Transformers")
         for kind in [*STARTS][1:]:
             more = [ours - theirs for ours, theirs in zip(starts[kind], starts["python"], strict=True)]
             spread = f"{min(more):+.2f} to {max(more):+.2f}"
-            print(f"{kind}: {statistics.median(more):+.2f} s ({spread})")
+            print(f"{kind}: {statistics.median(more):+.2f} s ({spread}) to that")
         block = max(1, options.steps // options.rounds)
         kinds = {"plain": False, "control": False, "launched": True}
         run_seconds(folder, 5, True)
@@ -96,7 +98,7 @@ def main() -> None:
         for kind in ("control", "launched"):
             ratios = [ours / plain for ours, plain in zip(seconds[kind], seconds["plain"], strict=True)]
             spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-            print(f"{kind}: {statistics.median(ratios):.3f} ({spread}) of plain Trainer's CPU time a step")
+            print(f"{kind}: {statistics.median(ratios):.3f} ({spread}) x the plain Trainer's CPU time per step")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""How good the int8 graph is: beside what others make of the dense model that it began with, after training.
+"""Compare the accuracy of our int8 graph with that of graphs quantized after training from the same dense model.
 
     python benchmarks/onnx_accuracy.py --dense DENSE --compressed COMPRESSED... --dataset_name nyu-mll/glue
 
-Every graph answers the same rows: those of the task's validation split, and `--held_out A B`, rows A to B of the
-training split, if neither model was trained on them. Others calibrate on the first 128 rows of the training split.
-`difference` is to our graph in the same rows, with a 95 % interval by McNemar's standard error.
+All graphs answer the same rows: the task's validation split, and with `--held_out A B` also rows A to B of the
+training split, which neither model may have been trained on. The other tools calibrate on the first 128 training
+rows. `difference` is to our first graph on the same rows, with a 95 % interval from McNemar's standard error. Needs
+the extra `benchmarks`.
 """
 
 import argparse
@@ -20,15 +21,14 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_compress import export_onnx
-from hf_compress.export.onnx_format import PATH
-from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
-from hf_compress.study.grid.glue import TASKS
+from hf_compress.export import FORMATS, in_onnx_runtime, in_openvino
+from hf_compress.study.grid import TASKS
 
 CALIBRATION, BATCH = 128, 32
 
 
 def right(model: nn.Module, rows: Dataset, tokenizer: object, columns: tuple[str, ...]) -> np.ndarray:
-    """For each of `rows` whether `model` answers it as labelled."""
+    """Return for each of `rows` whether `model` predicts its label."""
     answers = []
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
@@ -42,15 +42,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dense", type=Path, required=True, help="folder of the dense model")
     parser.add_argument("--compressed", type=Path, required=True, nargs="+", help="folders of compressed models")
-    parser.add_argument("--dataset_name", default="nyu-mll/glue")
-    parser.add_argument("--task_name", default="sst2", choices=[name for name in TASKS if not TASKS[name].regression])
-    parser.add_argument("--held_out", type=int, nargs=2, metavar=("A", "B"))
+    parser.add_argument("--dataset_name", default="nyu-mll/glue", help="GLUE: Hub id or folder")
+    tasks = [name for name in TASKS if not TASKS[name].regression]
+    parser.add_argument("--task_name", default="sst2", choices=tasks, help="GLUE task (%(default)s)")
+    parser.add_argument(
+        "--held_out", type=int, nargs=2, metavar=("A", "B"), help="also use these rows of the training split"
+    )
+    parser.add_argument("--rows", type=int, help="use this many rows of each split only")
     options = parser.parse_args()
     task, tokenizer = TASKS[options.task_name], AutoTokenizer.from_pretrained(options.dense)
     data = load_dataset(options.dataset_name, options.task_name)
     rows = {"validation": data[task.validation]}
     if options.held_out:
         rows["held out"] = data["train"].select(range(*options.held_out))
+    if options.rows:
+        rows = {split: some.select(range(min(options.rows, len(some)))) for split, some in rows.items()}
     with tempfile.TemporaryDirectory() as scratch:
         dense = Path(scratch, "dense")
         shutil.copytree(options.dense, dense, ignore=shutil.ignore_patterns("checkpoint-*", "onnx", "openvino"))
@@ -61,7 +67,7 @@ def main() -> None:
         ]
         models: dict[str, tuple[nn.Module, int]] = {}
         for folder in options.compressed:
-            graph = folder / PATH
+            graph = folder / FORMATS["onnx"].path
             if not graph.is_file():
                 export_onnx(folder, [{name: torch.from_numpy(v) for name, v in row.items()} for row in batches])
             for name, runtime in (("ONNX Runtime", in_onnx_runtime), ("OpenVINO", in_openvino)):

@@ -1,15 +1,18 @@
-"""How fast the int8 graph is: beside torch and the fp32 graph, and beside what others quantize after training.
-
-A BERT of the shape of BERT-base (random weights, its ranges trained on random tokens) is written as
-`onnx/model_quantized.onnx` for `int8` and for `int8-attention`; its dense twin as fp32, as ONNX Runtime's
-`quantize_dynamic` and `quantize_static` make it, and as NNCF makes it for OpenVINO. All run in turns in one process,
-in both runtimes (`hf-compress bench`). With `--beside_nncf` only ours and NNCF's do, in OpenVINO, as ratios to NNCF's.
+"""Measure the speed of our int8 graph beside torch, the fp32 graph, and graphs quantized after training.
 
     python benchmarks/onnx_speed.py --threads 2 --rounds 20
     python benchmarks/onnx_speed.py --threads 2 --rounds 20 --beside_nncf
+
+The model has the shape of BERT-base, with random weights and ranges trained on random tokens. It is exported for
+`int8` and for `int8-attention`. Its dense twin is exported as fp32, and quantized by ONNX Runtime
+(`quantize_dynamic`, `quantize_static`) and by NNCF for OpenVINO. All variants take turns in one process (`hf-compress
+bench`). With `--beside_nncf` only ours and NNCF's run, in OpenVINO, and ratios are to NNCF's. Needs the extra
+`benchmarks`.
 """
 
 import argparse
+import subprocess
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -17,13 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from after_training import NNCF, NNCF_LINEAR, quantize_after_training
-from rich.console import Console
 from transformers import AutoConfig, BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from hf_compress import QuantizationArguments, Recipe, export_onnx, save_compressed
-from hf_compress.export.onnx_format import PATH
-from hf_compress.export.runtimes import in_openvino
-from hf_compress.report import VARIANTS, bench, latency_table, measure_latency, paired_ratio
+from hf_compress.export import FORMATS, in_openvino
+from hf_compress.report import measure_latency, paired_ratio
 
 VOCABULARY, CALIBRATION = 30522, 8
 SCHEMES = ("int8", "int8-attention")
@@ -36,13 +37,13 @@ def build_dense(folder: Path, layers: int) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
-                # A runtime leaves out biases of zero and scales of one, which no trained model has.
+                # Trained models have no biases of zero or scales of one; runtimes would optimize those away.
                 parameter.add_(0.02 * torch.randn_like(parameter))
     model.save_pretrained(folder / "dense")
 
 
 def build_quantized(folder: Path, scheme: str) -> None:
-    """Write the dense checkpoint again after some steps of training for `scheme`, and its graph."""
+    """Train the dense checkpoint for a few steps with `scheme`, and write the compressed checkpoint and its graph."""
     torch.manual_seed(0)
     model = BertForSequenceClassification.from_pretrained(folder / "dense")
     recipe = Recipe(quantization=QuantizationArguments(quant_scheme=scheme, quant_begin=0.3))
@@ -63,10 +64,10 @@ def build_quantized(folder: Path, scheme: str) -> None:
 
 
 def beside_nncf(folder: Path, shapes: list[tuple[int, int]], rounds: int, threads: int) -> None:
-    """Print how many times faster than NNCF's graph ours are in OpenVINO, with a 95 % interval."""
+    """Print the speed-up of our graphs over NNCF's in OpenVINO, with a 95 % interval."""
     config = AutoConfig.from_pretrained(folder / "dense")
     paths = {name: folder / "dense" / "openvino" / f"{name}.xml" for name in (NNCF, NNCF_LINEAR)}
-    paths |= {scheme: folder / scheme / PATH for scheme in SCHEMES}
+    paths |= {scheme: folder / scheme / FORMATS["onnx"].path for scheme in SCHEMES}
     models = {name: in_openvino(path, config, threads) for name, path in paths.items()}
     for shape in shapes:
         ids = torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(0))
@@ -76,8 +77,8 @@ def beside_nncf(folder: Path, shapes: list[tuple[int, int]], rounds: int, thread
             ratio = paired_ratio(seconds[NNCF], seconds[name])
             low, high = ratio.interval
             print(
-                f"{shape[0]:3} x {shape[1]} {name:15} {1e3 * np.median(seconds[name]):8.1f} ms, least "
-                f"{1e3 * min(seconds[name]):8.1f}; {ratio.ratio:.3f} ({low:.3f} to {high:.3f}) times as fast as NNCF's"
+                f"{shape[0]:3} x {shape[1]} {name:15} {1e3 * np.median(seconds[name]):8.1f} ms, fastest "
+                f"{1e3 * min(seconds[name]):8.1f}; {ratio.ratio:.3f} ({low:.3f} to {high:.3f}) x the speed of NNCF's"
             )
 
 
@@ -90,13 +91,13 @@ def random_tokens() -> list[dict[str, np.ndarray]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--models", type=Path, help="folder to keep the models in, and to find them in the next time")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--layers", type=int, default=12, help="layers of the model (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each runtime (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=20, help="timed calls per variant (%(default)s)")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 32], help="rows (1 32)")
+    parser.add_argument("--length", type=int, default=128, help="tokens per row (%(default)s)")
+    parser.add_argument("--models", type=Path, help="keep the models in this folder, and reuse those already there")
+    parser.add_argument("--variants", nargs="+", help="as in `hf-compress bench` (all)")
     parser.add_argument("--beside_nncf", action="store_true", help="only our graphs and NNCF's, in OpenVINO")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -110,16 +111,12 @@ def main() -> None:
             shapes = [(rows, options.length) for rows in options.batch_sizes]
             beside_nncf(folder, shapes, options.rounds, options.threads)
             return
-        latency = bench(
-            [folder / "dense", *(folder / scheme for scheme in SCHEMES)],
-            batch_sizes=options.batch_sizes,
-            lengths=[options.length],
-            rounds=options.rounds,
-            threads=options.threads,
-            variants=options.variants,
-            progress=True,
-        )
-    Console(width=160).print(latency_table(latency))
+        bench = [str(Path(sys.executable).with_name("hf-compress")), "bench"]
+        bench += [str(folder / name) for name in ("dense", *SCHEMES)]
+        bench += ["--batch-size", ",".join(map(str, options.batch_sizes)), "--length", str(options.length)]
+        bench += ["--rounds", str(options.rounds), "--threads", str(options.threads)]
+        bench += ["--variants", ",".join(options.variants)] if options.variants else []
+        subprocess.run(bench, check=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""How large files are: of a model pruned in one shot at several sparsities, and of finished checkpoints.
+"""Measure how large packed files are, for one-shot pruning at several sparsities and for finished checkpoints.
 
     python benchmarks/sizes.py [--model MODEL] [--scheme int8] [--folders COMPRESSED...] [--codecs COMPRESSED]
 
-`file` is model.safetensors with its header. `entropy` is the order-0 entropy of the integers of each tensor alone,
-without scales and without what is no integer, and `analytic` the formula of Movva et al. (2022), which counts no mask,
-scale or header. With
-`--codecs`, how other codecs and other orders would do on the integers of a checkpoint.
+`file` is model.safetensors with its header. `entropy` is the order-0 entropy of the integers of each tensor, without
+scales and without floating-point tensors. `analytic` is the formula of Movva et al. (2022), which counts no mask,
+scale or header. With `--codecs`, other codecs and other orders are tried on the integers of a checkpoint.
 """
 
 import argparse
@@ -24,23 +23,26 @@ import zstandard
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel, logging
 
 import hf_compress as hfc
-from hf_compress.checkpoint import inventory
-from hf_compress.checkpoint.config import CompressionConfig
-from hf_compress.checkpoint.packed import Packed, pack
-from hf_compress.checkpoint.quantizer import CompressionQuantizer, packed_tensors
-from hf_compress.layers.grids import SCHEMES
-from hf_compress.models.targets import prunable, quantizable
-from hf_compress.report import sizes
+from hf_compress.checkpoint import CompressionConfig, CompressionQuantizer, Packed, pack, packed_tensors
+from hf_compress.layers import SCHEMES
+from hf_compress.models import prunable, quantizable
+from hf_compress.report import analytic_bytes
 
 HEADINGS = ("", "file", "entropy", "file / entropy", "analytic", "file / analytic")
 
 
-def packed(model: PreTrainedModel, sparsity: float, scheme: str, folder: Path) -> hfc.Recipe:
-    """The recipe by which `model` is pruned at once, rounded and saved into `folder`."""
-    with torch.no_grad():
-        for target in prunable(model) if sparsity else ():
-            magnitude = target.weight.abs()
-            target.weight[magnitude <= magnitude.flatten().kthvalue(round(sparsity * magnitude.numel())).values] = 0
+@torch.no_grad()
+def prune(model: PreTrainedModel, sparsity: float) -> None:
+    """Set the weights of smallest magnitude of each linear layer to zero, in place."""
+    for target in prunable(model):
+        magnitude, zeros = target.weight.abs(), round(sparsity * target.weight.numel())
+        if zeros:
+            target.weight[magnitude <= magnitude.flatten().kthvalue(zeros).values] = 0
+
+
+def save_packed(model: PreTrainedModel, sparsity: float, scheme: str, folder: Path) -> hfc.Recipe:
+    """Prune `model` in one shot, round it and save it into `folder`; return the recipe that says so."""
+    prune(model, sparsity)
     config = CompressionConfig(
         scheme=asdict(SCHEMES[scheme]),
         quantized=[target.name for target in quantizable(model)],
@@ -55,34 +57,37 @@ def packed(model: PreTrainedModel, sparsity: float, scheme: str, folder: Path) -
 
 
 def row(name: str, folder: Path, recipe: hfc.Recipe) -> str:
+    """Return the table row of the checkpoint in `folder`."""
     config = AutoConfig.from_pretrained(folder)
     config.quantization_config = None
     with torch.device("meta"):
         dense = AutoModelForSequenceClassification.from_config(config)
         if config.architectures == [AutoModel.from_config(config).__class__.__name__]:
             dense = AutoModel.from_config(config)
-    size = sizes.measured_size(folder, dense, dense, inventory.tensors(folder), recipe)
-    file, bound = size.packed_bytes, sum(entropy(tensor.values().numpy()) for tensor in quantized(folder))
+    analytic = analytic_bytes(dense, recipe)
+    file = (folder / "model.safetensors").stat().st_size
+    bound = sum(entropy(tensor.values().numpy()) for tensor in quantized(folder))
     return (
         f"| {name} | {file / 1e6:.3f} MB | {bound / 1e6:.3f} MB | {file / bound:.4f} "
-        f"| {size.analytic_bytes / 1e6:.3f} MB | {file / size.analytic_bytes:.4f} |"
+        f"| {analytic / 1e6:.3f} MB | {file / analytic:.4f} |"
     )
 
 
 def quantized(folder: Path) -> list[Packed]:
-    """The tensors of integers in `folder`."""
+    """Return the integer tensors of the checkpoint in `folder`."""
     files = sorted(folder.glob("*.safetensors"))
     return [tensor for path in files for tensor in packed_tensors(path, {}) if tensor.scale() is not None]
 
 
 def entropy(values: np.ndarray) -> float:
+    """Return the order-0 entropy of 8-bit integers, in bytes of the whole array."""
     counts = np.bincount(values.reshape(-1).view(np.uint8), minlength=256)
     share = counts[counts > 0] / values.size
     return float(-(share * np.log2(share)).sum()) * values.size / 8
 
 
 def codecs(folder: Path) -> Iterator[str]:
-    """Rows of a table: bytes of all integers to their order-0 entropy, in our file and otherwise; MB/s of integers."""
+    """Yield table rows: bytes of all integers over their order-0 entropy, and decoding speed in M integers/s."""
 
     def zstd(level: int) -> Callable[[bytes], bytes]:
         return zstandard.ZstdCompressor(level=level).compress
@@ -108,7 +113,7 @@ def codecs(folder: Path) -> Iterator[str]:
     count = sum(values.size for values in integers)
 
     def both(compress: Callable[[bytes], bytes], values: np.ndarray) -> tuple[bytes, ...]:
-        """As it is, or mask and values apart, whichever is shorter."""
+        """Compress the values whole, or mask and non-zero values separately, whichever is shorter."""
         kept = values != 0
         apart = compress(np.packbits(kept).tobytes()), compress(values[kept].tobytes())
         whole = compress(values.tobytes())
@@ -122,14 +127,14 @@ def codecs(folder: Path) -> Iterator[str]:
     for tensor in tensors:
         Packed.open(torch.frombuffer(bytearray(tensor.data), dtype=torch.uint8), tensor.key).values()
     ours = sum(len(tensor.data) - len(pack(scale.bfloat16())) for tensor, scale in zip(tensors, scales, strict=True))
-    yield line("this format, its scales taken off", ours, begun)
+    yield line("this format, without its scales", ours, begun)
     for name, (compress, decompress) in plain.items():
         parts = [both(compress, values) for values in integers]
         begun = time.process_time()
         for part in parts:
             for piece in part:
                 decompress(piece)
-        yield line(f"{name}, mask apart where shorter", sum(len(piece) for part in parts for piece in part), begun)
+        yield line(f"{name}, mask separate where shorter", sum(len(piece) for part in parts for piece in part), begun)
     ordered = [v[np.argsort(s.numpy()[:, 0], kind="stable")] for v, s in zip(integers, scales, strict=True)]
     yield line("zstd -1, rows in the order of their scales", sum(len(p) for v in ordered for p in both(zstd(1), v)))
     yield line("arithmetic coding, order 0", bound)
@@ -141,15 +146,17 @@ def codecs(folder: Path) -> Iterator[str]:
             for number in range(16):
                 some = values[classes == number] if context == "row" else values[:, classes == number]
                 size += entropy(np.ascontiguousarray(some)) if some.size else 0
-        yield line(f"arithmetic coding, 16 contexts of the {context}, themselves for nothing", size)
+        yield line(f"arithmetic coding, 16 contexts by {context}, contexts not counted", size)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="A dense model to be pruned in one shot.")
-    parser.add_argument("--scheme", default="int8", choices=SCHEMES)
-    parser.add_argument("--folders", nargs="*", type=Path, default=[], help="Finished checkpoints.")
-    parser.add_argument("--codecs", type=Path, help="A finished checkpoint to try other codecs on.")
+    parser.add_argument("--model", help="dense model to prune in one shot")
+    parser.add_argument(
+        "--scheme", default="int8", choices=SCHEMES, help="scheme to round it with (default: %(default)s)"
+    )
+    parser.add_argument("--folders", nargs="*", type=Path, default=[], help="finished checkpoints")
+    parser.add_argument("--codecs", type=Path, help="finished checkpoint to try other codecs on")
     arguments = parser.parse_args()
     logging.set_verbosity_error(), logging.disable_progress_bar()
     if arguments.model or arguments.folders:
@@ -157,7 +164,7 @@ def main() -> None:
     for sparsity in (0.0, 0.4, 0.6, 0.8, 0.9) if arguments.model else ():
         with tempfile.TemporaryDirectory() as folder:
             model = AutoModel.from_pretrained(arguments.model)
-            recipe = packed(model, sparsity, arguments.scheme, Path(folder))
+            recipe = save_packed(model, sparsity, arguments.scheme, Path(folder))
             print(row(f"{sparsity:.0%} + {arguments.scheme}", Path(folder), recipe))
     for folder in arguments.folders:
         print(row(str(folder), folder, hfc.Recipe.load(folder / "recipe.json")))

@@ -1,10 +1,11 @@
-"""The price of a training step: pruning, quantization, a teacher and all three, as ratios to plain Trainer.
-
-Every variant is a real Trainer in its own thread. Threads take turns, one optimizer step each on the same batch, in an
-order that rotates every round, so that noise of the machine hits all alike. A turn lasts from one `on_step_begin` to
-the next: callbacks, logging and the next batch included. A second plain Trainer is the control; its ratio should be 1.
+"""Measure what pruning, quantization, a teacher and all three cost per training step, as ratios to the plain Trainer.
 
     python benchmarks/step_time.py --model PATH_OR_ID --dataset_name nyu-mll/glue --rounds 60
+
+Every variant is a real Trainer in its own thread. The threads take turns, one optimizer step each on the same batch,
+in an order that rotates every round, so that noise of the machine affects all variants alike. A turn lasts from one
+`on_step_begin` to the next, so it includes callbacks, logging and the next batch. A second plain Trainer is the
+control; its ratio should be 1.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from transformers import (
 )
 
 from hf_compress import DistillationArguments, DistillationTrainer, PruningArguments, QuantizationArguments, Recipe
-from hf_compress.report.latency import paired_ratio
+from hf_compress.report import paired_ratio
 
 WARM_UP = 3
 PRUNING = {"prune_sparsity": 0.6, "prune_begin": 0.0, "prune_end": 1.0}
@@ -58,7 +59,7 @@ VARIANTS = {
 
 
 class Turns(TrainerCallback):
-    """Hands the machine from one training thread to the next and notes how long each turn took."""
+    """Hands the machine from one training thread to the next, and records how long each turn took."""
 
     def __init__(self, name: str, board: "Board") -> None:
         self.name, self.board = name, board
@@ -72,6 +73,8 @@ class Turns(TrainerCallback):
 
 
 class Board:
+    """The order of turns, whose turn it is, and the seconds that each turn took."""
+
     def __init__(self, names: list[str], rounds: int) -> None:
         self.order = [names[index:] + names[:index] for index in (r % len(names) for r in range(rounds))]
         self.flat = [name for row in self.order for name in row]
@@ -96,11 +99,15 @@ class Board:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="bert-base-uncased", help="Hub id or folder of the model")
-    parser.add_argument("--dataset_name", default="nyu-mll/glue", help="Hub id or folder of GLUE in the Hub's layout")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument(
+        "--model", default="bert-base-uncased", help="Hub id or folder of the model (default: %(default)s)"
+    )
+    parser.add_argument("--dataset_name", default="nyu-mll/glue", help="GLUE: Hub id or folder (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows per step (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=60, help="steps per variant (%(default)s)")
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="variants to run (all)"
+    )
     parser.add_argument("--json", type=Path, help="also write the ratios to this file")
     options = parser.parse_args()
 
@@ -138,7 +145,7 @@ def main() -> None:
             else:
                 trainer = DistillationTrainer(**shared, distillation=plan.distillation, callbacks=plan.callbacks())
                 if plan.distillation.distill_cache is not None:
-                    # Filled here, or it would be during the first turn.
+                    # Fill the cache now; otherwise the first turn would.
                     trainer.distillation.distill_cache = f"{folder}/cache"
                     trainer.get_train_dataloader()
             trainer.add_callback(Turns(name, board))

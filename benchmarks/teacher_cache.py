@@ -1,9 +1,10 @@
-"""How fast a teacher's answers are cached, as a ratio to bare inference on the same batches, sorted by length.
-
-Bare inference takes batches that are made already, in rounds that alternate with those of filling. Filling is all of
-`--distill_cache`: the keys, the sample that is checked, reading rows, sorting and padding them, the teacher, the file.
+"""Measure how fast the teacher cache is filled, as a ratio to bare inference on the same batches.
 
     python benchmarks/teacher_cache.py --model PATH_OR_ID --dataset_name nyu-mll/glue --rows 4096
+
+Bare inference runs on batches made beforehand, sorted by length. Filling is all that `--distill_cache` does:
+fingerprints, the check on a sample, reading rows, sorting and padding them, asking the teacher, writing the file.
+Rounds of the two alternate.
 """
 
 import argparse
@@ -25,10 +26,10 @@ from hf_compress import DistillationArguments, DistillationTrainer
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bert-base-uncased", help="Hub id or folder of the teacher")
-    parser.add_argument("--dataset_name", default="nyu-mll/glue", help="Hub id or folder of GLUE in the Hub's layout")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dataset_name", default="nyu-mll/glue", help="GLUE: Hub id or folder (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows per batch (%(default)s)")
+    parser.add_argument("--rows", type=int, default=4096, help="rows to ask about (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (%(default)s)")
     parser.add_argument("--json", type=Path, help="also write the ratio to this file")
     options = parser.parse_args()
 

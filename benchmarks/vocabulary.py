@@ -1,9 +1,9 @@
-"""What cutting the vocabulary to a training set, and embeddings of four bits, cost and save before any training.
+"""Measure what cutting the vocabulary and 4-bit embeddings save and cost, before any training.
 
     python benchmarks/vocabulary.py --model FINE_TUNED --dataset_name GLUE --task_name sst2 --max_train_samples 12000
 
-Scores are of the validation split, with nothing rounded but the embeddings; `file` is what the packed file of the
-model as it is would have, pruned and rounded at once.
+Scores are on the validation split; only the embeddings are rounded. `file MB` is the packed file that the model would
+have, pruned and rounded in one shot.
 """
 
 import argparse
@@ -24,20 +24,21 @@ from transformers import (
 )
 
 import hf_compress as hfc
-from hf_compress.checkpoint.budget import expected_bytes
-from hf_compress.layers.grids import Grid, fake_quantize_symmetric
-from hf_compress.study.grid.glue import TASKS, compute_metrics
+from hf_compress.checkpoint import expected_bytes
+from hf_compress.layers import Grid, fake_quantize_symmetric
+from hf_compress.study.grid import TASKS, compute_metrics
 
-METHODS = ((8, 0.0), (4, 0.0), (8, 0.6), (4, 0.6))  # Bits of the embeddings, zeros of the other layers.
+METHODS = ((8, 0.0), (4, 0.0), (8, 0.6), (4, 0.6))  # Bits of the embeddings, sparsity of the other layers.
 BATCH = 64
 
 
 def texts(rows: Dataset, columns: tuple[str, ...]) -> Iterator[str]:
+    """Iterate over the texts of all `columns`."""
     return (text for column in columns for text in rows[column])
 
 
 def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, task: str) -> np.ndarray:
-    """The logits of all rows."""
+    """Return the logits of all rows."""
     logits = []
     for batch in rows.iter(BATCH):
         sentences = [batch[column] for column in TASKS[task].sentences]
@@ -48,13 +49,13 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Da
 
 
 def score(logits: np.ndarray, rows: Dataset, task: str) -> float:
-    """The main metric of the task."""
+    """Return the main metric of the task."""
     predicted = EvalPrediction(logits, np.asarray(rows["label"]))
     return float(compute_metrics(TASKS[task].metrics)(predicted)[TASKS[task].main_metric])
 
 
 def with_embeddings(model: PreTrainedModel, bits: int) -> PreTrainedModel:
-    """A copy of the model whose embeddings have so many bits."""
+    """Return a copy of the model whose embeddings are rounded to `bits`."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
         if isinstance(module, torch.nn.Embedding):
@@ -78,10 +79,10 @@ def row(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, r
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="A fine-tuned model.")
-    parser.add_argument("--dataset_name", required=True, help="GLUE: a Hub id or a local folder.")
-    parser.add_argument("--task_name", default="sst2", choices=TASKS)
-    parser.add_argument("--max_train_samples", type=int, default=sys.maxsize)
+    parser.add_argument("--model", required=True, help="fine-tuned model")
+    parser.add_argument("--dataset_name", required=True, help="GLUE: Hub id or folder")
+    parser.add_argument("--task_name", default="sst2", choices=TASKS, help="GLUE task (%(default)s)")
+    parser.add_argument("--max_train_samples", type=int, default=sys.maxsize, help="training rows to read (all)")
     arguments = parser.parse_args()
     logging.set_verbosity_error(), logging.disable_progress_bar()
     task = TASKS[arguments.task_name]
@@ -98,7 +99,7 @@ def main() -> None:
     print(row("whole", model, tokenizer, rows, arguments.task_name))
     print(row("cut", cut, smaller, rows, arguments.task_name))
     other = [len(tokenizer(text).input_ids) != len(smaller(text).input_ids) for text in texts(rows, task.sentences)]
-    print(f"{sum(other)} of {len(other)} sentences of {task.validation} have a word that is spelled in more pieces.")
+    print(f"{sum(other)} of {len(other)} sentences of {task.validation} are split into more tokens than before.")
 
 
 if __name__ == "__main__":
