@@ -44,7 +44,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
+
+from tests.tiny import NO_DROPOUT, bert
 
 torch.set_num_threads(1)
 # The same examples on every machine, and no failure because a machine was busy.
@@ -127,20 +129,7 @@ def make_bert() -> Callable[..., BertForSequenceClassification]:
     """
 
     def build(seed: int = 0, **changes: object) -> BertForSequenceClassification:
-        settings: dict[str, object] = {
-            "vocab_size": len(SPECIAL + PLAIN + GOOD + BAD),
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "max_position_embeddings": 32,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-            "num_labels": 2,
-        }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return BertForSequenceClassification(BertConfig(**settings | changes)).eval()
+        return bert(seed, **NO_DROPOUT | changes)
 
     return build
 

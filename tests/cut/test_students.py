@@ -26,8 +26,9 @@ from hf_compress import (
 )
 from hf_compress.cut.students import evenly_spaced, parse_layers
 from hf_compress.report.card import render
-from tests.invariants.harness import bert, make, same, trained
+from tests.invariants.harness import make, same, trained
 from tests.invariants.test_models import CONFIGS, MASKED, SEQ2SEQ, SEQUENCE, TOKENS, VOCABULARY
+from tests.tiny import bert
 
 DEPTH, KEPT = 4, [0, 2, 3]
 # Where a model of this kind keeps its lists of layers; ALBERT has none.

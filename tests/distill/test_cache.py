@@ -35,19 +35,8 @@ from transformers import (
 
 from hf_compress import DistillationArguments, DistillationTrainer, Recipe
 from hf_compress.distill import cache as teacher_cache
-from tests.invariants.harness import (
-    KD,
-    NAMED,
-    SUBSETS,
-    bert,
-    in_two_processes,
-    logged,
-    make,
-    recipe,
-    rows,
-    same,
-    trained,
-)
+from tests.invariants.harness import KD, NAMED, SUBSETS, in_two_processes, logged, make, recipe, rows, same, trained
+from tests.tiny import bert
 
 TAUGHT = [(subset, name) for subset, name in zip(SUBSETS, NAMED, strict=True) if KD in subset]
 VOCABULARY = 40

@@ -13,8 +13,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
     PreTrainedModel,
     Trainer,
     TrainerCallback,
@@ -22,6 +20,7 @@ from transformers import (
 )
 
 from hf_compress import DistillationTrainer, PruningArguments, QuantizationArguments, Recipe
+from tests.tiny import VOCABULARY, bert
 
 KD, PRUNE, QUANT = METHODS = ("kd", "mp60", "int8")
 SUBSETS = [subset for size in range(4) for subset in itertools.combinations(METHODS, size)]
@@ -43,22 +42,6 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["hf_compress", "transformers.models.bert.modeling_bert"])
 
 
-def bert(seed: int = 0, **changes: Any) -> BertForSequenceClassification:
-    """A tiny BERT for two classes; dropout is on unless `changes` say otherwise."""
-    settings: dict[str, Any] = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 16,
-        "num_labels": 2,
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return BertForSequenceClassification(BertConfig(**settings | changes)).eval()
-
-
 def adapted(base: PreTrainedModel) -> PeftModel:
     """`base` with a LoRA adapter on its queries and values, with the same numbers every time."""
     with torch.random.fork_rng(devices=[]):
@@ -66,17 +49,14 @@ def adapted(base: PreTrainedModel) -> PeftModel:
         return get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
 
 
-STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
 def rows(count: int = 64) -> list[dict[str, Tensor]]:
     """Rows of eight tokens, the later ones padded; the label says whether the first token is in the upper half."""
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, 40, (count, 8), generator=draw)
+    ids = torch.randint(5, VOCABULARY, (count, 8), generator=draw)
     lengths = torch.randint(3, 9, (count, 1), generator=draw)
     mask = (torch.arange(8) < lengths).long()
     return [
-        {"input_ids": row * keep, "attention_mask": keep, "labels": (row[0] > 22).long()}
+        {"input_ids": row * keep, "attention_mask": keep, "labels": (row[0] > VOCABULARY // 2 + 2).long()}
         for row, keep in zip(ids, mask, strict=True)
     ]
 

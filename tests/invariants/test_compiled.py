@@ -25,9 +25,7 @@ from tests.invariants.harness import (
     METHODS,
     PRUNE,
     QUANT,
-    STILL,
     adapted,
-    bert,
     in_a_process,
     logged,
     recipe,
@@ -35,6 +33,7 @@ from tests.invariants.harness import (
     same,
     trained,
 )
+from tests.tiny import NO_DROPOUT, bert
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
@@ -65,7 +64,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
 
 
 def run(folder: Path, backend: str | None, *, lora: bool = False, **settings: Any) -> Trainer:
-    model: Any = bert(num_hidden_layers=1, **STILL)
+    model: Any = bert(num_hidden_layers=1, **NO_DROPOUT)
     compiler = {} if backend is None else {"torch_compile_backend": backend}
     return trained(folder, METHODS, model=adapted(model) if lora else model, max_steps=16, **compiler | settings)
 
@@ -123,7 +122,7 @@ def check_schemes() -> None:
     inputs = default_data_collator(rows(4))
     for scheme in SCHEMES.values():
         torch.compiler.reset()
-        model = bert(num_hidden_layers=1, **STILL)
+        model = bert(num_hidden_layers=1, **NO_DROPOUT)
         quantize_layers(model, scheme)
         round_attention(model, scheme)
         for layer in compressed_layers(model).values():
@@ -145,10 +144,10 @@ def test_every_scheme_is_one_graph_with_the_same_gradients() -> None:
 
 
 def check_teacher(folder: Path) -> None:
-    student = {"model": bert(num_hidden_layers=1, **STILL)}
+    student = {"model": bert(num_hidden_layers=1, **NO_DROPOUT)}
     teacher: Any = torch.compile(bert(seed=1, num_hidden_layers=1), backend="aot_eager")
     taught = trained(folder, (KD, PRUNE, QUANT), teacher=teacher, torch_compile_backend="aot_eager", **student)
-    student = {"model": bert(num_hidden_layers=1, **STILL)}
+    student = {"model": bert(num_hidden_layers=1, **NO_DROPOUT)}
     plain = trained(folder, (KD, PRUNE, QUANT), teacher=bert(seed=1, num_hidden_layers=1), **student)
     assert same(dict(taught.model.state_dict()), dict(plain.model.state_dict()))
     assert same(logged(taught, "distill_loss", "label_loss"), logged(plain, "distill_loss", "label_loss"))

@@ -26,7 +26,8 @@ from transformers import (
 from hf_compress import PruningCallback, save_compressed
 from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import prunable, transformer
-from tests.invariants.harness import PRUNE, QUANT, SETTINGS, STILL, bert, make, recipe, rows
+from tests.invariants.harness import PRUNE, QUANT, SETTINGS, make, recipe, rows
+from tests.tiny import NO_DROPOUT, bert
 
 BOTH = (PRUNE, QUANT)
 
@@ -54,7 +55,7 @@ class Weighted(Trainer):
 
 @pytest.mark.parametrize("trainer_class", [Trainer, Weighted])
 def test_a_plain_trainer_and_a_users_own(trainer_class: type[Trainer], tmp_path: Path) -> None:
-    run = make(tmp_path, BOTH, model=bert(**STILL), trainer_class=trainer_class)
+    run = make(tmp_path, BOTH, model=bert(**NO_DROPOUT), trainer_class=trainer_class)
     run.train()
     inputs = {name: value[None] for name, value in rows(1)[0].items() if name != "labels"}
     check(run.model, AutoModelForSequenceClassification, inputs, tmp_path / "compressed")
@@ -93,7 +94,7 @@ def test_a_seq2seq_trainer_that_generates(tmp_path: Path) -> None:
 @pytest.fixture
 def embedder(tmp_path: Path, tiny_tokenizer: Any) -> Any:
     library = pytest.importorskip("sentence_transformers")
-    BertModel(bert(**STILL).config).save_pretrained(tmp_path / "encoder")
+    BertModel(bert(**NO_DROPOUT).config).save_pretrained(tmp_path / "encoder")
     tiny_tokenizer.save_pretrained(tmp_path / "encoder")
     return library.SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
 

@@ -12,7 +12,8 @@ from hf_compress import save_compressed
 from hf_compress.models.heads import find_head
 from hf_compress.models.targets import prunable
 from hf_compress.report.evaluation import logit_difference
-from tests.invariants.harness import KD, METHODS, PRUNE, QUANT, STILL, bert, logged, recipe, same, trained
+from tests.invariants.harness import KD, METHODS, PRUNE, QUANT, logged, recipe, same, trained
+from tests.tiny import NO_DROPOUT, bert
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 LEARNABLE = {"max_steps": 60, "learning_rate": 5e-3}
@@ -69,7 +70,7 @@ ON_GPU: dict[str, Any] = {
     + [pytest.param(value | {"use_cpu": False}, id=name, marks=GPU) for name, value in ON_GPU.items()],
 )
 def test_all_methods_train_and_the_file_has_the_trained_logits(settings: dict[str, Any], tmp_path: Path) -> None:
-    run = trained(tmp_path, METHODS, model=bert(**STILL), callbacks=[Zeros()], **LEARNABLE | settings)
+    run = trained(tmp_path, METHODS, model=bert(**NO_DROPOUT), callbacks=[Zeros()], **LEARNABLE | settings)
     losses = [loss for (loss,) in logged(run, "label_loss")]
     assert sum(losses[-5:]) < sum(losses[:5])
     assert parity(run, tmp_path / "compressed") == 0

@@ -16,20 +16,8 @@ from transformers import TrainerCallback, TrainerState
 from hf_compress.layers.lora import current_weight
 from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import prunable
-from tests.invariants.harness import (
-    KD,
-    METHODS,
-    PRUNE,
-    QUANT,
-    STILL,
-    adapted,
-    bert,
-    in_two_processes,
-    logged,
-    make,
-    rows,
-    same,
-)
+from tests.invariants.harness import KD, METHODS, PRUNE, QUANT, adapted, in_two_processes, logged, make, rows, same
+from tests.tiny import NO_DROPOUT, bert
 
 # Methods, rows and dtype. In all, a step takes 16 rows: of 64 the last takes 16; of 61 one process has 8 and the other
 # 5; of 52 one has 4 and the other none.
@@ -48,12 +36,12 @@ CASES: dict[str, tuple[Sequence[str], int, torch.dtype]] = {
 def outcome(case: str, size: int, folder: Path) -> dict[str, Any]:
     """What the run leaves on this process."""
     methods, count, dtype = CASES[case]
-    model = bert(**STILL).to(dtype)
+    model = bert(**NO_DROPOUT).to(dtype)
     run = make(
         folder / "run",
         methods,
         model=adapted(model) if "lora" in case else model,
-        teacher=bert(seed=1, **STILL).to(dtype),
+        teacher=bert(seed=1, **NO_DROPOUT).to(dtype),
         data=rows(count),
         per_device_train_batch_size=size,
         learning_rate=1e-3,

@@ -11,7 +11,8 @@ from transformers import Trainer, TrainerCallback
 from hf_compress import DistillationTrainer, PruningCallback, QuantizationCallback, save_compressed
 from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import prunable
-from tests.invariants.harness import METHODS, NAMED, PRUNE, QUANT, SUBSETS, bert, logged, make, recipe, same, trained
+from tests.invariants.harness import METHODS, NAMED, PRUNE, QUANT, SUBSETS, logged, make, recipe, same, trained
+from tests.tiny import bert
 
 
 def outcome(run: Trainer) -> dict[str, Any]:

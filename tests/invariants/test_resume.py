@@ -26,19 +26,8 @@ from hf_compress import (
     save_compressed,
 )
 from hf_compress.checkpoint.resume import is_complete, last_complete_checkpoint
-from tests.invariants.harness import (
-    METHODS,
-    NAMED,
-    PRUNE,
-    QUANT,
-    SUBSETS,
-    bert,
-    in_a_process,
-    make,
-    recipe,
-    same,
-    trained,
-)
+from tests.invariants.harness import METHODS, NAMED, PRUNE, QUANT, SUBSETS, in_a_process, make, recipe, same, trained
+from tests.tiny import bert
 
 STEPS = 24
 KILLED = -signal.SIGKILL
