@@ -6,46 +6,59 @@ from dataclasses import dataclass, field
 
 from hf_compress.cut.students import parse_layers
 from hf_compress.distill.cache import AUTO
-from hf_compress.distill.losses import LOSSES
+from hf_compress.distill.losses import LOSSES, Loss
 from hf_compress.distill.teacher import SELF
 from hf_compress.options import changed
 
 
 @dataclass
 class DistillationArguments:
-    """Options of knowledge distillation; off unless `distill_teacher` is given.
+    """Options of knowledge distillation, which is off unless `distill_teacher` is set.
 
-    `distill_student_layers` has its effect without a teacher too: the control that is trained on the labels alone.
+    `distill_student_layers` also works without a teacher, for a control that is trained on the labels alone.
+
+    Raises:
+        ValueError: an option is outside its range, or two options exclude each other.
+
+    Example:
+        >>> from hf_compress.distill import DistillationArguments
+        >>> options = DistillationArguments(distill_teacher="self", distill_student_layers="3")
+        >>> options.enabled, options.student_layers
+        (True, 3)
     """
 
     distill_teacher: str | None = field(
         default=None,
         metadata={
-            "help": "The teacher: a path or Hub id, of a model or an adapter; or `self`, the model as training finds "
-            "it: a frozen copy, or beside a new adapter the base model itself."
+            "help": "The teacher: a path or Hub id of a model or an adapter; or `self`, a frozen copy of the model "
+            "before training. For a model with a new adapter, `self` is the base model, without a copy."
         },
     )
     distill_loss: str = field(
         default="kl",
         metadata={
-            "choices": list(LOSSES),
-            "help": "Distance to the teacher. `kl`: divergence of the softened distributions. `ce`: cross-entropy "
-            "with the teacher's soft labels. `mse`: squared difference of logits, which regression always uses.",
+            "choices": LOSSES.keys(),
+            "help": "Distance to the teacher. " + " ".join(f"`{loss.name}`: {loss.help}." for loss in LOSSES.values()),
         },
     )
     distill_temperature: float = field(
         default=2.0,
-        metadata={"help": "Divides both models' logits in `kl` and `ce`; above 0. Higher is softer."},
+        metadata={
+            "help": "Divide both models' logits by this number in "
+            + " and ".join(f"`{loss.name}`" for loss in LOSSES.values() if loss.has_temperature)
+            + "; above 0. Higher is softer."
+        },
     )
     distill_alpha: float = field(
         default=0.9,
-        metadata={"help": "Weight of the distillation loss, in [0, 1]; the loss on the labels has the rest."},
+        metadata={"help": "Weight of the distillation loss, in [0, 1]; the loss on the labels gets the rest."},
     )
     distill_student_layers: str | None = field(
         default=None,
         metadata={
-            "help": "Train a student cut from the model: with so many of its layers, evenly spaced (3), or with these "
-            "(0,2,5), counted from 0. `--distill_teacher self` is then the whole model. By default all layers stay."
+            "help": "Train a student cut from the model: with this many of its layers, evenly spaced (3), or with "
+            "these layers (0,2,5), counted from 0. `--distill_teacher self` is then the whole model. By default all "
+            "layers stay."
         },
     )
     distill_cache: str | None = field(
@@ -53,8 +66,9 @@ class DistillationArguments:
         metadata={
             "nargs": "?",
             "const": AUTO,
-            "help": "Ask the teacher once and keep its answers as a column of the training set: in this folder, or "
-            f"beside the caches of datasets (`{AUTO}`, or no value). By default it is asked at every step.",
+            "help": "Ask the teacher once and keep its answers as a column of the training set, in this folder; "
+            f"`{AUTO}`, or no value, means beside the caches of datasets. By default the teacher is asked at every "
+            "step.",
         },
     )
 
@@ -80,22 +94,39 @@ class DistillationArguments:
             )
         if self.distill_student_layers is not None:
             parse_layers(self.distill_student_layers)
-        if self.distill_cache is not None and not self.distill_cache.strip():
-            raise ValueError(
-                f"`--distill_cache` must be a folder or `{AUTO}`, got an empty name. Leave the value out."
-            )
-        if self.distill_loss == "mse" and "distill_temperature" in changed(self):
+        self._check_cache()
+        if not self.loss.has_temperature and "distill_temperature" in changed(self):
             warnings.warn(
-                f"`--distill_temperature {self.distill_temperature}` has no effect with `--distill_loss mse`, which "
-                "compares the logits themselves. Leave it out.",
+                f"`--distill_temperature {self.distill_temperature}` has no effect with `--distill_loss "
+                f"{self.distill_loss}`. Leave it out.",
                 stacklevel=3,
             )
 
+    def _check_cache(self) -> None:
+        if self.distill_cache is None:
+            return
+        if not self.distill_cache.strip():
+            raise ValueError(
+                f"`--distill_cache` must be a folder or `{AUTO}`, got an empty name. Leave the value out."
+            )
+        if self.loss.needs:
+            raise ValueError(
+                f"`--distill_cache` keeps the teacher's logits only, and `--distill_loss {self.distill_loss}` needs "
+                f"its {' and '.join(f'`{name}`' for name in self.loss.needs)}. Leave the option out, or choose a loss "
+                "on the logits."
+            )
+
+    @property
+    def loss(self) -> Loss:
+        """The entry of `LOSSES` that `distill_loss` names."""
+        return LOSSES[self.distill_loss]
+
     @property
     def enabled(self) -> bool:
+        """Whether there is a teacher."""
         return self.distill_teacher is not None
 
     @property
     def student_layers(self) -> int | list[int] | None:
-        """How many layers the student keeps, or which; None for all."""
+        """How many layers the student keeps, or which ones; None means all."""
         return None if self.distill_student_layers is None else parse_layers(self.distill_student_layers)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer
 from hf_compress.distill.answers import AnswerCollator
 from hf_compress.distill.arguments import DistillationArguments
 from hf_compress.distill.cache import TeacherCache, identity
+from hf_compress.distill.features import flags
 from hf_compress.distill.teacher import adapter_off
 from hf_compress.models.heads import Head, bare
 
@@ -30,10 +31,10 @@ class AskingMixin(Trainer):
     _adapted: PeftModel | None
     _teacher_inputs: set[str]
     _teacher_caches: bool
-    _answer_names: tuple[str, ...] = ()  # The columns with the answers; none without a cache.
+    _answer_names: tuple[str, ...] = ()  # The columns with the answers; empty without a cache.
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The batches to train on; with `--distill_cache` the teacher's answers are in them."""
+        """Return the batches to train on; with `--distill_cache` they hold the teacher's answers."""
         if not self._answer_names:
             return super().get_train_dataloader()
         given = self.train_dataset, self.data_collator
@@ -43,8 +44,15 @@ class AskingMixin(Trainer):
         finally:
             self.train_dataset, self.data_collator = given
 
+    @contextlib.contextmanager
+    def teaching(self) -> Iterator[PreTrainedModel]:
+        """Yield the teacher. If it is the student with its adapter off, the adapter is off inside the context."""
+        assert self.teacher is not None
+        with contextlib.nullcontext() if self._adapted is None else adapter_off(self._adapted):
+            yield self.teacher
+
     def _answered(self, dataset: Any, collator: Any) -> tuple[Any, AnswerCollator]:
-        """The training set with the teacher's answers, and what makes batches of it."""
+        """Return the training set with the teacher's answers, and the collator that makes batches of it."""
         assert self.head is not None and self.teacher is not None and self.distillation.distill_cache is not None
         head, shown = self.head, self._remove_unused_columns(dataset).column_names
         tokenizer = getattr(collator, "tokenizer", self.processing_class)
@@ -58,7 +66,7 @@ class AskingMixin(Trainer):
             read=lambda batch: self._teacher_reads(self.model, batch),
             ask=lambda batch: head.logits(self._teach(self.model, batch)),
             side=getattr(tokenizer, "padding_side", "right"),
-            # As in training, and so in the same kernels: where all rows are of one length, to the same bits.
+            # As in training, so that the same kernels run: rows of one length get the same bits.
             batch_size=self.args.train_batch_size,
         )
         answered = cache.answered(dataset)
@@ -66,12 +74,22 @@ class AskingMixin(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        # Else Trainer would remove the answers, which no model takes.
+        # Otherwise Trainer would remove the answers, because no model takes them.
         assert self._signature_columns is not None
         self._signature_columns += [name for name in self._answer_names if name not in self._signature_columns]
 
+    def _split_answers(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the cached answers in a batch, under the names of the logits, and the other inputs."""
+        assert self.head is not None
+        answers = {
+            output: inputs[column]
+            for output, column in zip(self.head.names, self._answer_names, strict=False)
+            if column in inputs
+        }
+        return answers, {name: value for name, value in inputs.items() if name not in self._answer_names}
+
     def _teacher_reads(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The inputs that the teacher's forward takes, labels left out."""
+        """Return the inputs that the teacher's forward takes, without labels."""
         assert self.head is not None
         taken = {name: value for name, value in inputs.items() if name in self._teacher_inputs}
         if self.head.descriptor.decodes and "decoder_input_ids" not in taken:
@@ -79,16 +97,14 @@ class AskingMixin(Trainer):
         return taken
 
     def _teach(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-        """The teacher's outputs for the inputs that it takes."""
-        taken = self._teacher_reads(model, inputs)
+        """Return the teacher's outputs for a batch, with the features that the loss needs."""
+        taken = self._teacher_reads(model, inputs) | self._feature_flags
         if self._teacher_caches:
             taken["use_cache"] = False
         with self.teaching() as teacher, torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
             return teacher(**taken)
 
-    @contextlib.contextmanager
-    def teaching(self) -> Iterator[PreTrainedModel]:
-        """A context that gives the teacher; where that is the student with its adapter off, it is off meanwhile."""
-        assert self.teacher is not None
-        with contextlib.nullcontext() if self._adapted is None else adapter_off(self._adapted):
-            yield self.teacher
+    @property
+    def _feature_flags(self) -> dict[str, bool]:
+        """The arguments that make a model return the features that the loss needs."""
+        return flags(self.distillation.loss)

@@ -1,19 +1,96 @@
-"""Distances between a student's and a teacher's logits, one value per position."""
+"""The registry of distillation losses: distances between a student's and a teacher's outputs.
+
+To add a loss, write its function and its entry in `LOSSES`. The flag's choices and help, the checks before training
+and the model card follow from the entry.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+FEATURES = ("hidden_states", "attentions")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one model computed on the way to its logits, for losses with `needs`.
+
+    Args:
+        hidden_states: the embeddings' output and each layer's, of shape (rows, tokens, width); None if not needed.
+        attentions: each layer's attention probabilities, of shape (rows, heads, queries, keys); None if not needed.
+        mask: which tokens (or patches, or frames) are not padding, of shape (rows, tokens).
+    """
+
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+    mask: Bool[Tensor, "rows tokens"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A distillation loss, with the words that the flag's help and the card need.
+
+    Args:
+        name: the value of `--distill_loss`.
+        function: the distance. It takes the student's logits, the teacher's logits, both of shape
+            (positions, classes), and the temperature, and returns one value per position. If `needs` is set, it takes
+            the student's `Features`, the teacher's `Features` and the temperature, and returns one value per row; a
+            row counts as often as it has positions that count.
+        independent: the form of `function` for independent labels (multi-label classification), or None if there is
+            none. Training with such labels is then refused.
+        help: a short phrase for the flag's help.
+        card: a noun phrase for "The loss is 0.9 x <card> + 0.1 x the loss on the labels". `{temperature:g}` and
+            `{scale:g}` (the temperature squared) are filled in.
+        citation: a BibTeX entry, or "".
+        needs: what both models have to return besides logits: "hidden_states", "attentions" or both.
+        has_temperature: whether the temperature changes the loss.
+
+    Example:
+        >>> import torch
+        >>> from hf_compress.distill import LOSSES, Loss
+        >>> mae = Loss(
+        ...     name="mae",
+        ...     function=lambda student, teacher, temperature: (student - teacher).abs().mean(-1),
+        ...     independent=None,
+        ...     help="absolute difference of logits",
+        ...     card="the mean absolute difference of the logits",
+        ...     citation="",
+        ...     has_temperature=False,
+        ... )
+        >>> mae.function(torch.zeros(2, 3), torch.ones(2, 3), 1.0)
+        tensor([1., 1.])
+        >>> LOSSES["mae"] = mae  # From here on, `--distill_loss mae` is legal.
+        >>> del LOSSES["mae"]
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    independent: Callable[..., Tensor] | None
+    help: str
+    card: str
+    citation: str
+    needs: tuple[str, ...] = ()
+    has_temperature: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.needs if name not in FEATURES]
+        if unknown:
+            raise ValueError(
+                f"`needs` of the loss {self.name!r} may hold {' and '.join(map(repr, FEATURES))}, got {unknown[0]!r}. "
+                "Leave it out if the loss compares logits."
+            )
 
 
 def kl(
     student: Float[Tensor, "positions classes"], teacher: Float[Tensor, "positions classes"], temperature: float
 ) -> Float[Tensor, "positions"]:
-    """The divergence of the student's softened distribution from the teacher's, KL(teacher || student), times T^2.
+    """Return KL(teacher || student) of the softened distributions, times the squared temperature, in nats.
 
-    In nats. The factor T^2 keeps the size of the gradient independent of the temperature (Hinton et al., 2015, section
-    2): as T grows the gradient tends to that of half the squared difference of the centred logits, per class.
+    The factor T^2 keeps the size of the gradient independent of the temperature (Hinton et al., 2015, section 2): as T
+    grows, the gradient approaches that of half the squared difference of the centred logits, per class.
     """
     teacher_log_p = F.log_softmax(teacher / temperature, dim=-1)
     student_log_p = F.log_softmax(student / temperature, dim=-1)
@@ -23,16 +100,19 @@ def kl(
 def mse(
     student: Float[Tensor, "positions classes"], teacher: Float[Tensor, "positions classes"], temperature: float = 1.0
 ) -> Float[Tensor, "positions"]:
-    """The squared difference of the logits, mean over classes (Ba & Caruana, 2014); the temperature has no effect."""
+    """Return the squared difference of the logits, averaged over classes (Ba & Caruana, 2014).
+
+    The temperature has no effect.
+    """
     return F.mse_loss(student, teacher, reduction="none").mean(-1)
 
 
 def ce(
     student: Float[Tensor, "positions classes"], teacher: Float[Tensor, "positions classes"], temperature: float
 ) -> Float[Tensor, "positions"]:
-    """The cross-entropy of the student's softened distribution under the teacher's as soft labels, times T^2.
+    """Return the cross-entropy with the teacher's softened distribution as labels, times the squared temperature.
 
-    In nats. It is `kl` plus the teacher's own entropy, so its gradient is that of `kl`; its value never reaches zero.
+    In nats. It is `kl` plus the teacher's own entropy, so it has the gradient of `kl` but does not reach zero.
     """
     soft_labels = F.softmax(teacher / temperature, dim=-1)
     return F.cross_entropy(student / temperature, soft_labels, reduction="none") * temperature**2
@@ -41,7 +121,7 @@ def ce(
 def binary_kl(
     student: Float[Tensor, "positions classes"], teacher: Float[Tensor, "positions classes"], temperature: float
 ) -> Float[Tensor, "positions"]:
-    """The `kl` of independent yes/no labels, each with its own sigmoid: mean over the labels, in nats, times T^2."""
+    """Return the `kl` of independent labels, each with its own sigmoid: the mean over labels, in nats, times T^2."""
     student, teacher = student / temperature, teacher / temperature
     per_label = F.kl_div(F.logsigmoid(student), F.logsigmoid(teacher), reduction="none", log_target=True) + F.kl_div(
         F.logsigmoid(-student), F.logsigmoid(-teacher), reduction="none", log_target=True
@@ -52,14 +132,57 @@ def binary_kl(
 def binary_ce(
     student: Float[Tensor, "positions classes"], teacher: Float[Tensor, "positions classes"], temperature: float
 ) -> Float[Tensor, "positions"]:
-    """The `ce` of independent yes/no labels, each with its own sigmoid: mean over the labels, in nats, times T^2."""
+    """Return the `ce` of independent labels, each with its own sigmoid: the mean over labels, in nats, times T^2."""
     soft_labels = (teacher / temperature).sigmoid()
     per_label = F.binary_cross_entropy_with_logits(student / temperature, soft_labels, reduction="none")
     return per_label.mean(-1) * temperature**2
 
 
-Loss = Callable[[Tensor, Tensor, float], Tensor]
+_HINTON = """@article{hinton2015distilling,
+  title = {Distilling the Knowledge in a Neural Network},
+  author = {Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
+  journal = {arXiv preprint arXiv:1503.02531},
+  year = {2015}
+}"""
+_BA = """@inproceedings{ba2014deep,
+  title = {Do Deep Nets Really Need to be Deep?},
+  author = {Ba, Lei Jimmy and Caruana, Rich},
+  booktitle = {Advances in Neural Information Processing Systems},
+  volume = {27},
+  year = {2014}
+}"""
 
-LOSSES: dict[str, Loss] = {"kl": kl, "mse": mse, "ce": ce}
-# What each name means where the classes do not exclude each other (multi-label classification).
-BINARY_LOSSES: dict[str, Loss] = {"kl": binary_kl, "mse": mse, "ce": binary_ce}
+LOSSES: dict[str, Loss] = {
+    loss.name: loss
+    for loss in (
+        Loss(
+            name="kl",
+            function=kl,
+            independent=binary_kl,
+            help="divergence of the softened distributions",
+            card="the Kullback-Leibler divergence from the teacher's probabilities at temperature {temperature:g} "
+            "(scaled by {scale:g})",
+            citation=_HINTON,
+        ),
+        Loss(
+            name="mse",
+            function=mse,
+            independent=mse,
+            help="squared difference of the logits; regression always uses it",
+            card="the mean squared difference of the logits",
+            citation=_BA,
+            has_temperature=False,
+        ),
+        Loss(
+            name="ce",
+            function=ce,
+            independent=binary_ce,
+            help="cross-entropy with the teacher's soft labels",
+            card="the cross-entropy with the teacher's probabilities at temperature {temperature:g} (scaled by "
+            "{scale:g})",
+            citation=_HINTON,
+        ),
+    )
+}
+# Regression compares outputs, which have no distribution to soften.
+REGRESSION = LOSSES["mse"]

@@ -1,8 +1,8 @@
-"""Knowledge distillation: the mixin that teaches any Trainer to learn from a teacher."""
+"""Knowledge distillation: the mixin that makes any Trainer learn from a teacher."""
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -15,33 +15,42 @@ from hf_compress.cut.students import student_from
 from hf_compress.distill.answers import answer_columns
 from hf_compress.distill.arguments import DistillationArguments
 from hf_compress.distill.asking import AskingMixin
-from hf_compress.distill.batches import without_borrowed
+from hf_compress.distill.batches import WeighingMixin
 from hf_compress.distill.cache import check_dataset
-from hf_compress.distill.losses import BINARY_LOSSES, LOSSES, mse
+from hf_compress.distill.features import features
+from hf_compress.distill.losses import LOSSES, REGRESSION, Loss
 from hf_compress.distill.teacher import SELF, check_choice, freeze, load_teacher, match_teacher, own_teacher
-from hf_compress.models.heads import LABELS, Head, bare, find_head
+from hf_compress.models.heads import LABELS, Head, Problem, bare, find_head
 
 REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
 TERMS = ("distill_loss", "label_loss")
 
 
-class DistillationMixin(AskingMixin):
+class DistillationMixin(AskingMixin, WeighingMixin):
     """A `Trainer` that also learns from a teacher; put it before any other Trainer class to mix it in.
 
     With `d` the distillation loss and `l` the loss on the labels, training minimises
-    `distill_alpha * d + (1 - distill_alpha) * l`, both being means over the positions that count (`Head`). Both
-    appear in the logs beside `loss`. Evaluation is the plain Trainer's: `eval_loss` is the loss on the labels and the
-    teacher costs nothing. Without a teacher the class is the plain Trainer, to the last bit, except for the next
+    `distill_alpha * d + (1 - distill_alpha) * l`. Both are means over the positions that count (`Head`), and both
+    appear in the logs beside `loss`. Evaluation is the plain Trainer's: `eval_loss` is the loss on the labels, and the
+    teacher is not asked. Without a teacher the class equals the plain Trainer to the last bit, except for the next
     paragraph.
 
-    **Accumulation and processes.** Transformers lets a model divide its loss by `num_items_in_batch`, the count of
-    labels in the whole accumulated batch, and takes for granted that every model whose forward has `**kwargs` does.
-    Few do: the classification heads of BERT and most others take the mean over the micro-batch whatever they are
-    given, which makes gradients too large by the number of accumulation steps. Nothing here asks which do: under
-    accumulation or on several processes a model with a known head is left to take its mean, and that mean is weighted
-    by the micro-batch's share of the counted positions. 4 x 4 is 16 x 1, also where counts are uneven; rows with which
-    accelerate fills up the last batch of an epoch do not count. Two cases stay as Transformers has them: a causal
-    language model without a teacher, which it gets right, and a `compute_loss_func` of the user's.
+    **Accumulation and processes.** Transformers lets a model divide its loss by `num_items_in_batch`, the number of
+    labels in the whole accumulated batch, and assumes that every model whose forward has `**kwargs` does so. Few do:
+    the classification heads of BERT and most others return the mean over the micro-batch, which makes gradients too
+    large by the number of accumulation steps. This class does not ask which models do. Under accumulation or on
+    several processes, a model with a known head returns its mean, and that mean is weighted by the micro-batch's share
+    of the counted positions. So 4 x 4 equals 16 x 1, even if the counts are uneven, and rows with which accelerate
+    fills up the last batch of an epoch do not count. Two cases stay as in Transformers: a causal language model
+    without a teacher, which is right there, and a `compute_loss_func` of yours.
+
+    Example:
+        >>> from transformers import Trainer
+        >>> from hf_compress.distill import DistillationMixin
+        >>> class MyTrainer(Trainer):
+        ...     pass
+        >>> class MyDistillationTrainer(DistillationMixin, MyTrainer):
+        ...     pass
     """
 
     def __init__(
@@ -51,15 +60,16 @@ class DistillationMixin(AskingMixin):
         distillation: DistillationArguments | None = None,
         **kwargs: Any,
     ) -> None:
-        """Takes what the Trainer class takes, and a teacher.
+        """Build the trainer. It takes what its Trainer class takes, and a teacher.
 
         Args:
-            teacher: a model for the same task and vocabulary. It is put in evaluation mode, its gradients are switched
-                off and it moves to the training device; its dtype stays. It must not share weights with `model`.
+            teacher: a model for the same task that reads the same inputs. It is put in evaluation mode, its gradients
+                are switched off, and it moves to the training device; its dtype stays. It must not share weights with
+                `model`.
             distillation: the settings; `distill_teacher` in it is the other way to give a teacher.
 
         Raises:
-            ValueError: two teachers, a teacher that does not fit the model, or a setting that excludes a teacher.
+            ValueError: there are two teachers, the teacher does not fit the model, or a setting excludes a teacher.
         """
         self.distillation = distillation or DistillationArguments()
         given = args[0] if args else kwargs.get("model")
@@ -71,7 +81,11 @@ class DistillationMixin(AskingMixin):
         self._learn_from(teacher)
 
     def begin_distillation(self, distillation: DistillationArguments) -> None:
-        """Does, and refuses, what construction does, for a trainer that was built as one of another class."""
+        """Do what `__init__` does, for a trainer that was built as an instance of another class.
+
+        Raises:
+            ValueError: as in `__init__`.
+        """
         self.distillation = distillation
         given = None if self.model_init is not None else self.model
         student, teacher = self._choose_models(given, None)
@@ -80,11 +94,54 @@ class DistillationMixin(AskingMixin):
         self._learn_from(teacher)
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """A new model for a run or a trial, cut like one that is given."""
+        """Return a new model for a run or a trial, cut as `--distill_student_layers` says."""
         return cast(nn.Module, self._cut(super().call_model_init(*args, **kwargs)))
 
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Return the loss of one micro-batch: plain in evaluation, mixed with the distillation loss in training.
+
+        Where batches are weighted (accumulation, several processes), it is the micro-batch's share of the mean over
+        the whole accumulated batch: the shares add up to that mean.
+        """
+        if not model.training and self._weighs_batches:
+            # Trainer multiplies by the number of processes what a model should have divided by the count; most do not.
+            return super().compute_loss(model, inputs, return_outputs)
+        if not model.training or (self.teacher is None and not self._weighs_batches):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        answers, inputs = self._split_answers(inputs)
+        share = self._weight(model, inputs, num_items_in_batch)
+        label_loss, outputs = self._label_loss(model, inputs, num_items_in_batch)
+        if self.teacher is None:
+            loss = label_loss * share
+        else:
+            label_loss = label_loss.mean() * share  # `nn.DataParallel` returns one loss per device.
+            distill_loss = self._distance(outputs, answers or self._teach(model, inputs), inputs) * share
+            alpha = self.distillation.distill_alpha
+            loss = alpha * distill_loss + (1 - alpha) * label_loss
+            self._record(distill_loss, label_loss)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log `distill_loss` and `label_loss` beside `loss`: means over the steps since the last such line."""
+        if "loss" in logs and self._sums is not None and self._summed_steps:
+            sums = self.accelerator.gather(self._sums).reshape(-1, len(TERMS)).mean(0)
+            terms = dict(zip(TERMS, (sums / self._summed_steps).tolist(), strict=True))
+            logs = {"loss": logs["loss"], **terms, **logs}
+        if "loss" in logs or "train_loss" in logs:
+            self._sums, self._summed_steps = None, 0
+        super().log(logs, *args, **kwargs)
+
     def _choose_models(self, model: Any, teacher: PreTrainedModel | None) -> tuple[Any, PreTrainedModel | None]:
-        """The student, and the teacher given or the model's own; None if there is none, or only its name is known."""
+        """Return the student, and the teacher if one is given or is `self`.
+
+        A teacher that is given by name is loaded later, once the student's head is known.
+        """
         self.uncut: PreTrainedConfig | None = None  # The configuration that the student had before it was cut.
         self._adapted: PeftModel | None = None  # The student, where the teacher is its own base model.
         student = model if model is None else self._cut(model)
@@ -94,7 +151,7 @@ class DistillationMixin(AskingMixin):
         return student, teacher
 
     def _cut(self, model: Any) -> Any:
-        """The student: `model`, or what `--distill_student_layers` leaves of it."""
+        """Return `model`, or the student that `--distill_student_layers` cuts from it."""
         layers = self.distillation.student_layers
         if layers is None:
             return model
@@ -103,10 +160,11 @@ class DistillationMixin(AskingMixin):
         return student
 
     def _learn_from(self, teacher: PreTrainedModel | None) -> None:
+        """Find the head, set up the teacher if there is one, and start with empty sums."""
         if self.distillation.student_layers is not None and self.optimizer is not None:
             raise ValueError(
-                "`optimizers` hold the weights of the model as it was before `--distill_student_layers` cut it. Let "
-                "the trainer make its optimizer, or cut the model first with `hf_compress.student_from`."
+                "`optimizers` hold the weights of the model before `--distill_student_layers` cut it. Let the trainer "
+                "make its optimizer, or cut the model first with `hf_compress.student_from`."
             )
         self.teacher = teacher
         self.head: Head | None = None
@@ -114,143 +172,16 @@ class DistillationMixin(AskingMixin):
             self.head = find_head(self.model)
             self._set_up_teacher()
         else:
-            # Transformers trains models with heads that nothing here knows; without a teacher nothing has to.
+            # Transformers trains models with heads that are unknown here. Without a teacher that is no problem.
             with contextlib.suppress(ValueError):
                 self.head = find_head(self.model)
         self._sums: Tensor | None = None
         self._summed_steps = 0
-        self._borrows = False  # Whether the last micro-batch of this step has no row of its own.
         # What sends logs away (TensorBoard, ...) must see what other callbacks add to them.
         self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, REPORTERS))
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
-        """The micro-batches of one optimizer step, and how many positions count in them on all processes together."""
-        if self.state.global_step >= self.state.max_steps:
-            return [], None  # Resumed after its last step; Trainer would take another.
-        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
-        if not self._weighs_batches:
-            return batches, num_items_in_batch
-        assert self.head is not None
-        batches, self._borrows = without_borrowed(batches, self.args.train_batch_size, self.accelerator)
-        counts = [self.head.count(batch) if isinstance(batch, Mapping) else None for batch in batches]
-        if self._borrows and counts[-1] is not None:
-            counts[-1] = torch.zeros_like(counts[-1])
-        known = [count.to(self.args.device) for count in counts if count is not None]
-        if not known or len(known) < len(counts):
-            return batches, None
-        total = torch.stack(known).sum()
-        if self.args.average_tokens_across_devices:
-            total = self.accelerator.gather(total).sum()
-        return batches, total
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
-        """The loss of one micro-batch: plain in evaluation, mixed with the distillation loss in training.
-
-        Where batches are weighed (accumulation, several processes) it is the micro-batch's share of the mean over the
-        whole accumulated batch, so that the shares add up to that mean.
-        """
-        if not model.training and self._weighs_batches:
-            # Trainer multiplies by the number of processes what a model was to divide by the count, and most do not.
-            return super().compute_loss(model, inputs, return_outputs)
-        if not model.training or (self.teacher is None and not self._weighs_batches):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
-        assert self.head is not None
-        answers = {name: inputs[name] for name in self._answer_names if name in inputs}
-        inputs = {name: value for name, value in inputs.items() if name not in answers}
-        # A micro-batch whose labels all are -100 has no mean, even with no weight: 0 * NaN is NaN.
-        labelled = self.head.relabelled(inputs, fill_empty=self._weighs_batches)
-        share: Tensor | float = 1.0
-        if self._weighs_batches:
-            share = self._share(inputs, num_items_in_batch)
-            if self._borrows and self.accelerator.sync_gradients:
-                share = 0.0
-                model.eval()  # For this forward: nothing that layers observe in training may come from these rows.
-            num_items_in_batch = None
-            # Here rather than in __init__: a subclass that overrides this method answers for its own loss.
-            self.loss_is_scaled_for_ga = True
-        # By name, as Trainer does: many override this method with `**kwargs` behind `return_outputs`.
-        label_loss, outputs = super().compute_loss(model, labelled, True, num_items_in_batch=num_items_in_batch)
-        if self.teacher is None:
-            loss = label_loss * share
-        else:
-            label_loss = label_loss.mean() * share  # `nn.DataParallel` returns one loss per device
-            outputs = self._learning(outputs, model, labelled)
-            taught = dict(zip(self.head.names, answers.values(), strict=True)) if answers else None
-            distill_loss = self._distance(outputs, taught or self._teach(model, inputs), inputs) * share
-            alpha = self.distillation.distill_alpha
-            loss = alpha * distill_loss + (1 - alpha) * label_loss
-            self._record(distill_loss, label_loss)
-        return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds `distill_loss` and `label_loss` beside `loss`: means over the steps since they were logged last."""
-        if "loss" in logs and self._sums is not None and self._summed_steps:
-            sums = self.accelerator.gather(self._sums).reshape(-1, len(TERMS)).mean(0)
-            terms = dict(zip(TERMS, (sums / self._summed_steps).tolist(), strict=True))
-            logs = {"loss": logs["loss"], **terms, **logs}
-        if "loss" in logs or "train_loss" in logs:
-            self._sums, self._summed_steps = None, 0
-        super().log(logs, *args, **kwargs)
-
-    @property
-    def _weighs_batches(self) -> bool:
-        """Whether the loss of a micro-batch is weighted here rather than by the model or by Trainer."""
-        if self.head is None or self.compute_loss_func is not None:
-            return False
-        if self.head.descriptor.position == "next token" and self.teacher is None and self.model_accepts_loss_kwargs:
-            return False
-        # Trainer may count a causal model's first labels, which nothing predicts: with a teacher both terms are means.
-        taught_causal = self.head.descriptor.position == "next token" and self.teacher is not None
-        return taught_causal or self.args.gradient_accumulation_steps > 1 or self.accelerator.num_processes > 1
-
-    def _share(self, inputs: Mapping[str, Any], total: Tensor | int | None) -> Tensor | float:
-        """The weight of this micro-batch's mean in the mean over the accumulated batch."""
-        assert self.head is not None
-        count = self.head.count(inputs)
-        if count is None or total is None:
-            return 1 / self.current_gradient_accumulation_steps
-        # Gradients (and logged losses) are averaged over processes; a share of the total over all has to be summed.
-        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        total = torch.as_tensor(total, device=self.args.device)
-        return count.to(self.args.device) * processes / total.clamp(min=1)
-
-    def _learning(self, outputs: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-        """The student's outputs with gradients; a `compute_loss` may return some that were only made to be scored."""
-        assert self.head is not None
-        if not torch.is_grad_enabled() or all(logits.requires_grad for logits in self.head.logits(outputs)):
-            return outputs
-        return model(**{name: value for name, value in inputs.items() if name not in LABELS | set(self.label_names)})
-
-    def _distance(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
-        """The distillation loss: a mean over the positions that count, and over the two ends of an answer."""
-        assert self.head is not None
-        problem = self.head.problem(inputs)
-        losses = BINARY_LOSSES if problem == "multi_label_classification" else LOSSES
-        loss = mse if problem == "regression" else losses[self.distillation.distill_loss]
-        means = []
-        both = (self.head.positions(outputs, inputs) for outputs in (student, teacher))
-        for ours, theirs in zip(*both, strict=True):
-            theirs = theirs.to(ours)
-            if self._teacher_classes is not None:
-                theirs = theirs[:, self._teacher_classes]
-            distances = loss(ours, theirs, self.distillation.distill_temperature)
-            means.append(distances.sum() / max(len(distances), 1))
-        return torch.stack(means).mean()
-
-    def _record(self, *terms: Tensor) -> None:
-        """Adds the terms to what the next log line shows, on the device: reading them would stop it at every step."""
-        sums = torch.stack([term.detach().float() for term in terms])
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._summed_steps += int(self.accelerator.sync_gradients)
-
     def _set_up_teacher(self) -> None:
-        """Loads the teacher where only its name is known, checks that it fits the student, and freezes it."""
+        """Load the teacher if only its name is known, check that it fits the student, and freeze it."""
         assert self.head is not None
         if self.compute_loss_func is not None:
             raise ValueError(
@@ -258,6 +189,8 @@ class DistillationMixin(AskingMixin):
                 "mean or a share of the accumulated batch. Drop it, or override `compute_loss` in a subclass of the "
                 "trainer."
             )
+        if self.head.problem_type is not None:
+            self._form(self.head.problem_type)
         if self.teacher is None:
             assert self.distillation.distill_teacher is not None
             self.teacher = load_teacher(self.distillation.distill_teacher, self.head, self.processing_class)
@@ -272,10 +205,105 @@ class DistillationMixin(AskingMixin):
             check_dataset(self.train_dataset)
             self._answer_names = answer_columns(self.head)
 
+    def _label_loss(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor, Any]:
+        """Return the loss on the labels, as the Trainer class computes it, and the student's outputs."""
+        assert self.head is not None
+        # A micro-batch whose labels are all -100 has no mean, even with weight 0: 0 * NaN is NaN.
+        inputs = self.head.relabelled(inputs, fill_empty=self._weighs_batches)
+        if self.teacher is not None:
+            inputs |= self._feature_flags
+        total = None if self._weighs_batches else num_items_in_batch
+        # By name, as Trainer does: many override this method with `**kwargs` behind `return_outputs`.
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch=total)
+        return loss, outputs if self.teacher is None else self._with_gradients(outputs, model, inputs)
+
+    def _with_gradients(self, outputs: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """Return the student's outputs with gradients; a `compute_loss` may return some made only for scoring."""
+        assert self.head is not None
+        if not torch.is_grad_enabled() or all(logits.requires_grad for logits in self.head.logits(outputs)):
+            return outputs
+        return model(**{name: value for name, value in inputs.items() if name not in LABELS | set(self.label_names)})
+
+    def _distance(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the distillation loss: a mean over the positions that count, and over the two ends of an answer."""
+        assert self.head is not None
+        loss, function = self._form(self.head.problem(inputs))
+        temperature = self.distillation.distill_temperature
+        if loss.needs:
+            pair = [
+                features(outputs, inputs, loss, who) for outputs, who in ((student, "student"), (teacher, "teacher"))
+            ]
+            return self._mean_over_rows(function(*pair, temperature), inputs)
+        means = []
+        both = (self.head.positions(outputs, inputs) for outputs in (student, teacher))
+        for ours, theirs in zip(*both, strict=True):
+            theirs = theirs.to(ours)
+            if self._teacher_classes is not None:
+                theirs = theirs[:, self._teacher_classes]
+            distances = function(ours, theirs, temperature)
+            means.append(distances.sum() / max(len(distances), 1))
+        return torch.stack(means).mean()
+
+    def _form(self, problem: Problem) -> tuple[Loss, Callable[..., Tensor]]:
+        """Return the loss in use and its function for what the head predicts.
+
+        Raises:
+            ValueError: the labels are independent, and the loss has no form for them.
+        """
+        loss = self.distillation.loss
+        if problem == "regression" and not loss.needs:
+            return REGRESSION, REGRESSION.function
+        if problem != "multi_label_classification":
+            return loss, loss.function
+        if loss.independent is None:
+            able = ", ".join(name for name, other in LOSSES.items() if other.independent is not None)
+            raise ValueError(
+                f"`--distill_loss {loss.name}` has no form for independent labels (multi-label classification). "
+                f"Choose one of {able}."
+            )
+        return loss, loss.independent
+
+    def _mean_over_rows(self, values: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the mean of one value per row, each row counted as often as it has positions that count."""
+        assert self.head is not None
+        counted = self.head.counted(inputs)
+        assert counted is not None, "the label loss needs labels"
+        counts = counted.reshape(len(counted), -1).sum(-1).to(values)
+        means = values.reshape(len(counts), -1).mean(-1)  # The choices of a row are rows of their own inside.
+        return (means * counts).sum() / counts.sum().clamp(min=1)
+
+    def _record(self, *terms: Tensor) -> None:
+        """Add the terms to the sums for the next log line, on the device: reading them would stall it every step."""
+        sums = torch.stack([term.detach().float() for term in terms])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._summed_steps += int(self.accelerator.sync_gradients)
+
 
 class DistillationTrainer(DistillationMixin):
-    """`transformers.Trainer` with a teacher; see `DistillationMixin`."""
+    """`transformers.Trainer` with a teacher; see `DistillationMixin`.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+        >>> from hf_compress.distill import DistillationTrainer
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> config = BertConfig(vocab_size=9, **sizes)
+        >>> student, teacher = (BertForSequenceClassification(config) for _ in range(2))
+        >>> arguments = TrainingArguments("out", use_cpu=True, report_to="none")
+        >>> trainer = DistillationTrainer(student, arguments, teacher=teacher)
+        >>> trainer.train()  # doctest: +SKIP
+    """
 
 
 class Seq2SeqDistillationTrainer(DistillationMixin, Seq2SeqTrainer):
-    """`transformers.Seq2SeqTrainer` with a teacher; see `DistillationMixin`."""
+    """`transformers.Seq2SeqTrainer` with a teacher; see `DistillationMixin`.
+
+    Example:
+        >>> from transformers import Seq2SeqTrainer
+        >>> from hf_compress.distill import DistillationMixin, Seq2SeqDistillationTrainer
+        >>> issubclass(Seq2SeqDistillationTrainer, DistillationMixin)
+        True
+        >>> issubclass(Seq2SeqDistillationTrainer, Seq2SeqTrainer)
+        True
+    """

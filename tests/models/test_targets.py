@@ -30,7 +30,7 @@ from transformers import (
     T5ForTokenClassification,
 )
 
-from hf_compress.models.targets import KINDS, kind, part, prunable, quantizable, tied
+from hf_compress.models.targets import LAYER_KINDS, kind, part, prunable, quantizable, tied
 
 BERT = {
     "vocab_size": 12,
@@ -150,12 +150,12 @@ def test_every_embedding_with_the_same_weight_is_listed_as_each_computes_with_it
     assert len({id(target.weight) for target in embeddings}) == 1
 
 
-@pytest.mark.parametrize("layer", KINDS)
+@pytest.mark.parametrize("layer", LAYER_KINDS)
 def test_subclasses_are_of_the_kind_of_their_base(layer: type[nn.Module]) -> None:
     """Quantization turns layers into subclasses in place; pruning must still find them."""
     module = layer(4, 4)
     module.__class__ = type("Turned", (layer,), {})
-    assert kind(module) == KINDS[layer]
+    assert kind(module) == LAYER_KINDS[layer]
 
 
 def test_other_modules_are_of_no_kind() -> None:
