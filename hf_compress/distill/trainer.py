@@ -53,6 +53,11 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         ...     pass
     """
 
+    uncut: PreTrainedConfig | None  # The configuration that the student had before it was cut.
+    _sums: Tensor | None  # Of the two terms, over the steps since the last log line.
+    _summed_steps: int
+    _teacher_classes: Tensor | None  # The teacher's class for each of the student's; None if the order is the same.
+
     def __init__(
         self,
         *args: Any,
@@ -142,8 +147,8 @@ class DistillationMixin(AskingMixin, WeighingMixin):
 
         A teacher that is given by name is loaded later, once the student's head is known.
         """
-        self.uncut: PreTrainedConfig | None = None  # The configuration that the student had before it was cut.
-        self._adapted: PeftModel | None = None  # The student, where the teacher is its own base model.
+        self.uncut = None
+        self._adapted = None  # The student, where the teacher is its own base model.
         student = model if model is None else self._cut(model)
         check_choice(self.distillation, student, teacher)
         if self.distillation.distill_teacher == SELF:
@@ -167,7 +172,7 @@ class DistillationMixin(AskingMixin, WeighingMixin):
                 "make its optimizer, or cut the model first with `hf_compress.student_from`."
             )
         self.teacher = teacher
-        self.head: Head | None = None
+        self.head = None
         if self.distillation.enabled or teacher is not None:
             self.head = find_head(self.model)
             self._set_up_teacher()
@@ -175,8 +180,7 @@ class DistillationMixin(AskingMixin, WeighingMixin):
             # Transformers trains models with heads that are unknown here. Without a teacher that is no problem.
             with contextlib.suppress(ValueError):
                 self.head = find_head(self.model)
-        self._sums: Tensor | None = None
-        self._summed_steps = 0
+        self._sums, self._summed_steps = None, 0
         # What sends logs away (TensorBoard, ...) must see what other callbacks add to them.
         self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, REPORTERS))
 
