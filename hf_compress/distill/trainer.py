@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, Seq2SeqTrainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -20,7 +19,7 @@ from hf_compress.distill.cache import check_dataset
 from hf_compress.distill.features import features
 from hf_compress.distill.losses import LOSSES, REGRESSION, Loss
 from hf_compress.distill.teacher import SELF, check_choice, freeze, load_teacher, match_teacher, own_teacher
-from hf_compress.models.heads import LABELS, Head, Problem, bare, find_head
+from hf_compress.models.heads import LABELS, Problem, bare, find_head
 
 REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
 TERMS = ("distill_loss", "label_loss")
