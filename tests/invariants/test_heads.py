@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModelForAudioClassification,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
@@ -21,6 +23,8 @@ from transformers import (
     GPT2DoubleHeadsModel,
     T5Config,
     TrainingArguments,
+    ViTConfig,
+    Wav2Vec2Config,
 )
 
 from hf_compress.distill import DistillationArguments, DistillationTrainer, Seq2SeqDistillationTrainer
@@ -49,6 +53,19 @@ def gpt2() -> GPT2Config:
 
 def t5() -> T5Config:
     return T5Config(**T5, pad_token_id=0, decoder_start_token_id=0)
+
+
+VIT = {name: SIZES[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
+
+
+def vit(**changes: Any) -> ViTConfig:
+    return ViTConfig(**VIT, image_size=8, patch_size=4, **changes)
+
+
+def wav2vec2(**changes: Any) -> Wav2Vec2Config:
+    convolutions = {"conv_dim": [8, 8], "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_feat_extract_layers": 2}
+    positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8}
+    return Wav2Vec2Config(**VIT, **convolutions, **positions, apply_spec_augment=False, **changes)
 
 
 @dataclass(frozen=True)
@@ -84,11 +101,22 @@ CASES = [
         t5(),
         head=("lm_head",),
     ),
+    Case("image classification", AutoModelForImageClassification, (3, 4), vit(num_labels=4)),
+    Case("image regression", AutoModelForImageClassification, (3, 1), vit(num_labels=1)),
+    Case(
+        "audio classification",
+        AutoModelForAudioClassification,
+        (3, 4),
+        wav2vec2(num_labels=4),
+        head=("projector", "classifier"),
+    ),
 ]
 
 
 def rows_for(case: Case) -> list[dict[str, torch.Tensor]]:
     """Eight rows of random tokens, every other one padded, with the labels that the head takes."""
+    if case.auto_class in (AutoModelForImageClassification, AutoModelForAudioClassification):
+        return seen_or_heard(case)
     rows = []
     for index in range(8):
         shape = (CHOICES, TOKENS) if case.name == "multiple choice" else (TOKENS,)
@@ -115,6 +143,14 @@ def rows_for(case: Case) -> list[dict[str, torch.Tensor]]:
         inputs = {"input_ids": ids, "attention_mask": mask}
         rows.append(inputs | labels)
     return rows
+
+
+def seen_or_heard(case: Case) -> list[dict[str, torch.Tensor]]:
+    """Eight rows of random pixels or samples with labels."""
+    model = case.auto_class.from_config(case.config)
+    values = find_head(model).example_batch(model, rows=8)
+    labels = torch.arange(8) / 8 if case.name == "image regression" else torch.arange(8) % 3
+    return [{name: value[row] for name, value in (values | {"labels": labels}).items()} for row in range(8)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name} {case.config.model_type}".replace(" ", "-"))
