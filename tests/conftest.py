@@ -1,4 +1,4 @@
-"""What every test stands on: no network, one thread, fixed seeds, shapes checked, deprecations fatal, tiny models."""
+"""Set up all tests: no network, one thread, fixed seeds, checked shapes, fatal deprecations; make tiny models."""
 
 import gc
 import logging
@@ -7,8 +7,8 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator
 
-# Read when the libraries are imported, and inherited by the processes that tests start: hence before they are.
-# A cache folder of our own keeps a developer's downloads from making a test pass here that fails elsewhere.
+# Set before the libraries are imported, because they read these variables at import; subprocesses inherit them.
+# The cache folder is empty, so that no test passes only because of what a developer downloaded before.
 _CACHE = tempfile.TemporaryDirectory(prefix="hf-compress-tests-", ignore_cleanup_errors=True)
 os.environ.update(
     HF_HOME=_CACHE.name,
@@ -27,8 +27,8 @@ for inherited in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_TOKEN", "HUGGING_FACE
 
 from jaxtyping import install_import_hook
 
-# The mathematics promises shapes, so its annotations are executed. The floors above take models and trainers, for
-# which tests may hand in doubles that only quack.
+# Shape annotations of pure functions are checked at run time. Other modules take models and trainers, which some
+# tests replace by doubles, so they are not checked.
 PURE = ("models.heads", "models.sharding", "models.targets", "layers.grids", "distill.losses", "prune.criteria")
 PURE += ("prune.schedules", "checkpoint.coding", "checkpoint.packed")
 PURE += tuple(f"study.analysis.{name}" for name in ("panel", "reductions", "effects", "ranking", "published"))
@@ -49,7 +49,7 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerFast,
 from tests.tiny import NO_DROPOUT, bert
 
 torch.set_num_threads(1)
-# The same examples on every machine, and no failure because a machine was busy.
+# Hypothesis draws the same examples on every machine, and a busy machine causes no failure.
 settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 settings.load_profile("suite")
 
@@ -60,7 +60,7 @@ PLAIN = ["the", "a", "film", "story", "song", "was", "is", "and", "very", "rathe
 
 
 class _Deprecations(logging.Handler):
-    """Keeps what Transformers logs about deprecated use, which no warning filter sees."""
+    """Collects deprecation messages that Transformers logs; warning filters do not see them."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -74,7 +74,7 @@ class _Deprecations(logging.Handler):
 
 @pytest.fixture(autouse=True)
 def no_logged_deprecations() -> Iterator[None]:
-    """Fails the test during which Transformers logs a deprecation: we live on its Trainer's event order."""
+    """Fail a test during which Transformers logs a deprecation, because we depend on details of its Trainer."""
     handler = _Deprecations()
     logger = logging.getLogger("transformers")
     logger.addHandler(handler)
@@ -85,8 +85,8 @@ def no_logged_deprecations() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def cheap_collections() -> Iterator[None]:
-    """Every training collects garbage, which takes longer than the training unless what is imported is left out."""
-    # Once per file rather than per session: Transformers imports lazily, so that there is more to leave out by then.
+    """Exclude imported modules from garbage collection, which otherwise takes longer than a tiny training."""
+    # Once per file, not per session: Transformers imports lazily, so later files have more to exclude.
     gc.collect()
     gc.freeze()
     yield
@@ -95,13 +95,13 @@ def cheap_collections() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Every test starts from the same random state, whichever ran before it."""
+    """Start every test from the same random state."""
     set_seed(0)
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over 29 words with BERT's special tokens; saves and loads like any other."""
+    """A word-level tokenizer of 29 words with BERT's special tokens."""
     vocabulary = {word: index for index, word in enumerate(SPECIAL + PLAIN + GOOD + BAD)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -123,7 +123,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def make_bert() -> Callable[..., BertForSequenceClassification]:
-    """A function that builds a tiny BERT classifier: two layers, width 32, dropout off; keywords change its config.
+    """A function that builds the tiny BERT without dropout; keywords override its config.
 
     The same `seed` gives the same weights.
     """
@@ -136,13 +136,13 @@ def make_bert() -> Callable[..., BertForSequenceClassification]:
 
 @pytest.fixture
 def tiny_bert(make_bert: Callable[..., BertForSequenceClassification]) -> BertForSequenceClassification:
-    """A fresh tiny BERT for two classes, in evaluation mode; each test has its own."""
+    """A new tiny BERT classifier of two classes, in evaluation mode."""
     return make_bert()
 
 
 @pytest.fixture(scope="session")
 def tiny_sentences() -> Dataset:
-    """64 sentences with columns `sentence` and `label`: 1 where the adjective is kind. Learnable in a few steps."""
+    """64 sentences with columns `sentence` and `label` (1: positive), learnable in a few steps."""
     draw = random.Random(0)
     rows = []
     for index in range(64):
@@ -155,7 +155,7 @@ def tiny_sentences() -> Dataset:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tiny_sentences: Dataset, tiny_tokenizer: PreTrainedTokenizerFast) -> Dataset:
-    """The tiny sentences as `Trainer` takes them: tokenized, padded to 10 tokens, with a column `labels`."""
+    """The tiny sentences, tokenized and padded to 10 tokens, with a column `labels`."""
     encoded = tiny_sentences.map(
         lambda rows: tiny_tokenizer(rows["sentence"], padding="max_length", max_length=10, truncation=True),
         batched=True,
@@ -166,5 +166,5 @@ def tiny_dataset(tiny_sentences: Dataset, tiny_tokenizer: PreTrainedTokenizerFas
 
 @pytest.fixture
 def generator() -> numpy.random.Generator:
-    """A seeded NumPy generator for data made inside a test."""
+    """A seeded NumPy generator."""
     return numpy.random.default_rng(0)

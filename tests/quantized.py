@@ -1,4 +1,4 @@
-"""A quantized checkpoint without any training, for what comes after it."""
+"""Make quantized checkpoints without training."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from hf_compress.recipe import Recipe
 
 
 def quantized(model: PreTrainedModel, folder: Path, scheme: str | None, *bits: str) -> Path:
-    """`model`, with the ranges of random batches and on its grids, as a compressed checkpoint in `folder`."""
+    """Quantize `model` with the ranges of random batches, and save it compressed; return the folder."""
     if scheme is not None:
         quantize_layers(model, SCHEMES[scheme], bits=bits)
         round_attention(model, SCHEMES[scheme])

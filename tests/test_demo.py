@@ -19,14 +19,14 @@ def sentiment(text: str) -> int:
     return int(any(word in GOOD for word in main_clause) != any(word in NEGATIONS for word in main_clause))
 
 
-def test_sentences_are_different_balanced_and_labelled_by_their_main_clause() -> None:
+def test_sentences_differ_and_are_labelled_by_main_clause() -> None:
     rows = sentences(2000, seed=0)
     assert len({text for text, _ in rows}) == 2000
     assert 0.45 < sum(label for _, label in rows) / 2000 < 0.55
     assert all(sentiment(text) == label for text, label in rows)
 
 
-def test_the_same_seed_gives_the_same_sentences_and_leaves_the_random_state_alone() -> None:
+def test_a_seed_fixes_the_sentences_and_spares_the_random_state() -> None:
     random.seed(1)
     state = random.getstate()
     assert sentences(50, seed=3) == sentences(50, seed=3) != sentences(50, seed=4)
@@ -45,9 +45,7 @@ def test_counting_kind_and_unkind_words_decides_few_sentences() -> None:
     assert best < 0.8
 
 
-def test_a_small_demonstration_leaves_a_folder_that_loads_with_its_report_and_card(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_small_demo_leaves_a_model_with_report_and_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "out"
     report = main(folder, **SMALL)
     assert Report.load(folder / "compressed") == report
@@ -65,7 +63,7 @@ def test_a_small_demonstration_leaves_a_folder_that_loads_with_its_report_and_ca
     assert f"hf-compress inspect {folder / 'compressed'}" in printed
 
 
-def test_a_second_demonstration_replaces_the_first_but_nothing_else(tmp_path: Path) -> None:
+def test_a_second_demo_replaces_only_the_first(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     main(folder, **SMALL)
     (folder / "notes.txt").write_text("mine")
@@ -82,7 +80,7 @@ def test_a_second_demonstration_replaces_the_first_but_nothing_else(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_demonstration_learns_its_task_and_keeps_it_when_compressed(tmp_path: Path) -> None:
+def test_the_demo_learns_its_task_and_keeps_it_compressed(tmp_path: Path) -> None:
     report = main(tmp_path / "out")
     assert report.dense["accuracy"] > 0.95
     assert report.compressed["accuracy"] > report.dense["accuracy"] - 0.02

@@ -95,7 +95,7 @@ def tiny(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[[s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_marked_lines_do_what_the_launcher_does_to_the_script_without_them(
+def test_the_marked_lines_do_what_the_launcher_does(
     script: str, tiny: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = tiny(script)

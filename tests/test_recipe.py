@@ -39,7 +39,7 @@ def test_a_fractional_sparsity_keeps_its_fraction_in_the_name() -> None:
     assert _parsed("--prune_sparsity", "0.975").name == "mp97.5"
 
 
-def test_callbacks_are_new_each_time_so_that_two_trainers_share_no_state() -> None:
+def test_two_trainers_share_no_callbacks() -> None:
     recipe = _parsed("--prune_sparsity", "0.6")
     assert recipe.callbacks()[0] is not recipe.callbacks()[0]
 
@@ -75,7 +75,7 @@ def test_json_of_a_recipe_is_plain_values(tmp_path: Path) -> None:
         ("quantization", "quant_exclude", ["pooler"], "quant_scheme"),
     ],
 )
-def test_an_option_without_effect_warns_unless_a_budget_will_turn_its_method_on(
+def test_an_idle_option_warns_unless_a_budget_turns_it_on(
     method: str, option: str, value: Any, switch: str, recwarn: pytest.WarningsRecorder
 ) -> None:
     with pytest.warns(UserWarning, match=f"`--{option}` has no effect without `--{switch}`"):

@@ -90,7 +90,7 @@ def test_without_our_flags_it_fine_tunes_a_plain_model(
     assert 0 <= results["eval_accuracy"] <= 1
 
 
-def test_a_dense_model_is_trained_and_then_compressed_by_all_three_methods(
+def test_a_dense_model_is_trained_then_compressed_by_all_methods(
     run: Run, encoder: Path, files: list[object], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -117,7 +117,7 @@ def test_a_dense_model_is_trained_and_then_compressed_by_all_three_methods(
     assert (small.bert.encoder.layer[0].attention.self.query.weight == 0).float().mean() >= 0.5
 
 
-def test_words_that_training_does_not_have_go_and_the_file_keeps_to_its_budget(
+def test_unused_words_are_cut_and_the_file_keeps_its_budget(
     run: Run,
     make_bert: Callable[..., BertForSequenceClassification],
     files: list[object],
@@ -169,7 +169,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_did(
     assert (out / "dense" / "eval_results.json").stat().st_mtime_ns == dense, "the dense model was not trained again"
 
 
-def test_a_given_dense_model_for_a_regression_on_pairs_is_scored_by_correlations(
+def test_a_regression_on_pairs_is_scored_by_correlations(
     run: Run,
     make_bert: Callable[..., BertForSequenceClassification],
     tiny_sentences: Dataset,
@@ -195,7 +195,7 @@ def test_a_given_dense_model_for_a_regression_on_pairs_is_scored_by_correlations
     assert report.dataset.eval_rows == 30
 
 
-def test_a_baseline_without_compression_is_the_control_and_reported(
+def test_a_baseline_without_compression_is_reported(
     run: Run,
     tiny_bert: BertForSequenceClassification,
     tiny_tokenizer: PreTrainedTokenizerFast,
@@ -231,7 +231,7 @@ def test_a_model_without_a_head_has_no_scores_to_compare_with(
         run("--model_name_or_path", encoder, *files, "--output_dir", tmp_path / "out", "--do_train", *ALL_THREE)
 
 
-def test_a_folder_that_holds_another_run_is_refused_until_told_to_overwrite(
+def test_a_folder_of_another_run_is_refused_unless_overwritten(
     run: Run, encoder: Path, files: list[object], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -257,7 +257,7 @@ def test_overwriting_spares_the_model_that_the_run_starts_from(
         assert (encoder / "config.json").is_file()
 
 
-def test_labels_follow_the_numbers_that_the_model_gives_their_names(
+def test_labels_follow_the_models_numbers_of_their_names(
     script: ModuleType,
     make_bert: Callable[..., BertForSequenceClassification],
     tiny_tokenizer: PreTrainedTokenizerFast,
@@ -297,9 +297,7 @@ def test_labels_follow_the_numbers_that_the_model_gives_their_names(
         ),
     ],
 )
-def test_options_that_cannot_be_meant_are_named_before_anything_is_loaded(
-    run: Run, options: str, message: str, tmp_path: Path
-) -> None:
+def test_impossible_options_are_named_before_loading(run: Run, options: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         run(*options.split(), "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -368,7 +366,7 @@ def test_two_processes_write_one_compressed_model(encoder: Path, files: list[obj
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
-def test_an_adapter_is_trained_with_its_base_as_the_teacher_and_the_merged_model_is_small(
+def test_an_adapter_learns_from_its_base_and_merges_small(
     run: Run, encoder: Path, files: list[object], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""The round trip that every model and every head has to survive: train with all methods, save, load, compare."""
+"""The round trip that every model and head must pass: train with all methods, save, load, compare."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ class RoundTrip:
     again: tuple[torch.Tensor, ...]
 
     def check(self) -> None:
-        """Training moved the logits, loading did not by a single bit; what is pruned reached its sparsity."""
+        """Check that training changed the logits, loading changed no bit, and pruned layers have their sparsity."""
         for before, after, again in zip(self.before, self.after, self.again, strict=True):
             assert after.isfinite().all() and not torch.equal(before, after)
             assert torch.equal(after, again)
         weights = {facts.name.removesuffix(".weight"): facts for facts in self.facts if facts.name.endswith(".weight")}
         assert self.pruned
         assert all(weights[name].sparsity >= SPARSITY - 1e-3 for name in self.pruned)
-        # Rounding alone makes few zeros.
+        # Rounding alone makes only a few zeros.
         dense = [weights[name] for name in set(weights) - self.pruned if len(weights[name].shape) == 2]
         assert all(facts.sparsity < 0.25 for facts in dense)
         stored = self.quantized & set(weights)  # A tied weight is stored under one of its names.
@@ -50,7 +50,7 @@ class RoundTrip:
 
 @pytest.fixture
 def round_trip(tmp_path: Path) -> Callable[..., RoundTrip]:
-    """A function that takes a model and rows of inputs through some steps of all methods, to disk and back."""
+    """A function that trains a model on rows of inputs with all methods, saves it and loads it."""
 
     def run(
         model: PreTrainedModel,

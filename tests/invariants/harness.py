@@ -1,4 +1,4 @@
-"""What the invariants share: one tiny run with any of the methods, in this process or in others."""
+"""One tiny training run with any subset of the methods, in this process or in new ones."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ from tests.tiny import VOCABULARY, bert
 
 KD, PRUNE, QUANT = METHODS = ("kd", "mp60", "int8")
 SUBSETS = [subset for size in range(4) for subset in itertools.combinations(METHODS, size)]
-NAMED = ["+".join(subset) or "dense" for subset in SUBSETS]  # As a Recipe is.
+NAMED = ["+".join(subset) or "dense" for subset in SUBSETS]  # As `Recipe.name` says.
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 12,
@@ -37,20 +37,20 @@ SETTINGS: dict[str, Any] = {
     "use_cpu": True,
     "disable_tqdm": True,
 }
-# Where one starts with several processes, importing the libraries takes longer than all the training: these share it.
+# A fork server imports the libraries once for all processes; importing takes longer than training.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["hf_compress", "transformers.models.bert.modeling_bert"])
 
 
 def adapted(base: PreTrainedModel) -> PeftModel:
-    """`base` with a LoRA adapter on its queries and values, with the same numbers every time."""
+    """Add a LoRA adapter with fixed weights to the queries and values of `base`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
 
 
 def rows(count: int = 64) -> list[dict[str, Tensor]]:
-    """Rows of eight tokens, the later ones padded; the label says whether the first token is in the upper half."""
+    """Return rows of 8 tokens, padded on the right; the label is 1 if the first token is in the upper half."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(5, VOCABULARY, (count, 8), generator=draw)
     lengths = torch.randint(3, 9, (count, 1), generator=draw)
@@ -62,7 +62,7 @@ def rows(count: int = 64) -> list[dict[str, Tensor]]:
 
 
 def recipe(methods: Sequence[str]) -> Recipe:
-    """Pruning and quantization as `methods` say; a teacher is given to the trainer as a model."""
+    """Return the recipe of `methods`, without the teacher, which the trainer gets as a model."""
     return Recipe(
         pruning=PruningArguments(**{"prune_sparsity": 0.6, "prune_every": 2} if PRUNE in methods else {}),
         quantization=QuantizationArguments(**{"quant_scheme": "int8", "quant_begin": 0.3} if QUANT in methods else {}),
@@ -82,9 +82,9 @@ def make(
     build: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Trainer:
-    """A Trainer with `methods`, or by `plan`; `settings` change its arguments, `build` is passed on to its class.
+    """Build a Trainer with `methods`, or with the recipe `plan`; `settings` are arguments, `build` goes to its class.
 
-    It seeds: what is to be compared is built and trained in turn (`trained`).
+    Trainer seeds when it is built, so build and train one run before the next (`trained`).
     """
     more = dict(build or {})
     if KD in methods:
@@ -102,19 +102,19 @@ def make(
 
 
 def trained(*arguments: Any, **named: Any) -> Trainer:
-    """A Trainer as `make` makes it, after its training."""
+    """Build a Trainer with `make`, and train."""
     run = make(*arguments, **named)
     run.train()
     return run
 
 
 def logged(trainer: Trainer, *names: str) -> list[list[float]]:
-    """What training logged under `names`, step by step."""
+    """Return what training logged under `names`, one list per step."""
     return [[line[name] for name in names] for line in trainer.state.log_history if "loss" in line]
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether nested mappings and lists hold the same keys and values, tensors to the last bit."""
+    """Return whether nested mappings and lists are equal, tensors to the last bit."""
     if isinstance(first, Tensor):
         return isinstance(second, Tensor) and first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):
@@ -125,7 +125,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def in_a_process(function: Callable[..., None], *arguments: Any) -> int | None:
-    """The exit code of a process of its own in which `function` was called; -9 if it was killed."""
+    """Call `function` in a new process; return its exit code, -9 if it was killed."""
     process = _PROCESSES.Process(target=_alone, args=(function, *arguments))
     process.start()
     process.join()
@@ -133,7 +133,7 @@ def in_a_process(function: Callable[..., None], *arguments: Any) -> int | None:
 
 
 def in_two_processes(function: Callable[..., None], *arguments: Any) -> list[int | None]:
-    """The exit codes of two processes that train together, as `torchrun` would start them, each calling `function`."""
+    """Call `function` in two processes that train together, as with `torchrun`; return their exit codes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -157,5 +157,5 @@ def _alone(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def checkpoints(folder: Path) -> Iterator[str]:
-    """The names of the training checkpoints in `folder`."""
+    """Return the names of the training checkpoints in `folder`."""
     return (path.name for path in sorted(folder.glob("checkpoint-*")))

@@ -1,4 +1,4 @@
-"""Point 1: 4 x 4 is 16 x 1 with every method; for every kind of head without them, see tests/test_distillation.py."""
+"""Gradient accumulation of 4 x 4 rows equals 16 x 1 with every method (other heads: tests/distill/test_trainer.py)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_four_batches_of_four_are_one_of_sixteen(methods: Sequence[str], tmp_pat
         run = make(
             tmp_path,
             methods,
-            # In float32 a sum in another order may tip a weight over to the next point of its grid.
+            # In float32, another order of summation may move a weight to the next grid point.
             model=bert(**NO_DROPOUT).double(),
             teacher=bert(seed=1, **NO_DROPOUT).double(),
             data=rows(54),  # The last step of an epoch has 6 rows: a batch of four and one of two.

@@ -1,4 +1,4 @@
-"""Point 5: the best model is one that is pruned and quantized, or the run fails."""
+"""The best model is pruned and quantized as the recipe says, or the run fails."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ from hf_compress.models.targets import prunable
 from tests.invariants.harness import PRUNE, QUANT, checkpoints, make, recipe
 
 METHODS = [(PRUNE,), (QUANT,), (PRUNE, QUANT), (QUANT, PRUNE)]
-# Of 12 steps: pruned from step 7 on (`prune_end` 0.6); rounded in step 5 and after it (`quant_begin` 0.3).
+# Of 12 steps: target sparsity from step 7 on (`prune_end` 0.6), rounding from step 5 on (`quant_begin` 0.3).
 FIRST = {(PRUNE,): 8, (QUANT,): 6, (PRUNE, QUANT): 8, (QUANT, PRUNE): 8}
 BEST = {
     "eval_strategy": "steps",
@@ -30,13 +30,13 @@ BEST = {
 
 
 def scored(scores: Iterable[float]) -> Callable[[Any], dict[str, float]]:
-    """A metric with one score after the other."""
+    """Return a metric that gives the scores in turn."""
     values = iter(scores)
     return lambda _: {"score": next(values)}
 
 
 def falling() -> Callable[[Any], dict[str, float]]:
-    """A metric by which the first evaluation is the best, and each is worse than the one before."""
+    """Return a metric by which each evaluation is worse than the one before."""
     return scored(itertools.count(100.0, -1.0))
 
 
@@ -48,7 +48,7 @@ def ordered(
     prune_end: float = 0.6,
     **settings: Any,
 ) -> Trainer:
-    """A run with the callbacks of `methods` in the order in which they are named, and `more` after them."""
+    """Build a run with the callbacks of `methods` in that order, then `more`."""
     plan = recipe(methods)
     callbacks = {
         PRUNE: lambda: PruningCallback(dataclasses.replace(plan.pruning, prune_end=prune_end)),
@@ -68,23 +68,23 @@ def test_the_best_model_is_one_that_the_recipe_promises(methods: Any, limit: int
     assert run.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{first}")
     kept = {None: {2, 4, 6, 8, 10, 12}, 1: {first}, 2: {first, 12}}[limit]
     assert set(checkpoints(tmp_path)) == {f"checkpoint-{step}" for step in kept}
-    save_compressed(run.model, tmp_path / "compressed", recipe(methods))  # Refuses what falls short.
+    save_compressed(run.model, tmp_path / "compressed", recipe(methods))  # Raises if the promise is not kept.
     assert bool(compressed_layers(run.model)) == (QUANT in methods)
 
 
 @pytest.mark.parametrize("methods", METHODS, ids="+".join)
-def test_the_best_model_saved_by_its_score_is_one_that_the_recipe_promises(methods: Any, tmp_path: Path) -> None:
+def test_the_best_model_by_score_keeps_the_recipes_promise(methods: Any, tmp_path: Path) -> None:
     ordered(tmp_path, methods, save_strategy="best", save_total_limit=1).train()
     assert set(checkpoints(tmp_path)) == {f"checkpoint-{FIRST[methods]}"}
 
 
 @pytest.mark.parametrize("methods", METHODS, ids="+".join)
-def test_patience_counts_from_the_first_model_that_the_recipe_promises(methods: Any, tmp_path: Path) -> None:
+def test_patience_starts_with_the_first_model_as_promised(methods: Any, tmp_path: Path) -> None:
     stopping = EarlyStoppingCallback(early_stopping_patience=4)
     run = ordered(tmp_path, methods, stopping, prune_end=0.4, max_steps=24)
     run.train()
     assert run.state.best_global_step == (10 if PRUNE in methods else 8)
-    # Evaluated every other step; the two or three models that were worse than the first do not count.
+    # Evaluated every other step; models from before the target sparsity do not count.
     assert run.state.global_step == run.state.best_global_step + 4 * 2
     save_compressed(run.model, tmp_path / "compressed", recipe(methods))
 
@@ -115,14 +115,14 @@ def test_pruned_but_stopped_before_quantization_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("methods", METHODS, ids="+".join)
 def test_a_run_of_which_no_model_qualifies_fails_and_says_so(methods: Any, tmp_path: Path) -> None:
-    # There is a best model, but from before; later scores are no numbers, so that nothing is better than nothing.
+    # The only best model is from before the target; later scores are NaN, so none replaces it.
     run = ordered(tmp_path, methods, scores=scored([2.0, 1.0] + [float("nan")] * 9))
     with pytest.raises(RuntimeError, match="`--load_best_model_at_end` finds no checkpoint"):
         run.train()
 
 
 @pytest.mark.parametrize("methods", METHODS, ids="+".join)
-def test_a_resumed_run_keeps_the_best_model_from_before_the_interruption(methods: Any, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_best_model_from_before(methods: Any, tmp_path: Path) -> None:
     ordered(tmp_path, methods).train()
     run = ordered(tmp_path, methods, scores=scored([0.0] * 9))
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))

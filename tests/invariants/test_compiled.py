@@ -1,4 +1,4 @@
-"""Point 6: `torch_compile` changes neither masks nor ranges, and compiles a few times, not at every step.
+"""`torch_compile` changes neither masks nor ranges, and compiles a few times, not at every step.
 
 Every run is in a process of its own: the shape checks of the test suite would stop the compiler.
 """
@@ -40,7 +40,7 @@ COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor need
 
 
 def trimmed(batch: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The batch without the tokens that are padding in all of its rows: of uneven lengths, as users have them."""
+    """Collate rows and cut tokens that are padding in all rows, so that batches differ in length."""
     whole = default_data_collator(batch)
     length = int(whole["attention_mask"].sum(1).max())
     return {name: value[:, :length].contiguous() if value.ndim == 2 else value for name, value in whole.items()}
@@ -70,7 +70,7 @@ def run(folder: Path, backend: str | None, *, lora: bool = False, **settings: An
 
 
 def check(folder: Path, backend: str, settings: dict[str, Any], graphs: int) -> None:
-    """Compiled and not, a run comes to the same weights, masks, ranges and losses, and its file to its logits."""
+    """A compiled run has the weights, masks, ranges and losses of a plain one; its file has its logits."""
     plain, compiled = run(folder, None, **settings), run(folder, backend, **settings)
     assert not counters["graph_break"]
     assert 0 < counters["stats"]["unique_graphs"] <= graphs
@@ -79,7 +79,7 @@ def check(folder: Path, backend: str, settings: dict[str, Any], graphs: int) -> 
         zero = current_weight(one.module) == 0
         assert int(zero.sum()) == round(0.6 * zero.numel())
         assert torch.equal(zero, current_weight(other.module) == 0)
-    if backend == "inductor":  # Its sums are in another order.
+    if backend == "inductor":  # Inductor sums in another order.
         assert ours.keys() == theirs.keys()
         assert all(torch.allclose(value.float(), theirs[name].float(), atol=1e-4) for name, value in ours.items())
     else:
@@ -96,7 +96,7 @@ def check_file(compiled: Trainer, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_compiled_run_has_the_bits_of_a_plain_one_and_compiles_a_few_times(case: str, tmp_path: Path) -> None:
+def test_a_compiled_run_has_plain_bits_and_compiles_a_few_times(case: str, tmp_path: Path) -> None:
     assert in_a_process(check, tmp_path, "aot_eager", *CASES[case]) == 0
 
 
@@ -108,7 +108,7 @@ def test_inductor_has_the_masks_of_a_plain_run(tmp_path: Path) -> None:
 
 @GPU
 @pytest.mark.slow
-def test_inductor_trains_on_a_gpu_and_the_file_has_the_trained_logits(tmp_path: Path) -> None:
+def test_inductor_on_a_gpu_saves_the_trained_logits(tmp_path: Path) -> None:
     assert in_a_process(check_gpu, tmp_path) == 0
 
 

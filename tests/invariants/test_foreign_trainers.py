@@ -1,4 +1,4 @@
-"""Point 10: the callbacks in Trainers that are not ours."""
+"""The callbacks work in Trainers of other libraries and of users."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ BOTH = (PRUNE, QUANT)
 
 
 def check(model: PreTrainedModel, auto_class: Any, inputs: dict[str, torch.Tensor], folder: Path) -> None:
-    """The model is as sparse as was asked for, and what is loaded from its file computes the same bits."""
+    """Check that the model has its sparsity and that the reloaded file computes the same bits."""
     save_compressed(model.eval(), folder, recipe(BOTH))
     reloaded = auto_class.from_pretrained(folder, attn_implementation=model.config._attn_implementation)
     assert compressed_layers(model)
@@ -45,7 +45,7 @@ def check(model: PreTrainedModel, auto_class: Any, inputs: dict[str, torch.Tenso
 
 
 class Weighted(Trainer):
-    """A user's Trainer with a loss of its own."""
+    """A user's Trainer with its own loss."""
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
@@ -127,10 +127,8 @@ def test_the_trainer_of_sentence_transformers(embedder: Any, pairs: Dataset, tmp
     check(model, AutoModel, {name: value % 29 for name, value in inputs.items()}, tmp_path / "compressed")
 
 
-def test_sentence_transformers_loses_ranges_when_it_resumes_and_says_so(
-    embedder: Any, pairs: Dataset, tmp_path: Path
-) -> None:
-    """It builds a plain model from the checkpoint and copies that one's weights, all of which must be there."""
+def test_sentence_transformers_warns_that_resuming_loses_ranges(embedder: Any, pairs: Dataset, tmp_path: Path) -> None:
+    """It builds a plain model from the checkpoint and copies its weights, so all must be there."""
     run = embedding_trainer(embedder, pairs, tmp_path / "run", save_strategy="steps", save_steps=6)
     run.train()
     with pytest.raises(RuntimeError, match=r"Missing key.*input_range"):
@@ -141,7 +139,7 @@ def test_sentence_transformers_loses_ranges_when_it_resumes_and_says_so(
 
 
 def test_the_trainer_of_setfit(embedder: Any, tiny_sentences: Dataset, tmp_path: Path) -> None:
-    """It gives callbacks a model that is no module, and arguments that are not Transformers' own."""
+    """It passes callbacks a model that is not a module, and its own class of arguments."""
     setfit = pytest.importorskip("setfit")
     from sklearn.linear_model import LogisticRegression
 
@@ -183,7 +181,7 @@ def test_the_supervised_trainer_of_trl(tiny_tokenizer: Any, tiny_sentences: Data
     check(run.model, AutoModelForCausalLM, {"input_ids": torch.arange(5, 15)[None]}, tmp_path / "compressed")
 
 
-# --- what cannot be compressed ---------------------------------------------------------------------------------------
+# --- models that cannot be compressed --------------------------------------------------------------------------------
 
 
 class TwoModels(nn.Module):

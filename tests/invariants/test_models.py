@@ -270,15 +270,13 @@ class OnlyHead(PreTrainedModel):
     ],
     ids=["pruning", "quantization"],
 )
-def test_a_model_with_nothing_to_compress_is_refused_before_training(
-    callback: Any, option: str, tmp_path: Any
-) -> None:
+def test_a_model_with_nothing_to_compress_is_refused_first(callback: Any, option: str, tmp_path: Any) -> None:
     model = OnlyHead(CONFIGS["bert"]())
     with pytest.raises(ValueError, match=f"OnlyHead has no .*leave `--{option}` out"):
         DistillationTrainer(model, arguments(tmp_path), train_dataset=rows_for(SEQUENCE), callbacks=[callback]).train()
 
 
-def test_a_head_that_reads_embeddings_past_their_layer_is_refused_unless_they_are_excluded(round_trip: Any) -> None:
+def test_a_head_that_bypasses_embeddings_needs_them_excluded(round_trip: Any) -> None:
     model = MASKED.from_config(CONFIGS["deberta-v2"](legacy=False))
     with pytest.raises(ValueError, match="Give `--quant_exclude word_embeddings`"):
         round_trip(model, rows_for(MASKED))

@@ -104,9 +104,7 @@ def test_targets_are_named_as_in_the_merged_model(make_bert: MakeBert) -> None:
             assert names == [target.name for target in select(make_bert(), exclude)]
 
 
-def test_one_merged_weight_gives_the_output_and_the_gradients_of_the_two_paths(
-    make_bert: MakeBert, tiny_dataset: Dataset
-) -> None:
+def test_one_merged_weight_acts_like_the_two_paths(make_bert: MakeBert, tiny_dataset: Dataset) -> None:
     plain = adapted(make_bert(), init_lora_weights=False)
     merged = copy.deepcopy(plain)
     quantize_layers(merged, SCHEMES["int8"])  # still switched off
@@ -124,7 +122,7 @@ def test_one_merged_weight_gives_the_output_and_the_gradients_of_the_two_paths(
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_the_file_holds_the_merged_weights_with_the_zeros_and_the_logits_of_training(
+def test_the_file_has_the_merged_weights_and_trained_logits(
     recipe: Recipe, make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     base = make_bert()
@@ -156,9 +154,7 @@ def test_the_file_holds_the_merged_weights_with_the_zeros_and_the_logits_of_trai
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-def test_masks_are_chosen_by_the_merged_weight_and_pruned_weights_stay_pruned(
-    make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
-) -> None:
+def test_masks_follow_the_merged_weight_and_stay(make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path) -> None:
     model = adapted(make_bert(), init_lora_weights=False)
     seen: list[torch.Tensor] = []
     trainer = make(model, tiny_dataset, tmp_path, RECIPES["pruned"])
@@ -191,7 +187,7 @@ def test_the_adapter_switched_off_is_the_dense_base_model(
         assert torch.equal(logits(model, tiny_dataset), logits(make_bert(), tiny_dataset))
 
 
-def test_under_autocast_and_gradient_checkpointing_the_merged_weight_stays_float32_and_the_file_exact(
+def test_autocast_keeps_the_merged_weight_float32_and_exact(
     make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     model = adapted(make_bert())
@@ -221,7 +217,7 @@ def test_conv1d_layers_are_merged_and_compressed(tiny_dataset: Dataset, tmp_path
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_a_run_resumed_from_adapters_alone_ends_with_the_same_bits(
+def test_a_run_resumed_from_adapters_alone_has_the_same_bits(
     recipe: Recipe, make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     saving = {"save_strategy": "steps", "save_steps": 3}

@@ -1,4 +1,4 @@
-"""Point 6: under other precisions, checkpointing, compilers and optimizers it trains, zeros stay and parity holds."""
+"""Other precisions and optimizers train: zeros stay zero, and the file has the trained logits."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +21,13 @@ LEARNABLE = {"max_steps": 60, "learning_rate": 5e-3}
 
 @pytest.fixture(autouse=True)
 def forgotten_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TrainingArguments leaves its choice of a compiler in the environment, for all Trainers to come."""
+    """Reset the compiler that TrainingArguments leaves in the environment for all later Trainers."""
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
     torch.compiler.reset()
 
 
 class Zeros(TrainerCallback):
-    """Checks after every step that what was zero still is."""
+    """Checks after every step that zeros stay zero."""
 
     def __init__(self) -> None:
         self.before: list[torch.Tensor] = []
@@ -40,7 +40,7 @@ class Zeros(TrainerCallback):
 
 
 def parity(run: Trainer, folder: Path, methods: Sequence[str] = METHODS) -> float:
-    """The largest difference of a logit between the trained model and the compressed one that is loaded again."""
+    """Return the largest difference of a logit between the trained model and the reloaded compressed one."""
     save_compressed(run.model, folder, recipe(methods))
     reloaded = AutoModelForSequenceClassification.from_pretrained(
         folder, attn_implementation=run.model.config._attn_implementation
@@ -77,7 +77,7 @@ def test_all_methods_train_and_the_file_has_the_trained_logits(settings: dict[st
 
 
 def test_checkpointed_gradients_are_those_of_a_plain_run(tmp_path: Path) -> None:
-    """The ranges see every activation twice, which changes no extreme."""
+    """Ranges see every activation twice, which changes no extreme."""
     runs = [trained(tmp_path, METHODS, **more) for more in ({}, {"activation_checkpointing": True})]
     assert same(dict(runs[0].model.state_dict()), dict(runs[1].model.state_dict()))
 
@@ -107,13 +107,13 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("methods", [(PRUNE,), (PRUNE, QUANT)], ids="+".join)
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_zeros_stay_zero_under_any_optimizer(optim: str, methods: Any, tmp_path: Path) -> None:
-    """Adafactor moves a weight in one step further than the smallest of those that are kept."""
+    """Adafactor moves a weight in one step by more than the smallest kept weight."""
     run = trained(tmp_path, methods, callbacks=[Zeros()], max_steps=20, optim=optim, **OPTIMIZERS[optim])
     for target in prunable(run.model):
         assert int((target.weight == 0).sum()) == round(0.6 * target.weight.numel())
 
 
-# What keeps its moments in few bits, by the package that it is from, on a CPU too: extra `optimizers`.
+# Optimizers with low-bit moments that run on a CPU, by package (extra `optimizers`).
 LOW_BITS = {
     "adamw_torch_8bit": "torchao",
     "adamw_torch_4bit": "torchao",
@@ -128,10 +128,10 @@ LOW_BITS = {
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
 @pytest.mark.parametrize("optim", LOW_BITS)
 def test_zeros_stay_zero_under_optimizers_of_few_bits(optim: str, device: str, tmp_path: Path) -> None:
-    """Weights of fewer than 4096 numbers would have moments in 32 bits."""
+    """Weights of fewer than 4096 numbers have 32-bit moments, so the model is larger."""
     pytest.importorskip(LOW_BITS[optim])
     wide = bert(hidden_size=64, intermediate_size=128, num_hidden_layers=1)
-    with torch.compiler.set_stance("force_eager"):  # torchao's steps are compiled, in minutes.
+    with torch.compiler.set_stance("force_eager"):  # torchao compiles its steps, which takes minutes.
         run = trained(
             tmp_path, (PRUNE,), model=wide, callbacks=[Zeros()], max_steps=10, optim=optim, use_cpu=device == "cpu"
         )
@@ -146,7 +146,7 @@ def test_zeros_stay_zero_under_optimizers_of_few_bits(optim: str, device: str, t
 
 
 @pytest.mark.parametrize("optim", ["schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd"])
-def test_an_optimizer_that_averages_weights_is_refused_by_pruning_alone(optim: str, tmp_path: Path) -> None:
+def test_only_pruning_refuses_an_optimizer_that_averages_weights(optim: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`--prune_sparsity` cannot train with \w+ScheduleFree"):
         trained(tmp_path, (PRUNE,), optim=optim, lr_scheduler_type="constant")
     run = trained(tmp_path / "int8", (QUANT,), optim=optim, lr_scheduler_type="constant")

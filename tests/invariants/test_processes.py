@@ -1,4 +1,4 @@
-"""Point 2: two processes do what one does: the same masks and ranges, losses within 1e-5, the teacher not wrapped.
+"""Two processes do what one does: the same masks and ranges, losses within 1e-5, the teacher not wrapped.
 
 The launcher itself (`torchrun`) is driven by tests/test_run_glue.py; `accelerate launch --cpu` starts one process only
 unless there is MPI.
@@ -19,12 +19,12 @@ from hf_compress.models.targets import prunable
 from tests.invariants.harness import KD, METHODS, PRUNE, QUANT, adapted, in_two_processes, logged, make, rows, same
 from tests.tiny import NO_DROPOUT, bert
 
-# Methods, rows and dtype. In all, a step takes 16 rows: of 64 the last takes 16; of 61 one process has 8 and the other
-# 5; of 52 one has 4 and the other none.
+# Methods, rows and dtype. A step takes 16 rows in all. In the last step of an epoch the processes have 8 and 8 rows
+# (of 64), 8 and 5 (of 61), or 4 and none (of 52).
 CASES: dict[str, tuple[Sequence[str], int, torch.dtype]] = {
     "dense": ((), 61, torch.float32),
     "taught and pruned": ((KD, PRUNE), 61, torch.float32),
-    # In float32 a sum in another order may tip a value over to the next point of its grid.
+    # In float32, another order of summation may move a value to the next grid point.
     "quantized": ((QUANT,), 61, torch.float64),
     "all": (METHODS, 64, torch.float64),
     "all, uneven": (METHODS, 61, torch.float64),
@@ -34,7 +34,7 @@ CASES: dict[str, tuple[Sequence[str], int, torch.dtype]] = {
 
 
 def outcome(case: str, size: int, folder: Path) -> dict[str, Any]:
-    """What the run leaves on this process."""
+    """Return what the run leaves on this process."""
     methods, count, dtype = CASES[case]
     model = bert(**NO_DROPOUT).to(dtype)
     run = make(
@@ -69,7 +69,7 @@ class Astray(TrainerCallback):
 
 
 def work(folder: Path) -> None:
-    """One of two processes: runs all the cases, and then one that goes wrong."""
+    """Run all cases in one of two processes, then one that fails."""
     for case in CASES:
         found = outcome(case, 8, folder)
         torch.save(found, folder / f"{case}-{torch.distributed.get_rank()}.pt")
@@ -102,7 +102,7 @@ def test_two_processes_do_what_one_does(case: str, two: Path, tmp_path: Path) ->
     assert bool(one["ranges"]) == (QUANT in methods)
     assert first["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-5)
     for ours, theirs in zip(first["losses"], one["losses"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)  # A distance of 6e-5 is a difference of rounding.
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)  # Rounding differences are up to 6e-5.
 
 
 def test_processes_whose_masks_disagree_fail_and_say_so(two: Path) -> None:

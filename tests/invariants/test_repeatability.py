@@ -1,4 +1,4 @@
-"""Point 11: same seed, same bits; any order of callbacks; training again, and with a model that is built anew."""
+"""The same seed gives the same bits, in any order of callbacks, when training twice, and with `model_init`."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from tests.tiny import bert
 
 
 def outcome(run: Trainer) -> dict[str, Any]:
-    """What a finished run leaves: weights and ranges, optimizer, losses."""
+    """Return what a finished run leaves: weights and ranges, optimizer, losses."""
     return {
         "weights": dict(run.model.state_dict()),
         "optimizer": run.optimizer.state_dict(),
@@ -36,7 +36,7 @@ def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
 
 
 class Bystander(TrainerCallback):
-    """A callback of the user's."""
+    """A user's callback."""
 
 
 def test_the_order_of_callbacks_does_not_matter(tmp_path: Path) -> None:
@@ -48,9 +48,7 @@ def test_the_order_of_callbacks_does_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("methods", SUBSETS, ids=NAMED)
-def test_training_twice_goes_on_with_the_model_and_keeps_what_is_promised(
-    methods: Sequence[str], tmp_path: Path
-) -> None:
+def test_training_twice_continues_and_keeps_the_promise(methods: Sequence[str], tmp_path: Path) -> None:
     run = trained(tmp_path, methods)
     first = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     run.train()
@@ -59,13 +57,11 @@ def test_training_twice_goes_on_with_the_model_and_keeps_what_is_promised(
     save_compressed(run.model, tmp_path / "compressed", recipe(methods))
 
 
-# --- a model that is built anew --------------------------------------------------------------------------------------
+# --- `model_init` --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("methods", SUBSETS, ids=NAMED)
-def test_a_model_that_is_built_anew_is_compressed_like_one_that_is_given(
-    methods: Sequence[str], tmp_path: Path
-) -> None:
+def test_a_model_from_model_init_is_compressed_like_a_given_one(methods: Sequence[str], tmp_path: Path) -> None:
     given = trained(tmp_path, methods)
     built = trained(tmp_path, methods, build={"model_init": lambda: bert()})
     assert same(outcome(given), outcome(built))
@@ -75,7 +71,7 @@ def test_a_model_that_is_built_anew_is_compressed_like_one_that_is_given(
     assert same(outcome(given), outcome(built))
 
 
-def test_a_trainer_that_was_built_without_the_callback_quantizes_all_the_same(tmp_path: Path) -> None:
+def test_a_callback_added_after_the_trainer_quantizes_too(tmp_path: Path) -> None:
     before, after = trained(tmp_path, (QUANT,)), make(tmp_path)
     after.add_callback(QuantizationCallback(recipe((QUANT,)).quantization))
     after.train()
@@ -93,14 +89,14 @@ def test_resuming_with_ranges_that_nothing_could_load_is_refused(tmp_path: Path)
 
 
 def search(run: Trainer, trials: list[dict[str, Any]]) -> list[float]:
-    """The trials as the backends of `hyperparameter_search` run them; none of these is needed for it."""
+    """Run trials as the backends of `hyperparameter_search` do, without a backend."""
     scores = []
     for trial in trials:
         for name, value in trial.items():
             setattr(run.args, name, value)
         run.train()
         scores.append(run.evaluate()["eval_loss"])
-        # What Transformers does after a trial, "to free GPU memory".
+        # Transformers does this after a trial, "to free GPU memory".
         run.model_wrapped = run.model = None
         run.accelerator.clear()
     return scores

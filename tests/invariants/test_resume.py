@@ -1,4 +1,4 @@
-"""Point 4: a run that is killed at any moment and resumed ends with the bits of the uninterrupted one."""
+"""A run that is killed at any moment and resumed ends with the bits of the uninterrupted one."""
 
 import dataclasses
 import importlib.util
@@ -35,7 +35,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "run_glue.py"
 
 # --- dying -----------------------------------------------------------------------------------------------------------
 
-# Where a process may be when it is killed: events of the training, and files half of which is written.
+# Moments to kill a process: events of the training, and files of which half is written.
 EVENTS = ("on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_save")
 WRITING = {
     "model.safetensors": (Trainer, "_save"),
@@ -51,7 +51,7 @@ def die() -> None:
 
 
 def die_in(moment: str, step: int, folder: Path) -> list[TrainerCallback]:
-    """Arranges for this process to be killed at the first such moment from `step` on; the callbacks that it takes."""
+    """Return callbacks that kill this process at the first such moment from `step` on."""
     if moment in EVENTS:
 
         def kill(self: Any, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
@@ -75,7 +75,7 @@ def die_in(moment: str, step: int, folder: Path) -> list[TrainerCallback]:
 
 
 def train(folder: Path, methods: Sequence[str], death: tuple[str, int] | None, settings: dict[str, Any]) -> None:
-    """One process of a run: goes on from where the one before it was killed, and dies where it is told to."""
+    """Run in one process: resume where the process before was killed, and die at `death`."""
     killers = die_in(*death, folder) if death else []
     run = make(
         folder,
@@ -87,7 +87,7 @@ def train(folder: Path, methods: Sequence[str], death: tuple[str, int] | None, s
 
 
 def result(folder: Path, step: int = STEPS) -> dict[str, Any]:
-    """Weights, ranges, optimizer, schedule, random state and history of the last checkpoint."""
+    """Return weights, ranges, optimizer, scheduler, random state and history of the last checkpoint."""
     checkpoint = folder / f"checkpoint-{step}"
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     for line in state["log_history"]:
@@ -107,13 +107,11 @@ def result(folder: Path, step: int = STEPS) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("methods", SUBSETS, ids=NAMED)
-def test_a_run_killed_at_ten_random_steps_ends_with_the_bits_of_the_uninterrupted_one(
-    methods: Sequence[str], tmp_path: Path
-) -> None:
+def test_a_run_killed_ten_times_ends_with_uninterrupted_bits(methods: Sequence[str], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert in_a_process(train, whole, methods, None, {"max_steps": STEPS}) == 0
     draw = random.Random("+".join(methods))
-    # Every moment once and one twice, in any order.
+    # Every moment once and one of them twice, in random order.
     moments = draw.sample([*MOMENTS, draw.choice(MOMENTS)], len(MOMENTS) + 1)
     steps = sorted(draw.sample(range(1, STEPS - 1), len(moments)))
     for death in zip(moments, steps, strict=True):
@@ -127,8 +125,8 @@ def test_a_run_killed_at_ten_random_steps_ends_with_the_bits_of_the_uninterrupte
     assert any("input_range" in name for name in result(whole)["weights"]) == (QUANT in methods)
 
 
-def test_a_run_killed_in_the_middle_of_saving_goes_on_from_the_checkpoint_before(tmp_path: Path) -> None:
-    """The same in seconds: all methods at once, killed once."""
+def test_a_run_killed_while_saving_resumes_a_checkpoint_earlier(tmp_path: Path) -> None:
+    """The same test in seconds: all methods, killed once."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = {"max_steps": 6}
     assert in_a_process(train, whole, METHODS, None, settings) == 0
@@ -158,7 +156,7 @@ def test_schedules_follow_epochs_as_they_follow_steps(methods: Sequence[str], tm
 
 
 def glue(folder: str, options: list[str], death: tuple[str, int] | None) -> None:
-    """examples/run_glue.py, killed where it is told to be."""
+    """Run examples/run_glue.py, and die at `death`."""
     spec = importlib.util.spec_from_file_location("run_glue", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -199,7 +197,7 @@ def test_the_script_goes_on_from_the_last_complete_checkpoint(
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder with checkpoints of the steps 2 and 10, in which 10 comes before 2 by name."""
+    """An output folder with checkpoints of steps 2 and 10; sorted by name, 10 comes first."""
     folder = tmp_path_factory.mktemp("saved")
     trained(folder, save_strategy="steps", save_steps=2, max_steps=2)
     shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-10")
@@ -211,7 +209,7 @@ def output(saved: Path, tmp_path: Path) -> Path:
     return shutil.copytree(saved, tmp_path / "output")
 
 
-def test_the_last_complete_checkpoint_is_the_one_of_the_latest_step(output: Path) -> None:
+def test_the_last_complete_checkpoint_has_the_latest_step(output: Path) -> None:
     (output / "checkpoint-12").write_text("a file")
     (output / "checkpoint-best").mkdir()
     assert last_complete_checkpoint(output) == str(output / "checkpoint-10")
@@ -221,7 +219,7 @@ def test_the_last_complete_checkpoint_is_the_one_of_the_latest_step(output: Path
     "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
 )
 @pytest.mark.parametrize("left", [None, 0.0, 0.5, 0.99])
-def test_a_checkpoint_with_a_file_missing_or_cut_short_is_passed_over(
+def test_a_checkpoint_with_a_missing_or_cut_file_is_skipped(
     name: str, left: float | None, output: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = output / "checkpoint-10" / name
@@ -279,7 +277,7 @@ OTHERS = {
 
 
 def resumed(folder: Path, plan: Recipe, **settings: Any) -> Trainer:
-    """The outcome of a run by `plan`, which goes on from the checkpoint in `folder` if there is one."""
+    """Run `plan`, resumed from the checkpoint in `folder` if there is one."""
     arguments = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2} | settings
     run = make(folder, plan=plan, build={"distillation": plan.distillation}, **arguments)
     run.train(resume_from_checkpoint=last_complete_checkpoint(folder))
@@ -288,7 +286,7 @@ def resumed(folder: Path, plan: Recipe, **settings: Any) -> Trainer:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a run by `BEGUN` that was killed after step 2."""
+    """The output folder of a run of `BEGUN` that stopped after step 2."""
     folder = tmp_path_factory.mktemp("begun")
     resumed(folder, BEGUN)
     shutil.rmtree(folder / "checkpoint-4")
@@ -312,7 +310,7 @@ def test_resuming_with_the_same_flags_goes_on(restoring: bool, begun: Path, tmp_
     assert Recipe.from_dict(state["stateful_callbacks"][RecipeCallback.RECORD]) == BEGUN
 
 
-def test_a_checkpoint_of_a_plain_trainer_cannot_be_compressed_half_way(output: Path) -> None:
+def test_a_plain_checkpoint_cannot_be_resumed_with_compression(output: Path) -> None:
     file = output / "checkpoint-10" / "trainer_state.json"
     state = json.loads(file.read_text())
     assert Recipe.from_dict(state["stateful_callbacks"].pop(RecipeCallback.RECORD)) == Recipe()

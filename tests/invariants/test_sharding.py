@@ -1,4 +1,4 @@
-"""Point 3: weights that FSDP2 shards get the masks, the ranges and the file of one process; others are refused."""
+"""Weights sharded by FSDP2 get the masks, ranges and file of one process; other kinds of sharding are refused."""
 
 import itertools
 import os
@@ -41,7 +41,7 @@ from hf_compress.quantize.callback import QuantizationCallback
 from tests.invariants.harness import METHODS, in_a_process, in_two_processes, logged, make, recipe, rows, same
 from tests.tiny import NO_DROPOUT, bert
 
-# Rows that halve, rows that do not, and fewer rows than processes: the second has none.
+# An even number of rows, an odd one, and fewer rows than processes: then the second process has none.
 SHAPES = [(48, 64), (7, 129), (1, 40), (3, 5), (1, 40)]
 SHARES = [0.0, 0.01, 0.3, 0.6, 1.0]
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -56,7 +56,7 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Held(nn.Module):
-    """Weights as they are drawn by the name `draw`, the same on every process."""
+    """Draw weights by the method `draw`, the same on every process."""
 
     def __init__(self, draw: str) -> None:
         super().__init__()
@@ -66,13 +66,13 @@ class Held(nn.Module):
 
 
 def masks_of(held: Held) -> dict[str, list[Tensor]]:
-    """The masks of every scope and share, of this process's part."""
+    """Return the masks of this process's part, for every scope and sparsity."""
     weights = list(held.weights)
     return {f"{scope} {share}": magnitude_masks(weights, share, scope) for scope in SCOPES for share in SHARES}
 
 
 def choose(folder: Path) -> None:
-    """One of two processes: masks and counts of what it holds, and what it says of weights that are no numbers."""
+    """Write masks and counts of this process's part, and its error for weights that are NaN."""
     rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
     found: dict[str, Any] = {}
     for draw in DRAWS:
@@ -104,7 +104,7 @@ def choose(folder: Path) -> None:
     torch.save(found, folder / f"masks-{rank}.pt")
 
 
-# What is given to `fully_shard`; modules that are sharded on their own; and the recipe.
+# Arguments of `fully_shard`, modules that are sharded separately, and the recipe.
 PLANS: dict[str, tuple[dict[str, Any], tuple[str, ...], Recipe]] = {
     "by layer": ({}, (), recipe(METHODS)),
     "in units, global": (
@@ -130,7 +130,7 @@ PLANS: dict[str, tuple[dict[str, Any], tuple[str, ...], Recipe]] = {
 
 
 def odd_bert() -> BertForSequenceClassification:
-    """A BERT of odd sizes; one type of token and one output leave the second process without a row of theirs."""
+    """Build a BERT of odd sizes; with one token type and one output, the second process has no row of them."""
     sizes = {
         "vocab_size": 41,
         "hidden_size": 6,
@@ -143,7 +143,7 @@ def odd_bert() -> BertForSequenceClassification:
 
 
 def train(model: PreTrainedModel, plan: Recipe, shard: Callable[[nn.Module], None], folder: Path) -> dict[str, Any]:
-    """What steps of AdamW leave, evaluated after each; `shard` is called where a Trainer would wrap the model."""
+    """Train with AdamW, evaluate after each step; `shard` is called where a Trainer wraps the model."""
     pruning, quantization = PruningCallback, QuantizationCallback
     callbacks = [callback for callback in plan.callbacks() if isinstance(callback, pruning | quantization)]
     args, state = SimpleNamespace(n_gpu=1, load_best_model_at_end=False), TrainerState(max_steps=6)
@@ -187,7 +187,7 @@ def train(model: PreTrainedModel, plan: Recipe, shard: Callable[[nn.Module], Non
 
 
 def in_rows(settings: dict[str, Any], units: tuple[str, ...]) -> Callable[[nn.Module], None]:
-    """The function that shards a model so."""
+    """Return the function that shards a model in this way."""
 
     def shard(model: nn.Module) -> None:
         mesh = settings.get("mesh", (2,))
@@ -201,7 +201,7 @@ def in_rows(settings: dict[str, Any], units: tuple[str, ...]) -> Callable[[nn.Mo
 
 
 def train_all(folder: Path) -> None:
-    """One of two processes: every plan, on the same rows as the other, so that their mean is what each has."""
+    """Run every plan in one of two processes, on the same rows, so that gradient means equal one process's."""
     for name, (settings, units, plan) in PLANS.items():
         found = train(odd_bert(), plan, in_rows(settings, units), folder / name)
         torch.save(found, folder / f"{name}-{dist.get_rank()}.pt")
@@ -209,7 +209,7 @@ def train_all(folder: Path) -> None:
 
 
 def refuse(folder: Path) -> None:
-    """One of two processes: what is said of weights that are sharded in other ways."""
+    """Write the errors for other kinds of sharding, in one of two processes."""
     mesh = init_device_mesh("cpu", (2,))
 
     def flat(model: nn.Module) -> nn.Module:
@@ -262,7 +262,7 @@ def llama() -> LlamaForSequenceClassification:
 
 
 def persuade(accelerate: Callable[..., None]) -> Callable[..., None]:
-    """accelerate enters FSDP on accelerators only; so it does on a CPU, and then goes its own way."""
+    """Make accelerate enter FSDP on a CPU, too; by default it does so on accelerators only."""
 
     def enter(self: AcceleratorState, *arguments: Any, **named: Any) -> None:
         accelerate(self, *arguments, **named)
@@ -277,7 +277,7 @@ def fsdp(**more: Any) -> dict[str, Any]:
     return {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": layers} | more}
 
 
-# By accelerate: whole checkpoints cannot be written on CPUs, where its gathered tensors lack their memory.
+# Sharded checkpoints: accelerate cannot write whole ones on CPUs, where gathered tensors have no storage.
 WAYS: dict[str, dict[str, Any]] = {
     "transformers": {},
     "accelerate": fsdp(state_dict_type="SHARDED_STATE_DICT"),
@@ -286,7 +286,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def with_trainer(way: str, folder: Path, size: int, **settings: Any) -> dict[str, Any]:
-    """What a run of all methods leaves; on several processes its model is sharded in this `way`."""
+    """Return what a run of all methods leaves; with several processes its model is sharded in this `way`."""
     several = dist.is_initialized()
     if way == "transformers":
         if not several or dist.get_rank() == 0:
@@ -324,7 +324,7 @@ def with_trainer(way: str, folder: Path, size: int, **settings: Any) -> dict[str
 
 
 def resume(folder: Path) -> dict[str, bool]:
-    """Whether a run of sharded weights that goes on from its checkpoint ends as one that was not interrupted."""
+    """Return whether a resumed run of sharded weights ends like an uninterrupted one."""
     given = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6} | WAYS["accelerate"]
     runs = []
     for checkpoint in (None, str(folder / "resumed" / "checkpoint-3")):
@@ -335,7 +335,7 @@ def resume(folder: Path) -> dict[str, bool]:
 
 
 def work(folder: Path) -> None:
-    """One of two processes: everything that takes two."""
+    """Run everything that takes two processes."""
     dist.init_process_group("gloo")
     choose(folder)
     train_all(folder)
@@ -404,7 +404,7 @@ def test_replicas_of_a_shard_must_have_the_same_masks(two: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PLANS if name != "bf16"])
-def test_sharded_training_leaves_the_bits_and_the_file_of_one_process(name: str, two: Path, tmp_path: Path) -> None:
+def test_sharded_training_has_the_bits_of_one_process(name: str, two: Path, tmp_path: Path) -> None:
     one = train(odd_bert(), PLANS[name][2], lambda model: None, tmp_path / "one")
     for found in loaded(two, name):
         assert same(found, one)
@@ -416,7 +416,7 @@ def test_sharded_training_leaves_the_bits_and_the_file_of_one_process(name: str,
     assert not list(two.glob(".*.partial"))
 
 
-def test_a_model_that_fsdp_computes_in_bf16_is_stored_as_it_computed(two: Path) -> None:
+def test_fsdp_in_bf16_stores_the_model_as_it_computed(two: Path) -> None:
     reloaded = BertForSequenceClassification.from_pretrained(two / "bf16", dtype=torch.bfloat16)
     batch = {name: torch.stack([row[name] for row in rows(16)]) for name in rows(1)[0] if name != "labels"}
     for found in loaded(two, "bf16"):
@@ -443,7 +443,7 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(two: Path) -> Non
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="accelerate enters FSDP on GPUs only, and two are needed")
-def test_a_trainer_of_a_sharded_model_does_on_gpus_what_one_process_does(tmp_path: Path) -> None:
+def test_a_sharded_trainer_on_gpus_equals_one_process(tmp_path: Path) -> None:
     assert in_two_processes(on_gpus, tmp_path, 8) == [0, 0]
     (tmp_path / "one").mkdir()
     assert in_a_process(on_gpus, tmp_path / "one", 16) == 0
@@ -455,9 +455,9 @@ def test_a_trainer_of_a_sharded_model_does_on_gpus_what_one_process_does(tmp_pat
 
 
 def on_gpus(folder: Path, size: int) -> None:
-    """A process with one GPU, on which accelerate need not be persuaded."""
+    """Run in a process with one GPU, where accelerate needs no patch."""
     if "RANK" not in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # Or else Trainer would take all of them for the one process.
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # Otherwise Trainer uses all GPUs in one process.
     found = with_trainer("accelerate", folder, size, use_cpu=False)
     torch.save(found, folder / f"gpus-{os.environ.get('RANK', 0)}.pt")
 
@@ -480,7 +480,7 @@ def test_other_shards_are_refused_before_the_first_step(how: str, what: str, opt
         assert message.startswith(f"`{option}`") and what in message and "Use " in message
 
 
-def test_ranges_that_accelerate_could_not_load_are_refused_when_the_trainer_is_built(two: Path) -> None:
+def test_ranges_that_accelerate_cannot_load_are_refused_at_once(two: Path) -> None:
     for rank in range(2):
         assert "`--quant_scheme int8` keeps ranges in buffers" in (two / f"ram-{rank}").read_text()
 
@@ -488,7 +488,7 @@ def test_ranges_that_accelerate_could_not_load_are_refused_when_the_trainer_is_b
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_of_deepspeed_the_stages_that_leave_weights_whole_pass(stage: int) -> None:
     config = HfDeepSpeedConfig({"zero_optimization": {"stage": stage}})
-    set_hf_deepspeed_config(config)  # As Trainer does, however DeepSpeed was configured; it forgets what is deleted.
+    set_hf_deepspeed_config(config)  # As Trainer does; Transformers keeps a weak reference only.
     model = bert()
     weights = {target.name: target.weight for target in prunable(model)}
     if stage == 3:

@@ -1,4 +1,4 @@
-"""A module beside a script, as Transformers' trainer_qa.py is: a Trainer with an `evaluate` of its own."""
+"""A module beside a script, like Transformers' trainer_qa.py: a Trainer with its own `evaluate`."""
 
 from transformers.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""In the style of run_qa.py: a Trainer of its own beside the script, whose `evaluate` takes examples to score."""
+"""A script like run_qa.py: its Trainer is in a module beside it, and its `evaluate` takes examples to score."""
 
 import sys
 

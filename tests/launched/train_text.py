@@ -1,4 +1,4 @@
-"""In the style of Transformers' run_glue.py, written before the launcher: knows nothing of compression."""
+"""A script like Transformers' run_glue.py, without anything of compression."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Two Trainers: one made in a function that trains, one that only evaluates; and a class defined in a function."""
+"""A script with two Trainers: one only evaluates; the other trains, in a class defined in a function."""
 
 import json
 import sys

@@ -397,7 +397,7 @@ def test_the_best_model_saved_by_its_score_is_never_one_short_of_the_target(
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-6"]
 
 
-def test_a_resumed_run_keeps_the_best_model_from_before_the_interruption(
+def test_a_resumed_run_keeps_the_best_model_from_before(
     make_bert: Callable, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     trainer(make_bert(), tiny_dataset, tmp_path, compute_metrics=falling(), **BEST).train()

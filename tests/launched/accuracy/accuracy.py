@@ -1,4 +1,4 @@
-"""What `evaluate.load("accuracy")` finds in the working directory before it asks the Hub."""
+"""The metric that `evaluate.load("accuracy")` finds in the working directory before it asks the Hub."""
 
 import datasets
 import evaluate
