@@ -1,36 +1,46 @@
-"""From a model to a small file, cell by cell: open it in an editor that knows `# %%`, or run it whole.
+"""From a model to a small file, in cells: open it in an editor that knows `# %%`, or run it whole.
 
     python examples/quickstart.py [MODEL] [FOLDER]
 
-MODEL is a fine-tuned classifier of two classes; without one, a small BERT is trained from nothing.
+MODEL is a classifier fine-tuned for two classes. Without it, a small BERT is trained from scratch.
 """
 
-# %% Sentences and their sentiment, made on the spot
+# %% Sentences and their sentiment, made up on the spot
+import random
 import sys
 
 from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
+    PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
     pipeline,
 )
 
 import hf_compress
-from hf_compress_cli.demo import build_tokenizer, sentences
 
 name = sys.argv[1] if len(sys.argv) > 1 else ""
 folder = sys.argv[2] if len(sys.argv) > 2 else "quickstart"
-texts, labels = zip(*sentences(1200, seed=0), strict=True)
+words = {"film": None, "song": None, "story": None, "warm": 1, "clever": 1, "bright": 1, "dull": 0, "cold": 0, "flat": 0}
+things, qualities = ([word for word, label in words.items() if (label is None) == named] for named in (True, False))
+draw = random.Random(0)
+pairs = [(draw.choice(things), draw.choice(qualities)) for _ in range(1200)]
+texts = [f"the {thing} was {quality}" for thing, quality in pairs]
+labels = [words[quality] for _, quality in pairs]
 
 # %% A model and its tokenizer
 if name:
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = AutoModelForSequenceClassification.from_pretrained(name)
 else:
-    tokenizer = build_tokenizer(list(texts))
+    vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "the", "was", *words])}
+    library = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=library, pad_token="[PAD]", unk_token="[UNK]")
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -40,9 +50,9 @@ else:
         max_position_embeddings=48,
     )
     model = AutoModelForSequenceClassification.from_config(config)
-data = Dataset.from_dict({**tokenizer(list(texts), return_token_type_ids=False), "label": labels})
+data = Dataset.from_dict({**tokenizer(texts, return_token_type_ids=False), "label": labels})
 
-# %% A Trainer as you know it
+# %% An ordinary Trainer
 trainer = Trainer(
     model,
     TrainingArguments(folder, max_steps=60, learning_rate=1e-3, per_device_train_batch_size=32, save_strategy="no"),
@@ -52,7 +62,7 @@ trainer = Trainer(
     processing_class=tokenizer,
 )
 
-# %% What makes it compress
+# %% Three lines compress what it trains
 recipe = hf_compress.Recipe(
     pruning=hf_compress.PruningArguments(prune_sparsity=0.6),
     quantization=hf_compress.QuantizationArguments(quant_scheme="int8"),
@@ -61,7 +71,7 @@ hf_compress.compress(trainer, recipe)
 trainer.train()
 report = hf_compress.finish(trainer)
 
-# %% What came of it: weights, report and model card in FOLDER/compressed, loaded like any other model
+# %% The result in FOLDER/compressed: weights, report and card, loaded like any other model
 print(f"{report.size.dense_bytes:,} bytes became {report.size.packed_bytes:,}; scores: {report.compressed}")
 classify = pipeline("text-classification", f"{folder}/compressed")
 print(texts[-1], classify(texts[-1]))

@@ -33,7 +33,8 @@ run() { # folder flags...: one run of the example, unless its result is there
     local folder=$1 result=$2
     shift 2
     if [ ! -e "$folder/$result" ]; then
-        python examples/run_glue.py --output_dir "$folder" --overwrite_output_dir "${shared[@]}" "$@" >"$folder.log" 2>&1
+        rm -rf "$folder"
+        python examples/run_glue.py --output_dir "$folder" "${shared[@]}" "$@" >"$folder.log" 2>&1
     fi
 }
 
