@@ -56,7 +56,7 @@ def actions() -> dict[str, object]:
     return {action.option_strings[0]: action for action in known if action.dest != "help"}
 
 
-def test_the_flags_their_defaults_and_their_choices_are_the_frozen_ones() -> None:
+def test_flags_defaults_and_choices_are_frozen() -> None:
     found = [
         [flag, repr(action.default), *map(str, action.choices or ())]  # type: ignore[attr-defined]
         for flag, action in actions().items()
@@ -65,7 +65,7 @@ def test_the_flags_their_defaults_and_their_choices_are_the_frozen_ones() -> Non
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
-def test_every_flag_is_prefixed_by_its_method_and_explains_itself(field) -> None:
+def test_every_flag_has_the_prefix_of_its_method_and_a_help(field) -> None:
     assert field.name.startswith(PREFIXES)
     assert len(field.metadata.get("help", "")) > 20, f"--{field.name} needs a help text in its field"
 
@@ -134,7 +134,7 @@ def test_a_misspelt_flag_is_left_to_the_script_with_a_word() -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_that_is_shipped_can_be_built_by_name_and_says_what_it_is(name: str) -> None:
+def test_every_shipped_recipe_can_be_built_by_name(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         recipe, rest = taken("--compress_recipe", name)
@@ -143,7 +143,7 @@ def test_every_recipe_that_is_shipped_can_be_built_by_name_and_says_what_it_is(n
     assert len(descriptions()[name]) > 20
 
 
-def test_flags_go_before_the_config_and_the_config_before_the_recipe(tmp_path: Path) -> None:
+def test_flags_override_the_config_and_it_the_recipe(tmp_path: Path) -> None:
     config = tmp_path / "recipe.yaml"
     config.write_text("pruning:\n  prune_end: 0.8\n  prune_every: 5\ndistill_alpha: 5e-1\ndistill_teacher: null\n")
     flags = ["--compress_recipe", "paper-all-80", "--compress_config", str(config), "--prune_every", "10"]
@@ -155,7 +155,7 @@ def test_flags_go_before_the_config_and_the_config_before_the_recipe(tmp_path: P
     assert not recipe.distillation.enabled, "a file may switch off what a recipe has on"
 
 
-def test_the_recipe_of_an_earlier_result_is_taken_from_its_folder(tmp_path: Path) -> None:
+def test_the_recipe_of_a_result_is_read_from_its_folder(tmp_path: Path) -> None:
     earlier, _ = taken("--compress_recipe", "paper-all-60", "--prune_exclude", "pooler", "query$")
     earlier.save(tmp_path / "recipe.json")
     assert taken("--compress_config", str(tmp_path))[0] == earlier
@@ -182,7 +182,7 @@ def test_a_config_that_means_nothing_is_refused_by_its_name(text: str, said: str
 
 
 @pytest.mark.parametrize("ending", ["json", "yaml"])
-def test_a_script_s_argument_file_comes_to_it_without_our_options(ending: str, tmp_path: Path) -> None:
+def test_our_options_are_taken_out_of_an_argument_file(ending: str, tmp_path: Path) -> None:
     values = {"output_dir": "here", "learning_rate": "1e-4", "prune_sparsity": 0.5, "names": ["a", "b"], "none": None}
     file = tmp_path / f"arguments.{ending}"
     file.write_text(json.dumps(values))  # which is YAML, too

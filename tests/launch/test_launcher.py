@@ -87,7 +87,7 @@ def write(path: Path, *lines: str) -> str:
     return str(path)
 
 
-def test_a_plain_script_is_compressed_reloaded_evaluated_reported_and_carded(
+def test_a_plain_script_is_compressed_scored_and_carded(
     text_options: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(SCRIPTS / "train_text.py"), *text_options, "--do_train", "--do_eval"]
@@ -117,7 +117,7 @@ def test_a_plain_script_is_compressed_reloaded_evaluated_reported_and_carded(
     assert {"distill_loss", "label_loss", "sparsity", "quant_range_mean", "quant_range_max"} <= logged.keys()
 
 
-def test_a_script_that_has_tokenized_already_is_told_how_to_cut_its_words(
+def test_cutting_the_vocabulary_of_tokenized_rows_is_refused(
     text_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(SCRIPTS / "train_text.py"), *text_options, "--do_train"]
@@ -137,7 +137,7 @@ def test_a_budget_becomes_a_recipe_that_is_shown(
 
 
 @pytest.mark.parametrize("name", ["train_text", "train_answers", "train_twice"])
-def test_without_our_flags_the_run_is_bit_identical_to_running_the_script_itself(
+def test_without_our_flags_a_run_is_that_of_the_script_itself(
     name: str, text_options: list[str], answerer: Path, model: Path, file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -168,7 +168,7 @@ def test_without_our_flags_the_run_is_bit_identical_to_running_the_script_itself
     assert losses[0] == losses[1]
 
 
-def test_a_trainer_of_the_script_s_own_is_evaluated_by_its_own_evaluate(answerer: Path, tmp_path: Path) -> None:
+def test_a_trainer_is_evaluated_by_its_own_evaluate(answerer: Path, tmp_path: Path) -> None:
     arguments = [str(answerer), "--output_dir", str(tmp_path / "out"), *SMALL.split()]
     assert launch.main([str(SCRIPTS / "train_answers.py"), *arguments, *ALL]) == 0
     report = Report.load(tmp_path / "out" / "compressed")
@@ -178,7 +178,7 @@ def test_a_trainer_of_the_script_s_own_is_evaluated_by_its_own_evaluate(answerer
     assert report.parity == 0
 
 
-def test_of_two_trainers_the_one_that_trains_is_compressed_and_the_other_left_alone(
+def test_only_the_trainer_that_trains_is_compressed(
     model: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(model), str(file), str(tmp_path / "out")]
@@ -199,7 +199,7 @@ def test_a_run_that_trains_nothing_is_left_alone_and_says_so(text_options: list[
     assert not (tmp_path / "out" / "compressed").exists()
 
 
-def test_without_an_evaluation_set_the_model_is_written_without_report_and_card(
+def test_without_evaluation_rows_there_is_no_report(
     text_options: list[str], tmp_path: Path
 ) -> None:
     assert launch.main([str(SCRIPTS / "train_text.py"), *text_options, "--do_train", "--quant_scheme", "int8"]) == 0
@@ -208,7 +208,7 @@ def test_without_an_evaluation_set_the_model_is_written_without_report_and_card(
     assert not {"report.json", "README.md"} & written
 
 
-def test_a_head_that_was_untrained_gives_no_dense_baseline_and_the_card_says_so(
+def test_an_untrained_head_gives_no_dense_baseline(
     text_options: list[str], tiny_bert: BertForSequenceClassification, tiny_tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path, model: Path,
 ) -> None:  # fmt: skip
@@ -223,7 +223,7 @@ def test_a_head_that_was_untrained_gives_no_dense_baseline_and_the_card_says_so(
     assert "There is no dense baseline" in (tmp_path / "out" / "compressed" / "README.md").read_text()
 
 
-def test_a_dense_baseline_is_the_model_at_the_start_where_no_teacher_is(
+def test_the_dense_baseline_is_the_model_at_the_start(
     text_options: list[str], tmp_path: Path
 ) -> None:
     options = [*text_options, "--do_train", "--do_eval", "--prune_sparsity", "0.5", "--prune_every", "1"]
@@ -239,7 +239,7 @@ def test_a_dense_baseline_is_the_model_at_the_start_where_no_teacher_is(
     assert Report.load(tmp_path / "out" / "compressed").dense == teacher, "the whole model, not the first layers of it"
 
 
-def test_a_result_that_is_there_already_is_refused_before_training(
+def test_an_existing_result_is_refused_before_training(
     text_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out" / "compressed").mkdir(parents=True)
@@ -250,7 +250,7 @@ def test_a_result_that_is_there_already_is_refused_before_training(
     assert "'loss'" not in err
 
 
-def test_push_to_hub_uploads_the_compressed_model_and_nothing_else(
+def test_push_to_hub_uploads_only_the_compressed_model(
     text_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pushed: list[tuple[Path, str]] = []
@@ -328,7 +328,7 @@ trainer.save_state()
 """
 
 
-def test_a_trainer_that_relies_on_a_forward_it_has_put_on_its_model_evaluates_other_models_by_it_too(
+def test_a_replaced_forward_also_evaluates_other_models(
     model: Path, file: Path, tmp_path: Path
 ) -> None:
     script = write(tmp_path / "scored.py", SCORED)
@@ -343,7 +343,7 @@ def test_a_trainer_that_relies_on_a_forward_it_has_put_on_its_model_evaluates_ot
     assert [entry["distill_loss"] for entry in history if "distill_loss" in entry][-1] > 0, "a copy of the model"
 
 
-def test_a_teacher_teaches_where_compute_loss_returns_outputs_without_gradients(
+def test_a_teacher_teaches_through_outputs_without_gradients(
     model: Path, file: Path, tmp_path: Path, make_bert: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     make_bert(seed=1).save_pretrained(tmp_path / "teacher")
@@ -366,7 +366,7 @@ def test_a_model_with_a_forward_of_a_trainer_s_is_not_cut(
 
 
 @pytest.mark.parametrize("seed", [None, 7])
-def test_a_language_model_is_scored_on_the_same_masks_before_and_after(
+def test_a_language_model_is_always_scored_on_the_same_masks(
     seed: int | None, make_bert: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerFast, tiny_dataset: Dataset,
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -385,7 +385,7 @@ def test_a_language_model_is_scored_on_the_same_masks_before_and_after(
     assert report.dense["loss"] == report.compressed["loss"]
 
 
-def test_scores_of_any_number_type_are_reported_and_those_that_are_no_numbers_left_out(
+def test_scores_that_are_not_finite_numbers_are_left_out(
     model: Path, tiny_dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Scoring(Trainer):
@@ -407,7 +407,7 @@ def test_scores_of_any_number_type_are_reported_and_those_that_are_no_numbers_le
     assert (report.compressed["half"], report.compressed["rows"]) == (0.5, 64)
 
 
-def test_a_module_that_is_no_transformers_model_is_refused_before_training(
+def test_only_transformers_models_are_compressed(
     tiny_bert: BertForSequenceClassification, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     arguments = TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none")
@@ -452,7 +452,7 @@ class Recorder(TensorBoardCallback):
         self.sent.append(dict(logs))
 
 
-def test_what_sends_logs_away_is_sent_sparsity_ranges_and_both_terms_of_the_loss(
+def test_reporters_receive_sparsity_ranges_and_both_losses(
     model: Path, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     recorder = Recorder()
@@ -542,7 +542,7 @@ def test_our_help_fits_a_terminal_and_names_every_flag_once(
     assert "None" not in text and "[]" not in text
 
 
-def test_a_script_that_parts_its_processes_leaves_them_together_until_the_result_is_written(
+def test_processes_stay_connected_until_the_result_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ("import torch.distributed as dist", "from torch.distributed import destroy_process_group")
@@ -557,7 +557,7 @@ def test_a_script_that_parts_its_processes_leaves_them_together_until_the_result
 
 
 @pytest.mark.filterwarnings("ignore:Nothing was compressed")
-def test_one_process_where_accelerate_was_asked_for_several_is_said(
+def test_one_process_instead_of_several_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = write(tmp_path / "script.py", "pass")
@@ -569,7 +569,7 @@ def test_one_process_where_accelerate_was_asked_for_several_is_said(
         launch.main([script, "--quant_scheme", "int8"])
 
 
-def test_a_missing_script_and_a_meaningless_flag_are_refused_before_anything_runs(
+def test_misuse_is_refused_before_the_script_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = write(tmp_path / "script.py", "print('ran')")
@@ -611,7 +611,7 @@ if last == "train":
 
 
 @pytest.mark.parametrize("last", ["train", "search"])
-def test_a_search_compresses_in_every_trial_and_only_a_training_after_it_leaves_a_result(
+def test_a_search_leaves_a_result_only_if_a_training_follows(
     last: str, model: Path, file: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     pytest.importorskip("optuna")
@@ -630,7 +630,7 @@ LAUNCHERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_leave_one_report_and_the_same_weights_twice(
+def test_two_processes_write_one_report_and_repeatable_weights(
     launcher: str, text_options: list[str], tmp_path: Path
 ) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
