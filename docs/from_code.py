@@ -15,7 +15,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from hf_compress.launch.flags import KINDS
+from hf_compress.launch.arguments import ALL_ARGUMENTS
 from hf_compress.recipe import Recipe
 from hf_compress_cli import app as program
 
@@ -46,7 +46,7 @@ def flags() -> str:
     """All flags as Markdown: one section for each dataclass of options."""
     parts = []
     titles = [*Recipe.__dataclass_fields__, "recipe and result"]
-    for title, kind in zip((title.capitalize() for title in titles), KINDS, strict=True):
+    for title, kind in zip((title.capitalize() for title in titles), ALL_ARGUMENTS, strict=True):
         purpose = (kind.__doc__ or "").strip().partition("\n\n")[0]
         parts += [f"## {title}", _cell(purpose)]
         for field in dataclasses.fields(kind):

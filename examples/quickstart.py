@@ -25,7 +25,17 @@ import hf_compress
 
 name = sys.argv[1] if len(sys.argv) > 1 else ""
 folder = sys.argv[2] if len(sys.argv) > 2 else "quickstart"
-words = {"film": None, "song": None, "story": None, "warm": 1, "clever": 1, "bright": 1, "dull": 0, "cold": 0, "flat": 0}
+words = {
+    "film": None,
+    "song": None,
+    "story": None,
+    "warm": 1,
+    "clever": 1,
+    "bright": 1,
+    "dull": 0,
+    "cold": 0,
+    "flat": 0,
+}
 things, qualities = ([word for word, label in words.items() if (label is None) == named] for named in (True, False))
 draw = random.Random(0)
 pairs = [(draw.choice(things), draw.choice(qualities)) for _ in range(1200)]

@@ -15,7 +15,7 @@ from hf_compress.distill import DistillationTrainer as DistillationTrainer
 from hf_compress.distill import Seq2SeqDistillationTrainer as Seq2SeqDistillationTrainer
 from hf_compress.export.formats import write_formats as write_formats
 from hf_compress.export.onnx_format import export_onnx as export_onnx
-from hf_compress.launch.flags import CompressionArguments as CompressionArguments
+from hf_compress.launch.arguments import CompressionArguments as CompressionArguments
 from hf_compress.launch.flags import take_flags as take_flags
 from hf_compress.launch.run import compress as compress
 from hf_compress.launch.run import finish as finish

@@ -26,7 +26,7 @@ from transformers import TrainingArguments
 from typer.testing import CliRunner
 
 import hf_compress
-from hf_compress.launch.flags import KINDS
+from hf_compress.launch.arguments import ALL_ARGUMENTS
 from hf_compress_cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ README = ROOT / "README.md"
 GUARANTEES = ROOT / "docs" / "guarantees.md"
 SKILL = ROOT / "skills" / "hf-compress" / "SKILL.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", SKILL, *sorted((ROOT / "docs").rglob("*.md"))]
-OURS = {field.name for arguments in KINDS for field in fields(arguments)}
+OURS = {field.name for arguments in ALL_ARGUMENTS for field in fields(arguments)}
 # What stands in commands for a script of the reader's own.
 ANY_SCRIPT = "train.py"
 

@@ -5,7 +5,7 @@ at all. `flags` takes our flags off a command line, and `launcher` runs an unmod
 (`python -m hf_compress.launch SCRIPT.py`).
 """
 
-from hf_compress.launch.flags import CompressionArguments as CompressionArguments
+from hf_compress.launch.arguments import CompressionArguments as CompressionArguments
 from hf_compress.launch.flags import take_flags as take_flags
 from hf_compress.launch.result import complete as complete
 from hf_compress.launch.run import compress as compress

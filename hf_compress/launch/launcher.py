@@ -1,4 +1,4 @@
-"""Any Trainer script, unmodified, with our flags: `hf-compress run SCRIPT.py`, `torchrun -m hf_compress.launch`."""
+"""Run any Trainer script, unmodified, with our flags: `hf-compress run SCRIPT.py`, `-m hf_compress.launch`."""
 
 import functools
 import inspect
@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 from transformers import Trainer
 
-from hf_compress.launch.flags import Flags, descriptions, help_text, take_flags
+from hf_compress.launch.arguments import descriptions
+from hf_compress.launch.flags import Flags, help_text, take_flags
 from hf_compress.launch.result import Result
 from hf_compress.launch.run import compress, finish, recipe_of
 from hf_compress.launch.script import Script
@@ -29,7 +30,7 @@ HELP = ("-h", "--help")
 
 
 class Launched:
-    """What became of the Trainers of a script: the one that was trained last, and how the script evaluated it."""
+    """The Trainer of a script that was trained last, and how the script evaluated it."""
 
     def __init__(self, flags: Flags) -> None:
         self.flags = flags
@@ -39,37 +40,37 @@ class Launched:
         self._said = False
 
     def begin(self, trainer: Trainer) -> None:
-        """Makes a Trainer that is about to train for the first time compress, and notes how it is evaluated."""
+        """Make a Trainer compress before it trains for the first time, and record how the script evaluates it."""
         compress(trainer, self.flags.recipe)
         if not self._said and trainer.is_world_process_zero():
             Console(stderr=True).print(recipe_table(recipe_of(trainer) or self.flags.recipe))
         self._said = True
         signature, evaluate = inspect.signature(trainer.evaluate), trainer.evaluate
 
-        # On the trainer rather than in its class: whatever overrides `evaluate` comes after it.
+        # On the instance, because a subclass may override `evaluate`.
         @functools.wraps(evaluate)
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def recorded(*args: Any, **kwargs: Any) -> Any:
             if trainer is self.trained:
                 self.evaluations.append(_named(signature, args, kwargs))
             return evaluate(*args, **kwargs)
 
-        trainer.evaluate = noted
+        trainer.evaluate = recorded
 
     def end(self, trainer: Trainer, trial: Any) -> None:
-        """Notes that a training came to its end; the trials of a search leave no model to finish."""
+        """Record that a training has ended. Trials of a hyperparameter search leave no model to finish."""
         if trial is None:
             self.trained, self.evaluations = trainer, []
         self.searched = self.searched or trial is not None
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """The arguments of the script's first evaluation after training; none where it made none."""
+        """Return the arguments of the script's first evaluation after training; empty if there was none."""
         first = self.evaluations[0] if self.evaluations else {}
         return {name: value for name, value in first.items() if name != "metric_key_prefix"}
 
     @property
     def hub_id(self) -> str | None:
-        """Where the result goes: where our flag says, or else where the script's `--push_to_hub` would send it."""
+        """Return the repository to push to: that of our flag, or the one that the script's `--push_to_hub` means."""
         assert self.trained is not None
         arguments, asked = self.trained.args, self.flags.options.compress_hub_id
         if asked is None and arguments.push_to_hub:
@@ -79,9 +80,9 @@ class Launched:
 
 @contextmanager
 def trainers_compress(launched: Launched) -> Iterator[None]:
-    """A context in which every Trainer, of whatever class, compresses what it trains and uploads nothing by itself.
+    """Make every Trainer, of any class, compress what it trains and upload nothing itself, within the context.
 
-    A Trainer that is never trained stays as it is.
+    A Trainer that never trains is not changed.
     """
     original = {name: Trainer.__dict__[name] for name in ("train", "init_hf_repo", "push_to_hub")}
     original["_push_from_checkpoint"] = Trainer.__dict__["_push_from_checkpoint"]
@@ -98,7 +99,7 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
         return result
 
     def uploads_nothing(self: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Leaves it to the end of the script to upload, and what is uploaded then is the compressed model."""
+        """Upload nothing: the compressed model is uploaded after the script has ended."""
 
     try:
         Trainer.train = train_compressed
@@ -112,7 +113,7 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
 
 @contextmanager
 def processes_stay() -> Iterator[None]:
-    """A context in which processes stay connected, also when the script ends that: what comes after it needs them."""
+    """Keep the process group for `finish` even if the script destroys it, within the context."""
     destroy, asked = torch.distributed.destroy_process_group, False
 
     @functools.wraps(destroy)
@@ -133,19 +134,18 @@ def processes_stay() -> Iterator[None]:
 
 
 def run(argv: Sequence[str], command: str | None = None) -> int:
-    """The exit status of the script `argv[0]`, run with the arguments behind it, of which our flags are ours.
+    """Run the script `argv[0]` with the arguments after it, without our flags, and return its exit status.
 
     Raises:
-        ValueError: there is no script, one of our flags has no meaning, or the result could not be finished.
+        ValueError: there is no script, one of our flags is wrong, or the result cannot be finished.
     """
     if not argv or list(argv) in ([HELP[0]], [HELP[1]]):
         _print_help("usage: " + USAGE)
         return 0 if argv else 2
     if not Path(argv[0]).is_file():
         raise ValueError(
-            "The first argument must be the path of a script, with our flags and its own behind it (of a module that "
-            f"you run by `python -m`, give the file); got {argv[0]!r}, where there is no file. The usage is\n"
-            f"       {USAGE}"
+            "The first argument must be the path of a script, followed by its arguments and our flags (for a module "
+            f"that you run with `python -m`, give its file); there is no file {argv[0]!r}. Usage:\n       {USAGE}"
         )
     argv = list(argv)
     helped = any(token in HELP for token in argv)
@@ -154,7 +154,7 @@ def run(argv: Sequence[str], command: str | None = None) -> int:
     if helped or not flags.given:
         status = script.run()
         if helped:
-            _print_help("\nFlags of hf_compress, which go beside those above:")
+            _print_help("\nFlags of hf_compress, in addition to those above:")
         return status
     _warn_of_one_process()
     with processes_stay():
@@ -162,12 +162,12 @@ def run(argv: Sequence[str], command: str | None = None) -> int:
 
 
 def _warn_of_one_process() -> None:
-    """Says so where accelerate was asked for several processes and started one, which it does in silence."""
+    """Warn if accelerate was asked for several processes and silently started one."""
     counts = ("WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
     on_cpu, several = os.environ.get("ACCELERATE_USE_CPU") == "True", "MASTER_ADDR" in os.environ
     if on_cpu and several and not any(name in os.environ for name in counts):
         warnings.warn(
-            "This is one process, whatever `--num_processes` says: without MPI `accelerate launch --cpu` starts no "
+            "This run has one process, whatever `--num_processes` says: `accelerate launch --cpu` needs MPI to start "
             "more. Use `accelerate launch --config_file FILE` with a file like examples/accelerate/cpu.yaml, or "
             "`torchrun --nproc_per_node 2 -m hf_compress.launch`.",
             stacklevel=2,
@@ -182,12 +182,10 @@ def _run_compressed(script: Script, flags: Flags, command: str) -> int:
     if status != 0:
         return status
     if trainer is None:
-        what = (
-            "only searched for hyperparameters; train with those that it found" if launched.searched else "no Trainer"
-        )
+        what = "only searched for hyperparameters; train with those it found" if launched.searched else "no Trainer"
         warnings.warn(f"Nothing was compressed: {script.path} trained {what}.", stacklevel=1)
         return status
-    del trainer.evaluate  # Ours; the class's own is left.
+    del trainer.evaluate  # The recording one; that of the class remains.
     with script.as_main():
         report = finish(
             trainer,
@@ -204,7 +202,7 @@ def _run_compressed(script: Script, flags: Flags, command: str) -> int:
 
 
 def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments of a call by name; those of `**kwargs` among the others."""
+    """Return the arguments of a call by name, those in `**kwargs` included."""
     bound = signature.bind_partial(*args, **kwargs).arguments
     named: dict[str, Any] = {}
     for name, value in bound.items():
@@ -224,7 +222,7 @@ def _print_help(heading: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status of a run; what is the user's to mend becomes one message and status 1."""
+    """Run the command line `argv` and return its exit status. Errors that the user can fix become one message."""
     command = provenance.command()
     try:
         return run(sys.argv[1:] if argv is None else argv, command)

@@ -1,4 +1,4 @@
-"""A script, run as `python SCRIPT.py` runs it: its arguments, its neighbours, its end."""
+"""Run a script as `python SCRIPT.py` would: its arguments, the modules beside it, its exit status."""
 
 import builtins
 import importlib.machinery
@@ -16,23 +16,23 @@ OURS = (__file__, str(Path(__file__).with_name("launcher.py")))
 
 
 class Script:
-    """A script to be run as `python SCRIPT.py` runs it."""
+    """A script that runs as `python SCRIPT.py` would run it."""
 
     def __init__(self, path: str, *arguments: str) -> None:
         self.path, self._arguments = path, arguments
         self._module = ModuleType("__main__")
-        self._module.__file__ = os.path.abspath(path)  # noqa: PTH100 (as Python does, which resolves no links here)
+        self._module.__file__ = os.path.abspath(path)  # noqa: PTH100 (Python does the same, and does not resolve links)
         self._module.__loader__ = importlib.machinery.SourceFileLoader("__main__", self._module.__file__)
         self._module.__dict__["__builtins__"] = builtins
         self._module.__dict__["__cached__"] = None
 
     @contextmanager
     def as_main(self) -> Iterator[None]:
-        """A context in which this script is the program: its arguments, its folder's modules, its `__main__`."""
+        """Make this script the program, within the context: its arguments, the modules beside it, `__main__`."""
         argv, path, main = sys.argv, sys.path[:], sys.modules["__main__"]
         sys.argv = [self.path, *self._arguments]
         sys.path[0] = str(Path(self.path).resolve().parent)
-        # Not taken back as long as objects of the script live: what pickles them looks their classes up here.
+        # Kept while objects of the script live, because pickling looks up their classes here.
         sys.modules["__main__"] = self._module
         try:
             yield
@@ -40,7 +40,7 @@ class Script:
             sys.argv, sys.path[:], sys.modules["__main__"] = argv, path, main
 
     def run(self) -> int:
-        """The exit status that Python would have given; an uncaught exception is shown without our frames."""
+        """Run the script and return the exit status that Python would give. Tracebacks do not show our frames."""
         end = _End()
         with self.as_main(), end:
             with io.open_code(str(self._module.__file__)) as file:
@@ -50,7 +50,7 @@ class Script:
 
 
 class _End:
-    """A context that does with what ends a script, whatever that is, as Python would, and keeps its exit status."""
+    """Handles whatever ends a script as Python would, and keeps its exit status."""
 
     status = 0
 
@@ -67,7 +67,7 @@ class _End:
 
 
 def _status(code: Any) -> int:
-    """What `sys.exit(code)` makes of a code: nothing is success, a message goes to standard error and is a failure."""
+    """Return the exit status for `sys.exit(code)`: None is success; a message is printed and is a failure."""
     if code is None:
         return 0
     if isinstance(code, int):
@@ -77,7 +77,7 @@ def _status(code: Any) -> int:
 
 
 def _show(error: BaseException) -> None:
-    """Shows an uncaught exception as Python would, or as the script's own hook does."""
+    """Show an uncaught exception as Python would, or as the script's own hook does."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
@@ -89,7 +89,7 @@ def _show(error: BaseException) -> None:
 
 
 def _without_us(traceback: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of this file and of the launcher, between the script and Trainer."""
+    """Return the traceback without the frames of this file and of the launcher."""
     if traceback is None:
         return None
     rest = _without_us(traceback.tb_next)

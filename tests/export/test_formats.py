@@ -21,7 +21,8 @@ from transformers import (
 from hf_compress.export.descriptor import Format
 from hf_compress.export.formats import FORMATS, check_formats, help_of_formats, write_formats, written
 from hf_compress.export.parity import load, random_batches
-from hf_compress.launch.flags import CompressionArguments, take_flags
+from hf_compress.launch.arguments import CompressionArguments
+from hf_compress.launch.flags import take_flags
 from hf_compress.launch.run import compress, finish
 from tests.quantized import quantized
 

@@ -1,6 +1,7 @@
 """The flags are an interface: scripts and model cards quote them. And where they come from: argv, files, names."""
 
 import json
+import os
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import HfArgumentParser, TrainingArguments
 
-from hf_compress.launch.flags import KINDS, as_flags, descriptions, recipe_names, take_flags
+from hf_compress.launch.arguments import ALL_ARGUMENTS, descriptions, recipe_names
+from hf_compress.launch.flags import take_flags
 from hf_compress.recipe import Recipe
 
 FROZEN = """
@@ -47,12 +49,12 @@ FROZEN = """
 """
 # A change here is made on purpose, or not at all.
 PREFIXES = ("distill_", "prune_", "quant_", "compress_")
-FIELDS = [field for arguments in KINDS for field in fields(arguments)]
+FIELDS = [field for arguments in ALL_ARGUMENTS for field in fields(arguments)]
 
 
 def actions() -> dict[str, object]:
     """What the parser that users' scripts build knows of our flags, by the flag's first spelling."""
-    known = HfArgumentParser(KINDS)._actions
+    known = HfArgumentParser(ALL_ARGUMENTS)._actions
     return {action.option_strings[0]: action for action in known if action.dest != "help"}
 
 
@@ -72,12 +74,12 @@ def test_every_flag_has_the_prefix_of_its_method_and_a_help(field) -> None:
 
 def test_every_help_text_survives_argparse() -> None:
     """A bare % in a help text makes `--help` fail, and only there."""
-    text = HfArgumentParser(KINDS).format_help()
+    text = HfArgumentParser(ALL_ARGUMENTS).format_help()
     assert all(f"--{field.name}" in text for field in FIELDS)
 
 
 def test_the_flags_of_one_method_share_one_prefix() -> None:
-    for arguments in KINDS:
+    for arguments in ALL_ARGUMENTS:
         assert len({field.name.split("_")[0] for field in fields(arguments)}) == 1, arguments.__name__
 
 
@@ -86,7 +88,7 @@ def test_no_flag_collides_with_those_of_trainer() -> None:
 
 
 def test_all_defaults_together_switch_nothing_on() -> None:
-    parsed = HfArgumentParser(KINDS).parse_args_into_dataclasses(args=[])
+    parsed = HfArgumentParser(ALL_ARGUMENTS).parse_args_into_dataclasses(args=[])
     assert [arguments.enabled for arguments in parsed[:-1]] == [False] * 5
     assert Recipe(*parsed[:-1]).name == "dense"
 
@@ -129,7 +131,7 @@ def test_our_flags_are_taken_from_between_the_script_s() -> None:
 
 
 def test_a_misspelt_flag_is_left_to_the_script_with_a_word() -> None:
-    with pytest.warns(UserWarning, match="`--prune_sparsty` is left to the script. Is `--prune_sparsity` meant"):
+    with pytest.warns(UserWarning, match="`--prune_sparsty` is not a flag of ours .* Did you mean `--prune_sparsity`"):
         assert taken("--prune_sparsty", "0.5")[1] == ["--prune_sparsty", "0.5"]
 
 
@@ -162,23 +164,76 @@ def test_the_recipe_of_a_result_is_read_from_its_folder(tmp_path: Path) -> None:
     assert taken("--compress_config", str(tmp_path / "recipe.json"))[0] == earlier
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("prune_hard: 1", "none of ours: `prune_hard`"),
-        ("prune_sparsity: much", "invalid float value: 'much'"),
-        ("prune_sparsity: null", "`prune_sparsity` must not be empty"),
-        ("quant_scheme: int3", "invalid choice: 'int3'"),
-        ("compress_config: other.yaml", "none of ours: `compress_config`"),
-        ("- 1", "must hold options by name; got list"),
-        ("a: [", "cannot be read as YAML"),
-    ],
-)
-def test_a_config_that_means_nothing_is_refused_by_its_name(text: str, said: str, tmp_path: Path) -> None:
+MISUSED_FILES = [
+    ("prune_hard: 1", "unknown options: `prune_hard`"),
+    ("compress_config: other.yaml", "unknown options: `compress_config`"),
+    ("1: 2", "unknown options: `1`"),
+    ("prune_sparsity: much", "`prune_sparsity` must be a float; got 'much'"),
+    ("prune_sparsity: [0.5, 0.6]", r"`prune_sparsity` must be a single value; got \[0.5, 0.6\]"),
+    ("prune_sparsity: {a: 1}", "`prune_sparsity` must be a single value; got {'a': 1}"),
+    ("prune_sparsity: null", "`prune_sparsity` must not be empty"),
+    ("prune_every: 2.5", "`prune_every` must be a int; got 2.5"),
+    ("prune_every: 1" + 5000 * "0", "cannot be read as YAML: Exceeds the limit"),
+    ("prune_exclude: [[a]]", "`prune_exclude` must be a single value"),
+    ("prune_exclude: [null]", "`prune_exclude` must be a single value; got None"),
+    ("distill_teacher: 2026-11-28", "`distill_teacher` must be a single value; got datetime"),
+    ("quant_scheme: int3", "`quant_scheme` must be one of int8, .*; got 'int3'"),
+    ("compress_recipe: nothing", "`compress_recipe` must be one of"),
+    ("compress_vocabulary: perhaps", "`compress_vocabulary` must be a bool; got 'perhaps'"),
+    ("prune_every: 1\npruning: {prune_every: 2}", "has `prune_every` twice"),
+    ("prune_every: 1\nprune_every: 2", "the key 'prune_every' occurs twice"),
+    ("pruning: {prune_every: 1, prune_every: 2}", "the key 'prune_every' occurs twice"),
+    ("- 1", "must hold options by name; got list"),
+    ("", "must hold options by name; got NoneType"),
+    ("a: [", "cannot be read as YAML"),
+    ("a: &a [*a]", "cannot be read as YAML: an alias refers to the value that it is part of"),
+    ("a: !!python/object:os.system x", "cannot be read as YAML"),
+    ("[" * 5000, "nested too deeply"),
+    (
+        "\n".join(f"a{i + 1}: &a{i + 1} [{', '.join(9 * [f'*a{i}'])}]" for i in range(9)).replace("*a0", "lol"),
+        "expand",
+    ),
+    ("#" * 1_000_001, "more than 1,000,000 bytes"),
+    ("prune_exclude: ['--quant_scheme', int8]", None),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), MISUSED_FILES, ids=[text[:30] for text, _ in MISUSED_FILES])
+def test_a_config_without_meaning_is_refused_by_name(text: str, said: str | None, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
+    if said is None:  # A value is a value, even if it looks like a flag.
+        assert not taken("--compress_config", str(tmp_path / "recipe.yaml"), "--prune_sparsity", "0.5")[
+            0
+        ].quantization.enabled
+        return
     with pytest.raises(ValueError, match=said) as refused:
         taken("--compress_config", str(tmp_path / "recipe.yaml"))
     assert "recipe.yaml" in str(refused.value)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("twice.json", b'{"prune_every": 1, "prune_every": 2}'),
+        ("broken.json", b'{"prune_every": '),
+        ("latin.yaml", "distill_teacher: Müller".encode("latin-1")),
+        ("binary.json", bytes(range(256))),
+        ("digits.json", b'{"prune_every": 1' + 5000 * b"0" + b"}"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} cannot be read as"):
+        taken("--compress_config", str(tmp_path / name))
+
+
+def test_a_folder_a_pipe_or_an_unreadable_file_is_no_config(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "recipe.json").mkdir()
+    for path in (tmp_path / "pipe.yaml", tmp_path, Path("/proc/self/mem"), Path("/dev/zero")):
+        with pytest.raises(ValueError, match="cannot be read"):
+            taken("--compress_config", str(path))
 
 
 @pytest.mark.parametrize("ending", ["json", "yaml"])
@@ -193,11 +248,3 @@ def test_our_options_are_taken_out_of_an_argument_file(ending: str, tmp_path: Pa
     assert taken(copied) == (Recipe(), [copied]), "a file with nothing of ours is handed on itself"
     del values["prune_sparsity"]
     assert yaml.safe_load(Path(copied).read_text()) == values
-
-
-def test_a_parser_of_all_flags_is_given_the_recipe_as_flags() -> None:
-    argv = ["--compress_recipe", "paper-all-60", "--prune_sparsity", "0.7"]
-    *methods, options = HfArgumentParser(KINDS).parse_args_into_dataclasses(as_flags(argv))
-    assert Recipe(*methods).name == "kd+mp70+int8"
-    assert options.compress_recipe == "paper-all-60"
-    assert as_flags(["--prune_sparsity", "0.7"]) == ["--prune_sparsity", "0.7"]

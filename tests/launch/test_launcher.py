@@ -199,9 +199,7 @@ def test_a_run_that_trains_nothing_is_left_alone_and_says_so(text_options: list[
     assert not (tmp_path / "out" / "compressed").exists()
 
 
-def test_without_evaluation_rows_there_is_no_report(
-    text_options: list[str], tmp_path: Path
-) -> None:
+def test_without_evaluation_rows_there_is_no_report(text_options: list[str], tmp_path: Path) -> None:
     assert launch.main([str(SCRIPTS / "train_text.py"), *text_options, "--do_train", "--quant_scheme", "int8"]) == 0
     written = {path.name for path in (tmp_path / "out" / "compressed").iterdir()}
     assert {"model.safetensors", "recipe.json", "tokenizer.json"} <= written
@@ -223,9 +221,7 @@ def test_an_untrained_head_gives_no_dense_baseline(
     assert "There is no dense baseline" in (tmp_path / "out" / "compressed" / "README.md").read_text()
 
 
-def test_the_dense_baseline_is_the_model_at_the_start(
-    text_options: list[str], tmp_path: Path
-) -> None:
+def test_the_dense_baseline_is_the_model_at_the_start(text_options: list[str], tmp_path: Path) -> None:
     options = [*text_options, "--do_train", "--do_eval", "--prune_sparsity", "0.5", "--prune_every", "1"]
     assert launch.main([str(SCRIPTS / "train_text.py"), *options]) == 0
     pruned = Report.load(tmp_path / "out" / "compressed")
@@ -328,9 +324,7 @@ trainer.save_state()
 """
 
 
-def test_a_replaced_forward_also_evaluates_other_models(
-    model: Path, file: Path, tmp_path: Path
-) -> None:
+def test_a_replaced_forward_also_evaluates_other_models(model: Path, file: Path, tmp_path: Path) -> None:
     script = write(tmp_path / "scored.py", SCORED)
     assert launch.main([script, str(model), str(file), str(tmp_path / "out"), *ALL]) == 0
     report = Report.load(tmp_path / "out" / "compressed")
@@ -452,9 +446,7 @@ class Recorder(TensorBoardCallback):
         self.sent.append(dict(logs))
 
 
-def test_reporters_receive_sparsity_ranges_and_both_losses(
-    model: Path, tiny_dataset: Dataset, tmp_path: Path
-) -> None:
+def test_reporters_receive_sparsity_ranges_and_both_losses(model: Path, tiny_dataset: Dataset, tmp_path: Path) -> None:
     recorder = Recorder()
     trainer = Trainer(
         AutoModelForSequenceClassification.from_pretrained(model),
@@ -557,25 +549,21 @@ def test_processes_stay_connected_until_the_result_is_written(
 
 
 @pytest.mark.filterwarnings("ignore:Nothing was compressed")
-def test_one_process_instead_of_several_is_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_process_instead_of_several_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = write(tmp_path / "script.py", "pass")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     for name in ("WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.warns(UserWarning, match="This is one process"):
+    with pytest.warns(UserWarning, match="This run has one process"):
         launch.main([script, "--quant_scheme", "int8"])
 
 
-def test_misuse_is_refused_before_the_script_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_misuse_is_refused_before_the_script_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = write(tmp_path / "script.py", "print('ran')")
     for arguments, message in (
         ([str(tmp_path / "absent.py")], "there is no file"),
-        (["-m", "package.module"], "of a module that you run by `python -m`, give the file"),
+        (["-m", "package.module"], "for a module that you run with `python -m`, give its file"),
         ([script, "--prune_sparsity", "1.5"], "`--prune_sparsity` must be a share"),
         ([script, "--prune_sparsity", "much"], "invalid float value: 'much'"),
         ([script, "--compress_recipe", "none-such"], "invalid choice: 'none-such'"),

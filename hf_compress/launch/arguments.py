@@ -1,0 +1,73 @@
+"""Options of a whole run, beside those of the methods: where its recipe comes from and what becomes of the result."""
+
+import json
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from typing import Any
+
+from hf_compress.export.formats import FORMATS, check_formats, help_of_formats
+from hf_compress.recipe import ARGUMENTS
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with hf_compress, for `--compress_recipe`."""
+    return sorted(path.name.removesuffix(".json") for path in _shipped().iterdir() if path.name.endswith(".json"))
+
+
+def _shipped() -> Any:
+    return files("hf_compress").joinpath("recipes")
+
+
+@dataclass
+class CompressionArguments:
+    """Options of where the recipe comes from besides the flags, and of what becomes of the result."""
+
+    compress_recipe: str | None = field(
+        default=None,
+        metadata={
+            "choices": recipe_names(),
+            "help": "Use a recipe that comes with hf_compress, described below. Flags and the config override it.",
+        },
+    )
+    compress_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Read options from a YAML or JSON file, or the folder of an earlier result. Flags override it."
+        },
+    )
+    compress_hub_id: str | None = field(
+        default=None,
+        metadata={
+            "help": "Push the compressed model with report and card to this repository on the Hub (owner/name)."
+        },
+    )
+    compress_formats: list[str] = field(
+        default_factory=lambda: ["packed"],
+        metadata={
+            "choices": FORMATS,
+            "help": f"Write the compressed model in these formats and score each: {help_of_formats()}.",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_formats(self.compress_formats)
+
+
+# All our flags are fields of these.
+ALL_ARGUMENTS = (*ARGUMENTS, CompressionArguments)
+
+
+def option_names() -> list[str]:
+    """Return the names of all our options."""
+    return [option.name for arguments in ALL_ARGUMENTS for option in fields(arguments)]
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Return the contents of a recipe that comes with hf_compress."""
+    values: dict[str, Any] = json.loads(_shipped().joinpath(f"{name}.json").read_text("utf-8"))
+    return values
+
+
+def descriptions() -> dict[str, str]:
+    """Return a sentence on each recipe that comes with hf_compress, by name."""
+    return {name: read_recipe(name)["description"] for name in recipe_names()}
