@@ -1,4 +1,4 @@
-"""A file no larger than asked: which bits and sparsity, found before training on the weights that it starts with."""
+"""Choose bits and sparsity for a file size, before training, from the weights that training starts with."""
 
 import copy
 import math
@@ -24,37 +24,49 @@ from hf_compress.prune.criteria import CRITERIA, Scope
 from hf_compress.recipe import Recipe
 
 SCHEME = "int8"
-# Of two bits there are three levels, the outer ones as far out as a row's largest weight: most weights are lost.
+# Two bits have three levels, the outer ones at the largest weight of a row, so most weights would become zero.
 LEAST_BITS = 3
 MOST_SPARSITY, STEP = 0.9, 0.01
-# Of the budget, left free: trained weights do not pack exactly as well as those that training starts with.
+# Share of the budget that is left free, because trained weights pack slightly worse than the initial ones.
 RESERVE = 0.01
-# Bytes of a tensor in the head of a safetensors file, beside its name; and those of the ranges of a layer.
+# Bytes of a tensor in the header of a safetensors file, beside its name; and bytes of the ranges of a layer.
 ENTRY, RANGES = 64, 190
-SAMPLE = 1 << 18  # So many weights of a layer, in whole rows, tell its entropy and its error.
+SAMPLE = 1 << 18  # Entropy and error of a layer are estimated from this many weights, in whole rows.
 # The relative error of a layer counts by the number of its weights to this power. With 0 all layers count alike, as if
-# errors simply added up along the network (Lin et al., 2016), and the largest ones pay for all; with 1 all weights do.
-# By the outputs of a fine-tuned MiniLM the truth lies between them (`benchmarks/budget.py`).
+# errors added up along the network (Lin et al., 2016), and the largest layers lose most bits. With 1 all weights count
+# alike. The square root is a heuristic between the two, measured on a fine-tuned MiniLM (`benchmarks/budget.py`).
 SIZE_POWER = 0.5
 
 
 def fit_budget(
     model: PreTrainedModel | PeftModel, recipe: Recipe, *, size_power: float = SIZE_POWER
 ) -> tuple[Recipe, int]:
-    """The `recipe` with bits and a sparsity that fit its budget, and the bytes that the file is expected to have.
+    """Return the `recipe` with bits and a sparsity that fit its budget, and the expected bytes of the file.
 
-    What the recipe gives stays: its scheme (else `int8`), its sparsity, and the bits of what its `quant_bits` match.
-    All other weights that share one scale a row get from eight bits down to three, so that the sum of their relative
-    squared errors, counted by their size, is the least. If that is not enough, and no sparsity was given, weights are
-    pruned, as few hundredths as will do: a zero costs more error than a bit for the bytes that it saves. The bytes are
-    those of the model's weights as they are, pruned and rounded at once; 1 % of the budget is left free for what
-    training changes.
+    Options you set are kept: the scheme (`int8` by default), the sparsity, and the bits of layers that `quant_bits`
+    matches. The rest is chosen. All other weights with one scale per row get eight to three bits, such that the sum of
+    their relative squared errors, weighted by size, is smallest. If that is not enough and no sparsity was set, they
+    are pruned in steps of 1 % until the file fits: per saved byte, a zero costs more error than a bit. The bytes are
+    those of the current weights, pruned and rounded in one shot. 1 % of the budget is left free for what training
+    changes.
 
     Args:
+        model: before training.
+        recipe: with a `compress_budget_mb`.
         size_power: the error of a layer counts by the number of its weights to this power.
 
     Raises:
         ValueError: nothing fits. The message says how small a file can be.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress import BudgetArguments, Recipe
+        >>> from hf_compress.checkpoint import fit_budget
+        >>> sizes = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=1000, **sizes))
+        >>> recipe, expected = fit_budget(model, Recipe(budget=BudgetArguments(compress_budget_mb=0.09)))
+        >>> recipe.quantization.quant_scheme, expected <= 90_000
+        ('int8', True)
     """
     if not recipe.quantization.enabled:
         recipe = replace(recipe, quantization=replace(recipe.quantization, quant_scheme=SCHEME))
@@ -66,21 +78,32 @@ def fit_budget(
         raise ValueError(
             f"`--compress_budget_mb {recipe.budget.compress_budget_mb:g}` is too small: with "
             f"`{recipe.quantization.flags}`{fewest} and `--prune_sparsity {plans[-1].sparsity:g}` the file would have "
-            f"{file.bytes(plans[-1]) / (1 - RESERVE) / 1e6:.3g} MB. Give that much, cut layers "
-            "(`--distill_student_layers`) or unused words (`--compress_vocabulary`), or start from a smaller model."
+            f"{file.bytes(plans[-1]) / (1 - RESERVE) / 1e6:.3g} MB. Set at least that, remove layers "
+            "(`--distill_student_layers`) or unused tokens (`--compress_vocabulary`), or start from a smaller model."
         )
     return file.recipe_of(plans[place]), file.bytes(plans[place])
 
 
 def expected_bytes(model: PreTrainedModel | PeftModel, recipe: Recipe) -> int:
-    """The bytes that the packed file of `model` would have, were it pruned and rounded by `recipe` as it is."""
+    """Return the bytes of the packed file of `model` if it were pruned and rounded by `recipe` now, without training.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress import QuantizationArguments, Recipe
+        >>> from hf_compress.checkpoint import expected_bytes
+        >>> sizes = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=1000, **sizes))
+        >>> int8 = Recipe(quantization=QuantizationArguments(quant_scheme="int8"))
+        >>> expected_bytes(model, int8) < expected_bytes(model, Recipe()) / 3
+        True
+    """
     file = _OneShot(model, recipe)
     return file.bytes(_Plan(file.given, recipe.pruning.prune_sparsity))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A grid for each weight that is rounded, by its `id`, and the share of zeros of those that are pruned."""
+    """The grid of each rounded weight, by its `id`, and the sparsity of the pruned weights."""
 
     grids: dict[int, Grid]
     sparsity: float
@@ -89,10 +112,10 @@ class _Plan:
 def _first_that_fits(
     count: int, estimate: Callable[[int], float], exact: Callable[[int], int], limit: float
 ) -> int | None:
-    """The number of the first of ever smaller files that has at most `limit` bytes, or None; only few are made.
+    """Return the number of the first of ever smaller files with at most `limit` bytes, or None. Few files are made.
 
-    From where the estimate says it goes as far as files fit, or until one does: so that of a greater limit it never is
-    a later one.
+    The search starts at the place that the estimate gives, and moves until it reaches the border between files that
+    fit and files that do not. A greater limit therefore never gives a later file.
     """
     at = min(bisect_left(range(count), -limit, key=lambda at: -estimate(at)), count - 1)
     while at > 0 and exact(at - 1) <= limit:
@@ -103,10 +126,10 @@ def _first_that_fits(
 
 
 class _OneShot:
-    """The packed file of a model, were it pruned and rounded as it is: its bytes, and which ones are worth making.
+    """The packed file of a model that is pruned and rounded in one shot: its bytes, and the plans worth making.
 
-    `given` are the grids of its rounded weights, by the recipe alone, and `free` the layers whose bits that leaves
-    open: those of a weight with several names stand together.
+    `given` holds the grids of the rounded weights by the recipe alone. `free` holds the layers whose bits the recipe
+    leaves open; layers that share a weight stand together.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, recipe: Recipe) -> None:
@@ -137,7 +160,7 @@ class _OneShot:
         self.known: dict[tuple[str, Grid | None, float, bool], float] = {}
 
     def plans(self, size_power: float) -> list[_Plan]:
-        """The plans worth making within the recipe, each for a smaller file with more error than the one before."""
+        """Return the plans that the recipe allows, each with a smaller file and more error than the one before."""
         given = self.recipe.pruning.prune_sparsity
         kept = self._kept(given)
         grids = {
@@ -155,11 +178,11 @@ class _OneShot:
         return plans + [replace(plans[-1], sparsity=share) for share in shares]
 
     def recipe_of(self, plan: _Plan) -> Recipe:
-        """The recipe with the plan as its user might have given it."""
+        """Return the recipe with the plan, as its user could have written it."""
         options = self.recipe.quantization
         bits = {target.name: plan.grids[key].bits for key, named in self.free.items() for target in named}
         usual = {target.name: self.given[key].bits for key, named in self.free.items() for target in named}
-        chosen = [*items_of(bits, usual), *options.quant_bits]  # The last holds: what is given.
+        chosen = [*items_of(bits, usual), *options.quant_bits]  # The last match wins, so the user's options override.
         return replace(
             self.recipe,
             pruning=replace(self.recipe.pruning, prune_sparsity=plan.sparsity),
@@ -167,11 +190,11 @@ class _OneShot:
         )
 
     def bytes(self, plan: _Plan) -> int:
-        """The bytes of the file, by packing whatever was not packed before."""
+        """Return the bytes of the file, packing the tensors that were not packed before."""
         return round(self._total(plan, exact=True))
 
     def estimate(self, plan: _Plan) -> float:
-        """The bytes of the file by the entropy of a sample of its integers."""
+        """Return an estimate of the bytes of the file from the entropy of a sample of its integers."""
         return self._total(plan, exact=False)
 
     @torch.no_grad()
@@ -190,7 +213,7 @@ class _OneShot:
         return total + RANGES * len(self.attention)
 
     def _kept(self, sparsity: float) -> dict[int, Tensor]:
-        """The masks of the pruned weights, by their `id`."""
+        """Return the masks of the pruned weights, by their `id`."""
         if self.masks[0] != sparsity:
             weights = [target.weight for target in self.prunable]
             masks = CRITERIA["magnitude"](weights, sparsity, cast(Scope, self.recipe.pruning.prune_scope))
@@ -205,9 +228,10 @@ class _OneShot:
 
 @torch.no_grad()
 def _sampled(target: Target, grid: Grid, mask: Tensor | None, size_power: float = SIZE_POWER) -> Option:
-    """The bytes of a weight on `grid`, and its error: squared, relative to its own square, counted by its size.
+    """Return the bytes of a weight on `grid` and its squared error, relative to its own square and weighted by size.
 
-    Both from some of its rows. The loss grows in proportion to squared relative errors (Malinovskii et al., 2024).
+    Both are estimated from some rows. The loss grows in proportion to squared relative errors (Malinovskii et al.,
+    2024).
     """
     rows = _rows(target, target.weight)
     some = slice(None, None, math.ceil(rows.numel() / SAMPLE))
@@ -230,11 +254,11 @@ def _packed(target: Target, grid: Grid, mask: Tensor | None) -> int:
 
 def _packed_floats(tensor: Tensor, mask: Tensor | None) -> int:
     values = tensor.detach() if mask is None else torch.where(mask, tensor.detach(), 0.0)
-    # What begins as a constant, as biases do, packs into nothing, and will be none once it is trained.
+    # A constant, such as an initial bias, packs into nothing, but training changes it.
     constant = tensor.requires_grad and bool((values == values.flatten()[:1]).all())
     return len(pack(values)) + constant * values.nbytes
 
 
 def _rows(target: Target, tensor: Tensor) -> Tensor:
-    """What belongs to the weight of `target`, with one row a scale."""
+    """Return a tensor of the shape of the weight of `target` with one row per scale."""
     return tensor.t() if target.kind == "conv1d" else tensor

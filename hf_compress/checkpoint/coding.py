@@ -1,6 +1,6 @@
-"""Runs of values as few bytes, without loss: the codecs, their sections, and the entropy that bounds them.
+"""Lossless codecs for runs of values, their sections, and the entropy that bounds them.
 
-`docs/format.md` specifies the bytes. A value is a word of 1, 2, 4 or 8 bytes; zero is the one whose bits are all zero.
+`docs/format.md` specifies the bytes. A value is a word of 1, 2, 4 or 8 bytes. All bits of the word zero are zero.
 """
 
 import struct
@@ -14,14 +14,14 @@ import zstandard
 from jaxtyping import Shaped, UInt
 from torch import Tensor
 
-# In the order of their numbers in the file: how the values are written, after how their places are.
+# In the order of their numbers in the file. The last word says how values are written, the first how their places are.
 CODECS: tuple[str, ...] = ("planes", "pairs", "mask planes", "mask pairs", "gaps planes", "gaps pairs")
-LEVEL = 1  # What is left to win is Huffman's code, which all levels of zstandard do alike.
-# Of how many bytes zstandard may make a block, each with a Huffman code of its own: short where values change their
-# spread, long where the table of another code would cost more than it wins.
+LEVEL = 1  # The rest is Huffman coding, which is the same at all levels of zstandard.
+# Sizes of a zstandard block, each with its own Huffman code. Short blocks win where the spread of values changes, long
+# ones where the table of another code costs more than it saves.
 BLOCKS = (1 << 17, 1 << 15, 1 << 14, 1 << 13)
-NIBBLE = 8  # Added to a value in [-8, 7], so that it fits four bits.
-LONG = 255  # A gap of so many zeros that no value follows.
+NIBBLE = 8  # Added to a value in [-8, 7] so that it fits four bits.
+LONG = 255  # A gap of this many zeros is not followed by a value.
 
 _COUNT = struct.Struct("<I")
 _SECTION = struct.Struct("<IB")
@@ -29,29 +29,31 @@ _BOTH_NIBBLES = np.array([low | high << 8 for high in range(16) for low in range
 
 
 def encode(words: UInt[np.ndarray, " count"], codec: str) -> bytes | None:
-    """`words` in `codec`, or None if it cannot hold them; the same words give the same bytes."""
+    """Return `words` in `codec`, or None if it cannot hold them. The same words give the same bytes."""
     return _encodings(words, (codec,))[codec]
 
 
 def encode_shortest(words: UInt[np.ndarray, " count"]) -> tuple[int, bytes]:
-    """The number of the codec that needs the fewest bytes for `words`, the first of equals, and those bytes."""
+    """Return the number of the codec that needs the fewest bytes for `words`, the first of equals, and the bytes."""
     coded = enumerate(_encodings(words, CODECS).values())
     return min(((number, data) for number, data in coded if data is not None), key=lambda pair: len(pair[1]))
 
 
 def decode(sections: "Sections", codec: int, count: int, width: int) -> UInt[np.ndarray, " count"]:
-    """The `count` words of `width` bytes that were encoded; nothing larger is allocated on the way.
+    """Return the `count` words of `width` bytes that were encoded. Nothing larger is allocated on the way.
 
     Raises:
-        ValueError: the sections do not hold so many.
+        ValueError: the sections hold another number of words.
     """
     if codec >= len(CODECS):
-        raise ValueError(f"a codec is a number below {len(CODECS)}, this is {codec}: upgrade hf_compress to read it")
+        raise ValueError(
+            f"a codec must be a number below {len(CODECS)}, this is {codec}: upgrade hf_compress to read it"
+        )
     *places, values = CODECS[codec].split()
     decode_values = decode_planes if values == "planes" else _decode_pairs
     if not places:
         return decode_values(sections, count, width)
-    # Writing at places that were looked up is ten times as fast as writing through a mask.
+    # Writing at indices is ten times as fast as writing through a mask.
     kept = _decode_mask(sections, count) if places == ["mask"] else _decode_gaps(sections, count)
     words = np.zeros(count, dtype=f"<u{width}")
     words[kept] = decode_values(sections, len(kept), width)
@@ -59,13 +61,13 @@ def decode(sections: "Sections", codec: int, count: int, width: int) -> UInt[np.
 
 
 def encode_planes(words: UInt[np.ndarray, " count"]) -> bytes:
-    """Byte by byte of all words, a section each: in floats the exponents are alike, the last mantissa bits noise."""
+    """Return one section per byte of a word: the exponents of floats are alike, their last mantissa bits are noise."""
     planes = words.view(np.uint8).reshape(len(words), words.itemsize)
     return b"".join(_section(np.ascontiguousarray(planes[:, plane])) for plane in range(words.itemsize))
 
 
 def decode_planes(sections: "Sections", count: int, width: int) -> UInt[np.ndarray, " count"]:
-    """The words of `encode_planes`."""
+    """Return the words that `encode_planes` encoded."""
     if width == 1:
         return np.frombuffer(sections.read(count), dtype=np.uint8)
     words = np.empty((count, width), dtype=np.uint8)
@@ -75,23 +77,23 @@ def decode_planes(sections: "Sections", count: int, width: int) -> UInt[np.ndarr
 
 
 def entropy_bytes(tensor: Shaped[Tensor, "*shape"]) -> float:
-    """Shannon's order-0 bound, in bytes, on coding the values of an integer tensor independently of each other."""
+    """Return Shannon's order-0 bound, in bytes, on coding the values of an integer tensor independently."""
     _, counts = torch.unique(tensor, return_counts=True)
     share = counts.double() / max(tensor.numel(), 1)
     return float(-(share * share.log2()).sum()) * tensor.numel() / 8
 
 
 class Sections:
-    """The sections of a run of bytes, read one after the other, each of a length that is known beforehand."""
+    """The sections of a run of bytes, read in order. The length of each is known before it is read."""
 
     def __init__(self, data: memoryview) -> None:
         self.data, self.at = data, 0
 
     def read(self, expected: int) -> bytes | memoryview:
-        """The `expected` bytes that the next section holds.
+        """Return the `expected` bytes of the next section.
 
         Raises:
-            ValueError: it holds another number of bytes, or is damaged.
+            ValueError: it holds another number of bytes, or it is damaged.
         """
         if self.at + _SECTION.size > len(self.data):
             raise ValueError("the data ends before its sections do: it is truncated")
@@ -100,30 +102,30 @@ class Sections:
         self.at = begin + length
         part = self.data[begin : self.at]
         if len(part) != length or method > 1:
-            raise ValueError(f"a section of {length} bytes (method {method}) does not fit in: it is damaged")
+            raise ValueError(f"a section of {length} bytes (method {method}) does not fit: it is damaged")
         content = _decompress(part, expected) if method == 1 else part
         if len(content) != expected:
             raise ValueError(f"a section should hold {expected} bytes and holds {len(content)}: it is damaged")
         return content
 
     def number(self, largest: int) -> int:
-        """The number that stands here, at most `largest`."""
+        """Read a number of at most `largest`."""
         if self.at + _COUNT.size > len(self.data):
             raise ValueError("the data ends before its sections do: it is truncated")
         (value,) = _COUNT.unpack_from(self.data, self.at)
         self.at += _COUNT.size
         if value > largest:
-            raise ValueError(f"{value} gaps cannot lie between {largest} values: it is damaged")
+            raise ValueError(f"{largest} values cannot have {value} gaps: it is damaged")
         return int(value)
 
     def finish(self) -> None:
-        """Refuse bytes that follow the last section."""
+        """Refuse bytes after the last section."""
         if self.at != len(self.data):
             raise ValueError(f"{len(self.data) - self.at} bytes follow the last section: it is damaged")
 
 
 def _encodings(words: np.ndarray, codecs: Sequence[str]) -> dict[str, bytes | None]:
-    """`words` in each of `codecs`; what two of them share is compressed once."""
+    """Return `words` in each of `codecs`. Sections that several of them share are compressed once."""
     kept = words != 0
     values = {False: words, True: words[kept]}
     written = cache(lambda coder, apart: coder(values[apart]))
@@ -150,7 +152,7 @@ def _encode_pairs(words: np.ndarray) -> bytes | None:
 
 def _decode_pairs(sections: Sections, count: int, width: int) -> np.ndarray:
     if width > 1:
-        raise ValueError(f"values of {width} bytes cannot come in pairs: it is damaged")
+        raise ValueError(f"values of {width} bytes cannot be stored in pairs: it is damaged")
     pairs = np.frombuffer(sections.read((count + 1) // 2), dtype=np.uint8)
     return _BOTH_NIBBLES.take(pairs).view(np.uint8)[:count] - np.uint8(NIBBLE)
 
@@ -178,7 +180,7 @@ def _decode_gaps(sections: Sections, count: int) -> np.ndarray:
     valued = gaps != LONG
     places = np.cumsum(gaps + valued.view(np.uint8), dtype=np.int64)[valued] - 1
     if len(places) and places[-1] >= count:
-        raise ValueError(f"a value stands at place {places[-1]} of {count}: it is damaged")
+        raise ValueError(f"a value is at place {places[-1]} of {count}: it is damaged")
     return places
 
 
@@ -192,7 +194,7 @@ def _section(content: np.ndarray) -> bytes:
 
 
 def _compressed(plain: bytes, size: int) -> bytes:
-    """One frame of `plain`, in blocks of `size` bytes and a shorter last one."""
+    """Return one frame of `plain`, in blocks of `size` bytes and a shorter last one."""
     frame, parts = zstandard.ZstdCompressor(level=LEVEL).compressobj(size=len(plain)), []
     last = max(0, len(plain) - 1) // size * size
     for begin in range(0, last, size):
@@ -201,7 +203,7 @@ def _compressed(plain: bytes, size: int) -> bytes:
 
 
 class _Own(threading.local):
-    """What each thread has for itself: a decompressor takes as long to make as a section to read."""
+    """A decompressor per thread: making one takes as long as reading a section."""
 
     def __init__(self) -> None:
         self.decompressor = zstandard.ZstdDecompressor()
@@ -212,9 +214,9 @@ _own = _Own()
 
 def _decompress(part: memoryview, expected: int) -> bytes:
     try:
-        # zstandard allocates what the frame claims, so the claim is checked first.
+        # zstandard allocates the size that the frame claims, so the claim is checked first.
         if zstandard.frame_content_size(part) != expected:
-            raise ValueError(f"a section claims another size than the {expected} bytes declared: it is damaged")
+            raise ValueError(f"a section claims another size than the {expected} bytes it must have: it is damaged")
         return _own.decompressor.decompress(part)
     except zstandard.ZstdError as error:
         raise ValueError(f"a section does not decompress: {error}") from error

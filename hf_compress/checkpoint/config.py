@@ -1,4 +1,4 @@
-"""What `config.json` says of a compressed checkpoint, as Transformers reads and writes it."""
+"""The `quantization_config` of a compressed checkpoint, as Transformers reads and writes it."""
 
 import copy
 import json
@@ -21,18 +21,26 @@ Run = Literal["dense", "int8"]
 
 @register_quantization_config(METHOD)
 class CompressionConfig(QuantizationConfigMixin):
-    """What `config.json` says of a compressed checkpoint: which weights are packed, and on which grids.
+    """The `quantization_config` in `config.json`: which weights are packed, and on which grids.
 
     Args:
-        scheme: the grids, as `dataclasses.asdict` gives them, or None if nothing is quantized.
+        scheme: the grids, as `dataclasses.asdict` returns them. None if nothing is quantized.
         quantized: names of the layers whose weights are integers in the file.
         pruned: names of the layers whose zeros are not stored.
-        bits: by the names of those quantized layers whose weights have another number of bits than the scheme says.
-        attention: names of the modules of attention whose products are rounded.
-        version: of the format; any other one is refused.
-        run: what is made of the integers when the file is loaded. "dense" gives floating-point weights, which can be
-            trained again; "int8" keeps them as integers in a quarter of the memory, for inference. It is no
-            part of the file: give it to `from_pretrained(..., quantization_config=CompressionConfig(run="int8"))`.
+        bits: the number of bits of quantized layers that differ from the scheme, by layer name.
+        attention: names of the attention modules whose products are rounded.
+        version: of the format. Any other version is refused.
+        run: what loading makes of the integers. "dense" gives floating-point weights, which can be trained again.
+            "int8" keeps integers in a quarter of the memory, for inference. It is not stored in the file: pass it as
+            `from_pretrained(..., quantization_config=CompressionConfig(run="int8"))`.
+
+    Raises:
+        ValueError: a field has a wrong type, or fields contradict each other. The message names the field.
+
+    Example:
+        >>> from hf_compress import CompressionConfig
+        >>> CompressionConfig(pruned=["encoder.dense"]).to_dict()["pruned"]
+        ['encoder.dense']
     """
 
     def __init__(
@@ -52,8 +60,8 @@ class CompressionConfig(QuantizationConfigMixin):
         self.attention = attention or []
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. Save the model again if "
-                "that is less, upgrade hf_compress if it is more."
+                f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. If that is less, "
+                "save the model again; if it is more, upgrade hf_compress."
             )
         for field in ("quantized", "pruned", "attention"):
             names = getattr(self, field)
@@ -74,10 +82,12 @@ class CompressionConfig(QuantizationConfigMixin):
         try:
             self.grids = None if scheme is None else _scheme(scheme)
         except (AttributeError, TypeError) as error:
-            raise ValueError(f"`quantization_config.scheme` is no scheme of hf_compress: {scheme!r}.") from error
+            raise ValueError(
+                f"`quantization_config.scheme` must be a scheme of hf_compress; got {scheme!r}."
+            ) from error
         if self.attention and (self.grids is None or self.grids.attention is None):
             raise ValueError(
-                "`quantization_config.scheme` must name the grid of the attention that it rounds; got None."
+                "`quantization_config.scheme` must name the grid of the attention that is rounded; got None."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,27 +96,27 @@ class CompressionConfig(QuantizationConfigMixin):
         return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
     def seal(self, names: Iterable[str]) -> int:
-        """The number that all tensors of a checkpoint with these `names` share: a CRC-32 of names and configuration.
+        """Return the CRC-32 of the configuration and the tensor names, which all tensors of a checkpoint share.
 
-        Whatever is taken away, added, renamed or edited, in the file or in `config.json`, changes it.
+        It changes if a tensor is removed, added or renamed, or if the configuration is edited.
         """
         sealed = {field: value for field, value in self.to_dict().items() if field != "quant_method"}
         described = [sealed, sorted(names)]
         return zlib.crc32(json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
 
     def get_loading_attributes(self) -> dict[str, Any]:
-        """What of a configuration given to `from_pretrained` holds, while the rest is read from the file."""
+        """Return the fields that `from_pretrained` takes from the user. All others are read from the file."""
         return {"run": self.run}
 
     def grid(self, name: str, layer: LayerKind) -> Grid:
-        """The grid of the weights of the quantized layer `name`."""
+        """Return the grid of the weight of the quantized layer `name`."""
         assert self.grids is not None, "checked on construction"
         grid = self.grids.of(layer == "embedding")
         return replace(grid, bits=self.bits.get(name, grid.bits))
 
 
-# Transformers lets a configuration given to `from_pretrained` have a say in these classes only, and has no function
-# that adds one.
+# Transformers respects a configuration passed to `from_pretrained` for these classes only, and has no function to add
+# one.
 auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (CompressionConfig,)
 
 

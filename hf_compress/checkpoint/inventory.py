@@ -1,4 +1,4 @@
-"""What a checkpoint holds, tensor by tensor: bytes, bits per weight, zeros and entropy."""
+"""The facts of a checkpoint, tensor by tensor: bytes, bits per weight, zeros and entropy."""
 
 import math
 from collections.abc import Iterator
@@ -19,11 +19,18 @@ from hf_compress.models.targets import kind, model_class, part
 
 @dataclass(frozen=True)
 class TensorFacts:
-    """One tensor of a checkpoint as it is stored, with its scales.
+    """One stored tensor of a checkpoint, including its scales.
 
-    `bits_per_weight` is of the stored bytes, `grid_bits` of the grid that the integers are on: None of floats.
-    `entropy_bytes` bounds an order-0 coder: for integers their entropy plus the raw scales, for floats the entropy of
-    the mask plus the raw non-zeros, or the raw bytes if they are fewer.
+    Args:
+        name: of the tensor.
+        part: of the model: embeddings, encoder or head.
+        shape: of the weight.
+        codec: the codecs of its chunks, or "raw".
+        stored_bytes: its bytes in the file.
+        entropy_bytes: the bound of an order-0 coder. For integers their entropy plus the raw scales; for floats the
+            entropy of the mask plus the raw non-zeros, or the raw bytes if those are fewer.
+        zeros: how many values are zero.
+        grid_bits: the bits of the grid of integers. None for floats.
     """
 
     name: str
@@ -54,7 +61,7 @@ class TensorFacts:
 
 
 def tensors(folder: str | Path) -> list[TensorFacts]:
-    """The facts of every tensor stored in the checkpoint `folder`, compressed or dense, in the order of the files.
+    """Return the facts of every tensor in the checkpoint `folder`, compressed or dense, in the order of the files.
 
     Raises:
         ValueError: there is no safetensors checkpoint of a known architecture, or it is damaged.
@@ -65,15 +72,17 @@ def tensors(folder: str | Path) -> list[TensorFacts]:
         model = architecture(AutoConfig.from_pretrained(folder))
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{folder} holds no *.safetensors file. Give a folder that a model was saved to.")
+        raise ValueError(f"{folder} has no *.safetensors file. Give a folder that a model was saved to.")
     return [facts for path in files for facts in _facts(path, model)]
 
 
 def bytes_by_codec(folder: str | Path) -> dict[str, dict[str, int | None]]:
-    """The bytes that each tensor of the packed checkpoint `folder` would have in each codec, None where it cannot.
+    """Return the bytes that each tensor of the packed checkpoint `folder` would have in each codec.
+
+    None stands for a codec that cannot hold the tensor.
 
     Raises:
-        ValueError: a tensor is not packed, or damaged.
+        ValueError: a tensor is not packed, or it is damaged.
     """
     return {
         packed.key: {codec: packed.bytes_with(codec) for codec in CODECS}

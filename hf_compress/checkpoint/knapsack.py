@@ -1,28 +1,29 @@
-"""Who gets how many bytes: of several things, each of which can be had smaller and worse, the choices worth making."""
+"""Distribute bytes: of several things, each with smaller and worse options, find the choices on the Pareto front."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-# Into so many steps what can be saved is divided: fine enough that neighbouring choices differ by a small thing.
+# The savings are counted in this many steps: so fine that neighbouring choices differ by one small thing.
 STEPS = 4096
 
 
 @dataclass(frozen=True)
 class Option:
-    """One way to have a thing: its bytes, and the error that it comes with."""
+    """One option for a thing: its bytes and its error."""
 
     bytes: float
     error: float
 
 
 def worth_making(things: Sequence[Sequence[Option]]) -> list[tuple[int, ...]]:
-    """The choices of one option of each of `things`, by number, each smaller and with more error than the one before.
+    """Return the choices on the Pareto front, each smaller and with more error than the one before.
 
-    Errors add up. By dynamic programming over what is saved, thing by thing (a knapsack; so do Malinovskii et al.,
-    2024, with the bits of layers), no choice has less error for as many bytes, but for what is lost by counting bytes
-    in steps. The first has the least error of all, the last the fewest bytes.
+    A choice holds the number of one option for each of `things`. Errors add up. Dynamic programming over the saved
+    bytes solves it as a knapsack, as Malinovskii et al. (2024) do for the bits of layers. No other choice has less
+    error in as many bytes, up to the step in which bytes are counted. The first choice has the least error, the last
+    one the fewest bytes.
     """
     largest = [max(option.bytes for option in options) for options in things]
     saved = [
@@ -53,6 +54,6 @@ def worth_making(things: Sequence[Sequence[Option]]) -> list[tuple[int, ...]]:
 
 
 def _total(things: Sequence[Sequence[Option]], choice: Sequence[int]) -> tuple[float, float]:
-    """The error and the bytes of a choice."""
+    """Return the error and the bytes of a choice."""
     chosen = [options[number] for options, number in zip(things, choice, strict=True)]
     return sum(option.error for option in chosen), sum(option.bytes for option in chosen)

@@ -1,7 +1,4 @@
-"""One tensor as a self-describing run of bytes under a checksum: what `model.safetensors` holds of each weight.
-
-`docs/format.md` specifies it.
-"""
+"""One packed tensor: a self-describing row of bytes with a checksum. `docs/format.md` specifies it."""
 
 import math
 import struct
@@ -40,11 +37,11 @@ KINDS: tuple[torch.dtype, ...] = (
     torch.int64,
     torch.bool,
 )
-# So many values that nothing is lost between chunks, so few that what is decoded stays in the cache.
+# Values per chunk: enough that the overhead of chunks is nothing, few enough that a decoded chunk stays in the cache.
 CHUNK = 1 << 18
-SMALL = 1 << 14  # So many values are decoded sooner than they are handed to another thread.
+SMALL = 1 << 14  # Decoding this many values is faster than handing them to another thread.
 
-# Magic, CRC-32, seal, kind, dimensions, whether transposed, 0, values a scale, values a chunk.
+# Magic, CRC-32, seal, kind, dimensions, transposed, 0, values per scale, values per chunk.
 _HEAD = struct.Struct("<4sIIBBBBII")
 _CHECKED_FROM = 8
 _CHUNK = struct.Struct("<IB")
@@ -58,15 +55,22 @@ def pack(
     group: int | None = None,
     transposed: bool = False,
 ) -> UInt8[Tensor, " bytes"]:
-    """The bytes of `tensor`, each chunk in its shortest codec; the same arguments give the same bytes.
+    """Return `tensor` as bytes, each chunk in its shortest codec. The same arguments give the same bytes.
 
     Args:
-        key: the name of the weight; the checksum covers it, so that bytes do not pass for another weight's.
+        tensor: any shape, of one of the dtypes in `KINDS`.
+        key: the name of the weight. The checksum covers it, so bytes cannot pass for another weight's.
         seal: a number that all tensors of one checkpoint share.
-        scale: the scales of an int8 `tensor` of rows, bfloat16 numbers in float32: what it stands for are its values
-            times their scales.
-        group: the number of consecutive values of a row that share a scale; the whole row by default.
+        scale: float32 scales of shape (rows, groups) with bfloat16 values, if `tensor` is int8 of shape (rows, width).
+            The weight is then the values times their scales.
+        group: the number of consecutive values of a row that share a scale. By default the whole row.
         transposed: whether the weight is the transpose of `tensor`.
+
+    Example:
+        >>> import torch
+        >>> from hf_compress.checkpoint import Packed, pack
+        >>> Packed.open(pack(torch.tensor([1.0, 0.0, 2.0]))).values()
+        tensor([1., 0., 2.])
     """
     words = _words(tensor)
     width = max(tensor.shape[-1], 1) if scale is not None else 1
@@ -75,7 +79,7 @@ def pack(
     parts = [struct.pack(f"<{tensor.dim()}I", *tensor.shape)]
     if scale is not None:
         scales = _words(scale.bfloat16())
-        assert torch.equal(scale.bfloat16().float(), scale), "scales are rounded as `schemes` rounds them"
+        assert torch.equal(scale.bfloat16().float(), scale), "scales are rounded as `grids` rounds them"
         parts.append(encode_planes(scales))
         if (order := _order(scales, width, group)) is not None:
             words = words.reshape(-1, group)[order].reshape(-1)
@@ -89,9 +93,9 @@ def pack(
 
 
 class _Parts(NamedTuple):
-    """What follows the head: scales, the order of the runs that share one, chunks with the place of their first value.
+    """What follows the head: scales, the order of the runs that share a scale, chunks with the place of their start.
 
-    Without scales, or with runs of different lengths, there is no order: values stand in their own.
+    The order is None without scales, or if runs differ in length. Values then keep their own order.
     """
 
     scale: Tensor | None
@@ -101,10 +105,24 @@ class _Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed tensor that was opened: what its head says, and on demand what it holds.
+    """An opened packed tensor: what its head says, and its values on demand.
 
-    `shape` is of what is stored, the transpose of the weight if `transposed`. `group` values of a row share a scale;
-    0 if there are none. `step` values make a chunk.
+    Args:
+        key: the name that it was packed under.
+        data: all of its bytes.
+        dtype: of the stored values.
+        shape: of the stored values: the transpose of the weight if `transposed`.
+        seal: the number that all tensors of the checkpoint share.
+        transposed: whether the weight is the transpose of the stored values.
+        group: how many values of a row share a scale. 0 if there are no scales.
+        step: how many values make a chunk.
+
+    Example:
+        >>> import torch
+        >>> from hf_compress.checkpoint import Packed, pack
+        >>> opened = Packed.open(pack(torch.zeros(3, 4)))
+        >>> opened.shape, opened.dtype
+        ((3, 4), torch.float32)
     """
 
     key: str
@@ -118,31 +136,33 @@ class Packed:
 
     @classmethod
     def open(cls, packed: Tensor, key: str = "", expected: Sequence[int] | None = None) -> "Packed":
-        """The packed tensor `packed`; only its head is read.
+        """Open the packed tensor `packed`. Only its head is read.
 
         Args:
+            packed: a row of bytes.
             key: the name that it was packed under.
-            expected: the shape of the weight that is needed. Give it wherever the bytes come from a stranger: what is
-                allocated later is as large as the head says.
+            expected: the shape of the weight that is needed. Give it wherever the bytes come from a stranger, because
+                later allocations are as large as the head says.
 
         Raises:
-            ValueError: these bytes are no packed tensor of a version and kind that we know, or of another shape.
+            ValueError: the bytes are not a packed tensor of this version, or its shape is not the expected one.
         """
         if packed.dtype != torch.uint8 or packed.dim() != 1:
             kind, shape = str(packed.dtype).removeprefix("torch."), tuple(packed.shape)
-            raise ValueError(f"a packed tensor is a row of bytes, this is {kind} of shape {shape}")
+            raise ValueError(f"a packed tensor must be a row of bytes, this is {kind} of shape {shape}")
         if len(packed) < _HEAD.size:
             raise ValueError(
-                f"a packed tensor has at least {_HEAD.size} bytes, this has {len(packed)}: it is truncated"
+                f"a packed tensor must have at least {_HEAD.size} bytes, this has {len(packed)}: it is truncated"
             )
         data = packed.detach().cpu().contiguous().numpy().data.cast("B")
         magic, _, seal, kind, dimensions, transposed, zero, group, step = _HEAD.unpack_from(data)
         if magic != MAGIC:
             raise ValueError(
-                f"a packed tensor begins with {MAGIC!r}, this with {bytes(magic)!r}: another version or none of ours"
+                f"a packed tensor must begin with {MAGIC!r}, this begins with {bytes(magic)!r}: it has another "
+                "version or is not packed"
             )
         if kind >= len(KINDS) or transposed > 1 or zero or len(data) < _HEAD.size + 4 * dimensions:
-            raise ValueError("the head of a packed tensor says what no version writes: it is damaged")
+            raise ValueError("the head of a packed tensor has values that no version writes: it is damaged")
         shape = struct.unpack_from(f"<{dimensions}I", data, _HEAD.size)
         width = shape[-1] if shape else 1
         scaled = KINDS[kind] == torch.int8 and dimensions == 2 and 0 < group <= width and step % width == 0
@@ -162,32 +182,36 @@ class Packed:
         return math.prod(self.shape)
 
     def values(self) -> Shaped[Tensor, "..."]:
-        """The tensor that was packed, bit for bit.
+        """Return the tensor that was packed, bit for bit.
 
-        Raises, like all that reads further than the head:
-            ValueError: the bytes are damaged, hostile, or those of another weight.
+        Raises:
+            ValueError: the bytes are damaged, hostile, or those of another weight. All methods that read behind the
+                head raise it.
         """
         return self.begin(None)()
 
     def weight(self, dtype: torch.dtype) -> Shaped[Tensor, "..."]:
-        """The weight that the bytes stand for, in `dtype`: values, times their scales if they have some."""
+        """Return the weight in `dtype`: the values, times their scales if there are any."""
         return self.begin(dtype)()
 
     def scale(self) -> Float[Tensor, "rows scales"] | None:
-        """The float32 scales of the rows of integers, or of their groups; None if the values stand for themselves."""
+        """Return the float32 scales of the rows (or groups) of integers, or None if there are no scales."""
         return self._parts.scale
 
     def begin(self, dtype: torch.dtype | None, executor: Executor | None = None) -> Callable[[], Tensor]:
-        """A function that gives the weight in `dtype`, or the values that were packed if that is None.
+        """Start to decode, and return a function that returns the result.
 
-        Beside the result only chunks are allocated, and the transpose of a transposed weight. What is raised may be so
-        by the function.
+        Beside the result only chunks are allocated, and the transpose of a transposed weight. Errors may come from the
+        returned function.
 
         Args:
-            executor: decodes meanwhile; without it nothing is decoded before the function is called.
+            dtype: of the weight. If None, the result is the values that were packed, without scales.
+            executor: decodes in the background. Without it, decoding happens when the function is called.
         """
         _, order, chunks = self._parts
-        result = torch.empty(self.shape, dtype=dtype or self.dtype, device="cpu")  # Loading, it would be "meta".
+        result = torch.empty(
+            self.shape, dtype=dtype or self.dtype, device="cpu"
+        )  # While Transformers loads, the default is "meta".
         target = _words(result)
 
         def place(begin: int, chunk: memoryview) -> None:
@@ -211,16 +235,16 @@ class Packed:
         return finish
 
     def _converted(self, words: np.ndarray, begin: int, dtype: torch.dtype) -> np.ndarray:
-        """The words in `dtype` of the numbers that `words`, the stored values from `begin` on, stand for."""
+        """Return the bits in `dtype` of the weights whose stored values, from `begin` on, are `words`."""
         scale, order, _ = self._parts
         if scale is None:
             stored = torch.from_numpy(words.copy().view(np.uint8)).view(self.dtype)
             return words if dtype == self.dtype else _words(stored.to(dtype))
         width = self.shape[1] if order is None else self.group
-        # Products are float32, whatever the weight is in: one is rounded to it.
+        # Products are float32 whatever `dtype` is, and are rounded once.
         runs = words.view(np.int8).reshape(-1, width).astype(np.float32)
         rows = slice(begin // width, begin // width + len(runs))
-        with np.errstate(over="ignore"):  # Of scales that nobody trained.
+        with np.errstate(over="ignore"):  # With scales that nobody trained.
             if order is None:
                 runs *= np.repeat(scale.numpy()[rows], self.group, axis=1)[:, :width]
             else:
@@ -228,11 +252,11 @@ class Packed:
         return _words(torch.from_numpy(runs).to(dtype))
 
     def codecs(self) -> set[str]:
-        """The codecs of its chunks."""
+        """Return the codecs of its chunks."""
         return {CODECS[chunk[_CHUNK.size - 1]] for _, chunk in self._parts.chunks}
 
     def bytes_with(self, codec: str) -> int | None:
-        """The bytes that the tensor would have with all chunks in `codec`, or None if that cannot hold it."""
+        """Return the bytes that the tensor would have with all chunks in `codec`, or None if that cannot hold it."""
         words, (_, order, chunks) = _words(self.values()), self._parts
         if order is not None:
             words = words.reshape(-1, self.group)[order].reshape(-1)
@@ -244,7 +268,7 @@ class Packed:
 
     @cached_property
     def _parts(self) -> "_Parts":
-        """What lies behind the head, whose checksum was found to match."""
+        """What follows the head, after checking the checksum."""
         if _checksum(self.data, self.key) != struct.unpack_from("<I", self.data, 4)[0]:
             raise ValueError("the checksum of a packed tensor does not match: the file is damaged, download it again")
         sections, scale, order = Sections(self.data[_HEAD.size + 4 * len(self.shape) :]), None, None
@@ -268,7 +292,7 @@ class Packed:
 
 
 def _decoded(chunk: memoryview, count: int, width: int) -> np.ndarray:
-    """The words of one chunk, whose head stands in front."""
+    """Return the words of one chunk, which begins with its head."""
     sections = Sections(chunk[_CHUNK.size :])
     words = decode(sections, chunk[_CHUNK.size - 1], count, width)
     sections.finish()
@@ -276,15 +300,16 @@ def _decoded(chunk: memoryview, count: int, width: int) -> np.ndarray:
 
 
 def _order(scales: np.ndarray, width: int, group: int) -> np.ndarray | None:
-    """The runs of values that share a scale, by the bits of `scales`: alike in spread, alike in Huffman's code.
+    """Return the order of the runs that share a scale, sorted by the bits of `scales`, or None.
 
-    None if the last run of a row is shorter: they then stand as they are.
+    Runs with a similar scale have a similar spread, and share a Huffman code. If the last run of a row is shorter, the
+    result is None: runs keep their own order.
     """
     return None if width % group else np.argsort(scales, kind="stable")
 
 
 def _words(tensor: Tensor) -> np.ndarray:
-    """The values of `tensor` one after the other, as unsigned integers of their bits."""
+    """Return the values of `tensor` as a flat array of unsigned integers with the same bits."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().view(f"<u{tensor.dtype.itemsize}")
 

@@ -1,4 +1,4 @@
-"""The door to Transformers: what its `from_pretrained` and `save_pretrained` call for a compressed checkpoint."""
+"""The interface to Transformers: its `from_pretrained` and `save_pretrained` call this quantizer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 
 class Unpack(ConversionOps):
-    """The load operation of a tensor: packed bytes to the weight they stand for."""
+    """The load operation of Transformers that decodes a packed tensor."""
 
     def __init__(self, hf_quantizer: "CompressionQuantizer") -> None:
         self.hf_quantizer = hf_quantizer
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Unpack":
-        return self  # Transformers copies it for every tensor; there is one quantizer, and one set of threads.
+        return self  # Transformers copies it for every tensor, but there is one quantizer with one set of threads.
 
     def convert(
         self, input_dict: dict[str, Any], full_layer_name: str, model: PreTrainedModel, **kwargs: Any
@@ -44,11 +44,19 @@ class Unpack(ConversionOps):
 
 @register_quantizer(METHOD)
 class CompressionQuantizer(HfQuantizer):
-    """Packs weights when a model is saved and unpacks them when it is loaded."""
+    """Pack weights when a model is saved and unpack them when it is loaded.
+
+    Transformers calls it; users do not need it.
+
+    Example:
+        >>> from hf_compress.checkpoint import CompressionConfig, CompressionQuantizer
+        >>> CompressionQuantizer(CompressionConfig()).is_serializable()
+        True
+    """
 
     quantization_config: CompressionConfig
     failure: ValueError | None = None
-    # Of the model that is being loaded: what decodes, its tensors as they were opened, those that are being decoded.
+    # While a model is loaded: the threads that decode, the opened tensors, and the tensors that are being decoded.
     executor: Executor | None = None
     packed: dict[str, Packed]
     begun: dict[str, Callable[[], Tensor]]
@@ -68,7 +76,7 @@ class CompressionQuantizer(HfQuantizer):
         return {"deserialize": Unpack}
 
     def get_weight_conversions(self) -> list[WeightConverter]:
-        # Every tensor, under its own name. Decoding is the CPU's work; the weight then goes to its device.
+        # Every tensor under its own name. The CPU decodes; the weight then moves to its device.
         return [WeightConverter("(.+)", r"\1", [Unpack(self)], force_cpu=True)]
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -76,12 +84,12 @@ class CompressionQuantizer(HfQuantizer):
         self.failure = None
         if config.run == "int8" and not config.quantized:
             raise ValueError(
-                '`run="int8"` needs a checkpoint that was quantized; the weights of this one are in floating point. '
-                'Load it with `run="dense"`, which is the default.'
+                '`run="int8"` needs a quantized checkpoint; the weights of this one are floating point. Load it with '
+                '`run="dense"`, the default.'
             )
         for name in {*config.quantized, *config.pruned}:
             if kind(_layer(model, name)) is None:
-                raise ValueError(f"`quantization_config` names {name}, which is no layer that hf_compress packs.")
+                raise ValueError(f"`quantization_config` names {name}, a layer that hf_compress cannot pack.")
         if config.grids is not None and config.grids.activation is not None:
             linear = [name for name in config.quantized if kind(_layer(model, name)) != "embedding"]
             restore_layers(model, linear, config.grids.activation)
@@ -92,8 +100,8 @@ class CompressionQuantizer(HfQuantizer):
         self.packed = self.check_files([Path(path) for path in kwargs.get("checkpoint_files") or []], model)
         threads = torch.get_num_threads()
         self.executor = ThreadPoolExecutor(threads) if threads > 1 else None
-        # Threads decode what the CPU will keep while Transformers is at other things. What goes elsewhere is decoded
-        # when its turn has come: it may be more than fits into memory.
+        # Threads decode ahead only what stays on the CPU. Tensors for other devices are decoded one at a time,
+        # because all of them may not fit into memory.
         ahead = self.executor is not None and kwargs.get("device_map") in (None, {"": torch.device("cpu")})
         self.begun = {name: self._begin(model, name) for name in list(self.packed)} if ahead else {}
         return model
@@ -104,16 +112,16 @@ class CompressionQuantizer(HfQuantizer):
         self.packed, self.begun, self.executor = {}, {}, None
         if self.failure is not None:
             raise self.failure
-        # `save_pretrained` would try to revert these; what it packs has the names that the model has.
+        # Otherwise `save_pretrained` would try to revert these, although it packs under the model's own names.
         model._weight_conversions = []
         if self.quantization_config.run == "int8":
             keep_integers(model)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What goes into the file: every tensor packed, tied ones once, those of quantized layers as integers.
+        """Return the tensors of the file: every tensor packed, tied ones once, quantized layers as integers.
 
-        Sharded tensors are gathered one at a time. All processes must call it; what it returns is the first one's.
+        Collective where weights are sharded: they are gathered one at a time, and only rank 0 gets them.
         """
         config, ignored = self.quantization_config, model._keys_to_ignore_on_save or ()
         tensors: dict[str, Tensor] = {
@@ -133,14 +141,14 @@ class CompressionQuantizer(HfQuantizer):
                 group, transposed = grid.group_size, layer_kind == "conv1d"
                 state[name] = pack(integers, name, seal, scale, group, transposed)
             else:
-                # A masked negative weight is -0.0, whose sign bit would be stored; adding zero makes it 0.0.
+                # A masked negative weight is -0.0, and its sign bit would be stored. Adding zero makes it 0.0.
                 masked = leaf == "weight" and layer in config.pruned
                 state[name] = pack(tensor + 0 if masked else tensor, name, seal)
-        # No metadata of ours: safetensors writes several entries in an order that changes from run to run.
+        # No metadata: safetensors writes its entries in an order that changes from run to run.
         return state, {}
 
     def _idle_range(self, name: str) -> bool:
-        """Whether it is the range of a layer that is never called: it is stored and loaded as an ordinary one."""
+        """Return whether it is the range of a layer that is never called, which is stored as an ordinary layer."""
         (layer, _, leaf), config = name.rpartition("."), self.quantization_config
         return leaf == "input_range" and layer not in {*config.quantized, *range_owners(config.attention)}
 
@@ -154,9 +162,9 @@ class CompressionQuantizer(HfQuantizer):
         return to_integers(rows, scale, grid).to(torch.int8), scale
 
     def unpacked(self, model: PreTrainedModel, name: str, given: Tensor) -> Tensor:
-        """The tensor `name` of `model` from its bytes, in the dtype that the model has it in.
+        """Return the tensor `name` of `model`, decoded, in the dtype that it has in the model.
 
-        What Transformers was `given` instead of files, a `state_dict`, holds weights, and is taken as it is.
+        A `state_dict` passed to Transformers in place of files holds plain weights: then `given` is returned as it is.
         """
         if name not in self.packed and name not in self.begun:
             return given
@@ -165,11 +173,11 @@ class CompressionQuantizer(HfQuantizer):
                 finish = self.begun.pop(name, None) or self._begin(model, name)
                 return located(Path(model.config.name_or_path), name, finish)
             except ValueError as error:
-                self.failure = error  # Transformers would swallow it.
+                self.failure = error  # Raised after loading, because Transformers would swallow it.
         return torch.empty_like(model.get_parameter_or_buffer(name), device="cpu")
 
     def _begin(self, model: PreTrainedModel, name: str) -> Callable[[], Tensor]:
-        """What gives the tensor `name`, which is being decoded meanwhile."""
+        """Start to decode the tensor `name`, and return a function that returns it."""
         tensor, dtype = self.packed.pop(name), model.get_parameter_or_buffer(name).dtype
         scale = located(Path(model.config.name_or_path), name, tensor.scale)
         if self.quantization_config.run == "dense" or scale is None:
@@ -181,10 +189,10 @@ class CompressionQuantizer(HfQuantizer):
         return (lambda: finish().t().contiguous()) if tensor.transposed else finish
 
     def check_files(self, paths: Sequence[Path], model: PreTrainedModel) -> dict[str, Packed]:
-        """The tensors of the files that are tensors of the model, opened, by name.
+        """Return the opened tensors of the files that belong to the model, by name.
 
         Raises:
-            ValueError: the files hold other tensors than were saved, or in other shapes than the model's.
+            ValueError: the files do not hold the tensors that were saved together, or a shape is not the model's.
         """
         expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
         tensors = {tensor.key: tensor for path in paths for tensor in packed_tensors(path, expected)}
@@ -192,21 +200,28 @@ class CompressionQuantizer(HfQuantizer):
         for name, tensor in tensors.items():
             if tensor.seal != seal:
                 raise ValueError(
-                    f"{model.config.name_or_path}: {name} was not saved together with the other tensors, or with "
-                    "`quantization_config` as it stands in config.json: a file was changed, mixed with another or "
-                    "left out. Download or save the folder again."
+                    f"{model.config.name_or_path}: {name} was not saved together with the other tensors and the "
+                    "`quantization_config` in config.json: a file was changed, mixed with another or left out. "
+                    "Download or save the folder again."
                 )
         return {name: tensor for name, tensor in tensors.items() if name in expected}
 
 
 def packed_tensors(path: Path, expected: Mapping[str, Sequence[int]]) -> Iterator[Packed]:
-    """The tensors of a file, opened, in its order.
+    """Yield the packed tensors of a file, opened, in the order of the file.
 
     Args:
-        expected: the shapes of the model's tensors by name; others are not looked at.
+        path: a safetensors file.
+        expected: the shapes of the model's tensors by name. The shapes of other tensors are not checked.
 
     Raises:
-        ValueError: it is no safetensors file, or one of the tensors is not packed, or has another shape.
+        ValueError: it is not a safetensors file, a tensor is not packed, or a tensor has another shape.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hf_compress.checkpoint import packed_tensors
+        >>> [tensor.key for tensor in packed_tensors(Path("compressed/model.safetensors"), {})]  # doctest: +SKIP
+        ['bert.embeddings.LayerNorm.bias', ...]
     """
     with opened(path) as file:
         for key in file.keys():  # noqa: SIM118 - the handle is no dict
@@ -214,7 +229,7 @@ def packed_tensors(path: Path, expected: Mapping[str, Sequence[int]]) -> Iterato
 
 
 def located(path: Path, key: str, action: Callable[[], T]) -> T:
-    """What `action` returns; a `ValueError` of it names the file and the tensor."""
+    """Return what `action` returns, and add the file and the tensor to a `ValueError` of it."""
     try:
         return action()
     except ValueError as error:
@@ -222,15 +237,15 @@ def located(path: Path, key: str, action: Callable[[], T]) -> T:
 
 
 def opened(path: Path) -> Any:
-    """The safetensors file `path`, open for reading.
+    """Open the safetensors file `path` for reading.
 
     Raises:
-        ValueError: it is none, or damaged.
+        ValueError: it is not a safetensors file, or it is damaged.
     """
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path} is no intact safetensors file: {error}. Download or write it again.") from error
+        raise ValueError(f"{path} is not an intact safetensors file: {error}. Download or save it again.") from error
 
 
 def _layer(model: PreTrainedModel, name: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Where a run that was killed goes on: the last training checkpoint that was written to its end."""
+"""Find the training checkpoint to resume from: the newest one that was written completely."""
 
 import json
 import zipfile
@@ -10,17 +10,23 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 STATE_NAME = "trainer_state.json"  # Trainer writes it last.
-# DeepSpeed keeps everything but the random state in global_step*.
+# DeepSpeed keeps everything except the random state in global_step*.
 WEIGHTS = ("*.safetensors", "pytorch_model*", "*/*.safetensors", "global_step*")
 # Trainer writes these together or, under `save_only_model`, not at all.
 COMPANIONS = (("scheduler*", "global_step*"), ("rng_state*",), ("optimizer*", "global_step*"))
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:
-    """The path of the newest checkpoint in the output folder that can be resumed from; None if there is none.
+    """Return the path of the newest checkpoint in the output folder that a run can resume from, or None.
 
-    A run that is killed while it saves leaves a folder that `transformers.trainer_utils.get_last_checkpoint`, and with
-    it `resume_from_checkpoint=True`, takes for the last checkpoint. Such folders are passed over, and logged.
+    A run that is killed while it saves leaves an incomplete folder. `resume_from_checkpoint=True` and
+    `transformers.trainer_utils.get_last_checkpoint` take it for the last checkpoint. This function skips it and logs
+    its name.
+
+    Example:
+        >>> from hf_compress import last_complete_checkpoint
+        >>> last_complete_checkpoint("no_such_folder") is None
+        True
     """
     numbered = []
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
@@ -30,15 +36,14 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
     for _, path in sorted(numbered, reverse=True):
         if is_complete(path):
             return str(path)
-        logger.warning(f"{path} was not written to its end, and is passed over.")
+        logger.warning(f"Skipping {path}: it was not written completely.")
     return None
 
 
 def is_complete(checkpoint: str | Path) -> bool:
-    """Whether the folder is a training checkpoint of which no file is missing or cut short.
+    """Return whether the folder is a training checkpoint without missing or truncated files.
 
-    Read are the ends of the files, not their contents, so that it takes no time. What frameworks that shard write into
-    folders of their own is not looked into.
+    It reads the ends of the files only, so it is fast. Subfolders, where frameworks that shard write, are not checked.
     """
     checkpoint = Path(checkpoint)
     try:
@@ -54,11 +59,11 @@ def is_complete(checkpoint: str | Path) -> bool:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file of a checkpoint is as long as it says; True for what does not say."""
+    """Return whether a file is as long as it claims. Files without such a claim count as whole."""
     if path.suffix == ".safetensors":
         return _is_whole_safetensors(path)
     if path.suffix in (".pt", ".pth", ".bin"):
-        return zipfile.is_zipfile(path)  # The directory of a zip archive stands at its end.
+        return zipfile.is_zipfile(path)  # The directory of a zip archive is at its end.
     if path.name.endswith(".index.json"):
         try:
             shards = set(json.loads(path.read_text("utf-8"))["weight_map"].values())

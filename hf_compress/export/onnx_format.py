@@ -53,7 +53,13 @@ def export_onnx(folder: str | Path, batches: Batches | None = None) -> Parity:
 
 
 def write_graph(folder: Path, path: Path) -> None:
-    """Write the graph of the checkpoint in `folder` to the file `path`, without comparing it."""
+    """Write the graph of the checkpoint in `folder` to the file `path`, without comparing it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hf_compress.export import write_graph
+        >>> write_graph(Path("compressed"), Path("graph.onnx"))  # doctest: +SKIP
+    """
     model = load(folder)
     config = getattr(model.config, "quantization_config", None)
     if isinstance(config, CompressionConfig) and config.quantized:

@@ -67,6 +67,7 @@ def in_onnx_runtime(
         options: entries of the session's configuration, with underscores in place of dots.
 
     Example:
+        >>> from hf_compress.export import in_onnx_runtime
         >>> model = in_onnx_runtime("compressed/onnx/model_quantized.onnx", config)  # doctest: +SKIP
         >>> model(**batch).logits  # doctest: +SKIP
     """
@@ -96,6 +97,7 @@ def in_openvino(path: str | Path, config: PreTrainedConfig, threads: int | None 
         threads: number of threads. By default that of torch.
 
     Example:
+        >>> from hf_compress.export import in_openvino
         >>> model = in_openvino("compressed/openvino/openvino_model.xml", config)  # doctest: +SKIP
         >>> model(**batch).logits  # doctest: +SKIP
     """

@@ -61,7 +61,7 @@ def test_entropy_of_known_distributions() -> None:
 def test_wide_values_in_pairs_and_unknown_codecs_are_refused() -> None:
     data = encode(np.zeros(4, dtype=np.uint8), "pairs")
     assert data is not None
-    with pytest.raises(ValueError, match="cannot come in pairs"):
+    with pytest.raises(ValueError, match="cannot be stored in pairs"):
         decode(Sections(memoryview(data)), CODECS.index("pairs"), 4, 4)
     with pytest.raises(ValueError, match="this is 6: upgrade"):
         decode(Sections(memoryview(data)), 6, 4, 1)
@@ -80,5 +80,5 @@ def test_a_value_beyond_the_last_is_refused() -> None:
     assert data is not None
     with pytest.raises(ValueError, match="place 3 of 3"):
         decode(Sections(memoryview(data)), CODECS.index("gaps planes"), 3, 1)
-    with pytest.raises(ValueError, match="1 gaps cannot lie between 0 values"):
+    with pytest.raises(ValueError, match="0 values cannot have 1 gaps"):
         decode(Sections(memoryview(data)), CODECS.index("gaps planes"), 0, 1)

@@ -276,13 +276,13 @@ def test_a_damaged_tensor_is_refused_by_name(change: Any, said: str, folder: Pat
     [
         ({"version": 99}, "version` must be 3; got 99"),
         ({"scheme": None}, "scheme` must name the grids"),
-        ({"scheme": {"weight": "int8"}}, "no scheme of hf_compress"),
-        ({"scheme": ["int8"]}, "no scheme of hf_compress"),
+        ({"scheme": {"weight": "int8"}}, "must be a scheme of hf_compress"),
+        ({"scheme": ["int8"]}, "must be a scheme of hf_compress"),
         ({"quantized": "all"}, "quantized` must be a list of names; got 'all'"),
         ({"pruned": [1]}, "pruned` must be a list of names"),
         ({"pruned": []}, "was not saved together"),
         ({"quantized": ["bert.nowhere"]}, "names the layer bert.nowhere"),
-        ({"quantized": ["bert.encoder"]}, "names bert.encoder, which is no layer"),
+        ({"quantized": ["bert.encoder"]}, "names bert.encoder, a layer that hf_compress cannot pack"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(change: dict[str, Any], said: str, folder: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_moved_folder_still_loads(folder: Path, tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused_by_every_door(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"model\.safetensors is no intact safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not an intact safetensors file"):
         tensors(folder)
-    with pytest.raises(ValueError, match=r"model\.safetensors is no intact safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not an intact safetensors file"):
         AutoModelForSequenceClassification.from_pretrained(folder)
