@@ -1,7 +1,7 @@
-"""What a study costs beside its cells: the share of the engine's time in a run of cells that only wait, and planning.
+"""Measure the overhead of a study: the engine's time in a run of cells that only sleep, and the time of planning.
 
-The cells of the stub take a known time, waited out on the clock: whatever the run takes longer is the engine's own,
-claims, order, files. Planning is of 10,000 cells, with models and data named rather than read.
+Each cell sleeps for a known time. The rest of the run's time is the engine's: claims, order, files. Planning is measured
+on 10,000 cells, with names in place of models and data.
 
     python benchmarks/study.py --json study.json
 """
@@ -14,24 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_compress.report.report import REPORT_NAME
-from hf_compress.study.grid.grid import Grid
-from hf_compress.study.grid.plan import Cell, Dense, Identities, Plan, plan
-from hf_compress.study.run.engine import run
-from hf_compress.study.run.store import Store
-from hf_compress.study.run.workers import Here
+from hf_compress.study.grid import Cell, DenseModel, Identities, Plan, StudyGrid, make_plan
+from hf_compress.study.run import SerialWorkers, Store, run_plan
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Work that waits, and hands in a real report."""
+    """Work that sleeps, and returns a real report."""
 
     seconds: float
     report: dict[str, Any]
 
-    def dense(self, node: Dense, store: Store, folder: Path) -> tuple[Path, dict[str, float]]:
+    def dense(self, node: DenseModel, store: Store, folder: Path) -> tuple[Path, dict[str, float]]:
         (folder / "model").mkdir()
         time.sleep(self.seconds)
         return folder / "model", {"accuracy": 0.9}
@@ -42,7 +38,7 @@ class Waiting:
 
 
 def planned(seeds: int, sparsities: list[float], tasks: list[str]) -> Plan:
-    grid = Grid.from_dict(
+    grid = StudyGrid.from_dict(
         {
             "models": [{"name": "small", "path": "small", "layers": [1, 2]}, {"name": "large", "path": "large"}],
             "tasks": tasks,
@@ -52,14 +48,14 @@ def planned(seeds: int, sparsities: list[float], tasks: list[str]) -> Plan:
         }
     )
     names = [model.path for model in grid.models]
-    return plan(grid, Identities(dict(zip(names, names, strict=True)), dict(zip(tasks, tasks, strict=True))))
+    return make_plan(grid, Identities(dict(zip(names, names, strict=True)), dict(zip(tasks, tasks, strict=True))))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=0.5, help="time of a cell; a real one takes minutes")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--seconds", type=float, default=0.5, help="seconds per cell; a real one takes minutes")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file too")
     options = parser.parse_args()
 
     start = time.perf_counter()
@@ -67,19 +63,19 @@ def main() -> None:
     planning = time.perf_counter() - start
     print(f"planned {len(many.cells):,} cells on {len(many.dense)} dense models in {planning:.2f} s")
 
-    report = json.loads(next(CARDS.glob(f"*/{REPORT_NAME}")).read_text("utf-8"))
+    report = json.loads(next(CARDS.glob(f"*/report.json")).read_text("utf-8"))
     whole = planned(-(-options.cells // 24), [0.6], ["sst2"])
     chosen = list(whole.cells)[: options.cells]
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         start = time.perf_counter()
-        progress = run(whole, store, Here(Waiting(options.seconds, report), store), cells=chosen)
+        progress = run_plan(whole, store, SerialWorkers(Waiting(options.seconds, report), store), cells=chosen)
         took = time.perf_counter() - start
     waited = options.seconds * len(progress.done)
     overhead = took / waited - 1
     print(
         f"{len(chosen)} cells and {len(progress.done) - len(chosen)} dense models of {options.seconds:g} s: "
-        f"{took:.2f} s, {100 * overhead:.2f} % more than they waited"
+        f"{took:.2f} s, {100 * overhead:.2f} % overhead"
     )
     if options.json:
         numbers = {

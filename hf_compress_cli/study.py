@@ -23,12 +23,14 @@ class _RunByDefault(TyperGroup):
 
 @contextmanager
 def _study_errors() -> Iterator[None]:
-    """`clean_errors`, where a missing package is one of the extra `study`."""
+    """`clean_errors`, after a check that the extra `study` is installed."""
     with clean_errors():
         from hf_compress.extras import extra
 
         with extra("study", "`hf-compress study`"):
-            yield
+            import hf_compress.study.analysis.panel
+            import hf_compress.study.run.store  # noqa: F401
+        yield
 
 
 app = typer.Typer(
@@ -40,7 +42,7 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    grid: Annotated[Path, typer.Argument(metavar="GRID.yaml", help="Grid file; see `examples/study/`.")],
+    grid: Annotated[Path, typer.Argument(metavar="GRID.yaml", help="StudyGrid file; see `examples/study/`.")],
     out: Annotated[
         str,
         typer.Option("--out", metavar="DIR", help="Folder or URL of the study, for results and shared files."),
@@ -72,7 +74,7 @@ def run(
     with _study_errors():
         from hf_compress.study.run import program
 
-        options = program.Options(
+        options = program.StudyOptions(
             data=data,
             jobs=jobs,
             threads=threads,
@@ -85,7 +87,7 @@ def run(
             retry_failed=retry_failed,
             dry_run=dry_run,
         )
-        raise typer.Exit(0 if program.main(grid, out, options) else 1)
+        raise typer.Exit(0 if program.run_study(grid, out, options) else 1)
 
 
 @app.command()
@@ -130,7 +132,7 @@ def report(
         tables = reporting.write_report(results, out, metric=metric)
         typer.echo(f"{len(tables)} tables, plots and {out / reporting.PAGE}")
         for path in document or []:
-            typer.echo(f"{path}: {reporting.quote(path, tables)} tables replaced")
+            typer.echo(f"{path}: {reporting.quote_tables(path, tables)} tables replaced")
 
 
 @app.command()

@@ -1,5 +1,5 @@
-"""Studies: a grid of models, tasks, recipes and seeds, run as cells that are each trained and measured once.
+"""Studies: grids of models, tasks, recipes and seeds, where each cell is trained and measured once.
 
-`grid` says which cells there are, `run` runs them, `analysis` computes what they show, `report` renders tables, plots
-and a page. Use it from the command line: `hf-compress study GRID.yaml`.
+`grid` defines the cells, `run` runs them, `analysis` computes effects with intervals, and `report` writes tables,
+plots and a page. The command line is `hf-compress study GRID.yaml`. Needs the extra `study`.
 """

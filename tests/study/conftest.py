@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from hf_compress.study.analysis.measurements import Measurement, read_measurements
-from hf_compress.study.grid.combinations import COMBINATIONS, parts
+from hf_compress.study.grid.combinations import COMBINATIONS, methods_in
 
 EFFECTS = {"kd": 1.0, "mp": -2.0, "int8": -0.5}
 TOGETHER = {("kd", "mp"): 0.8}
@@ -38,13 +38,13 @@ def synthetic_results(
             for run in range((seeds or {}).get(kept, 1)):
                 base = 80.0 - 3 * number + kept
                 for methods in COMBINATIONS:
-                    for sparsity in sparsities if "mp" in parts(methods) else (0.0,):
+                    for sparsity in sparsities if "mp" in methods_in(methods) else (0.0,):
                         lines.append(_line(task, kept, run, methods, sparsity, base, generator.normal(0, noise)))
     return lines
 
 
 def _line(task: str, kept: int, run: int, methods: str, sparsity: float, base: float, noise: float) -> dict[str, Any]:
-    chosen = parts(methods)
+    chosen = methods_in(methods)
     score = base + noise + sum(EFFECTS[method] for method in chosen)
     score += sum(extra for pair, extra in TOGETHER.items() if set(pair) <= set(chosen))
     embeddings, others = WEIGHTS[kept]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_compress.study.grid.grid import Grid
-from hf_compress.study.grid.plan import Cell, Dense, Identities, Plan, plan
+from hf_compress.study.grid.grid import StudyGrid
+from hf_compress.study.grid.plan import Cell, DenseModel, Identities, Plan, make_plan
 from hf_compress.study.run.store import Store
 
 REPORT = json.loads((Path(__file__).parents[1] / "golden" / "report.json").read_text("utf-8"))
@@ -20,17 +20,17 @@ VALUES: dict[str, Any] = {
 }
 
 
-def grid(**changes: Any) -> Grid:
+def grid(**changes: Any) -> StudyGrid:
     """The grid of `VALUES` with `changes`."""
-    return Grid.from_dict(VALUES | changes)
+    return StudyGrid.from_dict(VALUES | changes)
 
 
 def planned(**changes: Any) -> Plan:
     """The plan of such a grid, for models and data that are called by their names."""
-    return plan(made := grid(**changes), identities(made))
+    return make_plan(made := grid(**changes), identities(made))
 
 
-def identities(of: Grid) -> Identities:
+def identities(of: StudyGrid) -> Identities:
     return Identities({model.path: model.path for model in of.models}, {task.name: task.name for task in of.tasks})
 
 
@@ -43,7 +43,7 @@ class Stub:
     failing: frozenset[str] = frozenset()
     deadly: frozenset[str] = frozenset()
 
-    def dense(self, node: Dense, store: Store, folder: Path) -> tuple[Path, dict[str, float]]:
+    def dense(self, node: DenseModel, store: Store, folder: Path) -> tuple[Path, dict[str, float]]:
         self._live(node)
         (folder / "model").mkdir()
         (folder / "model" / "weights").write_text(f"{node.task} {node.model} {node.layers} {node.seed}")
@@ -58,7 +58,7 @@ class Stub:
         """The keys of the nodes that were begun, in order."""
         return self.diary.read_text().split() if self.diary.exists() else []
 
-    def _live(self, node: Dense | Cell) -> None:
+    def _live(self, node: DenseModel | Cell) -> None:
         with self.diary.open("a") as diary:
             diary.write(f"{node.key}\n")
         time.sleep(self.seconds)

@@ -87,7 +87,7 @@ def test_a_grid_becomes_reports_without_a_path_of_this_machine(place: Path) -> N
     assert "2 cells, 0 to do" in again
 
 
-def test_training_arguments_that_transformers_refuses_are_refused_at_once(place: Path) -> None:
+def test_bad_training_arguments_are_refused_at_once(place: Path) -> None:
     grid = yaml.safe_load((place / "tiny.yaml").read_text())
     grid["training"]["optim"] = "adamm"
     (place / "tiny.yaml").write_text(yaml.safe_dump(grid))
@@ -101,7 +101,7 @@ def test_training_arguments_that_transformers_refuses_are_refused_at_once(place:
     [
         (["--jobs", "0"], "`--jobs`"),
         (["--threads", "-1"], "`--threads`"),
-        (["--jobs", "2", "--ray", "auto"], "exclude each other"),
+        (["--jobs", "2", "--ray", "auto"], "cannot be combined"),
         (["--cells", "3/2"], "`--cells`"),
         (["--results", "none.jsonl"], "none.jsonl"),
     ],

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from hf_compress.study.run.display import STATES, Display, label, states
-from hf_compress.study.run.engine import Progress, run
+from hf_compress.study.run.engine import Progress, run_plan
 from hf_compress.study.run.estimate import in_words, seconds_left
 from hf_compress.study.run.store import Store
-from hf_compress.study.run.workers import Here
+from hf_compress.study.run.workers import SerialWorkers
 from tests.study.stub import Stub, planned
 
 
@@ -22,7 +22,7 @@ def test_a_run_is_shown_as_it_goes_and_its_cells_add_up(terminal: bool, tmp_path
     console = Console(file=shown, force_terminal=terminal, width=160)
     work = Stub(tmp_path / "diary", failing=frozenset({unlucky}))
     with Display(whole, console, {}, lambda: 1) as display:
-        progress = run(whole, store, Here(work, store), listener=display)
+        progress = run_plan(whole, store, SerialWorkers(work, store), listener=display)
     counted = states(whole, progress)
     assert sum(sum(counts.values()) for counts in counted.values()) == len(whole.cells)
     assert {state for counts in counted.values() for state in counts} == {"done", "failed"}
@@ -50,7 +50,7 @@ def test_nodes_are_called_by_what_the_grid_calls_them() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_the_time_left_is_judged_by_the_nodes_that_are_most_alike() -> None:
+def test_the_remaining_time_follows_the_most_similar_nodes() -> None:
     whole = planned()
     cells = {(cell.task, cell.layers, cell.methods): key for key, cell in whole.cells.items()}
     known = cells["sst2", 1, "mp"]

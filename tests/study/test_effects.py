@@ -13,7 +13,7 @@ from hf_compress.study.grid.combinations import COMBINATIONS
 Make = Callable[..., list[Measurement]]
 
 
-def test_effects_that_were_put_in_come_out(make_measurements: Make) -> None:
+def test_simulated_effects_are_recovered(make_measurements: Make) -> None:
     found = effects.interactions(make_measurements(noise=0.0, seeds={1: 2}), 0.6)
     expected = {"kd": 1.0, "mp": -2.0, "int8": -0.5, "kd+mp": 0.8, "kd+int8": 0.0, "mp+int8": 0.0, "kd+mp+int8": 0.0}
     assert {name: estimate.value for name, estimate in found.items()} == pytest.approx(expected, abs=1e-9)
@@ -21,7 +21,7 @@ def test_effects_that_were_put_in_come_out(make_measurements: Make) -> None:
         assert estimate.interval == pytest.approx((estimate.value, estimate.value), abs=1e-6)
 
 
-def test_absorbing_the_blocks_is_least_squares_with_a_column_for_each(generator: np.random.Generator) -> None:
+def test_absorbing_blocks_equals_least_squares_with_dummies(generator: np.random.Generator) -> None:
     blocks = np.repeat(np.arange(6), 5)
     design, values = generator.normal(size=(30, 3)), generator.normal(size=30)
     weights = generator.uniform(0.5, 2, 30)
@@ -32,7 +32,7 @@ def test_absorbing_the_blocks_is_least_squares_with_a_column_for_each(generator:
     assert np.allclose(found, plain[:3])
 
 
-def test_in_a_balanced_study_the_interval_is_student_s_over_the_tasks_own_estimates(make_measurements: Make) -> None:
+def test_a_balanced_study_gives_students_t_over_tasks(make_measurements: Make) -> None:
     measurements = make_measurements(tasks=("cola", "mrpc", "qnli", "sst2"), layers=(6, 1), noise=1.0)
     found = effects.interactions(measurements, 0.6)
     scores = {(o.task, o.model, o.combination): o.score for o in measurements}
@@ -57,7 +57,7 @@ def test_a_model_with_more_seeds_weighs_no_more(make_measurements: Make) -> None
     assert found == pytest.approx(np.mean(by_model))
 
 
-def test_intervals_cover_what_was_put_in_as_often_as_they_say(make_measurements: Make) -> None:
+def test_intervals_cover_simulated_effects_as_often_as_stated(make_measurements: Make) -> None:
     tasks = tuple(f"task{number}" for number in range(5))
     hits = []
     for seed in range(60):
@@ -84,11 +84,11 @@ def test_terms_whose_parts_were_not_measured_are_left_out(make_measurements: Mak
 
 def test_a_study_without_pairs_says_so(make_measurements: Make) -> None:
     measurements = [o for o in make_measurements() if (o.combination == "kd") == (o.model == "synthetic-1")]
-    with pytest.raises(ValueError, match="cannot tell the effects of the methods apart"):
+    with pytest.raises(ValueError, match="cannot separate the effects of the methods"):
         effects.interactions([o for o in measurements if o.combination in ("dense", "kd")], 0.6)
 
 
-def test_a_gain_is_the_mean_difference_and_the_mean_ratio_of_sizes(make_measurements: Make) -> None:
+def test_a_gain_is_a_mean_difference_and_a_mean_ratio(make_measurements: Make) -> None:
     measurements = make_measurements(noise=0.0, sparsities=(0.6, 0.9))
     gain = effects.gains(measurements, "mp", "kd", "kd+mp", 0.9)
     assert gain is not None and gain.score.value == pytest.approx(-1.2) and gain.blocks == 9

@@ -14,10 +14,10 @@ import pytest
 from hf_compress.report.report import REPORT_NAME, Report
 from hf_compress.study.grid.plan import Plan
 from hf_compress.study.run import engine
-from hf_compress.study.run.engine import Progress, run
+from hf_compress.study.run.engine import Progress, run_plan
 from hf_compress.study.run.results import read_results, write_results
 from hf_compress.study.run.store import Store
-from hf_compress.study.run.workers import Here, Processes
+from hf_compress.study.run.workers import ProcessWorkers, SerialWorkers
 from tests.study.stub import Stub, planned
 
 FORK = multiprocessing.get_context("fork")
@@ -25,7 +25,7 @@ FORK = multiprocessing.get_context("fork")
 
 def go(plan: Plan, work: Stub, folder: Path | str, **options: Any) -> Progress:
     store = Store(folder)
-    return run(plan, store, Here(work, store), **options)
+    return run_plan(plan, store, SerialWorkers(work, store), **options)
 
 
 def reports(folder: Path) -> dict[str, str]:
@@ -46,7 +46,7 @@ def test_every_cell_is_run_once_after_what_it_needs(work: Stub, tmp_path: Path) 
     assert all(place[need] < place[key] for key, cell in whole.cells.items() for need in cell.needs)
 
 
-def test_what_is_done_is_not_run_again_and_new_cells_are(work: Stub, tmp_path: Path) -> None:
+def test_only_new_cells_run(work: Stub, tmp_path: Path) -> None:
     go(planned(methods=["dense", "mp"]), work, tmp_path / "out")
     before = len(work.begun())
     assert go(planned(methods=["dense", "mp"]), work, tmp_path / "out").finished
@@ -58,7 +58,7 @@ def test_what_is_done_is_not_run_again_and_new_cells_are(work: Stub, tmp_path: P
     assert all(whole.cells[key].methods == "int8" for key in again if key in whole.cells)
 
 
-def test_a_result_that_is_broken_is_made_again(work: Stub, tmp_path: Path) -> None:
+def test_a_broken_result_runs_again(work: Stub, tmp_path: Path) -> None:
     whole = planned(methods=["dense"])
     go(whole, work, tmp_path / "out")
     undisturbed = reports(tmp_path / "out")
@@ -70,7 +70,7 @@ def test_a_result_that_is_broken_is_made_again(work: Stub, tmp_path: Path) -> No
     assert reports(tmp_path / "out") == undisturbed
 
 
-def test_dense_models_are_kept_while_a_cell_needs_them_and_no_longer(work: Stub, tmp_path: Path) -> None:
+def test_dense_models_live_as_long_as_a_cell_needs_them(work: Stub, tmp_path: Path) -> None:
     whole, store = planned(), Store(tmp_path / "out")
     mrpc = [key for key, cell in whole.cells.items() if cell.task == "mrpc"]
     half = [key for key in mrpc if whole.cells[key].methods != "kd"]
@@ -82,7 +82,7 @@ def test_dense_models_are_kept_while_a_cell_needs_them_and_no_longer(work: Stub,
     assert work.begun().count(next(iter(kept))) == 1
 
 
-def test_a_cell_that_fails_keeps_its_traceback_and_is_run_again_on_demand(work: Stub, tmp_path: Path) -> None:
+def test_a_failed_cell_keeps_its_traceback_and_can_rerun(work: Stub, tmp_path: Path) -> None:
     whole = planned()
     unlucky = list(whole.cells)[5]
     broken = Stub(work.diary, failing=frozenset({unlucky}))
@@ -99,7 +99,7 @@ def test_a_cell_that_fails_keeps_its_traceback_and_is_run_again_on_demand(work: 
     assert not (tmp_path / "out" / unlucky / "error.txt").exists()
 
 
-def test_cells_wait_for_a_dense_model_that_failed_and_the_others_go_on(work: Stub, tmp_path: Path) -> None:
+def test_a_failed_dense_model_blocks_only_its_own_cells(work: Stub, tmp_path: Path) -> None:
     whole = planned(teacher="self")
     unlucky = next(iter(whole.dense))
     waiting = {key for key, cell in whole.cells.items() if unlucky in cell.needs}
@@ -128,10 +128,10 @@ def test_results_of_another_session_count_as_done(work: Stub, tmp_path: Path) ->
     assert len(reports(tmp_path / "second")) == len(whole.cells) - 20
 
 
-def test_a_file_that_holds_no_results_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_results_is_refused(tmp_path: Path) -> None:
     for name, content in (("a.jsonl", b"{}"), ("b.jsonl.zst", b"{}"), ("c.jsonl", b"words")):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match="no file of results"):
+        with pytest.raises(ValueError, match="is not a file of results"):
             read_results(tmp_path / name)
     with pytest.raises(ValueError, match="There is no file"):
         read_results(tmp_path / "none.jsonl")
@@ -153,9 +153,7 @@ def test_two_engines_in_one_folder_run_no_node_twice(
     assert len(begun) == len(set(begun))
 
 
-def test_killed_five_times_at_random_it_ends_with_the_reports_of_an_undisturbed_run(
-    work: Stub, tmp_path: Path
-) -> None:
+def test_a_run_killed_five_times_ends_with_the_same_reports(work: Stub, tmp_path: Path) -> None:
     whole, draw = planned(), random.Random(0)
     assert go(whole, Stub(tmp_path / "other"), tmp_path / "undisturbed").finished
     slow, folder = Stub(work.diary, seconds=0.01), tmp_path / "out"
@@ -175,7 +173,7 @@ def test_killed_five_times_at_random_it_ends_with_the_reports_of_an_undisturbed_
     assert not list(folder.glob("*/work")) and not list(folder.glob("*/.*.partial"))
 
 
-def test_results_may_go_to_any_address(work: Stub, tmp_path: Path) -> None:
+def test_results_can_go_to_a_url(work: Stub, tmp_path: Path) -> None:
     whole, address = planned(), f"memory://study-{os.getpid()}"
     unlucky = next(iter(whole.cells))
     assert not go(whole, Stub(work.diary, failing=frozenset({unlucky})), address).finished
@@ -187,7 +185,7 @@ def test_results_may_go_to_any_address(work: Stub, tmp_path: Path) -> None:
     assert not store.listed("dense.json") and not store.listed("error.txt")
 
 
-def test_a_machine_fetches_the_dense_models_that_another_trained(
+def test_a_machine_fetches_dense_models_of_another(
     work: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, address = planned(methods=["dense", "kd"], tasks=["sst2"]), f"memory://fetched-{os.getpid()}"
@@ -199,26 +197,24 @@ def test_a_machine_fetches_the_dense_models_that_another_trained(
 
 
 @pytest.mark.slow
-def test_worker_processes_do_the_same_and_one_that_dies_takes_only_its_node_with_it(
-    work: Stub, tmp_path: Path
-) -> None:
+def test_a_dying_worker_process_fails_only_its_node(work: Stub, tmp_path: Path) -> None:
     whole, store = planned(), Store(tmp_path / "out")
     unlucky = list(whole.cells)[7]
     deadly = Stub(work.diary, deadly=frozenset({unlucky}))
-    progress = run(whole, store, Processes(deadly, store, 2, threads=1))
+    progress = run_plan(whole, store, ProcessWorkers(deadly, store, 2, threads=1))
     assert list(progress.failed) == [unlucky] and "exit code 3" in progress.failed[unlucky]
-    assert run(whole, store, Processes(work, store, 2, threads=1), retry_failed=True).finished
+    assert run_plan(whole, store, ProcessWorkers(work, store, 2, threads=1), retry_failed=True).finished
     go(whole, Stub(tmp_path / "other"), tmp_path / "undisturbed")
     assert reports(tmp_path / "out") == reports(tmp_path / "undisturbed")
 
 
 def _with_workers(plan: Plan, work: Stub, folder: Path) -> None:
     store = Store(folder)
-    run(plan, store, Processes(work, store, 2, threads=1))
+    run_plan(plan, store, ProcessWorkers(work, store, 2, threads=1))
 
 
 @pytest.mark.slow
-def test_an_engine_that_is_killed_takes_its_workers_with_it(work: Stub, tmp_path: Path) -> None:
+def test_killing_the_engine_ends_its_workers(work: Stub, tmp_path: Path) -> None:
     whole, slow, folder = planned(), Stub(work.diary, seconds=0.3), tmp_path / "out"
     process = FORK.Process(target=_with_workers, args=(whole, slow, folder))
     process.start()

@@ -64,7 +64,7 @@ def test_correlations_are_those_of_values_and_of_ranks(generator: np.random.Gene
 
 
 @pytest.mark.filterwarnings("error::scipy.stats.ConstantInputWarning")
-def test_a_correlation_with_a_constant_is_zero_and_with_a_nan_is_nan() -> None:
+def test_correlation_is_0_with_a_constant_and_nan_with_nan() -> None:
     metric = GlueMetric(TASKS["stsb"].metrics)
     constant = metric.compute(predictions=[2.5, 2.5, 2.5], references=[1.0, 2.0, 3.0])
     assert constant == {"pearson": 0.0, "spearmanr": 0.0}

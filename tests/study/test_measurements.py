@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from hf_compress.study.analysis.measurements import NAMES, read_measurements, to_row
+from hf_compress.study.analysis.measurements import FIELDS, read_measurements, to_row
 
 Make = Callable[..., Path]
 
 
-def test_every_line_of_a_compressed_file_is_an_measurement(make_results: Make) -> None:
+def test_every_line_of_a_compressed_file_is_a_measurement(make_results: Make) -> None:
     measurements = read_measurements(make_results(seeds={1: 3}))
     assert len(measurements) == 3 * (1 + 1 + 3) * 8
     first = measurements[0]
@@ -31,7 +31,7 @@ def test_a_plain_file_and_a_folder_of_files_read_the_same(make_results: Make) ->
     assert read_measurements([packed, plain]) == read_measurements(packed)
 
 
-def test_the_folder_of_a_study_reads_like_the_file_collected_from_it(make_results: Make, tmp_path: Path) -> None:
+def test_a_study_folder_reads_like_its_collected_file(make_results: Make, tmp_path: Path) -> None:
     plain = make_results("plain.jsonl")
     study = tmp_path / "study"
     for line in map(json.loads, plain.read_text().splitlines()):
@@ -44,19 +44,17 @@ def test_the_folder_of_a_study_reads_like_the_file_collected_from_it(make_result
     assert read_measurements(study) == read_measurements(plain)
 
 
-def test_the_table_of_cells_reads_back_as_the_measurements_it_was_written_from(
-    make_results: Make, tmp_path: Path
-) -> None:
+def test_the_table_of_cells_reads_back_as_measurements(make_results: Make, tmp_path: Path) -> None:
     measurements = read_measurements(make_results())
     table = tmp_path / "cells.csv"
     with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, NAMES)
+        writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         writer.writerows(to_row(measurement) for measurement in measurements)
     assert read_measurements(table) == measurements
 
 
-def test_the_paper_s_metric_is_accuracy_where_there_is_one(make_results: Make) -> None:
+def test_the_papers_metric_is_accuracy_where_it_exists(make_results: Make) -> None:
     results = make_results(tasks=("cola",))
     assert {measurement.metric for measurement in read_measurements(results)} == {"accuracy"}
     assert {measurement.metric for measurement in read_measurements(results, "main")} == {"matthews_correlation"}
@@ -86,11 +84,11 @@ def _spoilt(change: Callable[[dict[str, Any]], object]) -> Callable[[Make], Path
         (_spoilt(lambda line: line["cell"].update(seed="one")), "`seed` must be of type int; got 'one'"),
         (
             _spoilt(lambda line: line["cell"].update(methods="dense", key="other")),
-            "Two results are of one cell .*other",
+            "Two results are of the same cell .*other",
         ),
     ],
 )
-def test_what_is_no_result_is_refused_by_line_and_name(
+def test_an_invalid_result_is_refused_by_line_and_name(
     make_results: Make, spoil: Callable[[Make], Path], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -102,8 +100,8 @@ def test_a_model_that_diverged_scores_nothing(make_results: Make) -> None:
     assert [measurement.score for measurement in read_measurements(spoil(make_results))].count(0.0) == 1
 
 
-def test_a_file_that_is_not_there_or_of_another_kind_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is none at .*nothing.jsonl"):
+def test_a_missing_or_wrong_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing.jsonl does not exist"):
         read_measurements(tmp_path / "nothing.jsonl")
     with pytest.raises(ValueError, match="holds no results. Run `hf-compress study`"):
         read_measurements(tmp_path)

@@ -70,7 +70,7 @@ def test_the_mean_over_tasks_is_of_the_tasks_that_were_drawn(make_measurements: 
     assert np.allclose(means, by_hand)
 
 
-def test_the_expanded_interval_of_few_normal_numbers_is_student_s(generator: np.random.Generator) -> None:
+def test_the_expanded_interval_of_normal_numbers_is_students_t(generator: np.random.Generator) -> None:
     numbers = generator.normal(size=12)
     means = generator.choice(numbers, (200_000, 12)).mean(axis=1)
     low, high = expanded_interval(means, 12)

@@ -10,12 +10,12 @@ import pytest
 
 from hf_compress.recipe import Recipe
 from hf_compress.study.grid.combinations import COMBINATIONS
-from hf_compress.study.grid.plan import Cell, plan
+from hf_compress.study.grid.plan import Cell, make_plan
 from hf_compress.study.run.program import chosen_cells
 from tests.study.stub import grid, identities, planned
 
 
-def test_there_is_a_cell_for_every_combination() -> None:
+def test_every_combination_has_a_cell() -> None:
     cells = planned(seeds=[0, 1], sparsities=[0.4, 0.6]).cells.values()
     # Three sizes, two tasks, two seeds; four subsets prune, at two sparsities each.
     assert len(cells) == 3 * 2 * 2 * (4 + 4 * 2)
@@ -25,7 +25,7 @@ def test_there_is_a_cell_for_every_combination() -> None:
     assert {cell.sparsity for cell in cells if "mp" not in cell.methods} == {0.0}
 
 
-def test_cells_share_the_dense_models_that_they_start_from_and_are_taught_by() -> None:
+def test_cells_share_their_dense_models_and_teachers() -> None:
     whole = planned()
     assert len(whole.dense) == 3 * 2
     for cell in whole.cells.values():
@@ -70,8 +70,8 @@ def test_other_weights_and_other_data_are_other_cells() -> None:
     known = identities(of)
     models = dataclasses.replace(known, models=dict(known.models) | {"owner/large": "changed"})
     data = dataclasses.replace(known, data={"sst2": "changed"})
-    assert not before.cells.keys() & plan(of, data).cells.keys()
-    kept = {before.cells[key].methods for key in before.cells.keys() & plan(of, models).cells.keys()}
+    assert not before.cells.keys() & make_plan(of, data).cells.keys()
+    kept = {before.cells[key].methods for key in before.cells.keys() & make_plan(of, models).cells.keys()}
     assert kept == {"dense", "mp", "int8", "mp+int8"}  # Of the smaller models; what the large one teaches is new.
 
 
@@ -88,7 +88,7 @@ def test_the_keys_of_results_that_exist_stay_as_they_are() -> None:
     assert first.key == "0a407645a484e8dc0f00"
 
 
-def test_a_list_of_values_of_a_recipe_field_is_one_more_axis_where_it_concerns_the_cell() -> None:
+def test_a_list_of_recipe_values_is_one_more_axis() -> None:
     cells = planned(recipe={"distill_temperature": [1.0, 4.0]}, tasks=["sst2"]).cells.values()
     counts = Counter(cell.methods for cell in cells)
     assert counts == {methods: 3 * (2 if "kd" in methods else 1) for methods in COMBINATIONS}

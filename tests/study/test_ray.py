@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from hf_compress.report.report import REPORT_NAME
-from hf_compress.study.run.engine import Progress, run
+from hf_compress.study.run.engine import Progress, run_plan
 from hf_compress.study.run.node import Outcome
-from hf_compress.study.run.ray_cluster import OnRay
+from hf_compress.study.run.ray_cluster import RayWorkers
 from hf_compress.study.run.store import Store
-from hf_compress.study.run.workers import Here
+from hf_compress.study.run.workers import SerialWorkers
 from tests.study.stub import Stub, planned
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
@@ -22,19 +22,19 @@ def reports(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_lost_half_way_costs_no_report(tmp_path: Path) -> None:
+def test_losing_a_machine_costs_no_report(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
     whole = planned(tasks=["sst2"])
     calm, store = Store(tmp_path / "undisturbed"), Store(tmp_path / "out")
-    assert run(whole, calm, Here(Stub(tmp_path / "other"), calm)).finished
+    assert run_plan(whole, calm, SerialWorkers(Stub(tmp_path / "other"), calm)).finished
     # The head runs nothing, so that it is a machine with work that is lost.
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         machines = [cluster.add_node(num_cpus=1) for _ in range(2)]
         cluster.wait_for_nodes()
         work = Stub(tmp_path / "diary", seconds=0.3, failing=frozenset({next(reversed(whole.cells))}))
-        workers = OnRay(work, store, cluster.address)
+        workers = RayWorkers(work, store, cluster.address)
         assert workers.slots == 2
         lost: list[Any] = []
 
@@ -44,7 +44,7 @@ def test_a_machine_that_is_lost_half_way_costs_no_report(tmp_path: Path) -> None
                 lost.append(machines.pop())
                 cluster.remove_node(lost[0], allow_graceful=False)
 
-        progress = run(whole, store, workers, listener=lose)
+        progress = run_plan(whole, store, workers, listener=lose)
         assert lost
         # What fails by itself is not tried again; what died with its machine is.
         assert list(progress.failed) == [next(reversed(whole.cells))]
@@ -52,11 +52,11 @@ def test_a_machine_that_is_lost_half_way_costs_no_report(tmp_path: Path) -> None
     finally:
         ray.shutdown()
         cluster.shutdown()
-    assert run(whole, store, Here(Stub(work.diary), store), retry_failed=True).finished
+    assert run_plan(whole, store, SerialWorkers(Stub(work.diary), store), retry_failed=True).finished
     assert reports(tmp_path / "out") == reports(tmp_path / "undisturbed")
 
 
-def test_a_cluster_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+def test_a_missing_cluster_is_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with pytest.raises(ValueError, match="there is no cluster"):
-        OnRay(Stub(tmp_path / "diary"), store, "127.0.0.1:1")
+    with pytest.raises(ValueError, match="there is no cluster at this address"):
+        RayWorkers(Stub(tmp_path / "diary"), store, "127.0.0.1:1")

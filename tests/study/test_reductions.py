@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from hf_compress.study.analysis import published, reductions
-from hf_compress.study.grid.combinations import COMBINATIONS, DENSE, joined, parts, within
+from hf_compress.study.grid.combinations import COMBINATIONS, DENSE, combine, methods_in, subsets
 
 # Two tasks by three points.
 SCORES = np.array([[90.0, 89.6, 85.0], [80.0, 79.0, 79.5]])
 SIZES = np.array([[100.0, 50.0, 10.0], [100.0, 50.0, 10.0]])
 
 
-def test_the_smallest_point_within_half_a_point_is_taken_task_by_task() -> None:
+def test_the_smallest_point_in_tolerance_is_taken_per_task() -> None:
     baseline = np.array([90.0, 80.0])
     smallest = reductions.smallest_within(SCORES, SIZES, baseline)
     assert smallest.tolist() == [50.0, 10.0], "89.6 is within 0.5 of 90, and 79.5 of 80 to the edge"
     assert reductions.reduction(smallest, np.array([200.0, 200.0])).tolist() == [4.0, 20.0]
 
 
-def test_where_nothing_is_good_enough_one_keeps_the_dense_model() -> None:
+def test_without_a_good_point_the_ratio_is_1() -> None:
     smallest = reductions.smallest_within(SCORES, SIZES, np.array([95.0, 80.0]))
     assert np.isinf(smallest[0])
     assert reductions.reduction(smallest, np.array([200.0, 200.0])).tolist() == [1.0, 20.0]
@@ -28,7 +28,7 @@ def test_where_nothing_is_good_enough_one_keeps_the_dense_model() -> None:
     assert np.isinf(none).all()
 
 
-def test_the_smallest_that_is_good_enough_may_be_larger_than_the_baseline() -> None:
+def test_the_smallest_good_point_may_exceed_the_baseline() -> None:
     smallest = reductions.smallest_within(SCORES[:1], SIZES[:1], np.array([90.3]))
     assert reductions.reduction(smallest, np.array([50.0])).tolist() == [0.5]
 
@@ -50,19 +50,19 @@ def test_multiplicativity_is_one_where_ratios_multiply() -> None:
 @pytest.mark.parametrize(
     ("combination", "ratio"), [("kd+int8", 1.16), ("mp+int8", 0.87), ("kd+mp", 1.22), ("kd+mp+int8", 1.41)]
 )
-def test_the_paper_s_multiplicativity_comes_out_of_its_table(combination: str, ratio: float) -> None:
+def test_the_papers_multiplicativity_follows_from_its_table(combination: str, ratio: float) -> None:
     assert published.multiplicativity(combination) == pytest.approx(ratio, abs=0.005)
 
 
 @pytest.mark.parametrize(
     ("pair", "low", "high"), [("kd+int8", 0.01, 0.38), ("kd+mp", 0.11, 2.06), ("mp+int8", -0.46, 0.23)]
 )
-def test_the_paper_s_interactions_come_out_of_its_figure(pair: str, low: float, high: float) -> None:
+def test_the_papers_interactions_follow_from_its_figure(pair: str, low: float, high: float) -> None:
     values = np.concatenate([published.interaction(pair, sparsity) for sparsity in (0.4, 0.6)])
     assert (values.min(), values.max()) == pytest.approx((low, high), abs=0.005)
 
 
-def test_the_paper_s_table_is_about_what_its_figure_gives() -> None:
+def test_the_papers_table_roughly_follows_its_figure() -> None:
     """Of means over tasks, where the table has means of ratios: alike, not equal."""
     figure, errors = published.figure1(), []
     for model, name in itertools.product(published.models(), COMBINATIONS):
@@ -93,6 +93,6 @@ def test_the_front_is_what_a_search_over_all_pairs_finds(generator: np.random.Ge
 
 def test_combinations_are_the_eight_subsets() -> None:
     assert len(COMBINATIONS) == len(set(COMBINATIONS)) == 8
-    assert all(joined(*reversed(parts(name))) == name for name in COMBINATIONS)
-    assert within("kd+int8") == ("dense", "kd", "int8", "kd+int8")
-    assert within("kd+mp+int8") == COMBINATIONS
+    assert all(combine(*reversed(methods_in(name))) == name for name in COMBINATIONS)
+    assert subsets("kd+int8") == ("dense", "kd", "int8", "kd+int8")
+    assert subsets("kd+mp+int8") == COMBINATIONS

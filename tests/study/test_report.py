@@ -17,8 +17,8 @@ from hf_compress.study.analysis.measurements import Measurement, read_measuremen
 from hf_compress.study.report.claims import claims, verdict
 from hf_compress.study.report.contents import contents
 from hf_compress.study.report.page import page
-from hf_compress.study.report.plots import NAMES
-from hf_compress.study.report.reporting import quote
+from hf_compress.study.report.plots import PLOTS
+from hf_compress.study.report.reporting import quote_tables
 from hf_compress.study.report.tables import Column, Table
 from hf_compress_cli import app
 
@@ -48,7 +48,7 @@ def written(results: Path) -> Path:
     return folder
 
 
-def test_every_table_is_there_as_csv_and_as_parquet_with_the_same_numbers(written: Path, findings: Findings) -> None:
+def test_csv_and_parquet_have_the_same_numbers(written: Path, findings: Findings) -> None:
     for table in contents(findings):
         with (written / f"{table.name}.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -59,7 +59,7 @@ def test_every_table_is_there_as_csv_and_as_parquet_with_the_same_numbers(writte
 
 
 def test_plots_are_there_as_vector_and_as_png(written: Path) -> None:
-    for name in NAMES:
+    for name in PLOTS:
         assert "<svg" in (written / f"{name}.svg").read_text()
         assert (written / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -126,7 +126,7 @@ def test_names_in_results_cannot_break_out_of_the_page(make_measurements: Make) 
     assert read.open == [] and "<b>" not in text and "<i>" not in text
 
 
-def test_effects_that_were_put_in_are_reported(make_measurements: Make) -> None:
+def test_simulated_effects_are_reported(make_measurements: Make) -> None:
     findings = Findings(make_measurements(noise=0.0))
     tables = {table.name: table for table in contents(findings)}
     reported = {row["term"]: row["points"] for row in tables["interactions"].rows}
@@ -149,7 +149,7 @@ def test_effects_that_were_put_in_are_reported(make_measurements: Make) -> None:
         ((1.1, 1.3), False, "does not reproduce"),
         ((0.7, 0.9), False, "reproduces"),
         ((0.7, 0.9), True, "does not reproduce"),
-        ((0.9, 1.1), True, "cannot be told"),
+        ((0.9, 1.1), True, "inconclusive"),
         (None, True, "not enough runs"),
     ],
 )
@@ -159,10 +159,10 @@ def test_a_claim_is_judged_by_where_its_interval_lies(
     assert verdict(interval, 1.0, above=above) == said
 
 
-def test_claims_are_judged_by_what_was_put_in(make_measurements: Make) -> None:
+def test_verdicts_follow_simulated_effects(make_measurements: Make) -> None:
     sure = {row["claim"]: row for row in claims(Findings(make_measurements(noise=0.01, seeds={1: 3}))).rows}
-    assert sure["In score, distillation makes up for pruning"]["verdict"] == "reproduces"
-    assert sure["In score, distillation makes up for quantization"]["verdict"] == "cannot be told"
+    assert sure["In score, distillation compensates for pruning"]["verdict"] == "reproduces"
+    assert sure["In score, distillation compensates for quantization"]["verdict"] == "inconclusive"
     (headline,) = [row for claim, row in sure.items() if "largest model" in claim]
     assert headline["verdict"] == "does not reproduce"
     assert float(headline["here"].split()[0]) == pytest.approx(-0.7, abs=0.05)
@@ -177,7 +177,7 @@ def test_the_front_holds_what_is_smallest_and_what_is_best(findings: Findings) -
     assert share is not None and (share >= 0).all() and (share <= 1).all()
 
 
-def test_too_few_tasks_and_seeds_are_said_instead_of_an_interval(make_measurements: Make) -> None:
+def test_too_few_tasks_and_seeds_are_reported(make_measurements: Make) -> None:
     findings = Findings(make_measurements(tasks=("sst2",)))
     tables = {table.name: table for table in contents(findings)}
     assert "not enough tasks" in tables["multiplicativity"].note and "not enough seeds" in tables["points"].note
@@ -185,11 +185,11 @@ def test_too_few_tasks_and_seeds_are_said_instead_of_an_interval(make_measuremen
     assert all(row["probability"] is None for row in tables["ranking"].rows)
     assert "not enough seeds" in tables["ranking"].note
     assert [row["deviation"] for row in tables["noise"].rows] == ["not enough seeds"]
-    assert "not enough seeds to vary" in {t.name: t for t in contents(Findings(make_measurements()))}["points"].note
+    assert "not enough seeds to draw" in {t.name: t for t in contents(Findings(make_measurements()))}["points"].note
     page(findings, list(tables.values()), "results")
 
 
-def test_a_study_that_is_half_done_is_reported_as_far_as_it_goes(make_measurements: Make) -> None:
+def test_an_unfinished_study_can_be_reported(make_measurements: Make) -> None:
     measurements = make_measurements(seeds={1: 3})
     started = Findings(measurements[: len(measurements) // 2])
     assert page(started, contents(started), "results")
@@ -221,17 +221,17 @@ def test_a_document_quotes_tables_and_keeps_the_rest(results: Path, tmp_path: Pa
     assert document.read_text() == text
 
 
-def test_a_quotation_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_quoting_a_missing_table_is_refused(tmp_path: Path) -> None:
     table = Table("known", "Known", "A note.", (Column("a", "a"),), [{"a": 1}])
     document = tmp_path / "study.md"
-    with pytest.raises(ValueError, match="there is none at"):
-        quote(document, [table])
+    with pytest.raises(ValueError, match="is not a file"):
+        quote_tables(document, [table])
     document.write_text("<!-- study other: begin -->\n<!-- study other: end -->\n")
-    with pytest.raises(ValueError, match="quotes the table other, but there are only known"):
-        quote(document, [table])
+    with pytest.raises(ValueError, match="quotes the table other, which does not exist. Tables are known"):
+        quote_tables(document, [table])
     document.write_text("<!-- study known: begin -->\n")
     with pytest.raises(ValueError, match="no `<!-- study known: end -->`"):
-        quote(document, [table])
+        quote_tables(document, [table])
 
 
 def test_a_number_is_written_with_its_interval_and_its_remark() -> None:

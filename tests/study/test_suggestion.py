@@ -19,7 +19,7 @@ Make = Callable[..., list[Measurement]]
 runner = CliRunner(env={"COLUMNS": "160"})
 
 
-def test_the_best_that_is_small_enough_is_suggested(make_measurements: Make) -> None:
+def test_the_best_small_enough_recipe_is_suggested(make_measurements: Make) -> None:
     measurements = make_measurements(noise=0.0)
     advice = suggest(measurements, "synthetic-6", "sst2", max_bytes=20e6)
     assert (advice.point.model, advice.point.combination) == ("synthetic-6", "kd+mp+int8")
@@ -28,7 +28,7 @@ def test_the_best_that_is_small_enough_is_suggested(make_measurements: Make) -> 
     assert suggest(measurements, "synthetic-6", "sst2", max_bytes=91e6).point.combination == "kd"
 
 
-def test_the_smallest_that_is_good_enough_is_suggested(make_measurements: Make) -> None:
+def test_the_smallest_good_enough_recipe_is_suggested(make_measurements: Make) -> None:
     measurements = make_measurements(noise=0.0)
     assert suggest(measurements, "synthetic-6", "sst2", max_drop=0.5).point.combination == "kd+int8"
     assert suggest(measurements, "synthetic-6", "sst2", max_drop=0.7).point.combination == "kd+mp+int8"
@@ -37,14 +37,16 @@ def test_the_smallest_that_is_good_enough_is_suggested(make_measurements: Make) 
     assert cut.flags[0] == "--distill_student_layers 3"
 
 
-def test_both_wishes_hold_together(make_measurements: Make) -> None:
+def test_both_limits_hold_together(make_measurements: Make) -> None:
     measurements = make_measurements(noise=0.0)
     assert suggest(measurements, "synthetic-6", "sst2", max_bytes=17e6, max_drop=1.0).point.combination == "kd+mp+int8"
-    with pytest.raises(ValueError, match=r"Nothing .* fulfils the wish for synthetic-6. The smallest is synthetic-1"):
+    with pytest.raises(
+        ValueError, match=r"No cell of the study meets these limits for synthetic-6. The smallest is synthetic-1"
+    ):
         suggest(measurements, "synthetic-6", "sst2", max_bytes=10e6, max_drop=0.1)
 
 
-def test_the_interval_is_student_s_from_the_pooled_seeds_of_the_task(make_measurements: Make) -> None:
+def test_the_interval_is_students_t_with_pooled_seeds(make_measurements: Make) -> None:
     measurements = make_measurements(seeds={3: 4}, noise=1.0)
     advice = suggest(measurements, "synthetic-3", "cola", max_bytes=14.5e6, max_drop=50)
     scores = {
@@ -64,7 +66,7 @@ def test_one_seed_gives_a_number_and_no_interval(make_measurements: Make) -> Non
     assert advice.difference.interval is None and advice.over == "not enough seeds"
 
 
-def test_another_task_is_judged_by_all_of_them_and_less_surely(make_measurements: Make) -> None:
+def test_another_task_uses_all_tasks_and_a_wider_interval(make_measurements: Make) -> None:
     measurements = make_measurements(seeds={3: 3}, noise=1.0)
     other = suggest(measurements, "synthetic-3", "reviews", max_bytes=14.5e6)
     assert other.tasks == ("cola", "mrpc", "sst2") and not other.task_known and other.over == "another task"
@@ -77,12 +79,12 @@ def test_another_task_is_judged_by_all_of_them_and_less_surely(make_measurements
     assert few.difference.interval is None and few.over == "not enough tasks"
 
 
-def test_a_family_is_its_largest_model_and_the_student_has_to_be_cut(make_measurements: Make) -> None:
+def test_a_family_stands_for_its_largest_model(make_measurements: Make) -> None:
     advice = suggest(make_measurements(noise=0.0), "synthetic", "sst2", max_drop=0.5)
     assert advice.compared_to == "synthetic-6" and advice.flags[0] == "--distill_student_layers 6"
 
 
-def test_an_unknown_model_takes_the_nearest_in_size_and_its_own_weights(make_measurements: Make) -> None:
+def test_an_unknown_model_uses_the_nearest_in_size(make_measurements: Make) -> None:
     measurements = make_measurements(noise=0.0)
     advice = suggest(measurements, "else", "sst2", max_drop=0.7, weights=Weights(24_000_000, 10_000_000))
     assert advice.compared_to == "synthetic-6" and advice.layers is None
@@ -93,20 +95,23 @@ def test_an_unknown_model_takes_the_nearest_in_size_and_its_own_weights(make_mea
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "synthetic-6"], "Say what you wish for"),
+        (["--model", "synthetic-6"], "Give a limit: `--max-size 10MB`"),
         (["--model", "synthetic-6", "--max-size", "small"], "`--max-size` must be a number of bytes, kB, MB or GB"),
         (["--model", "synthetic-6", "--max-drop", "-1"], "`--max-drop` must be 0 or more; got -1"),
-        (["--model", "some/where", "--max-drop", "1"], "`--model` must be one of the study (synthetic, synthetic-1"),
+        (
+            ["--model", "some/where", "--max-drop", "1"],
+            "`--model` must be a model of the study (synthetic, synthetic-1",
+        ),
     ],
 )
-def test_a_wish_that_cannot_be_understood_is_one_message(
+def test_an_invalid_limit_is_refused_in_one_message(
     make_results: Callable[..., Path], arguments: list[str], message: str
 ) -> None:
     result = runner.invoke(app, ["study", "suggest", "--task", "sst2", "--results", str(make_results()), *arguments])
     assert result.exit_code == 1 and message in result.stderr and "Traceback" not in result.output
 
 
-def test_the_command_says_what_to_try_and_what_to_expect(make_results: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_command_prints_the_recipe_and_what_to_expect(make_results: Callable[..., Path], tmp_path: Path) -> None:
     results = str(make_results(seeds={6: 3}))
     asked = [
         "study",
@@ -122,14 +127,14 @@ def test_the_command_says_what_to_try_and_what_to_expect(make_results: Callable[
     ]
     result = runner.invoke(app, asked)
     assert result.exit_code == 0, result.output
-    assert "to try first: kd+mp+int8 (60 % of the linear layers' weights zero)" in result.stdout
+    assert "try first: kd+mp+int8 (60 % of the linear layers' weights zero)" in result.stdout
     assert "--prune_sparsity 0.6 --quant_scheme int8" in result.stdout
     assert "95 %:" in result.stdout and "sst2-6-0-kd+mp+int8-0.6" in result.stdout
     BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2).save_pretrained(tmp_path / "mine")
     asked[3], asked[5] = str(tmp_path / "mine"), "reviews"
     result = runner.invoke(app, asked)
     assert result.exit_code == 0, result.output
-    assert "The study has no reviews" in result.stdout and "stands in for it" in result.stdout
+    assert "The study does not have the task reviews" in result.stdout and "stands for this model" in result.stdout
 
 
 def test_sizes_are_read_in_decimal_units() -> None:

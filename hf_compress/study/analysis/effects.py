@@ -1,4 +1,4 @@
-"""What the methods do to the score, alone and on top of each other: a linear model with interactions."""
+"""Effects of the methods on the score, alone and together: a linear model with interactions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 
 from hf_compress.extras import extra
 from hf_compress.study.analysis.measurements import Measurement
-from hf_compress.study.analysis.panel import FEWEST_TASKS, LEVEL
-from hf_compress.study.grid.combinations import COMBINATIONS, DENSE, parts, within
+from hf_compress.study.analysis.panel import CONFIDENCE, FEWEST_TASKS
+from hf_compress.study.grid.combinations import COMBINATIONS, DENSE, methods_in, subsets
 
 with extra("study", "A study"):
     from scipy.stats import t
@@ -17,7 +17,7 @@ with extra("study", "A study"):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its cluster-robust interval; the interval is None with fewer than `FEWEST_TASKS` clusters."""
+    """A number with its cluster-robust interval; None with fewer than `FEWEST_TASKS` clusters."""
 
     value: float
     interval: tuple[float, float] | None
@@ -26,7 +26,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Gain:
-    """What `method` adds where `on_top_of` is done already: points of score, and how many times smaller it makes."""
+    """What a method adds to a model that already has other methods.
+
+    Args:
+        method: the method that is added.
+        on_top_of: the combination before.
+        score: change of score in points.
+        analytic: ratio of analytic sizes, before / after.
+        disk: ratio of bytes on disk, before / after.
+        blocks: number of models × tasks.
+    """
 
     method: str
     on_top_of: str
@@ -37,25 +46,27 @@ class Gain:
 
 
 def interactions(measurements: Sequence[Measurement], sparsity: float) -> dict[str, Estimate]:
-    """The coefficient of each combination in a linear model of the score, by the combination's name.
+    """Return the coefficients of a linear model of the score, by combination.
 
-    That of one method is its effect alone. That of two is what they do together beyond the sum of both, and that of
-    three what is left beyond all of these: treatment coding, in which an interaction is the difference that the paper
-    speaks of. Every model, task and seed is a block with a mean of its own, and models with several seeds weigh
-    no more than others. Intervals are cluster-robust, with tasks as the clusters and Student's t.
+    The coefficient of one method is its effect alone. That of two methods is what they do together beyond the sum of
+    both, and that of three is the rest. This is treatment coding: the interaction is the difference that the paper
+    reports. Each model, task and seed is a block with its own mean. Models with several seeds have no more weight than
+    others. Intervals are cluster-robust, with tasks as clusters and Student's t.
 
     Args:
-        measurements: of any combinations.
-        sparsity: the pruned ones to look at; others are left out.
+        measurements: measurements of any combinations.
+        sparsity: the sparsity of pruned cells to use.
     """
     chosen = [measurement for measurement in measurements if measurement.sparsity in (0.0, sparsity)]
     there = {measurement.combination for measurement in chosen}
-    # Of a combination that lacks one of its parts nothing can be told apart.
-    terms = [name for name in COMBINATIONS if name != DENSE and set(within(name)) <= there]
+    # A combination needs all its subsets, otherwise its coefficients cannot be separated.
+    terms = [name for name in COMBINATIONS if name != DENSE and set(subsets(name)) <= there]
     chosen = [measurement for measurement in chosen if measurement.combination in (DENSE, *terms)]
     if not terms:
         return {}
-    design = np.array([[float(set(parts(term)) <= set(parts(o.combination))) for term in terms] for o in chosen])
+    design = np.array(
+        [[float(set(methods_in(term)) <= set(methods_in(o.combination))) for term in terms] for o in chosen]
+    )
     blocks = _numbered([(o.model, o.task, o.seed) for o in chosen])
     alike = _numbered([(o.model, o.task, o.combination) for o in chosen])
     weights = 1.0 / np.bincount(alike)[alike]
@@ -76,22 +87,29 @@ def absorbing_fit(
     clusters: Int[np.ndarray, " rows"],
     weights: Float[np.ndarray, " rows"],
 ) -> tuple[Float[np.ndarray, " terms"], Float[np.ndarray, "terms terms"]]:
-    """The coefficients of a weighted least-squares fit with a mean for each block, and their covariance.
+    """Return the coefficients of a weighted least-squares fit with one mean per block, and their covariance.
 
-    The means are taken out first (Frisch & Waugh, 1933). The covariance is robust to any dependence within a cluster
-    (Liang & Zeger, 1986) and scaled by G / (G - 1) for G clusters, with which a balanced design gives the variance of
-    the mean of the clusters' own estimates. It is not a number for one cluster.
+    Block means are removed first (Frisch & Waugh, 1933). The covariance allows any dependence within a cluster
+    (Liang & Zeger, 1986) and is scaled by G / (G - 1) for G clusters; for a balanced design this is the variance
+    of the mean of the clusters' own estimates. It is NaN for one cluster.
+
+    Args:
+        design: one column per term.
+        values: what to explain.
+        blocks: block of each row, numbered from 0.
+        clusters: cluster of each row, numbered from 0.
+        weights: weight of each row.
 
     Raises:
-        ValueError: the rows cannot tell the terms apart.
+        ValueError: the rows cannot separate the terms.
     """
     x = np.column_stack([_centred(column, blocks, weights) for column in design.T])
     y = _centred(values, blocks, weights)
     gram = x.T @ (weights[:, None] * x)
     if np.linalg.matrix_rank(gram) < len(gram):
         raise ValueError(
-            "The cells that are finished cannot tell the effects of the methods apart: no model, task and seed has "
-            "both sides of some of them. Let the study go on."
+            "The finished cells cannot separate the effects of the methods: for some method, no model, task and seed "
+            "has cells with it and without it. Continue the study."
         )
     bread = np.linalg.inv(gram)
     coefficients = bread @ (x.T @ (weights * y))
@@ -106,12 +124,19 @@ def absorbing_fit(
 def gains(
     measurements: Sequence[Measurement], method: str, on_top_of: str, combined: str, sparsity: float
 ) -> Gain | None:
-    """What `method` adds to `on_top_of`, `combined` being both together, where both were measured; None if nowhere.
+    """Return what `method` adds to `on_top_of`; None if no model and task has both.
 
-    The mean of the differences of means over seeds, with an interval as in `interactions`; of the ratios of sizes the
-    geometric mean.
+    The score is the mean difference of means over seeds, with an interval as in `interactions`. Ratios of sizes are
+    geometric means.
+
+    Args:
+        measurements: the study.
+        method: the method that is added.
+        on_top_of: the combination before.
+        combined: the combination after.
+        sparsity: the sparsity of pruned cells to use.
     """
-    wanted = {name: sparsity if "mp" in parts(name) else 0.0 for name in (on_top_of, combined)}
+    wanted = {name: sparsity if "mp" in methods_in(name) else 0.0 for name in (on_top_of, combined)}
     cells: dict[tuple[str, str], dict[str, list[Measurement]]] = {}
     for measurement in measurements:
         if wanted.get(measurement.combination) == measurement.sparsity:
@@ -130,7 +155,7 @@ def gains(
 
 
 def clustered_mean(values: Float[np.ndarray, " rows"], clusters: Int[np.ndarray, " rows"]) -> Estimate:
-    """The mean of `values` with its cluster-robust interval."""
+    """Return the mean of `values` with its cluster-robust interval."""
     number = int(clusters.max()) + 1
     sums = np.bincount(clusters, weights=values - values.mean())
     scale = number / (number - 1) if number > 1 else np.nan
@@ -139,10 +164,10 @@ def clustered_mean(values: Float[np.ndarray, " rows"], clusters: Int[np.ndarray,
 
 
 def student_interval(value: float, error: float, clusters: int) -> tuple[float, float] | None:
-    """`value` plus and minus Student's t times its standard error; None with fewer than `FEWEST_TASKS` clusters."""
+    """Return `value` ± Student's t × its standard error; None with fewer than `FEWEST_TASKS` clusters."""
     if clusters < FEWEST_TASKS:
         return None
-    reach = float(t.ppf((1 + LEVEL) / 2, clusters - 1)) * error
+    reach = float(t.ppf((1 + CONFIDENCE) / 2, clusters - 1)) * error
     return value - reach, value + reach
 
 

@@ -1,4 +1,4 @@
-"""All that a study says, computed once from its measurements: reductions, multiplicativity, gains, ranking, front."""
+"""All findings of a study, computed once: reductions, multiplicativity, gains, ranking, Pareto front."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from hf_compress.study.analysis.measurements import Measurement
 from hf_compress.study.analysis.panel import Draws, Panel, complete, draw, mask, panel
 from hf_compress.study.analysis.published import HEADLINE
 from hf_compress.study.analysis.ranking import Ranking, rank
-from hf_compress.study.grid.combinations import COMBINATIONS, METHODS, joined, parts, within
+from hf_compress.study.grid.combinations import COMBINATIONS, METHODS, combine, methods_in, subsets
 
 ANALYTIC, DISK = "analytic", "disk"
 SIZES = (ANALYTIC, DISK)
 CONTROL, START = "control", "start"
 BASELINES = (CONTROL, START)
-# By model and combination: the mean over tasks, that of each draw, and in how many tasks there is one.
+# By model and combination: the mean over tasks, the mean of each draw, the number of tasks with a reduction.
 Reductions = dict[tuple[str, str], tuple[float, Float[np.ndarray, " draws"], int]]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A number, and the interval of what it might have been; None where too little was measured to say."""
+    """A number with its bootstrap interval; None where too little was measured."""
 
     value: float
     interval: tuple[float, float] | None
@@ -33,47 +33,54 @@ class Spread:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the measurements of a study come to.
+    """What the measurements of a study show.
 
-    Means over tasks are of the largest part of the study without holes (`full`); the linear model takes all there are.
+    Means over tasks use the largest part of the study without missing cells (`full`). The linear model uses all cells.
+
+    Example:
+        >>> from hf_compress.study.analysis import Findings, read_measurements
+        >>> from hf_compress.study.report.advice import shipped
+        >>> findings = Findings(read_measurements(shipped()))
+        >>> findings.full.tasks, findings.sparsities
+        (('cola', 'mrpc', 'sst2'), (0.6,))
     """
 
     measurements: Sequence[Measurement]
 
     @cached_property
     def whole(self) -> Panel:
-        """Everything, with holes."""
+        """All measurements, with missing cells."""
         return panel(self.measurements)
 
     @cached_property
     def full(self) -> Panel:
-        """What every mean over tasks is of."""
+        """The largest part without missing cells, which all means over tasks use."""
         return complete(self.whole)
 
     @cached_property
     def draws(self) -> Draws:
-        """The bootstrap of `full`."""
+        """Bootstrap draws of `full`."""
         return draw(self.full)
 
     @property
     def sparsities(self) -> tuple[float, ...]:
-        """Those that were asked for, ascending."""
+        """The sparsities of the study, ascending."""
         return tuple(sorted({measurement.sparsity for measurement in self.measurements} - {0.0}))
 
     @property
     def sparsity(self) -> float:
-        """The one to look at where only one can be: that of the paper's headlines, else the highest; 0 if none is."""
+        """The sparsity where only one can be shown: that of the paper's headlines, else the highest; 0 if none."""
         there = self.sparsities
         return HEADLINE if HEADLINE in there else max(there, default=0.0)
 
     @property
     def combinations(self) -> tuple[str, ...]:
-        """Those in `full`, in the paper's order of columns."""
+        """The combinations in `full`, in the order of the paper's columns."""
         there = {point.combination for point in self.full.points}
         return tuple(name for name in COMBINATIONS if name in there)
 
     def reductions(self, size: str, baseline: str) -> Reductions:
-        """The reductions by a size of `SIZES` against one of the `BASELINES`."""
+        """Return reductions for one size of `SIZES` against one baseline of `BASELINES`."""
         return self._reductions[size, baseline]
 
     @cached_property
@@ -86,7 +93,7 @@ class Findings:
                 for model in full.models:
                     control = next(place for place, p in enumerate(full.points) if p.model == model and p == p.dense)
                     dense = full.analytic[:, control] if size == ANALYTIC else full.dense_disk[:, control]
-                    # The start is one trained model: a control of another seed says nothing about its scatter.
+                    # The start is one trained model. Controls with other seeds do not show its variance.
                     fixed = full.start[:, control]
                     once = full.scores[:, control] if baseline == CONTROL else fixed
                     often = self.draws.scores[:, :, control] if baseline == CONTROL else np.broadcast_to(
@@ -108,13 +115,13 @@ class Findings:
         return found
 
     def multiplicativity(self, size: str, baseline: str) -> dict[str, Spread]:
-        """By combination of two or three methods whose parts were all measured."""
+        """Return multiplicativity by combination, where all its methods were measured."""
         table, found = self.reductions(size, baseline), {}
         models = list(dict.fromkeys(model for model, _ in table))
         for name in self.combinations:
-            if len(parts(name)) < 2 or not set(within(name)) <= set(self.combinations) or not models:
+            if len(methods_in(name)) < 2 or not set(subsets(name)) <= set(self.combinations) or not models:
                 continue
-            columns = (name, *parts(name))
+            columns = (name, *methods_in(name))
             once = {column: [np.array(table[model, column][0]) for model in models] for column in columns}
             often = {column: [table[model, column][1] for model in models] for column in columns}
             value = float(reductions.multiplicativity(once, name))
@@ -122,21 +129,21 @@ class Findings:
         return found
 
     def interactions(self, sparsity: float) -> dict[str, Estimate]:
-        """The linear model of the scores, at one sparsity."""
+        """Return the linear model of the scores at one sparsity."""
         return effects.interactions(self.measurements, sparsity)
 
     def gains(self, sparsity: float) -> list[Gain]:
-        """What each method costs and buys, alone and on top of the others, at one sparsity."""
+        """Return what each method costs and gains on top of the others, at one sparsity."""
         rows = []
         for method in METHODS:
             for on_top_of in COMBINATIONS:
-                if method not in parts(on_top_of):
-                    combined = joined(method, *parts(on_top_of))
+                if method not in methods_in(on_top_of):
+                    combined = combine(method, *methods_in(on_top_of))
                     rows.append(effects.gains(self.measurements, method, on_top_of, combined, sparsity))
         return [gain for gain in rows if gain is not None]
 
     def differences(self) -> dict[int, Spread]:
-        """By place of a point in `full`: its mean score less that of the dense control of its model."""
+        """Return, by point of `full`, its mean score minus that of the dense control of its model."""
         found = {}
         for place, point in enumerate(self.full.points):
             if point != point.dense:
@@ -147,7 +154,7 @@ class Findings:
         return found
 
     def front(self, size: str) -> tuple[Bool[np.ndarray, " points"], Float[np.ndarray, " points"] | None]:
-        """Which points are on the Pareto front, and in what share of the draws; None if nothing was drawn."""
+        """Return which points are on the Pareto front, and in what share of the draws (None without draws)."""
         full = self.full
         sizes = (full.analytic if size == ANALYTIC else full.disk).mean(axis=0)
         now = reductions.front(sizes, full.scores.mean(axis=0))
@@ -160,7 +167,7 @@ class Findings:
         return now, share / len(means)
 
     def rankings(self) -> list[Ranking]:
-        """The three methods by what each alone does to size at equal score, and to the score at equal training."""
+        """Rank the methods by size at equal score, and by score at equal training."""
         found = []
         for size in SIZES:
             table = self.reductions(size, CONTROL)

@@ -1,4 +1,4 @@
-"""The measurement of each cell of a study, as the analysis needs it: read from a file of results and checked."""
+"""The measurements of a study's cells, read from files of results and checked."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import Any
 
 import zstandard
 
-from hf_compress.study.grid.combinations import COMBINATIONS, parts
+from hf_compress.study.grid.combinations import COMBINATIONS, methods_in
 
 PAPER = "paper"
 MAIN = "main"
@@ -21,12 +21,28 @@ SELF = "self"
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one cell came to.
+    """What one cell measured. Scores are in points of 100; sizes are in bytes.
 
-    `model` names the architecture that was compressed, and with `layers` of it the checkpoint `family` it was cut
-    from. Scores are in points of a hundred, of the metric named: `score` belongs to the compressed file as reloaded,
-    `start` to the dense model that the cell began with, `teacher_score` to the teacher. Sizes are bytes; `dense_bytes`
-    is the fp32 file of the same architecture. `rows` is how many the scores are over.
+    Args:
+        key: key of the cell.
+        family: the checkpoint that the model was cut from.
+        model: the compressed architecture; the family with its number of layers if it was cut.
+        layers: number of layers; None for all.
+        task: the GLUE task.
+        combination: one of `COMBINATIONS`.
+        sparsity: 0 without pruning.
+        seed: seed of the training.
+        teacher: name of the teacher, or None.
+        metric: the metric of all scores.
+        score: score of the compressed file after loading.
+        start: score of the dense model that training started from.
+        teacher_score: score of the teacher.
+        dense_bytes: fp32 file of the same architecture.
+        packed_bytes: compressed file.
+        analytic_bytes: size by the paper's formula.
+        entropy_bytes: entropy of the stored values.
+        rows: evaluation rows.
+        seconds: time of the cell.
     """
 
     key: str
@@ -50,21 +66,27 @@ class Measurement:
     seconds: float
 
 
-NAMES = tuple(field.name for field in fields(Measurement))
+FIELDS = tuple(field.name for field in fields(Measurement))
 OPTIONAL = ("layers", "teacher", "start", "teacher_score")
 
 
 def read_measurements(source: str | Path | Sequence[str | Path], metric: str = PAPER) -> list[Measurement]:
-    """The measurements in `source`, ordered by model, task, combination, sparsity and seed.
+    """Read the measurements in files of results, ordered by model, task, combination, sparsity and seed.
 
     Args:
-        source: one or several of: a file of results (`.jsonl` or `.jsonl.zst`), the table of cells that a report
-            writes (`.csv`), the folder of a study, a folder with files of results. What is in two of them counts once.
-        metric: `paper` takes the accuracy of a task that reports one, as the paper's means do; `main` the score that
-            stands for the task in its report, which for CoLA is Matthews' correlation.
+        source: one or several of: a file of results (`.jsonl`, `.jsonl.zst`), a table of cells from a report (`.csv`),
+            the folder of a study, a folder with files of results. A cell in two of them counts once.
+        metric: "paper" takes accuracy where a task reports it, as the paper's means do; "main" takes the main
+            metric of each task (Matthews' correlation for CoLA).
 
     Raises:
-        ValueError: there is nothing to read, a line is no result of a study, or two are of the same cell.
+        ValueError: there are no results, a line is no result, or two results are of the same cell.
+
+    Example:
+        >>> from hf_compress.study.analysis import read_measurements
+        >>> from hf_compress.study.report.advice import shipped
+        >>> len(read_measurements(shipped()))
+        120
     """
     if metric not in METRICS:
         raise ValueError(f"`--metric` must be one of {', '.join(METRICS)}; got {metric!r}.")
@@ -72,7 +94,7 @@ def read_measurements(source: str | Path | Sequence[str | Path], metric: str = P
     found = [measurement for path in paths for file in _files(path) for measurement in _read(file, metric)]
     if not found:
         raise ValueError(
-            f"{_names(paths)} holds no results. Run `hf-compress study` first, or give a file that it collected."
+            f"{_names(paths)} holds no results. Run `hf-compress study` first, or give a file from `study collect`."
         )
     found = _distinct(found)
     order = {name: place for place, name in enumerate(COMBINATIONS)}
@@ -80,8 +102,8 @@ def read_measurements(source: str | Path | Sequence[str | Path], metric: str = P
 
 
 def to_row(measurement: Measurement) -> dict[str, Any]:
-    """The measurement as a row of the table of cells."""
-    return {name: getattr(measurement, name) for name in NAMES}
+    """Return the measurement as a row of the table of cells."""
+    return {name: getattr(measurement, name) for name in FIELDS}
 
 
 def _names(paths: Iterable[Path]) -> str:
@@ -94,7 +116,7 @@ def _files(path: Path) -> list[Path]:
         files = [file for file in sorted(path.iterdir()) if file.name.endswith((".jsonl", ".jsonl.zst"))]
         return cells or files
     if not path.is_file():
-        raise ValueError(f"RESULTS must be a file or a folder; there is none at {path}.")
+        raise ValueError(f"RESULTS must be a file or a folder; {path} does not exist.")
     if not path.name.endswith(ENDINGS):
         raise ValueError(f"RESULTS must end in {', '.join(ENDINGS)}, or be a folder; got {path.name}.")
     return [path]
@@ -137,7 +159,7 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
 
 
 def _measurement(values: Mapping[str, Any], metric: str, where: str) -> Measurement:
-    """The measurement in one line of results: `cell`, `report` and `seconds`."""
+    """Return the measurement in one line of results: `cell`, `report` and `seconds`."""
     cell, report = (_get(values, name, dict, where) for name in ("cell", "report"))
     combination = _get(cell, "methods", str, f"{where} cell")
     main, compressed = _get(report, "main_metric", str, where), _get(report, "compressed", dict, where)
@@ -159,7 +181,7 @@ def _measurement(values: Mapping[str, Any], metric: str, where: str) -> Measurem
             score=_points(compressed, name, where),
             start=_points(report.get("dense"), name, where, required=False),
             teacher_score=_points(report.get("teacher"), name, where, required=False),
-            **{kind: _get(size, kind, int, where) for kind in NAMES if kind.endswith("_bytes")},
+            **{kind: _get(size, kind, int, where) for kind in FIELDS if kind.endswith("_bytes")},
             rows=_get(_get(report, "dataset", dict, where), "eval_rows", int, where),
             seconds=float(_get(values, "seconds", int | float, where)),
         ),
@@ -168,12 +190,14 @@ def _measurement(values: Mapping[str, Any], metric: str, where: str) -> Measurem
 
 
 def _from_row(row: Mapping[str, str], where: str) -> Measurement:
-    missing = [name for name in NAMES if row.get(name) is None]
+    missing = [name for name in FIELDS if row.get(name) is None]
     if missing:
-        raise ValueError(f"{where} lacks the column `{missing[0]}`. The report of a study writes it, into cells.csv.")
+        raise ValueError(
+            f"{where} lacks the column `{missing[0]}`. Give a cells.csv that `hf-compress study report` wrote."
+        )
     kinds = {field.name: field.type for field in fields(Measurement)}
     values: dict[str, Any] = {}
-    for name in NAMES:
+    for name in FIELDS:
         kind = next(kind for kind in (int, float, str) if kinds[name] in (kind, kind | None))
         try:
             values[name] = None if row[name] == "" and name in OPTIONAL else kind(row[name])
@@ -187,7 +211,7 @@ def _checked(measurement: Measurement, where: str) -> Measurement:
         raise ValueError(
             f"{where} `methods` must be one of {', '.join(COMBINATIONS)}; got {measurement.combination!r}."
         )
-    if ("mp" in parts(measurement.combination)) != (0 < measurement.sparsity < 1):
+    if ("mp" in methods_in(measurement.combination)) != (0 < measurement.sparsity < 1):
         raise ValueError(
             f"{where} `sparsity` must be in (0, 1) with `mp` and 0 without; got {measurement.sparsity:g} for "
             f"{measurement.combination}."
@@ -205,7 +229,7 @@ def _get(values: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
 
 
 def _points(scores: Mapping[str, Any] | None, name: str, where: str, *, required: bool = True) -> Any:
-    """A score in points of a hundred; 0 of a model that diverged, whose report says "nan"."""
+    """Return a score in points of 100. A model that diverged ("nan" in its report) scores 0."""
     if scores is None and not required:
         return None
     value = (scores or {}).get(name)
@@ -217,14 +241,14 @@ def _points(scores: Mapping[str, Any] | None, name: str, where: str, *, required
 
 
 def _distinct(measurements: Iterable[Measurement]) -> list[Measurement]:
-    """The measurements without those that are there twice, as in two files that overlap."""
+    """Return the measurements without duplicates, for example from files that overlap."""
     seen: dict[tuple[Any, ...], Measurement] = {}
     for measurement in measurements:
         place = (measurement.model, measurement.task, measurement.combination, measurement.sparsity, measurement.seed)
         first = seen.setdefault(place, measurement)
         if first.key != measurement.key:
             raise ValueError(
-                f"Two results are of one cell ({', '.join(map(str, place))}): {first.key} and {measurement.key}. A "
-                "report compares one recipe of each combination: give the results of one."
+                f"Two results are of the same cell ({', '.join(map(str, place))}): {first.key} and "
+                f"{measurement.key}. A report compares one recipe per combination. Give the results of one recipe."
             )
     return list(seen.values())

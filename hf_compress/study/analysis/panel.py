@@ -1,4 +1,4 @@
-"""The scores and sizes of a study as arrays of tasks by points, and how much they would scatter if run again."""
+"""Scores and sizes of a study as arrays of tasks × points, and bootstrap draws of them."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ with extra("study", "A study"):
     from scipy.stats import norm, t
 
 DRAWS = 4000
-# Below these a spread says more about luck than about the study.
+# With less than these, an interval would be mostly luck.
 FEWEST_TASKS = 3
 FEWEST_REPEATS = 3
-LEVEL = 0.95
+CONFIDENCE = 0.95
 
 
 class Point(NamedTuple):
-    """What a study compares, whatever the task and the seed."""
+    """What a study compares, averaged over tasks and seeds."""
 
     model: str
     combination: str
@@ -31,17 +31,26 @@ class Point(NamedTuple):
 
     @property
     def dense(self) -> "Point":
-        """The same model after the same training without any method: the control."""
+        """The control: the same model after the same training without any method."""
         return Point(self.model, DENSE, 0.0)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Means over seeds, NaN where there is no measurement; scores and `start` in points of a hundred, sizes in bytes.
+    """Means over seeds; NaN where there is no measurement.
 
-    `start` is the score of the dense model that a point was trained from. `residuals` holds, task by task, the
-    differences of measurements to the mean of their cell, from all cells with several seeds, each made larger by
-    sqrt(n / (n - 1)) so that they have the variance of one run. `freedom` counts them less the means taken.
+    Args:
+        tasks: names of the rows.
+        points: names of the columns.
+        scores: in points of 100.
+        start: scores of the dense models that training started from.
+        seeds: number of seeds of each cell.
+        analytic: analytic sizes in bytes.
+        disk: bytes on disk.
+        dense_disk: bytes on disk of the dense fp32 file.
+        residuals: per task, differences of measurements to the mean of their cell, from all cells with several seeds.
+            Each is scaled by sqrt(n / (n - 1)), to the variance of one run.
+        freedom: per task, degrees of freedom of the residuals.
     """
 
     tasks: tuple[str, ...]
@@ -63,11 +72,11 @@ class Panel:
         return tuple(sorted(sizes, key=lambda model: (-sizes[model], model)))
 
     def column(self, point: Point) -> int:
-        """The place of `point` among the points."""
+        """Return the index of a point."""
         return self.points.index(point)
 
     def kept(self, tasks: Sequence[int], points: Sequence[int]) -> "Panel":
-        """The panel of some of its tasks and points only, by their places."""
+        """Return the panel of some tasks and points, by index."""
         cut = np.ix_(tasks, points)
         return Panel(
             tasks=tuple(self.tasks[place] for place in tasks),
@@ -84,7 +93,7 @@ class Panel:
 
 
 def panel(measurements: Sequence[Measurement]) -> Panel:
-    """All measurements as one panel, with holes where cells are missing."""
+    """Return all measurements as one panel, with NaN for missing cells."""
     tasks = tuple(sorted({measurement.task for measurement in measurements}))
     points = tuple(
         dict.fromkeys(
@@ -120,10 +129,10 @@ def panel(measurements: Sequence[Measurement]) -> Panel:
 
 
 def complete(whole: Panel) -> Panel:
-    """The largest part of the panel without holes, so that means over tasks compare like with like.
+    """Return the largest part of a panel without missing cells, so that means over tasks compare the same tasks.
 
-    Of all choices of tasks it is the one with the most cells among the points that have all of those, more tasks going
-    first; points without their dense control are left out, since nothing can be said about them.
+    Of all subsets of tasks, it takes the one with the most cells; of equal ones, that with more tasks. Points without
+    their dense control are dropped.
     """
     there = whole.seeds > 0
     best: tuple[tuple[int, int], list[int], list[int]] = ((0, 0), [], [])
@@ -139,13 +148,19 @@ def complete(whole: Panel) -> Panel:
 
 @dataclass(frozen=True)
 class Draws:
-    """What might have been measured: a panel's scores many times anew, and the tasks that each of them had.
+    """Bootstrap draws of a panel: its scores, and the tasks of each draw.
 
-    Every draw takes as many tasks as there are, with replacement, and adds to every cell the mean of as many residuals
-    of its task as the cell has seeds (residual bootstrap; Efron & Tibshirani, 1993, ch. 9): the spread of seeds is
-    taken to be that of the task, whatever the model, so that cells with one seed have it too. A task with fewer than
-    `FEWEST_REPEATS` repeats borrows those of all tasks. With fewer than `FEWEST_TASKS` tasks the tasks stay as they
-    are, and without enough repeats so do the scores: `over` says what was varied, and is empty if nothing was.
+    Each draw takes as many tasks as there are, with replacement. It adds to each cell the mean of as many residuals of
+    its task as the cell has seeds (residual bootstrap; Efron & Tibshirani, 1993, ch. 9). This assumes the same
+    variance between seeds for all models of a task, so cells with one seed have it too. A task with fewer than
+    `FEWEST_REPEATS` repeats uses the residuals of all tasks. With fewer than `FEWEST_TASKS` tasks, tasks are not
+    drawn; without enough repeats, seeds are not drawn.
+
+    Args:
+        scores: scores of each draw.
+        picked: indices of the tasks of each draw.
+        over: what is drawn: "tasks", "seeds", both, or "".
+        units: number of independent units, for `expanded_interval`.
     """
 
     scores: Float[np.ndarray, "draws tasks points"]
@@ -154,16 +169,16 @@ class Draws:
     units: int
 
     def over_tasks(self, values: Float[np.ndarray, "draws tasks"]) -> Float[np.ndarray, " draws"]:
-        """The mean over the tasks that each draw has."""
+        """Return the mean over the tasks of each draw."""
         return np.take_along_axis(values, self.picked, axis=1).mean(axis=1)
 
     def interval(self, values: Float[np.ndarray, " draws"]) -> tuple[float, float] | None:
-        """The interval of something computed for each draw; None if nothing was varied."""
+        """Return the interval of a value computed for each draw; None if nothing is drawn."""
         return expanded_interval(values, self.units) if self.over else None
 
 
 def draw(full: Panel, draws: int = DRAWS, seed: int = 0) -> Draws:
-    """`draws` draws of a panel without holes, the same for the same panel and seed."""
+    """Return bootstrap draws of a panel without missing cells; the same for the same panel and seed."""
     generator = np.random.default_rng(seed)
     number = len(full.tasks)
     vary_tasks, repeats = number >= FEWEST_TASKS, sum(full.freedom)
@@ -182,16 +197,16 @@ def draw(full: Panel, draws: int = DRAWS, seed: int = 0) -> Draws:
 
 
 def expanded_interval(values: Float[np.ndarray, " draws"], units: int) -> tuple[float, float]:
-    """The expanded percentile interval (Hesterberg, 2015): a bootstrap's own is too narrow for few `units`.
+    """Return the expanded percentile interval (Hesterberg, 2015). The plain one is too narrow for few `units`.
 
-    Its tails are those at which a normal quantile equals sqrt(n / (n - 1)) times Student's t with n - 1 degrees; of
-    three tasks it is nearly the whole range of the draws.
+    Its tails are where a normal quantile equals sqrt(n / (n - 1)) times Student's t with n - 1 degrees of freedom. For
+    three tasks it covers almost the whole range of the draws.
     """
-    tail = float(norm.sf(np.sqrt(units / (units - 1)) * t.ppf((1 + LEVEL) / 2, units - 1)))
+    tail = float(norm.sf(np.sqrt(units / (units - 1)) * t.ppf((1 + CONFIDENCE) / 2, units - 1)))
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def mask(full: Panel, combination: str) -> Bool[np.ndarray, " points"]:
-    """Which points are of that combination, at any sparsity."""
+    """Return which points have this combination, at any sparsity."""
     return np.array([point.combination == combination for point in full.points])

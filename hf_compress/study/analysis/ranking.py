@@ -1,4 +1,4 @@
-"""Which method goes first, and how sure that is."""
+"""The order of the methods, and how certain it is."""
 
 import itertools
 from collections.abc import Mapping
@@ -15,8 +15,14 @@ from hf_compress.study.analysis.published import PRIORITY
 class Ranking:
     """The methods by one measure, the best first.
 
-    The probability of an order is the share of draws that have it; `first` is that of the method named first being the
-    best, `paper` that of the paper's order. All are None where nothing could be varied.
+    Args:
+        measure: what is compared.
+        values: value of each method; more is better.
+        intervals: interval of each value.
+        order: the methods, the best first.
+        probability: share of draws with this order; None without draws.
+        first: share of draws in which the first method is the best.
+        paper: share of draws with the paper's order.
     """
 
     measure: str
@@ -31,7 +37,7 @@ class Ranking:
 def rank(
     measure: str, values: Mapping[str, float], drawn: Mapping[str, Float[np.ndarray, " draws"]], draws: Draws
 ) -> Ranking:
-    """The methods by `values`, of which more is better, with the probabilities from what was `drawn` for each."""
+    """Rank methods by `values`, more is better, with probabilities from the draws of each method."""
     order = tuple(sorted(values, key=lambda method: -values[method]))
     varied = bool(draws.over)
     best = np.stack([drawn[method] for method in order]).max(axis=0)
@@ -47,6 +53,13 @@ def rank(
 
 
 def share_in_order(drawn: Mapping[str, Float[np.ndarray, " draws"]], order: tuple[str, ...]) -> float:
-    """The share of draws in which each method is at least as good as the next one of `order`."""
+    """Return the share of draws in which each method is at least as good as the next one of `order`.
+
+    Example:
+        >>> import numpy as np
+        >>> from hf_compress.study.analysis.ranking import share_in_order
+        >>> share_in_order({"kd": np.array([1.0, 2.0]), "mp": np.array([0.0, 3.0])}, ("kd", "mp"))
+        0.5
+    """
     pairs = itertools.pairwise(order)
     return float(np.all([drawn[better] >= drawn[worse] for better, worse in pairs], axis=0).mean())

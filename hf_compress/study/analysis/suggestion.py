@@ -1,4 +1,4 @@
-"""A study as advice: which recipe to try first for a model, a task and a wish, and what to expect of it."""
+"""A recipe to try first, picked from the cells of a study."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from jaxtyping import Float
 from hf_compress.extras import extra
 from hf_compress.study.analysis.findings import Spread
 from hf_compress.study.analysis.measurements import SELF, Measurement
-from hf_compress.study.analysis.panel import FEWEST_REPEATS, FEWEST_TASKS, LEVEL, Panel, Point, panel
-from hf_compress.study.grid.combinations import parts
+from hf_compress.study.analysis.panel import CONFIDENCE, FEWEST_REPEATS, FEWEST_TASKS, Panel, Point, panel
+from hf_compress.study.grid.combinations import methods_in
 
 with extra("study", "A study"):
     from scipy.stats import t
 
 
 class Weights(NamedTuple):
-    """How many weights a model has in its embeddings, and how many elsewhere."""
+    """Numbers of weights of a model, in its embeddings and elsewhere."""
 
     embeddings: int
     others: int
@@ -28,10 +28,19 @@ class Weights(NamedTuple):
 class Suggestion:
     """A recipe and what to expect of it.
 
-    `compared_to` is the study's model that the wish was measured by, and `asked` the one that was asked for, another
-    if the study has not got that. Sizes are bytes on disk. `difference` is in points of score against the dense
-    `compared_to` after the same training; its interval is over `over`, None where too little was measured. `cells` are
-    the keys of the cells it comes from, those of the control last.
+    Args:
+        asked: the model asked for.
+        compared_to: the model of the study that stands for it.
+        point: model, combination and sparsity.
+        layers: number of layers to cut to; None for no cut.
+        teacher: name of the teacher, or None.
+        tasks: tasks of the study that were used.
+        task_known: whether the task is one of the study.
+        size: bytes on disk to expect.
+        dense_size: bytes of the dense fp32 file.
+        difference: points of score against the dense `compared_to` after the same training, with an interval.
+        over: what the interval is over, or why there is none.
+        cells: keys of the cells it comes from; those of the control are last.
     """
 
     asked: str
@@ -51,7 +60,7 @@ class Suggestion:
     def flags(self) -> list[str]:
         """The recipe as flags for `examples/run_glue.py` and `hf-compress run`."""
         flags = [] if self.layers is None else [f"--distill_student_layers {self.layers}"]
-        methods = parts(self.point.combination)
+        methods = methods_in(self.point.combination)
         if "kd" in methods:
             teacher = self.teacher if self.teacher == SELF else f"FINE-TUNED-{(self.teacher or 'teacher').upper()}"
             flags.append(f"--distill_teacher {teacher}")
@@ -71,20 +80,28 @@ def suggest(
     max_drop: float | None = None,
     weights: Weights | None = None,
 ) -> Suggestion:
-    """The recipe of a study to try first: the best that is small enough, or else the smallest that is good enough.
+    """Return the recipe to try first: the best one that is small enough, or the smallest one that is good enough.
 
     Args:
         measurements: the study.
-        model: a model of the study, or the family of one, which is then its largest. Students that the study cut from
-            the same checkpoint are candidates, too.
-        task: a task of the study; for any other the mean over all of its tasks is what there is to go by.
-        max_bytes: the largest file.
-        max_drop: the largest loss in points against the dense model after the same training.
-        weights: those of a model that the study has not got. The nearest of its models in size stands in, and sizes
-            are computed for the asked one by the paper's formula, times what files of the study had beyond that.
+        model: a model of the study, or a family, which stands for its largest model. Students that the study cut from
+            the same checkpoint are candidates too.
+        task: a task of the study. For any other task, the mean over all tasks is used.
+        max_bytes: the largest file to accept.
+        max_drop: the largest loss to accept, in points against the dense model after the same training.
+        weights: numbers of weights, for a model that the study does not have. The model of the study nearest in size
+            stands for it. Sizes come from the paper's formula, scaled by file / formula in the study.
 
     Raises:
-        ValueError: no wish, a wish outside its range, an unknown model without `weights`, or a wish nothing fulfils.
+        ValueError: no limit is given, a limit is out of range, the model is unknown and has no `weights`, or no
+            cell meets the limits.
+
+    Example:
+        >>> from hf_compress.study.analysis import read_measurements, suggest
+        >>> from hf_compress.study.report.advice import shipped
+        >>> advice = suggest(read_measurements(shipped()), "minilm-1", "sst2", max_bytes=14e6)
+        >>> " ".join(advice.flags)
+        '--distill_teacher FINE-TUNED-MINILM --quant_scheme int8'
     """
     _check(max_bytes, max_drop)
     whole = panel(measurements)
@@ -132,10 +149,10 @@ def suggest(
 
 
 def expected(known: Panel, place: int, control: int, *, known_task: bool) -> tuple[Spread, str]:
-    """The difference of a point's score to that of a control, with its interval, and what that is over.
+    """Return the difference of a point's score to that of a control, with its interval, and what the interval is over.
 
-    For a task of the study: Student's t with the spread from seed to seed of that task, pooled over its cells. For
-    another task: where that of a further task would lie, seen from those there are, which need to be `FEWEST_TASKS`.
+    For a task of the study: Student's t with the variance between seeds of that task, pooled over its cells. For
+    another task: the range where a further task would lie, from at least `FEWEST_TASKS` tasks.
     """
     differences = known.scores[:, place] - known.scores[:, control]
     value = float(differences.mean())
@@ -155,25 +172,25 @@ def expected(known: Panel, place: int, control: int, *, known_task: bool) -> tup
 
 
 def _student(freedom: int) -> float:
-    return float(t.ppf((1 + LEVEL) / 2, freedom))
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def _check(max_bytes: float | None, max_drop: float | None) -> None:
     if max_bytes is None and max_drop is None:
-        raise ValueError("Say what you wish for: `--max-size 10MB`, `--max-drop 0.5` (points of score), or both.")
+        raise ValueError("Give a limit: `--max-size 10MB`, `--max-drop 0.5` (points of score), or both.")
     for option, value in (("--max-size", max_bytes), ("--max-drop", max_drop)):
         if value is not None and value < 0:
             raise ValueError(f"`{option}` must be 0 or more; got {value:g}.")
 
 
 def _kept(whole: Panel, tasks: Sequence[int]) -> Panel:
-    """These tasks, and the points that were measured on all of them."""
+    """Return these tasks, with the points that were measured on all of them."""
     points = np.flatnonzero((whole.seeds[list(tasks)] > 0).all(axis=0)).tolist()
     return whole.kept(tasks, points)
 
 
 def _model(known: Panel, measurements: Sequence[Measurement], model: str, weights: Weights | None) -> str:
-    """The model of the study that stands for the one asked for."""
+    """Return the model of the study that stands for the one asked for."""
     there = known.models
     if model in there:
         return model
@@ -182,20 +199,20 @@ def _model(known: Panel, measurements: Sequence[Measurement], model: str, weight
         return family[0]
     if weights is None or not there:
         raise ValueError(
-            f"`--model` must be a model that the study has on that task ({', '.join(there) or 'there is none'}), or a "
-            f"folder or Hub id whose configuration can be read; got {model!r}."
+            f"`--model` must be a model that the study has for this task ({', '.join(there) or 'it has none'}), or a "
+            f"folder or Hub id with a configuration; got {model!r}."
         )
     controls = {name: known.analytic[:, known.column(Point(name, "dense", 0.0))].mean() for name in there}
     return min(there, key=lambda name: abs(np.log(controls[name] / (4 * sum(weights)))))
 
 
 def _size(known: Panel, place: int, weights: Weights | None) -> float:
-    """The bytes on disk of a point, or what a model with other weights would have."""
+    """Return the bytes on disk of a point, or those that a model with other weights would have."""
     disk = float(known.disk[:, place].mean())
     if weights is None:
         return disk
     point = known.points[place]
-    byte = 1 if "int8" in parts(point.combination) else 4
+    byte = 1 if "int8" in methods_in(point.combination) else 4
     analytic = byte * (weights.embeddings + (1 - point.sparsity) * weights.others)
     return analytic * disk / float(known.analytic[:, place].mean())
 
@@ -204,7 +221,7 @@ def _nothing(
     known: Panel, candidates: Sequence[int], sizes: dict[int, float], drops: dict[int, float], model: str
 ) -> str:
     if not candidates:
-        return f"The study has no compressed {model} on {', '.join(known.tasks)}. Give other `--results`."
+        return f"The study has no compressed {model} for {', '.join(known.tasks)}. Give other `--results`."
     small, good = min(candidates, key=sizes.__getitem__), min(candidates, key=drops.__getitem__)
     said = [
         f"{known.points[place].model} with {known.points[place].combination} ({sizes[place] / 1e6:.1f} MB, "
@@ -212,6 +229,6 @@ def _nothing(
         for place in (small, good)
     ]
     return (
-        f"Nothing in the study fulfils the wish for {model}. The smallest is {said[0]}, the best {said[1]}. Ask for "
-        "less, or start from another model."
+        f"No cell of the study meets these limits for {model}. The smallest is {said[0]}, the best {said[1]}. Relax "
+        "a limit, or start from another model."
     )

@@ -1,4 +1,4 @@
-"""The eight subsets of the three methods, by name."""
+"""Names of the eight subsets of the three methods."""
 
 import itertools
 
@@ -9,17 +9,35 @@ COMBINATIONS = tuple(
 )
 
 
-def parts(combination: str) -> tuple[str, ...]:
-    """The methods in a combination, none for `dense`."""
+def methods_in(combination: str) -> tuple[str, ...]:
+    """Return the methods in a combination; none for "dense".
+
+    Example:
+        >>> from hf_compress.study.grid.combinations import methods_in
+        >>> methods_in("kd+int8")
+        ('kd', 'int8')
+    """
     return () if combination == DENSE else tuple(combination.split("+"))
 
 
-def joined(*methods: str) -> str:
-    """The name of the combination of these methods, in whatever order they come."""
+def combine(*methods: str) -> str:
+    """Return the name of the combination of these methods, given in any order.
+
+    Example:
+        >>> from hf_compress.study.grid.combinations import combine
+        >>> combine("int8", "kd"), combine()
+        ('kd+int8', 'dense')
+    """
     return "+".join(method for method in METHODS if method in methods) or DENSE
 
 
-def within(combination: str) -> tuple[str, ...]:
-    """The combinations that leave something out of `combination`, from `dense` on, and it itself last."""
-    chosen = set(parts(combination))
-    return tuple(other for other in COMBINATIONS if chosen >= set(parts(other)))
+def subsets(combination: str) -> tuple[str, ...]:
+    """Return all subsets of a combination, from "dense" to the combination itself.
+
+    Example:
+        >>> from hf_compress.study.grid.combinations import subsets
+        >>> subsets("kd+mp")
+        ('dense', 'kd', 'mp', 'kd+mp')
+    """
+    chosen = set(methods_in(combination))
+    return tuple(other for other in COMBINATIONS if chosen >= set(methods_in(other)))

@@ -18,8 +18,8 @@ with extra("glue", "A GLUE metric"):
 
 def _correlation(measure: Callable[[np.ndarray, np.ndarray], Any]) -> Callable[[np.ndarray, np.ndarray], float]:
     def correlation(references: np.ndarray, predictions: np.ndarray) -> float:
-        # Undefined for a constant, such as the answers of a model that learned nothing. Matthews' correlation is then
-        # zero, and so are these; NaN is left to the models that diverged.
+        # A correlation with a constant is undefined. A model that learned nothing predicts a constant: it scores 0, as
+        # it does in Matthews' correlation. NaN is reserved for models that diverged.
         if np.ptp(references) == 0 or np.ptp(predictions) == 0:
             return 0.0
         return float(measure(references, predictions).statistic)
@@ -34,15 +34,19 @@ SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "pearson": _correlation(pearsonr),
     "spearmanr": _correlation(spearmanr),
 }
-# What a number, rather than a class, is scored by.
+# The metrics of a regression.
 REGRESSION = ("pearson", "spearmanr")
 
 
 @dataclass(frozen=True)
 class GlueTask:
-    """A task's columns, splits and metrics; its label names come with the dataset.
+    """Columns, splits and metrics of a GLUE task. Its label names come with the dataset.
 
-    `metrics` names entries of `SCORES`, the first one being the score that stands for the task.
+    Args:
+        sentences: the columns with the texts.
+        metrics: names from `SCORES`; the first one is the main metric of the task.
+        validation: the split to evaluate on.
+        test: the split without public labels.
     """
 
     sentences: tuple[str, ...]
@@ -72,18 +76,24 @@ TASKS: dict[str, GlueTask] = {
 
 
 class GlueMetric(evaluate.Metric):
-    """The scores of one GLUE task, by name, as an `evaluate.Metric`: the best is 1, and correlations lie in [-1, 1].
+    """An `evaluate.Metric` with the scores of one GLUE task. Scores are at most 1; correlations are in [-1, 1].
 
-    Predictions and references are class indices (the positive class of F1 is 1), or numbers for a regression. A
-    correlation with a constant is 0.
+    Predictions and references are class indices, or numbers for a regression. F1 is that of class 1. A correlation
+    with a constant is 0.
 
     Args:
-        metrics: names from `SCORES`, such as `TASKS["mrpc"].metrics`.
-        **kwargs: those of `evaluate.Metric`. In one process nothing is written to disk; with `num_process` > 1 the
-            processes meet in files of `cache_dir`, and process 0 alone gets the scores, the others None.
+        metrics: names from `SCORES`, for example `TASKS["mrpc"].metrics`.
+        **kwargs: arguments of `evaluate.Metric`. A single process writes nothing to disk. With `num_process` > 1, the
+            processes exchange predictions through files in `cache_dir`; process 0 gets the scores, the others get
+            None.
 
     Raises:
-        ValueError: an unknown metric.
+        ValueError: a metric is unknown.
+
+    Example:
+        >>> from hf_compress.study.grid import GlueMetric
+        >>> GlueMetric(("accuracy",)).compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 0])
+        {'accuracy': 0.75}
     """
 
     def __init__(self, metrics: Sequence[str] = ("accuracy",), **kwargs: Any) -> None:
@@ -109,18 +119,30 @@ class GlueMetric(evaluate.Metric):
 
 
 def compute_metrics(metrics: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
-    """A `compute_metrics` for `Trainer`: the scores of the highest logit, or of the number itself in a regression.
+    """Return a `compute_metrics` function for `Trainer`.
 
-    Trainer hands over the predictions of all processes, gathered, so that one metric in memory is enough.
+    It scores the class with the highest logit, or the number itself in a regression. Trainer passes the gathered
+    predictions of all processes, so one metric in memory is enough.
+
+    Args:
+        metrics: names from `SCORES`.
 
     Raises:
-        ValueError: an unknown metric.
+        ValueError: a metric is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> from transformers import EvalPrediction
+        >>> from hf_compress.study.grid import TASKS, compute_metrics
+        >>> score = compute_metrics(TASKS["sst2"].metrics)
+        >>> score(EvalPrediction(np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([1, 1])))
+        {'accuracy': 0.5}
     """
     metric = GlueMetric(metrics)
 
     def scores(prediction: EvalPrediction) -> dict[str, float]:
         logits = prediction.predictions
-        # A model that also returns hidden states or the like puts its logits first.
+        # A model that returns more than logits puts the logits first.
         logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
         answers = logits.reshape(len(logits)) if metrics[0] in REGRESSION else logits.argmax(axis=-1)
         result = metric.compute(predictions=answers, references=np.asarray(prediction.label_ids))

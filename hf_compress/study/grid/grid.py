@@ -1,4 +1,4 @@
-"""The grid of a study as its YAML file states it, checked in full before anything is trained."""
+"""The grid file of a study: its entries, read from YAML and checked before any training."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ from hf_compress.distill import DistillationArguments
 from hf_compress.distill.teacher import SELF
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
-from hf_compress.study.grid.combinations import COMBINATIONS, parts
+from hf_compress.study.grid.combinations import COMBINATIONS, methods_in
 from hf_compress.study.grid.glue import TASKS
 
 METHOD_ARGUMENTS: dict[str, type[Any]] = {
@@ -22,20 +22,20 @@ METHOD_ARGUMENTS: dict[str, type[Any]] = {
     "mp": PruningArguments,
     "int8": QuantizationArguments,
 }
-# Options of a recipe that a grid says in its own words.
-SAID_ELSEWHERE = {
-    "distill_teacher": "`teacher`",
-    "distill_student_layers": "`layers` of a model",
-    "distill_cache": "nothing: the answers of teachers always are kept",
-    "prune_sparsity": "`sparsities`",
+# StudyOptions of a recipe that a grid says in its own words.
+SET_ELSEWHERE = {
+    "distill_teacher": "`teacher` instead",
+    "distill_student_layers": "`layers` of a model instead",
+    "distill_cache": "nothing: a study always caches the answers of its teachers",
+    "prune_sparsity": "`sparsities` instead",
 }
-# Training arguments that are the engine's.
-OURS = ("output_dir", "seed", "data_seed", "do_train", "do_eval", "do_predict", "push_to_hub", "report_to")
-LONGEST = 512
+# Training arguments that the study sets itself.
+SET_BY_STUDY = ("output_dir", "seed", "data_seed", "do_train", "do_eval", "do_predict", "push_to_hub", "report_to")
+MAX_LENGTH = 512
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-4 as the number that it is, which YAML 1.1 wants written 1.0e-4."""
+    """A YAML loader that reads 1e-4 as a number. YAML 1.1 takes it for text unless it is written 1.0e-4."""
 
 
 _Loader.add_implicit_resolver(
@@ -44,10 +44,18 @@ _Loader.add_implicit_resolver(
 
 
 @dataclass(frozen=True)
-class Model:
-    """A pretrained model, and the sizes to cut it to: each a number of its layers, None being all.
+class ModelEntry:
+    """An entry of `models`: a pretrained model and the numbers of layers to cut it to; None keeps all layers.
 
-    `attn_implementation` is that of `from_pretrained`. With `bf16` on a CPU, eager is the fast one.
+    Args:
+        name: what results call the model.
+        path: a folder, a Hub id, or `package:NAME/FOLDER`.
+        layers: numbers of layers, each a model size of its own.
+        seeds: seeds of this entry; by default those of the grid.
+        revision: revision on the Hub.
+        hub_id: Hub id to name in reports, for a model in a folder.
+        attn_implementation: as for `from_pretrained`. With `bf16` on a CPU, `eager` is the fastest.
+        training: training arguments of this entry; they override those of the grid.
     """
 
     name: str
@@ -61,8 +69,8 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A GLUE task, and how many of its first rows to use; None is all."""
+class TaskEntry:
+    """An entry of `tasks`: a GLUE task, how many of its first rows to use (None for all), and training arguments."""
 
     name: str
     train_rows: int | None = None
@@ -71,18 +79,37 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """What is to be compared: every combination of models, tasks, methods, sparsities, seeds and recipe fields.
+class StudyGrid:
+    """What a study compares: all combinations of models, tasks, methods, sparsities, seeds and recipe options.
 
-    `training` is for all runs; a model's and a task's own go before it, and `dense_training` before those where the
-    dense models are trained. `recipe` holds lists of values: more than one is one more axis of the grid. `teacher` is
-    the name of a model, trained whole on the task with the first of `seeds`, and with its own `training` only if an
-    entry lists the whole model; or `self`, the dense model itself.
+    Args:
+        name: the name of the study, by default that of its file.
+        models: the models to compress.
+        tasks: the GLUE tasks.
+        data: folder or Hub id of GLUE, in the layout of nyu-mll/glue.
+        max_length: longest input, in tokens.
+        methods: combinations of methods, by default all eight.
+        sparsities: shares of weights that pruning sets to zero.
+        seeds: seeds of each cell.
+        teacher: the name of a model, trained with all its layers on the task with the first seed; or "self": each
+            dense model teaches itself. The teacher uses the `training` of an entry only if that entry lists all
+            layers.
+        training: training arguments of all runs. Those of a model override them, and those of a task override both.
+        dense_training: overrides all of these for the training of dense models.
+        recipe: options of a recipe, each a tuple of values. Several values make one more axis.
+
+    Example:
+        >>> from hf_compress.study.grid import StudyGrid
+        >>> grid = StudyGrid.from_dict({"models": [{"name": "tiny", "path": "tiny"}], "tasks": ["sst2"]})
+        >>> grid.methods
+        ('dense', 'kd', 'mp', 'int8', 'kd+mp', 'kd+int8', 'mp+int8', 'kd+mp+int8')
+        >>> list(grid.recipes("mp+int8"))
+        [{'prune_sparsity': 0.6, 'quant_scheme': 'int8'}]
     """
 
     name: str
-    models: tuple[Model, ...]
-    tasks: tuple[Task, ...]
+    models: tuple[ModelEntry, ...]
+    tasks: tuple[TaskEntry, ...]
     data: str = "nyu-mll/glue"
     max_length: int = 128
     methods: tuple[str, ...] = COMBINATIONS
@@ -94,8 +121,8 @@ class Grid:
     recipe: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def recipes(self, methods: str) -> Iterator[dict[str, Any]]:
-        """The options, besides the teacher's name, of each recipe for one of the `COMBINATIONS`."""
-        chosen = parts(methods)
+        """Yield the options of each recipe of a combination, all but the name of the teacher."""
+        chosen = methods_in(methods)
         known = {option.name for part in chosen for option in fields(METHOD_ARGUMENTS[part])}
         axes = {name: values for name, values in self.recipe.items() if name in known}
         if "mp" in chosen:
@@ -106,15 +133,15 @@ class Grid:
             yield dict(zip(axes, values, strict=True))
 
     @classmethod
-    def read(cls, path: str | Path) -> "Grid":
-        """The grid in the YAML file `path`.
+    def read(cls, path: str | Path) -> "StudyGrid":
+        """Read the grid from a YAML file.
 
         Raises:
-            ValueError: the file is no YAML, or not that of a grid.
+            ValueError: the file is missing or no YAML, or its grid is invalid.
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"GRID must be a YAML file; there is none at {path}. `examples/study/` has some.")
+            raise ValueError(f"GRID must be a YAML file; {path} is not a file. See `examples/study/` for examples.")
         try:
             values = yaml.load(path.read_text("utf-8"), _Loader)
         except yaml.YAMLError as error:
@@ -122,11 +149,11 @@ class Grid:
         return cls.from_dict(values, path.stem)
 
     @classmethod
-    def from_dict(cls, values: Any, name: str = "study") -> "Grid":
-        """The grid in what a YAML file holds.
+    def from_dict(cls, values: Any, name: str = "study") -> "StudyGrid":
+        """Return the grid that the values of a YAML file describe.
 
         Raises:
-            ValueError: an unknown key, a missing one, or a value outside its range, each by its name.
+            ValueError: a key is unknown or missing, or a value is out of range. The message names it.
         """
         given = _keys(values, "the grid", cls, ("models", "tasks"))
         grid: dict[str, Any] = {"name": name} | given
@@ -142,7 +169,7 @@ class Grid:
         return result
 
 
-def _check(grid: Grid) -> None:
+def _check(grid: StudyGrid) -> None:
     _distinct(grid.methods, "methods")
     unknown = [method for method in grid.methods if method not in COMBINATIONS]
     if unknown:
@@ -154,18 +181,18 @@ def _check(grid: Grid) -> None:
         if not (_is_number(sparsity) and 0 < sparsity < 1):
             raise ValueError(
                 f"`sparsities` must be shares of weights above 0 and below 1; got {sparsity!r}. Give 0.6 for 60 %. "
-                "Cells without pruning are in `methods`."
+                "For cells without pruning, use `methods`."
             )
     _seeds(grid.seeds, "seeds")
-    if not (_is_whole(grid.max_length) and 8 <= grid.max_length <= LONGEST):
-        raise ValueError(f"`max_length` must be a number of tokens from 8 to {LONGEST}; got {grid.max_length!r}.")
-    paths: dict[str, Model] = {}
+    if not (_is_whole(grid.max_length) and 8 <= grid.max_length <= MAX_LENGTH):
+        raise ValueError(f"`max_length` must be a number of tokens from 8 to {MAX_LENGTH}; got {grid.max_length!r}.")
+    paths: dict[str, ModelEntry] = {}
     for model in grid.models:
         first = paths.setdefault(model.name, model)
         if (first.path, first.revision) != (model.path, model.revision):
             raise ValueError(
                 f"`models` has {model.name!r} twice, once at {first.path} and once at {model.path}. Give each its "
-                "own name; entries of one name must be of one model."
+                "own name: entries with the same name must have the same `path` and `revision`."
             )
     if grid.teacher not in (SELF, *paths):
         raise ValueError(
@@ -174,13 +201,13 @@ def _check(grid: Grid) -> None:
     _distinct([task.name for task in grid.tasks], "tasks")
     for methods in grid.methods:
         for options in grid.recipes(methods):
-            for method in parts(methods):
+            for method in methods_in(methods):
                 kind = METHOD_ARGUMENTS[method]
                 kind(**{option.name: options[option.name] for option in fields(kind) if option.name in options})
 
 
-def _model(entry: Any) -> Model:
-    given = _keys(entry, "an entry of `models`", Model, ("name", "path"))
+def _model(entry: Any) -> ModelEntry:
+    given = _keys(entry, "an entry of `models`", ModelEntry, ("name", "path"))
     layers = given.get("layers")
     counts = tuple(layers) if isinstance(layers, list) else (layers,)
     for count in counts:
@@ -191,7 +218,7 @@ def _model(entry: Any) -> Model:
             )
     _distinct(counts, f"layers of {given['name']}")
     seeds = given.get("seeds")
-    return Model(
+    return ModelEntry(
         **given
         | {
             "layers": counts,
@@ -201,9 +228,9 @@ def _model(entry: Any) -> Model:
     )
 
 
-def _task(entry: Any) -> Task:
+def _task(entry: Any) -> TaskEntry:
     entry = {"name": entry} if isinstance(entry, str) else entry
-    given = _keys(entry, "an entry of `tasks`", Task, ("name",))
+    given = _keys(entry, "an entry of `tasks`", TaskEntry, ("name",))
     if given["name"] not in TASKS:
         raise ValueError(f"`tasks` must be some of {', '.join(TASKS)}; got {given['name']!r}.")
     for option in ("train_rows", "eval_rows"):
@@ -212,17 +239,19 @@ def _task(entry: Any) -> Task:
             raise ValueError(
                 f"`{option}` of the task {given['name']} must be at least 1; got {rows!r}. Leave it out for all rows."
             )
-    return Task(**given | {"training": _training(given.get("training", {}), f"training of the task {given['name']}")})
+    return TaskEntry(
+        **given | {"training": _training(given.get("training", {}), f"training of the task {given['name']}")}
+    )
 
 
 def _recipe(values: Any) -> dict[str, tuple[Any, ...]]:
     known = {option.name: option for kind in METHOD_ARGUMENTS.values() for option in fields(kind)}
     for name in _keys(values, "`recipe`", known):
-        if name in SAID_ELSEWHERE:
-            raise ValueError(f"`recipe` of a grid has no `{name}`: what says so here is {SAID_ELSEWHERE[name]}.")
+        if name in SET_ELSEWHERE:
+            raise ValueError(f"`recipe` of a grid cannot set `{name}`. Use {SET_ELSEWHERE[name]}.")
     axes = {}
     for name, value in values.items():
-        # Of an option that is a list itself, a list of lists is the axis.
+        # For an option that takes a list, only a list of lists is an axis.
         several = isinstance(value, list) and (
             known[name].type != list[str] or all(isinstance(v, list) for v in value)
         )
@@ -235,7 +264,7 @@ def _recipe(values: Any) -> dict[str, tuple[Any, ...]]:
 def _training(values: Any, where: str) -> dict[str, Any]:
     known = {option.name for option in fields(TrainingArguments) if option.init}
     for name in _keys(values, f"`{where}`", known):
-        if name in OURS:
+        if name in SET_BY_STUDY:
             raise ValueError(f"`{where}` cannot set `{name}`, which the study sets itself. Leave it out.")
     return dict(values)
 
@@ -249,7 +278,7 @@ def _seeds(seeds: tuple[Any, ...], where: str) -> tuple[int, ...]:
 
 
 def _keys(values: Any, where: str, known: Any, required: Iterable[str] = ()) -> dict[str, Any]:
-    """The mapping `values`, once its keys are known to be legal."""
+    """Return the mapping `values` after a check of its keys."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be a mapping of names to values; got {values!r}.")
     names = [option.name for option in fields(known)] if isinstance(known, type) else list(known)

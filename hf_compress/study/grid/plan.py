@@ -1,4 +1,4 @@
-"""The cells of a grid, the dense models that they start from, and the keys by which both are found again."""
+"""The plan of a study: its cells, the dense models they start from, and the keys that identify both."""
 
 import hashlib
 import json
@@ -8,14 +8,14 @@ from typing import Any
 
 from hf_compress.recipe import ARGUMENTS, Recipe
 from hf_compress.report import records
-from hf_compress.study.grid.combinations import parts
-from hf_compress.study.grid.grid import METHOD_ARGUMENTS, Grid, Model, Task
+from hf_compress.study.grid.combinations import methods_in
+from hf_compress.study.grid.grid import METHOD_ARGUMENTS, ModelEntry, StudyGrid, TaskEntry
 
-# The version of what a node computes, and part of every key. To be raised by hand when a change makes a node of the
-# same description train otherwise. The package's version and the commit would make every release and every commit
-# forget all results, most of which they cannot change; a report says which versions it was made with.
+# Version of the computation, part of every key. Raise it by hand when a change makes the same description train
+# differently. The version of the package or the commit would invalidate all results with each release, and most
+# releases change none. Each report names the versions it was made with.
 VERSION = 1
-SECTIONS = {
+RECIPE_SECTIONS = {
     kind: section
     for kind, section in zip(ARGUMENTS, Recipe.__dataclass_fields__, strict=True)
     if kind in METHOD_ARGUMENTS.values()
@@ -23,8 +23,8 @@ SECTIONS = {
 
 
 @dataclass(frozen=True)
-class Dense:
-    """A model fine-tuned on a task without any method: what cells start from, and what teaches them."""
+class DenseModel:
+    """A model fine-tuned on a task without any method. Cells start from it, and it can teach them."""
 
     key: str
     model: str
@@ -36,12 +36,21 @@ class Dense:
 
 @dataclass(frozen=True)
 class Cell:
-    """A recipe applied to a dense model: one point of the grid.
+    """One point of the grid: a recipe applied to a dense model.
 
-    `model`, `layers`, `task` and `seed` are those of the dense model `starts_from`, named by its key. `methods` is one
-    of `COMBINATIONS`; `sparsity` is 0 without pruning. `teacher` is a model's name, `self`, or None without
-    distillation; `taught_by` is the key of that dense model. `recipe` is as `Recipe.to_dict` has it, with that name
-    for the teacher.
+    Args:
+        key: identifies the cell; the same for the same weights, data, options and seed.
+        model: name of the dense model's architecture.
+        layers: number of layers it was cut to; None for all.
+        task: the GLUE task.
+        methods: one of `COMBINATIONS`.
+        sparsity: 0 without pruning.
+        seed: seed of the training.
+        teacher: name of a model, "self", or None without distillation.
+        recipe: as `Recipe.to_dict` returns it, with the teacher's name in the grid.
+        training: training arguments.
+        starts_from: key of the dense model that training starts from.
+        taught_by: key of the dense model that teaches, or None.
     """
 
     key: str
@@ -59,21 +68,21 @@ class Cell:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The keys of the dense models without which this cell cannot begin."""
+        """Keys of the dense models that must exist before this cell can run."""
         return (
             (self.starts_from,) if self.taught_by in (None, self.starts_from) else (self.starts_from, self.taught_by)
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The cell as JSON values."""
+        """Return the cell as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Cell":
-        """The cell that `to_dict` described.
+        """Return the cell from what `to_dict` returned.
 
         Raises:
-            ValueError: an unknown or missing field, or a value of the wrong type, each by its name.
+            ValueError: a field is unknown or missing, or has the wrong type. The message names it.
         """
         cell: Cell = records.decode(cls, dict(values), "cell")
         return cell
@@ -81,7 +90,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Identities:
-    """What models and data are, whatever they are called and wherever they lie: digests by path and by task."""
+    """Digests of models by path and of data by task. They depend on contents, not on names or places."""
 
     models: Mapping[str, str]
     data: Mapping[str, str]
@@ -89,14 +98,22 @@ class Identities:
 
 @dataclass(frozen=True)
 class Plan:
-    """All nodes of a study by their keys, cells in the order in which they are to be run."""
+    """All nodes of a study by key: dense models, and cells in the order to run them."""
 
-    dense: Mapping[str, Dense]
+    dense: Mapping[str, DenseModel]
     cells: Mapping[str, Cell]
 
 
-def plan(grid: Grid, identities: Identities) -> Plan:
-    """The nodes of `grid`. Cells that come to the same, such as those whose axes do not concern them, are one."""
+def make_plan(grid: StudyGrid, identities: Identities) -> Plan:
+    """Return the nodes of a grid. Cells with the same key are one cell, for example where an axis does not apply.
+
+    Example:
+        >>> from hf_compress.study.grid import Identities, StudyGrid, make_plan
+        >>> grid = StudyGrid.from_dict({"models": [{"name": "tiny", "path": "tiny"}], "tasks": ["sst2"]})
+        >>> whole = make_plan(grid, Identities(models={"tiny": "digest"}, data={"sst2": "digest"}))
+        >>> len(whole.cells), len(whole.dense)
+        (8, 1)
+    """
     planner = _Planner(grid, identities)
     cells: dict[str, Cell] = {}
     for cell in planner.cells():
@@ -105,15 +122,19 @@ def plan(grid: Grid, identities: Identities) -> Plan:
 
 
 def digest(values: Any) -> str:
-    """A name of 20 characters for JSON values, the same for the same values."""
+    """Return 20 hexadecimal digits that identify JSON values.
+
+    Raises:
+        ValueError: the values hold NaN or infinity.
+    """
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 class _Planner:
-    def __init__(self, grid: Grid, identities: Identities) -> None:
+    def __init__(self, grid: StudyGrid, identities: Identities) -> None:
         self.grid, self.identities = grid, identities
-        self.dense: dict[str, Dense] = {}
+        self.dense: dict[str, DenseModel] = {}
         self._found: dict[tuple[Any, ...], str] = {}
         self._recipes = {
             methods: [self._recipe(methods, options) for options in grid.recipes(methods)] for methods in grid.methods
@@ -128,27 +149,27 @@ class _Planner:
             for task in self.grid.tasks
             for number, seed in enumerate(model.seeds or self.grid.seeds)
         ]
-        # Seed by seed, so that a study that is not run to its end is whole as far as it came.
+        # Seed by seed: a study that stops early then has complete grids for its first seeds.
         for _, model, layers, task, seed in sorted(starts, key=lambda start: start[0]):
             start = self._dense(model, layers, task, seed)
             taught_by = start if teacher is None else self._dense(teacher, None, task, self.grid.seeds[0])
             yield from self._cells(model, layers, task, seed, start, taught_by)
 
-    def _teacher(self) -> Model | None:
-        """The model that teaches all cells, whole; None if each is taught by the dense model that it starts from.
+    def _teacher(self) -> ModelEntry | None:
+        """Return the model that teaches all cells, with all its layers; None if each dense model teaches itself.
 
-        What an entry of the grid says of training is for the sizes that it lists.
+        Training arguments of an entry apply to the sizes that the entry lists.
         """
         named = [model for model in self.grid.models if model.name == self.grid.teacher]
         whole = [model for model in named if None in model.layers]
         return next(iter([*whole, *(replace(model, training={}) for model in named)]), None)
 
     def _cells(
-        self, model: Model, layers: int | None, task: Task, seed: int, start: str, teacher: str
+        self, model: ModelEntry, layers: int | None, task: TaskEntry, seed: int, start: str, teacher: str
     ) -> Iterator[Cell]:
         training = {**self.grid.training, **model.training, **task.training}
         for methods, recipes in self._recipes.items():
-            taught = "kd" in parts(methods)
+            taught = "kd" in methods_in(methods)
             for recipe, changed in recipes:
                 known = {
                     "version": VERSION,
@@ -174,13 +195,13 @@ class _Planner:
                 )
 
     def _recipe(self, methods: str, options: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-        """The recipe as plain values, and its options that are not the default, but for the teacher's name."""
+        """Return the recipe as plain values, and its options that differ from the default, but for the teacher."""
         given = dict(options)
-        if "kd" in parts(methods):
+        if "kd" in methods_in(methods):
             given["distill_teacher"] = self.grid.teacher
         sections = {
             section: {option.name: given[option.name] for option in fields(kind) if option.name in given}
-            for kind, section in SECTIONS.items()
+            for kind, section in RECIPE_SECTIONS.items()
         }
         recipe, defaults = Recipe.from_dict(sections).to_dict(), Recipe().to_dict()
         changed = {
@@ -191,8 +212,8 @@ class _Planner:
         }
         return recipe, changed
 
-    def _dense(self, model: Model, layers: int | None, task: Task, seed: int) -> str:
-        """The key of a dense model, which is added to the plan if it is not there."""
+    def _dense(self, model: ModelEntry, layers: int | None, task: TaskEntry, seed: int) -> str:
+        """Return the key of a dense model, and add it to the plan if it is new."""
         place = (model.name, model.path, layers, task.name, seed)
         if place in self._found:
             return self._found[place]
@@ -211,5 +232,5 @@ class _Planner:
             }
         )
         self._found[place] = key
-        self.dense.setdefault(key, Dense(key, model.name, layers, task.name, seed, training))
+        self.dense.setdefault(key, DenseModel(key, model.name, layers, task.name, seed, training))
         return key

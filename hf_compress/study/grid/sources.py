@@ -1,4 +1,4 @@
-"""The models and the data of a grid: where they lie on this machine, and what they are wherever they lie."""
+"""Models and data of a grid: where they are on this machine, and digests of their contents."""
 
 import hashlib
 import json
@@ -14,32 +14,37 @@ import datasets
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from hf_compress.study.grid.glue import TASKS
-from hf_compress.study.grid.grid import Grid, Model, Task
+from hf_compress.study.grid.grid import ModelEntry, StudyGrid, TaskEntry
 from hf_compress.study.grid.plan import Identities, digest
 
-# In front of the name of an installed package and a folder in it.
+# Prefix of a path in an installed Python package.
 PACKAGE = "package:"
-# What a model is made of; the rest of a folder (cards, training arguments) does not change its outputs.
-PARTS = ("*.safetensors", "*.bin", "config.json", "*token*.json", "vocab*", "merges.txt", "spiece.model")
+# Files that determine a model's outputs. Cards and training arguments do not.
+IDENTITY_FILES = ("*.safetensors", "*.bin", "config.json", "*token*.json", "vocab*", "merges.txt", "spiece.model")
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where to load the models of a grid from, and the folder with a copy of its data, if that is not on the Hub."""
+    """Loads the models and data of a grid.
 
-    grid: Grid
+    Args:
+        grid: the grid.
+        data: folder with a copy of the data; by default `grid.data`.
+    """
+
+    grid: StudyGrid
     data: str | None = None
 
-    def model(self, name: str) -> Model:
-        """The entry of the grid that says where the model `name` is."""
+    def model(self, name: str) -> ModelEntry:
+        """Return the first entry of the grid with this model name."""
         return next(model for model in self.grid.models if model.name == name)
 
-    def task(self, name: str) -> Task:
-        """The entry of the grid that says how many rows of the task to use."""
+    def task(self, name: str) -> TaskEntry:
+        """Return the entry of the grid with this task name."""
         return next(task for task in self.grid.tasks if task.name == name)
 
-    def rows(self, task: Task) -> dict[str, datasets.Dataset]:
-        """The rows of `task` to train on and those to evaluate on, by split.
+    def rows(self, task: TaskEntry) -> dict[str, datasets.Dataset]:
+        """Return the training and evaluation rows of a task, by split.
 
         Raises:
             ValueError: the data has no such task or split.
@@ -51,8 +56,8 @@ class Sources:
         missing = [split for split in limits if split not in loaded]
         if missing:
             raise ValueError(
-                f"{source} has no split {', '.join(missing)} of {task.name}, but {', '.join(loaded)}. `--data` must "
-                f"be a folder in the layout of {self.grid.data}."
+                f"{source} has no split {', '.join(missing)} for the task {task.name}; it has {', '.join(loaded)}. "
+                f"`--data` must be a folder in the layout of {self.grid.data}."
             )
         return {
             split: loaded[split].select(range(min(limit or sys.maxsize, len(loaded[split]))))
@@ -60,12 +65,15 @@ class Sources:
         }
 
     def encoded(
-        self, task: Task, tokenizer: PreTrainedTokenizerBase, identity: str
+        self, task: TaskEntry, tokenizer: PreTrainedTokenizerBase, identity: str
     ) -> tuple[dict[str, datasets.Dataset], list[str] | None]:
-        """The rows of `task` as token ids, by split, and the names of its classes, None for a regression.
+        """Return the rows of a task as token ids, by split, and the names of its classes (None for a regression).
 
         Args:
-            identity: what determines the tokenizer, by which the rows are found again in the cache of `datasets`.
+            task: the task.
+            tokenizer: the tokenizer of the model.
+            identity: digest of the model, which determines the tokenizer. The cache of `datasets` finds the rows
+                by it.
         """
         rows, kind = self.rows(task), TASKS[task.name]
         length = min(self.grid.max_length, tokenizer.model_max_length)
@@ -85,8 +93,8 @@ class Sources:
                 encode,
                 batched=True,
                 remove_columns=part.column_names,
-                # Said rather than guessed by `datasets`, for whom a tokenizer is another once it has been used; and
-                # the teachers' answers are found by it.
+                # `datasets` would hash the tokenizer, whose hash changes with its first use. The cache of the
+                # teachers' answers finds rows by this fingerprint too.
                 new_fingerprint=digest(known | {"rows": _rows_digest({split: part}), "split": split}),
                 desc=f"Tokenizing {task.name}",
             )
@@ -94,13 +102,13 @@ class Sources:
         }, names
 
     def identities(self, *, guess: bool = False) -> Identities:
-        """What the models and the data of the grid are.
+        """Return digests of the models and the data of the grid.
 
         Args:
-            guess: whether names will do for what cannot be reached, as in a plan that is not to be run.
+            guess: whether to use names where the Hub cannot be reached. Only for a plan that is not run.
 
         Raises:
-            ValueError: one of them is not there.
+            ValueError: a model or a data set is missing.
         """
 
         def found(identify: Callable[[], str], name: str) -> str:
@@ -116,15 +124,20 @@ class Sources:
             {task.name: found(partial(self._identity, task), task.name) for task in self.grid.tasks},
         )
 
-    def _identity(self, task: Task) -> str:
+    def _identity(self, task: TaskEntry) -> str:
         return _rows_digest(self.rows(task))
 
 
 def located(path: str) -> str:
-    """The folder or Hub id that the `path` of a grid's model means: `package:NAME/FOLDER` is in a Python package.
+    """Return the folder or Hub id of a `path` in the grid. `package:NAME/FOLDER` is a folder in a Python package.
 
     Raises:
         ValueError: the package is not installed.
+
+    Example:
+        >>> from hf_compress.study.grid.sources import located
+        >>> located("google-bert/bert-base-uncased")
+        'google-bert/bert-base-uncased'
     """
     if not path.startswith(PACKAGE):
         return path
@@ -138,18 +151,18 @@ def located(path: str) -> str:
         ) from error
 
 
-def model_identity(model: Model) -> str:
-    """A digest of a local model's files, or the commit of one on the Hub.
+def model_identity(model: ModelEntry) -> str:
+    """Return a digest of a local model's files, or the commit of a model on the Hub.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: there is no such model.
     """
     place = located(model.path)
     folder = Path(place)
     if folder.is_dir():
-        parts = sorted({path for pattern in PARTS for path in folder.glob(pattern)})
+        parts = sorted({path for pattern in IDENTITY_FILES for path in folder.glob(pattern)})
         if not parts:
-            raise ValueError(f"`path: {model.path}` of the model {model.name!r} is a folder without a model in it.")
+            raise ValueError(f"`path: {model.path}` of the model {model.name!r} is a folder without model files.")
         found = hashlib.sha256()
         for part in parts:
             with part.open("rb") as file:
@@ -159,18 +172,18 @@ def model_identity(model: Model) -> str:
         config = AutoConfig.from_pretrained(place, revision=model.revision or "main")
     except OSError as error:
         raise ValueError(
-            f"`path: {model.path}` of the model {model.name!r} is no folder, and could not be found on the Hub: "
-            f"{error}. Give a folder, or go where the Hub can be reached."
+            f"`path: {model.path}` of the model {model.name!r} is not a folder, and the Hub did not return it: "
+            f"{error}. Give a folder, or run where the Hub can be reached."
         ) from error
     return f"{place}@{config._commit_hash}"
 
 
 def _rows_digest(rows: Mapping[str, datasets.Dataset]) -> str:
-    """A digest of the rows themselves, so that a copy of the data is the same data."""
+    """Return a digest of rows. A copy of the data at another place has the same digest."""
     found = hashlib.sha256()
     for split, part in rows.items():
         for name in sorted(part.column_names):
-            # A row's number says where it came from, and not what it is.
+            # The number of a row depends on its source, not on its content.
             if name != "idx":
                 values = json.dumps(list(part[name]), separators=(",", ":"))
                 found.update(f"{split} {name} {part.features[name]} ".encode() + values.encode())

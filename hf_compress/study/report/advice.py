@@ -1,4 +1,4 @@
-"""Advice in words: which recipe to try first for a model and a task, from the runs of a study."""
+"""The text of `hf-compress study suggest`: a recipe to try first, and what to expect of it."""
 
 import re
 from pathlib import Path
@@ -23,19 +23,23 @@ def advise(
     results: str | Path | None = None,
     metric: str = "paper",
 ) -> str:
-    """What to try first for `model` on `task`, and what to expect of it, in a few lines.
+    """Return in a few lines what to try first for a model and a task, and what to expect.
 
     Args:
-        model: one of the study, or a folder or Hub id of another.
-        task: one of the study, or another, for which the mean over all stands in.
-        max_size: the largest file, such as "10MB".
-        max_drop: the largest loss of score, in points of a hundred.
-        results: of a study; by default those that come with the package.
+        model: a model of the study, or a folder or Hub id of another model.
+        task: a task of the study. For another task, the mean over all tasks is used.
+        max_size: the largest file to accept, for example "10MB".
+        max_drop: the largest loss of score to accept, in points of 100.
+        results: results of a study; by default those that come with the package.
         metric: as for `read_measurements`.
 
     Raises:
-        ValueError: neither or both limits are given, one of them cannot be met or read, or nothing is known of the
-            model.
+        ValueError: no limit is given, a limit is invalid or cannot be met, or the model is unknown.
+
+    Example:
+        >>> from hf_compress.study.report import advise
+        >>> print(advise("minilm-1", "sst2", max_size="14MB"))
+        For minilm-1 on sst2, try first: kd+int8...
     """
     found = read_measurements(shipped() if results is None else results, metric)
     known = {name for measurement in found for name in (measurement.model, measurement.family)}
@@ -51,15 +55,20 @@ def advise(
 
 
 def shipped() -> Path:
-    """The cells of the study that comes with the package."""
+    """Return the file with the cells of the study that comes with the package."""
     return Path(__file__).parents[1] / "analysis" / SHIPPED
 
 
 def size_in_bytes(words: str) -> float:
-    """The number of bytes that "10MB", "800 kB" or "1.5e6" mean, units being decimal.
+    """Return the number of bytes in words such as "10MB", "800 kB" or "1.5e6". Units are decimal.
 
     Raises:
-        ValueError: they mean none.
+        ValueError: the words are no size.
+
+    Example:
+        >>> from hf_compress.study.report.advice import size_in_bytes
+        >>> size_in_bytes("10MB")
+        10000000.0
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmg]?)b?", words.strip().lower())
     if match is None:
@@ -68,39 +77,42 @@ def size_in_bytes(words: str) -> float:
 
 
 def said(advice: Suggestion, task: str) -> str:
-    """The advice in words."""
+    """Return a suggestion in words."""
     combination, sparsity = advice.point.combination, advice.point.sparsity
     name = f"{combination} ({100 * sparsity:g} % of the linear layers' weights zero)" if sparsity else combination
     value, interval = advice.difference.value, advice.difference.interval
     sure = advice.over if interval is None else f"95 %: {interval[0]:+.1f} to {interval[1]:+.1f}, over {advice.over}"
     cut = "" if advice.layers is None else f", {advice.layers} layer{'' if advice.layers == 1 else 's'}"
     lines = [
-        f"For {advice.asked} on {task}, to try first: {name}{cut}",
+        f"For {advice.asked} on {task}, try first: {name}{cut}",
         "",
         "  " + " ".join(advice.flags),
         "",
         f"  size   {advice.size / 1e6:.1f} MB on disk, {advice.dense_size / advice.size:.1f} times smaller than dense "
         f"fp32 ({advice.dense_size / 1e6:.1f} MB)",
-        f"  score  {value:+.2f} points against the dense model trained as long ({sure})",
+        f"  score  {value:+.2f} points against the dense model after the same training ({sure})",
         f"  from   {len(advice.cells)} runs: {', '.join(advice.cells[:4])}{' ...' if len(advice.cells) > 4 else ''}",
     ]
     if not advice.task_known:
-        lines.append(f"  The study has no {task}: this is the mean over {', '.join(advice.tasks)}.")
+        lines.append(f"  The study does not have the task {task}: these are means over {', '.join(advice.tasks)}.")
     if advice.compared_to != advice.asked:
-        lines.append(f"  The study's {advice.compared_to} stands in for it: no interval counts how the two differ.")
+        lines.append(
+            f"  The study's {advice.compared_to} stands for this model. The interval does not include their "
+            f"difference."
+        )
     if "kd" in combination.split("+") and advice.teacher not in (None, "self"):
         lines.append(f"  The teacher was {advice.teacher}, fine-tuned on the task.")
     return "\n".join(lines)
 
 
 def _weights(model: str, known: list[str]) -> Weights:
-    """How many weights a model has that the study does not know, from its configuration."""
+    """Return the numbers of weights of a model that the study does not have, from its configuration."""
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"`--model` must be one of the study ({', '.join(known)}), or a folder or Hub id whose configuration can "
-            f"be read; for {model!r} that failed: {error}"
+            f"`--model` must be a model of the study ({', '.join(known)}), or a folder or Hub id with a "
+            f"configuration; {model!r} has none: {error}"
         ) from error
     with torch.device("meta"):
         built = AutoModelForSequenceClassification.from_config(config)

@@ -1,27 +1,27 @@
-"""What the paper claims, and whether a study of ours bears it out: a verdict for each, by its interval."""
+"""The paper's claims, and whether a study reproduces them: one verdict each, from its interval."""
 
 from typing import Any
 
 from hf_compress.study.analysis import published
 from hf_compress.study.analysis.findings import CONTROL, DISK, Findings, Spread
-from hf_compress.study.analysis.panel import LEVEL, Point
+from hf_compress.study.analysis.panel import CONFIDENCE, Point
 from hf_compress.study.analysis.ranking import Ranking
 from hf_compress.study.report.tables import Column, Table
 
-YES, NO, OPEN, SILENT = "reproduces", "does not reproduce", "cannot be told", "not enough runs"
-# What is said of two or three methods together, and whether their reductions should more than multiply.
+YES, NO, OPEN, SILENT = "reproduces", "does not reproduce", "inconclusive", "not enough runs"
+# Claims about two or three methods together, and whether their reductions should more than multiply.
 TOGETHER = (
     ("kd+mp", "distillation and pruning more than multiply", True),
     ("kd+int8", "quantization and distillation more than multiply", True),
     ("mp+int8", "pruning and quantization less than multiply", False),
     ("kd+mp+int8", "all three more than multiply", True),
 )
-HELPING = (("kd+mp", "distillation makes up for pruning"), ("kd+int8", "distillation makes up for quantization"))
+HELPING = (("kd+mp", "distillation compensates for pruning"), ("kd+int8", "distillation compensates for quantization"))
 ALL_THREE = "kd+mp+int8"
 
 
 def claims(findings: Findings) -> Table:
-    """The claims of the paper that the study can speak to."""
+    """Return the claims of the paper that the study can test, with verdicts."""
     rows = [_priority(ranking) for ranking in findings.rankings() if "smaller" in ranking.measure]
     together = findings.multiplicativity(DISK, CONTROL)
     for name, claim, more in TOGETHER:
@@ -38,15 +38,22 @@ def claims(findings: Findings) -> Table:
     columns = (Column("claim", "the paper's claim"), Column("paper", "paper"), Column("here", "here"),
                Column("verdict", "verdict"))  # fmt: skip
     note = (
-        f"A claim *reproduces* if its whole {LEVEL:.0%} interval, or {LEVEL:.0%} of the draws, is on its side; "
-        "it *does not* if that is on the other; in between it cannot be told. Sizes are bytes on disk unless it says "
-        "analytic, scores are compared with the control. The intervals are those of the tables below."
+        f"A claim *reproduces* if its whole {CONFIDENCE:.0%} interval, or {CONFIDENCE:.0%} of the draws, supports "
+        "it. It *does not reproduce* if they contradict it. Otherwise it is *inconclusive*. Sizes are bytes on "
+        "disk unless marked analytic. Scores are compared with the control. The intervals are those of the tables "
+        "below."
     )
     return Table("claims", "Does the paper reproduce?", note, columns, rows)
 
 
 def verdict(interval: tuple[float, float] | None, line: float, *, above: bool) -> str:
-    """Whether an interval lies on the side of `line` where a claim has it."""
+    """Return the verdict on a claim that a value lies above a line (or below), from its interval.
+
+    Example:
+        >>> from hf_compress.study.report.claims import verdict
+        >>> verdict((1.1, 1.3), 1.0, above=True), verdict((0.9, 1.1), 1.0, above=True)
+        ('reproduces', 'inconclusive')
+    """
     if interval is None:
         return SILENT
     low, high = interval
@@ -70,13 +77,13 @@ def _priority(ranking: Ranking) -> dict[str, Any]:
     paper = " > ".join(published.PRIORITY)
     said, found = " > ".join(ranking.order), SILENT
     if ranking.paper is not None:
-        said += f"; {paper} in {ranking.paper:.2f} of the draws"
-        found = YES if ranking.paper >= LEVEL else NO if ranking.paper <= 1 - LEVEL else OPEN
-    return {"claim": f"The order of priority: {ranking.measure}", "paper": paper, "here": said, "verdict": found}
+        said += f"; {paper} in a share of {ranking.paper:.2f} of the draws"
+        found = YES if ranking.paper >= CONFIDENCE else NO if ranking.paper <= 1 - CONFIDENCE else OPEN
+    return {"claim": f"Order of the methods: {ranking.measure}", "paper": paper, "here": said, "verdict": found}
 
 
 def _headline(findings: Findings) -> dict[str, Any]:
-    """Of the largest model, which the paper's abstract speaks for with BERT-base."""
+    """Test the headline on the largest model. The paper's abstract makes it for BERT-base."""
     figure, model = published.figure1(), "BASE"
     gain = figure[Point(model, ALL_THREE, published.HEADLINE)][1] - figure[Point(model, "dense", 0.0)][1]
     point = Point(findings.full.models[0], ALL_THREE, findings.sparsity)

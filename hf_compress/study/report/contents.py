@@ -1,4 +1,4 @@
-"""The tables of a study's report, filled from what was found."""
+"""The tables of a study's report, filled from its findings."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,23 +7,23 @@ import numpy as np
 
 from hf_compress.study.analysis import published
 from hf_compress.study.analysis.findings import ANALYTIC, BASELINES, CONTROL, DISK, SIZES, START, Findings, Spread
-from hf_compress.study.analysis.measurements import NAMES, to_row
+from hf_compress.study.analysis.measurements import FIELDS, to_row
 from hf_compress.study.analysis.panel import FEWEST_REPEATS, FEWEST_TASKS
 from hf_compress.study.analysis.reductions import TOLERANCE
-from hf_compress.study.grid.combinations import COMBINATIONS, DENSE, parts
+from hf_compress.study.grid.combinations import COMBINATIONS, DENSE, methods_in
 from hf_compress.study.report.claims import claims
 from hf_compress.study.report.tables import Column, Table, spread
 
 ALL = "geometric mean"
 BASELINE_WORDS = {
     CONTROL: "the dense model after the same training without any method",
-    START: "the dense model that training began with",
+    START: "the dense model that training started from",
 }
 SIZE_WORDS = {ANALYTIC: "analytic size", DISK: "bytes on disk"}
 
 
 def contents(findings: Findings) -> list[Table]:
-    """All tables, in the order of the report."""
+    """Return all tables, in the order of the report."""
     tables = [reductions(findings, size, baseline) for size in SIZES for baseline in BASELINES]
     makers: Sequence[Callable[[Findings], Table]] = (
         paper_reductions, multiplicativity, interactions, gains, rankings, points, noise, cells,
@@ -32,7 +32,7 @@ def contents(findings: Findings) -> list[Table]:
 
 
 def reductions(findings: Findings, size: str, baseline: str) -> Table:
-    """Table 1: by model and combination, how much smaller one gets within the tolerance."""
+    """Return Table 1: by model and combination, how many times smaller a model can be within the tolerance."""
     table, draws = findings.reductions(size, baseline), findings.draws
     models = list(dict.fromkeys(model for model, _ in table))
     number = len(findings.full.tasks)
@@ -56,35 +56,33 @@ def reductions(findings: Findings, size: str, baseline: str) -> Table:
         *(Column(name, name, ".1f", interval=True, beside=f"{name}_where") for name in findings.combinations),
     )
     note = (
-        f"Times smaller, by {SIZE_WORDS[size]}, than the dense model, at a score of at most {TOLERANCE:g} points less "
-        f"than that of {BASELINE_WORDS[baseline]}: per task the smallest of all models and sparsities of the "
-        f"combination, then the mean over {_tasks(findings)}. In square brackets in how many there is such a model, "
-        "if not in all; in the others one keeps the dense model, and the ratio is 1. The column `dense` is what a "
-        f"smaller dense model gives. {intervals(findings)}"
+        f"How many times smaller than the dense model, by {SIZE_WORDS[size]}, with a score at most {TOLERANCE:g} "
+        f"points below that of {BASELINE_WORDS[baseline]}. For each task, this is the smallest of all models and "
+        f"sparsities of the combination; then the mean over {_tasks(findings)}. Square brackets give the number of "
+        "tasks with such a model, if not all; for the others the ratio is 1. The column `dense` shows smaller "
+        f"dense models. {intervals(findings)}"
     )
     title = f"By {SIZE_WORDS[size]}, against {BASELINE_WORDS[baseline]}"
     return Table(f"table1-{size}-{baseline}", title, note, columns, rows)
 
 
 def paper_reductions(findings: Findings) -> Table:
-    """Table 1 as published."""
+    """Return Table 1 as published."""
     names = [name for name in COMBINATIONS if name != DENSE]
     table, models = published.table1(), published.models()
     rows: list[dict[str, Any]] = [{"model": model} | {name: table[model, name] for name in names} for model in models]
     means = {name: float(np.exp(np.mean([np.log(table[model, name]) for model in models]))) for name in names}
     rows.append({"model": ALL} | means)
-    note = (
-        f"{published.SOURCE}: analytic size, mean over eight GLUE tasks, no intervals published. The last row is ours."
-    )
+    note = f"{published.SOURCE}: analytic size, mean over eight GLUE tasks, without intervals. We added the last row."
     columns = (Column("model", "dense model"), *(Column(name, name, ".1f") for name in names))
     return Table("table1-paper", "Table 1 of the paper", note, columns, rows)
 
 
 def multiplicativity(findings: Findings) -> Table:
-    """Whether reductions multiply."""
+    """Return the table of multiplicativity."""
     found = {(s, b): findings.multiplicativity(s, b) for s in SIZES for b in BASELINES}
     rows = []
-    for name in (name for name in COMBINATIONS if len(parts(name)) > 1):
+    for name in (name for name in COMBINATIONS if len(methods_in(name)) > 1):
         row: dict[str, Any] = {"combination": name}
         for (size, baseline), values in found.items():
             row |= _spread(f"{size}-{baseline}", values.get(name))
@@ -93,19 +91,19 @@ def multiplicativity(findings: Findings) -> Table:
     columns += [Column(f"{s}-{b}", f"{SIZE_WORDS[s]}, {b}", ".2f", interval=True) for s in SIZES for b in BASELINES]
     columns.append(Column("paper", "paper (analytic)", ".2f"))
     note = (
-        "ratio(A+B) / (ratio(A) ratio(B)) of the reductions of Table 1, the geometric mean over models: above 1 the "
-        f"methods give more together than multiplied. Control: {BASELINE_WORDS[CONTROL]}; start: "
+        "ratio(A+B) / (ratio(A) ratio(B)) of the reductions of Table 1, geometric mean over models. Above 1, the "
+        f"methods reduce more together than multiplied. Control: {BASELINE_WORDS[CONTROL]}. Start: "
         f"{BASELINE_WORDS[START]}. {intervals(findings)}"
     )
     return Table("multiplicativity", "Do the methods multiply?", note, tuple(columns), rows)
 
 
 def interactions(findings: Findings) -> Table:
-    """The linear model of the score."""
+    """Return the table of the linear model of the score."""
     rows = []
     for sparsity in findings.sparsities:
         for name, estimate in findings.interactions(sparsity).items():
-            row: dict[str, Any] = {"sparsity": sparsity, "term": " × ".join(parts(name))}
+            row: dict[str, Any] = {"sparsity": sparsity, "term": " × ".join(methods_in(name))}
             rows.append(row | spread("points", estimate.value, estimate.interval) | _paper_interaction(name, sparsity))
     columns = (
         Column("sparsity", "sparsity", ".0%"), Column("term", "term"),
@@ -113,15 +111,16 @@ def interactions(findings: Findings) -> Table:
         Column("paper_range", "paper: range over models"),
     )  # fmt: skip
     note = (
-        "Least squares with a mean for each model, task and seed. A single method: its effect alone. A product: what "
-        "the methods do together beyond the sum of their parts; above 0 they help each other. 95 % intervals are "
-        f"cluster-robust over tasks with Student's t ({_clusters(findings)}); the paper gives none."
+        "Least squares with one mean per model, task and seed. A single method: its effect alone. A product: the "
+        "effect of the methods together beyond the sum of their parts; above 0 they help each other. 95 % "
+        f"intervals are cluster-robust over tasks with Student's t ({_clusters(findings)}). The paper gives no "
+        "intervals."
     )
     return Table("interactions", "Effects and interactions in the score", note, columns, rows)
 
 
 def gains(findings: Findings) -> Table:
-    """What each method costs and buys."""
+    """Return the table of what each method costs and gains."""
     rows = []
     for sparsity in findings.sparsities:
         for gain in findings.gains(sparsity):
@@ -136,14 +135,14 @@ def gains(findings: Findings) -> Table:
         Column("blocks", "models × tasks", "d"),
     )  # fmt: skip
     note = (
-        "What a method adds to a model that has the others already, at the same training: the mean difference of "
+        "What a method adds to a model that already has the others, after the same training: the mean difference of "
         f"score, and the ratio of sizes. 95 % intervals as for the linear model ({_clusters(findings)})."
     )
-    return Table("gains", "What each method costs and buys", note, columns, rows)
+    return Table("gains", "What each method costs and gains", note, columns, rows)
 
 
 def rankings(findings: Findings) -> Table:
-    """Which method goes first."""
+    """Return the table of the order of the methods."""
     rows = [
         {
             "measure": ranking.measure,
@@ -158,16 +157,16 @@ def rankings(findings: Findings) -> Table:
         Column("measure", "measure"), Column("order", "order found"), Column("probability", "P(this order)", ".2f"),
         Column("first", "P(first is best)", ".2f"), Column("paper", "P(int8 > kd > mp)", ".2f"),
     )  # fmt: skip
-    said = "An empty probability: not enough seeds and tasks to say. " if not findings.draws.over else ""
+    said = "Probabilities are empty: there are not enough seeds and tasks. " if not findings.draws.over else ""
     note = (
-        f"Each method alone. Probabilities are shares of bootstrap draws {_varied(findings)}; ties count for either. "
-        f"{said}The paper's order of priority is quantization, distillation, pruning."
+        f"Each method alone. Probabilities are shares of bootstrap draws {_varied(findings)}; ties count for both. "
+        f"{said}The paper's order is quantization, distillation, pruning."
     )
     return Table("ranking", "Which method first?", note, columns, rows)
 
 
 def points(findings: Findings) -> Table:
-    """Figure 1 and the Pareto front."""
+    """Return the points of Figure 1 and the Pareto front."""
     full, differences = findings.full, findings.differences()
     fronts = {size: findings.front(size) for size in SIZES}
     rows = []
@@ -197,15 +196,16 @@ def points(findings: Findings) -> Table:
     )  # fmt: skip
     left = len(findings.whole.points) - len(full.points)
     note = (
-        f"The mean over {_tasks(findings)}; MB are 10⁶ bytes. The control is the same model after the same training "
-        "without any method. On the front nothing else is both smaller and better; the share is how often in the "
-        f"bootstrap draws. {left} points that lack a task or their control are left out. {intervals(findings)}"
+        f"Means over {_tasks(findings)}; 1 MB is 10⁶ bytes. The control is the same model after the same training "
+        "without any method. A point is on the front if no other point is both smaller and better; the share is "
+        f"that of the bootstrap draws. {left} points without all tasks or without a control are left out. "
+        f"{intervals(findings)}"
     )
     return Table("points", "Figure 1 in numbers, and the Pareto front", note, columns, rows)
 
 
 def noise(findings: Findings) -> Table:
-    """How much the score of a cell moves from seed to seed."""
+    """Return the table of how much a score changes between seeds."""
     whole = findings.whole
     rows = []
     for place, task in enumerate(whole.tasks):
@@ -227,36 +227,37 @@ def noise(findings: Findings) -> Table:
         )
     columns = (
         Column("task", "task"), Column("metric", "metric"), Column("cells", "cells", "d"),
-        Column("rows", "evaluation rows", "d"), Column("deviation", "points from seed to seed (one run)"),
+        Column("rows", "evaluation rows", "d"), Column("deviation", "standard deviation between seeds (points)"),
         Column("freedom", "degrees of freedom", "d"), Column("sampling", "sampling error of an accuracy", ".2f"),
     )  # fmt: skip
     note = (
-        "The standard deviation of a run's score from seed to seed, pooled over the cells with several seeds. The "
-        "last column is the standard error of an accuracy on so many rows, as a measure of that on all sentences. "
-        "All cells share the rows, so that differences are surer than this; no interval in this report counts it."
+        "The standard deviation of the score between seeds, pooled over the cells with several seeds. The last "
+        "column is the standard error of an accuracy measured on this number of rows. All cells share the rows, so "
+        "differences are more certain than this. No interval in this report includes it."
     )
-    return Table("noise", "How sure is one run?", note, columns, rows)
+    return Table("noise", "How certain is one run?", note, columns, rows)
 
 
 def cells(findings: Findings) -> Table:
-    """Every measurement; also what `hf-compress study suggest` reads."""
+    """Return all measurements. `hf-compress study suggest` reads this table."""
     forms = {"score": ".2f", "start": ".2f", "teacher_score": ".2f", "sparsity": ".0%", "seconds": ".0f", "rows": "d"}
     columns = tuple(
-        Column(name, name.replace("_", " "), ",d" if name.endswith("_bytes") else forms.get(name)) for name in NAMES
+        Column(name, name.replace("_", " "), ",d" if name.endswith("_bytes") else forms.get(name)) for name in FIELDS
     )
-    note = "One row a run. Scores are in points of a hundred, sizes in bytes."
+    note = "One row per run. Scores are in points of 100, sizes in bytes."
     return Table("cells", "All cells", note, columns, [to_row(measurement) for measurement in findings.measurements])
 
 
 def intervals(findings: Findings) -> str:
-    """What the bootstrap intervals are over, as a sentence; why there are none, if so."""
+    """Return a sentence on what the intervals are over, or why there are none."""
     if not findings.draws.over:
         return (
-            f"No intervals: not enough tasks ({FEWEST_TASKS}) and not enough seeds ({FEWEST_REPEATS} repeated runs)."
+            f"No intervals: not enough tasks (at least {FEWEST_TASKS}) and not enough seeds (at least "
+            f"{FEWEST_REPEATS} repeated runs)."
         )
     lacking = {"tasks": "seeds", "seeds": "tasks"}.get(findings.draws.over)
-    missing = f"; not enough {lacking} to vary those, so they are too narrow" if lacking else ""
-    return f"In brackets 95 % intervals of a bootstrap {_varied(findings)}{missing}."
+    missing = f"; not enough {lacking} to draw those, so the intervals are too narrow" if lacking else ""
+    return f"Brackets give 95 % bootstrap intervals {_varied(findings)}{missing}."
 
 
 def _where(name: str, found: int, number: int) -> dict[str, str]:
@@ -279,14 +280,14 @@ def _tasks(findings: Findings) -> str:
 def _clusters(findings: Findings) -> str:
     number = len(findings.whole.tasks)
     if number < FEWEST_TASKS:
-        return f"none: {number} of at least {FEWEST_TASKS} tasks"
+        return f"none: {number} tasks, at least {FEWEST_TASKS} are needed"
     return f"{number} tasks"
 
 
 def _paper_interaction(name: str, sparsity: float) -> dict[str, Any]:
     try:
         values = published.interaction(name, sparsity)
-    except KeyError:  # The paper has 40 and 60 %.
+    except KeyError:  # The paper has 40 % and 60 % only.
         return {"paper": None, "paper_range": None}
     return {"paper": float(values.mean()), "paper_range": f"{values.min():+.2f} to {values.max():+.2f}"}
 

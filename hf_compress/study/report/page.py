@@ -1,4 +1,4 @@
-"""A study as one HTML page, which needs nothing else: no network, no other file."""
+"""A study as one HTML page that needs no network and no other file."""
 
 import json
 import re
@@ -17,8 +17,8 @@ from hf_compress.study.report.tables import HIGH, LOW, Column, Table
 with extra("study", "The page of a study"):
     from markupsafe import Markup, escape
 
-TITLE = "Distillation, pruning and quantization together: what they cost and what they buy"
-# Which tables stand together under one heading, and which of them is drawn.
+TITLE = "Distillation, pruning and quantization together: what they cost and what they gain"
+# Tables under one heading, how many of them are open, and which one is drawn.
 GROUPS: tuple[dict[str, Any], ...] = (
     {"id": "claims", "title": "Does the paper reproduce?", "names": ("claims",)},
     {"id": "table1", "open": 3, "title": "Table 1: smaller at the same score", "names": (
@@ -26,23 +26,23 @@ GROUPS: tuple[dict[str, Any], ...] = (
     )},
     {"id": "multiply", "title": "Do the methods multiply?", "names": ("multiplicativity",),
      "forest": "multiplicativity",
-     "caption": "Reduction together / product of the reductions, on disk, against the control; 1 is multiplicative"},
+     "caption": "Reduction together / product of reductions, on disk, against the control; 1 means they multiply"},
     {"id": "interactions", "title": "Effects and interactions", "names": ("interactions", "gains"), "open": 2,
      "forest": "interactions", "caption": "Points of score"},
     {"id": "ranking", "title": "Which method first?", "names": ("ranking",)},
     {"id": "points", "title": "All points", "names": ("points",)},
-    {"id": "noise", "title": "How sure is one run?", "names": ("noise",)},
+    {"id": "noise", "title": "How certain is one run?", "names": ("noise",)},
     {"id": "cells", "title": "All cells", "names": ("cells",), "open": 0},
 )  # fmt: skip
 
 
 def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
-    """The page of a study's findings; the same for the same findings.
+    """Return the page of a study; the same for the same findings.
 
     Args:
-        findings: what it draws.
+        findings: what the page shows.
         tables: what `contents` returned.
-        made_from: what it was made from, for the last line.
+        made_from: names of the sources, for the last line.
     """
     by_name = {table.name: table for table in tables}
     plain = {"forest": None, "caption": "", "open": 1}
@@ -55,8 +55,8 @@ def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
     lead = (
         f"{_counted(measurements, 'run')}: {_counted(findings.whole.models, 'model')}, "
         f"{_counted(findings.whole.tasks, 'task')} and {_counted(findings.combinations, 'subset')} of the three "
-        f"methods, beside the figures of {published.SOURCE}. Every score and every size was measured on the file as "
-        "reloaded."
+        f"methods, beside the figures of {published.SOURCE}. All scores and sizes are those of the compressed file "
+        "after loading it again."
     )
     return environment.from_string(folder.joinpath("page.html").read_text("utf-8")).render(
         title=TITLE,
@@ -69,7 +69,8 @@ def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
         script=folder.joinpath("page.js").read_text("utf-8").strip(),
         # `</` would end the script element that holds the JSON.
         data=json.dumps(_data(findings, by_name), ensure_ascii=False).replace("</", "<\\/"),
-        footer=f"Made by hf-compress study report from {made_from}. Every table lies beside it as CSV and Parquet.",
+        footer=f"Made by hf-compress study report from {made_from}. Each table is also in this folder as CSV and "
+        f"Parquet.",
     )
 
 
@@ -78,13 +79,13 @@ def _counted(things: Sized, noun: str) -> str:
 
 
 def _prose(text: str) -> Markup:
-    """A note, with what stands in backticks as code."""
+    """Return a note as HTML, with text in backticks as code."""
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     return Markup(re.sub(r"\*([^*]+)\*", r"<em>\1</em>", marked))
 
 
 def _cell(column: Column, row: Mapping[str, Any]) -> Markup:
-    """A cell's text, the interval on a line of its own."""
+    """Return the text of a cell, with the interval on its own line."""
     text = column.text(row)
     if column.interval and row[column.key + LOW] is not None:
         value, _, interval = text.partition(" (")
@@ -94,7 +95,7 @@ def _cell(column: Column, row: Mapping[str, Any]) -> Markup:
 
 
 def _data(findings: Findings, tables: Mapping[str, Table]) -> dict[str, Any]:
-    """What the charts are drawn from."""
+    """Return what the charts draw."""
     ours = [
         {
             "combination": row["combination"],

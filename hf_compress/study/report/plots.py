@@ -1,4 +1,4 @@
-"""The plots of a study's report, as vector and as PNG."""
+"""The plots of a study's report, as SVG and PNG."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,37 +9,37 @@ import numpy as np
 from hf_compress.extras import extra
 from hf_compress.study.analysis import published
 from hf_compress.study.analysis.findings import ANALYTIC, CONTROL, DISK, Findings
-from hf_compress.study.grid.combinations import COMBINATIONS, parts
+from hf_compress.study.grid.combinations import COMBINATIONS, methods_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A colour for what trains and prunes, and a mark for how numbers are stored: told apart without colours too.
+# Colour shows distillation and pruning; fill shows quantization, so plots can be read without colours.
 COLOURS = {"": "#59636e", "kd": "#0072b2", "mp": "#d55e00", "kd+mp": "#00875a"}
-NAMES = ("figure1", "front", "interactions", "multiplicativity")
+PLOTS = ("figure1", "front", "interactions", "multiplicativity")
 
 
 def style(combination: str) -> tuple[str, bool]:
-    """The colour of a combination, and whether it is quantized (filled and solid)."""
-    rest = "+".join(method for method in parts(combination) if method != "int8")
-    return COLOURS[rest], "int8" in parts(combination)
+    """Return the colour of a combination, and whether it is quantized (filled and solid)."""
+    rest = "+".join(method for method in methods_in(combination) if method != "int8")
+    return COLOURS[rest], "int8" in methods_in(combination)
 
 
 def draw_all(findings: Findings, folder: Path) -> None:
-    """Writes every plot of `NAMES` into `folder`, as NAME.svg and NAME.png; the same findings give the same files."""
+    """Write all plots of `PLOTS` to `folder`, as SVG and PNG; the same findings give the same files."""
     with extra("plots", "A plot"):
         import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "hf_compress", "svg.fonttype": "none", "font.size": 9}):
-        for name, draw in zip(NAMES, (_figure1, _front, _interactions, _multiplicativity), strict=True):
+        for name, draw in zip(PLOTS, (_figure1, _front, _interactions, _multiplicativity), strict=True):
             figure = draw(findings)
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
             figure.savefig(folder / f"{name}.png", metadata={"Software": None}, dpi=150)
 
 
 def lines(findings: Findings, size: str) -> dict[str, list[tuple[float, float]]]:
-    """By combination, the size in MB and the mean score of each of its points, the smallest first."""
+    """Return, by combination, size in MB and mean score of its points, the smallest first."""
     full = findings.full
     sizes = (full.analytic if size == ANALYTIC else full.disk).mean(axis=0) / 1e6
     found: dict[str, list[tuple[float, float]]] = {}
@@ -49,7 +49,7 @@ def lines(findings: Findings, size: str) -> dict[str, list[tuple[float, float]]]
 
 
 def paper_lines() -> dict[str, list[tuple[float, float]]]:
-    """The same of the paper's Figure 1, by analytic size."""
+    """Return the same for the paper's Figure 1, by analytic size."""
     found: dict[str, list[tuple[float, float]]] = {}
     for point, (size, score) in published.figure1().items():
         found.setdefault(point.combination, []).append((size / 1e6, score))
@@ -113,7 +113,7 @@ Row = tuple[str, float, tuple[float, float] | None, float | None]
 
 
 def _bars(axes: "Axes", rows: Sequence[Row], line: float) -> None:
-    """A forest plot: name, value and interval of each row, and the paper's value beside it."""
+    """Draw a forest plot: name, value and interval of each row, and the paper's value."""
     for place, (_, value, interval, paper) in enumerate(reversed(rows)):
         if interval is not None:
             axes.plot(interval, [place, place], color="#0072b2", linewidth=1.6, solid_capstyle="butt")
@@ -136,7 +136,7 @@ def _interactions(findings: Findings) -> "Figure":
     for name, estimate in findings.interactions(sparsity).items():
         known = any(point.sparsity == sparsity for point in published.figure1())
         paper = float(published.interaction(name, sparsity).mean()) if known else None
-        rows.append((" × ".join(parts(name)), estimate.value, estimate.interval, paper))
+        rows.append((" × ".join(methods_in(name)), estimate.value, estimate.interval, paper))
     _bars(axes, rows, 0.0)
     axes.set_xlabel(f"points of score (mp at {100 * sparsity:g} %); products are interactions")
     return figure

@@ -1,4 +1,4 @@
-"""The report of a study: tables, plots, the page, and the numbers in a document that quotes them."""
+"""The report of a study: tables, plots, the page, and tables quoted in a document."""
 
 import re
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ PAGE = "index.html"
 
 
 def write_report(source: str | Path | Sequence[str | Path], folder: str | Path, *, metric: str = PAPER) -> list[Table]:
-    """The tables of the report on the results in `source`, written into `folder` with plots and page.
+    """Write tables, plots and page of the results in `source` to `folder`, and return the tables.
 
     Args:
         source: as for `read_measurements`.
-        folder: made if it is not there; files of these names in it are replaced.
+        folder: created if missing; files with the same names are replaced.
         metric: as for `read_measurements`.
 
     Raises:
-        ValueError: there are no results, or not a single cell with its dense control.
+        ValueError: there are no results, or no cell has its dense control.
     """
     findings = Findings(read_measurements(source, metric))
     if not findings.full.points:
         raise ValueError(
-            "There is no cell whose model and task were also trained without any method (`dense`), so there is "
-            "nothing to compare. Let the study go on, or add `dense` to its `methods`."
+            "No cell has a control: the same model and task trained without any method (`dense`). There is nothing to "
+            "compare. Continue the study, or add `dense` to its `methods`."
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,24 +43,23 @@ def write_report(source: str | Path | Sequence[str | Path], folder: str | Path, 
     return tables
 
 
-def quote(document: str | Path, tables: Sequence[Table]) -> int:
-    """How many tables were put into the Markdown file `document`, each between its marks.
+def quote_tables(document: str | Path, tables: Sequence[Table]) -> int:
+    """Replace the tables in a Markdown file, and return how many.
 
-    The marks are `<!-- study NAME: begin -->` and `<!-- study NAME: end -->` for the table of that name; what stands
-    between them is replaced.
+    A table stands between `<!-- study NAME: begin -->` and `<!-- study NAME: end -->`.
 
     Raises:
-        ValueError: there is no such file or no such table, or a mark has no end.
+        ValueError: the file or a table does not exist, or a mark has no end.
     """
     path, by_name = Path(document), {table.name: table for table in tables}
     if not path.is_file():
-        raise ValueError(f"`--document` must be a Markdown file; there is none at {path}.")
+        raise ValueError(f"`--document` must be a Markdown file; {path} is not a file.")
     text = path.read_text("utf-8")
     for name in re.findall(r"<!-- study (\S+): begin -->", text):
         if name not in by_name:
-            raise ValueError(f"{path} quotes the table {name}, but there are only {', '.join(by_name)}.")
+            raise ValueError(f"{path} quotes the table {name}, which does not exist. Tables are {', '.join(by_name)}.")
         if f"<!-- study {name}: end -->" not in text:
-            raise ValueError(f"{path} has no `<!-- study {name}: end -->` after where that begins.")
+            raise ValueError(f"{path} has no `<!-- study {name}: end -->` after the mark that begins the table.")
 
     def filled(match: re.Match[str]) -> str:
         return f"{match[1]}\n{by_name[match[2]].markdown()}{match[3]}"

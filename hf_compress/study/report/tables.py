@@ -1,4 +1,4 @@
-"""A table of a study: rows with columns, written as CSV, Parquet and Markdown."""
+"""A table of a study, written as CSV, Parquet and Markdown."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,19 @@ LOW, HIGH = "_low", "_high"
 
 @dataclass(frozen=True)
 class Column:
-    """A column: the key of its values in the rows, its heading, and how numbers are written; None is as they are.
+    """A column of a table.
 
-    With `interval` the rows have the ends of an interval too, under the key with `_low` and `_high` behind it, both
-    None where there is none. `beside` is the key of a remark that follows the number.
+    Args:
+        key: key of the values in the rows.
+        heading: text of the heading.
+        form: format of numbers; None writes values as they are.
+        interval: whether rows also have the ends of an interval, under the key + `_low` and `_high`.
+        beside: key of a remark that follows the number.
+
+    Example:
+        >>> from hf_compress.study.report.tables import Column
+        >>> Column("x", "x", ".1f", interval=True).text({"x": 1.0, "x_low": 0.5, "x_high": 2.0})
+        '1.0 (0.5 to 2.0)'
     """
 
     key: str
@@ -26,12 +35,12 @@ class Column:
     beside: str | None = None
 
     def values(self) -> list[str]:
-        """Under which a row has the column's values."""
+        """Return the keys that the column reads from a row."""
         ends = [self.key + LOW, self.key + HIGH] if self.interval else []
         return [self.key, *ends, *([self.beside] if self.beside else [])]
 
     def text(self, row: Mapping[str, Any]) -> str:
-        """What stands in the table; a missing number is said to be missing."""
+        """Return the text of a cell; empty if the value is missing."""
         value = row[self.key]
         if value is None or self.form is None:
             return "" if value is None else str(value)
@@ -43,7 +52,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns; `note` says how to read them."""
+    """Rows under columns. `note` explains how to read them."""
 
     name: str
     title: str
@@ -52,7 +61,7 @@ class Table:
     rows: Sequence[Mapping[str, Any]]
 
     def save(self, folder: Path) -> None:
-        """Writes the table into `folder` as NAME.csv and NAME.parquet, numbers unrounded."""
+        """Write the table to `folder` as NAME.csv and NAME.parquet, without rounding."""
         with extra("study", "A Parquet file"):
             import pyarrow
             from pyarrow import parquet
@@ -67,7 +76,7 @@ class Table:
         )
 
     def markdown(self) -> str:
-        """The table in Markdown, with its note below."""
+        """Return the table in Markdown, with its note below."""
         lines = ["| " + " | ".join(column.heading for column in self.columns) + " |"]
         lines.append("| " + " | ".join("---" if column.form is None else "---:" for column in self.columns) + " |")
         lines += ["| " + " | ".join(column.text(row) for column in self.columns) + " |" for row in self.rows]
@@ -75,6 +84,6 @@ class Table:
 
 
 def spread(key: str, value: float | None, interval: tuple[float, float] | None) -> dict[str, float | None]:
-    """The part of a row that a column with an interval reads."""
+    """Return the part of a row that a column with an interval reads."""
     low, high = interval or (None, None)
     return {key: value, key + LOW: low, key + HIGH: high}

@@ -1,4 +1,4 @@
-"""Running one node of a study in this process: fine-tuning a dense model, or compressing one and measuring it."""
+"""The work of one node: fine-tune a dense model, or compress one and measure the result."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +25,11 @@ from hf_compress.report.provenance import hub_id
 from hf_compress.report.report import DatasetFacts
 from hf_compress.report.scores import clean_scores
 from hf_compress.study.grid.glue import TASKS, compute_metrics
-from hf_compress.study.grid.plan import Cell, Dense
+from hf_compress.study.grid.plan import Cell, DenseModel
 from hf_compress.study.grid.sources import Sources, located, model_identity
 from hf_compress.study.run.store import Store
 
-# What running a node needs and no result depends on, but for the rounding of sums over a batch in evaluation.
+# Settings of every run. No result depends on them, except for the rounding of sums over an evaluation batch.
 SETTINGS: dict[str, Any] = {
     "per_device_eval_batch_size": 64,
     "eval_strategy": "no",
@@ -42,12 +42,12 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Training:
-    """The work of a study: what its nodes are computed from, and how."""
+    """The real work of a study, on the models and data of `sources`. See `node.Work`."""
 
     sources: Sources
 
-    def dense(self, node: Dense, store: Store, folder: Path) -> tuple[Path, dict[str, float]]:
-        """The folder in `folder` with the fine-tuned dense model, and its scores."""
+    def dense(self, node: DenseModel, store: Store, folder: Path) -> tuple[Path, dict[str, float]]:
+        """Fine-tune a dense model; return its folder, inside `folder`, and its scores."""
         entry = self.sources.model(node.model)
         place, revision = located(entry.path), entry.revision or "main"
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
@@ -58,7 +58,7 @@ class Training:
         else:
             config.id2label = dict(enumerate(names))
             config.label2id = {name: number for number, name in enumerate(names)}
-        set_seed(node.seed)  # The head is drawn here, before there is a Trainer to seed.
+        set_seed(node.seed)  # Draws the head, before Trainer sets the seed.
         model = AutoModelForSequenceClassification.from_pretrained(
             place,
             revision=revision,
@@ -74,7 +74,7 @@ class Training:
         return folder / "model", clean_scores(trainer.evaluate())
 
     def cell(self, node: Cell, store: Store, folder: Path) -> dict[str, Any]:
-        """The report on `node`, as JSON values; its weights are left to be removed with `folder`."""
+        """Compress and measure a cell; return its report as JSON values. The weights stay in `folder`."""
         entry = self.sources.model(node.model)
         start = store.model(node.starts_from)
         tokenizer = AutoTokenizer.from_pretrained(start)
@@ -99,12 +99,12 @@ class Training:
             main_metric=task.main_metric,
             command=f"hf-compress study {self.sources.grid.name}.yaml",
         )
-        assert report is not None, "there is an evaluation set"
-        # The teacher by its name in the grid, where training had the folder that it lay in.
+        assert report is not None, "a study always evaluates"
+        # Training used the teacher's folder on this machine; the report names the teacher of the grid.
         return replace(report, recipe=Recipe.from_dict(node.recipe)).to_dict()
 
     def _recipe(self, node: Cell, store: Store) -> Recipe:
-        """The recipe of `node` with the places of this machine in it."""
+        """Return the recipe of a cell with the paths of this machine."""
         recipe = {method: dict(options) for method, options in node.recipe.items()}
         if node.taught_by is not None:
             own = node.taught_by == node.starts_from
@@ -112,12 +112,12 @@ class Training:
             recipe["distillation"]["distill_cache"] = str(store.teachers)
         return Recipe.from_dict(recipe)
 
-    def _rows(self, node: Dense | Cell, tokenizer: Any) -> tuple[dict[str, Any], list[str] | None]:
+    def _rows(self, node: DenseModel | Cell, tokenizer: Any) -> tuple[dict[str, Any], list[str] | None]:
         identity = model_identity(self.sources.model(node.model))
         return self.sources.encoded(self.sources.task(node.task), tokenizer, identity)
 
     def _trainer(
-        self, node: Dense | Cell, model: PreTrainedModel, tokenizer: Any, rows: dict[str, Any], folder: Path
+        self, node: DenseModel | Cell, model: PreTrainedModel, tokenizer: Any, rows: dict[str, Any], folder: Path
     ) -> Trainer:
         task = TASKS[node.task]
         trainer = Trainer(
@@ -133,14 +133,14 @@ class Training:
         return trainer
 
 
-def training_arguments(node: Dense | Cell, folder: Path) -> TrainingArguments:
-    """The settings that `node` is trained with.
+def training_arguments(node: DenseModel | Cell, folder: Path) -> TrainingArguments:
+    """Return the training arguments of a node.
 
     Raises:
-        ValueError: Transformers refuses one of them.
+        ValueError: Transformers refuses a value.
     """
     settings: dict[str, Any] = {"output_dir": str(folder), "seed": node.seed}
     if not torch.accelerator.is_available():
-        # Without the first Transformers refuses `bf16`, and without the second torch warns at every batch.
+        # Without `use_cpu` Transformers refuses `bf16`; with pinned memory torch warns at every batch.
         settings |= {"use_cpu": True, "dataloader_pin_memory": False}
     return TrainingArguments(**SETTINGS | settings | dict(node.training))

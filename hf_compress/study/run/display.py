@@ -1,4 +1,4 @@
-"""What the user of a study sees: its nodes by name, and a table of what is under way."""
+"""What a user sees of a running study: names of nodes, and a table of progress."""
 
 import time
 from collections import Counter
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from hf_compress.study.grid.plan import Cell, Dense, Plan
+from hf_compress.study.grid.plan import Cell, DenseModel, Plan
 from hf_compress.study.run.engine import Progress
 from hf_compress.study.run.estimate import in_words, seconds_left
 from hf_compress.study.run.node import Outcome
@@ -19,21 +19,21 @@ from hf_compress.study.run.node import Outcome
 STATES = ("done", "running", "failed", "blocked", "to do")
 
 
-def label(node: Dense | Cell) -> str:
-    """A node as its user knows it: `sst2 minilm/3 kd+mp+int8 60 % seed 0`, or `sst2 minilm baseline seed 0`."""
-    what = "baseline" if isinstance(node, Dense) else node.methods
+def label(node: DenseModel | Cell) -> str:
+    """Return the name of a node for its user, for example "sst2 minilm/3 kd+mp+int8 60 % seed 0"."""
+    what = "baseline" if isinstance(node, DenseModel) else node.methods
     if isinstance(node, Cell) and node.sparsity:
         what += f" {100 * node.sparsity:g} %"
     return f"{node.task} {size(node)} {what} seed {node.seed}"
 
 
-def size(node: Dense | Cell) -> str:
-    """The model of a node, and after a slash the number of layers that it is cut to."""
+def size(node: DenseModel | Cell) -> str:
+    """Return the model of a node; after a slash the number of layers it is cut to."""
     return node.model if node.layers is None else f"{node.model}/{node.layers}"
 
 
 def states(plan: Plan, progress: Progress) -> dict[tuple[str, str], Counter[str]]:
-    """How many cells are in each of the `STATES`, by size and task."""
+    """Count the cells in each of the `STATES`, by size and task."""
     counted: dict[tuple[str, str], Counter[str]] = {}
     for key in progress.chosen:
         cell = plan.cells[key]
@@ -47,7 +47,7 @@ def states(plan: Plan, progress: Progress) -> dict[tuple[str, str], Counter[str]
 
 
 def table(plan: Plan, progress: Progress, left: str) -> Table:
-    """The states of all cells, a line for each size and task, and the dense models under way below them."""
+    """Return the progress table: one line per size and task, and the dense models in training below."""
     counted = states(plan, progress)
     result = Table(box=box.SIMPLE, caption_justify="left")
     for heading in ("size", "task"):
@@ -65,11 +65,13 @@ def table(plan: Plan, progress: Progress, left: str) -> Table:
 
 
 class Display:
-    """A listener to a run: a live table on a terminal, elsewhere a line whenever a node ends.
+    """Shows a run: a live table on a terminal, otherwise one line when a node ends.
 
     Args:
-        took: seconds of cells that earlier runs did, from which the time left is judged as well.
-        slots: how many nodes run at a time, asked whenever the time left is shown.
+        plan: the nodes.
+        console: where to print.
+        took: seconds of cells from earlier runs, to estimate the remaining time.
+        slots: returns how many nodes run at the same time.
     """
 
     def __init__(self, plan: Plan, console: Console, took: Mapping[str, float], slots: Callable[[], int]) -> None:
@@ -90,13 +92,13 @@ class Display:
             self._live.stop()
 
     def __call__(self, progress: Progress, outcome: Outcome | None) -> None:
-        """Shows how far the run is, and how `outcome` ended."""
+        """Show the progress, and how `outcome` ended."""
         if outcome is not None and outcome.state == "taken":
             return
         if outcome is not None and outcome.state == "done":
             self.took[outcome.key] = outcome.seconds
         if self._live is not None:
-            # Counting thousands of cells takes longer than running a trivial one.
+            # Counting thousands of cells can take longer than running one.
             if time.monotonic() - self._shown > 0.5 or not progress.to_do:
                 self._live.update(table(self.plan, progress, self._left(progress)), refresh=True)
                 self._shown = time.monotonic()
@@ -112,7 +114,7 @@ class Display:
             )
 
     def _left(self, progress: Progress) -> str:
-        """The time left, judged anew once a second: it is a sum over all nodes that are to be run."""
+        """Return the remaining time in words. It is a sum over all nodes, so it is computed once a second."""
         if time.monotonic() - self._judged > 1.0:
             seconds = seconds_left(self.plan, progress.to_do, self.took)
             self._words = in_words(None if seconds is None else seconds / max(1, self.slots()))

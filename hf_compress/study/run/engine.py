@@ -1,4 +1,4 @@
-"""The engine of a study: what is not done yet is run, in an order in which all that it needs is there."""
+"""The engine of a study: runs what is not done yet, each node after the nodes it needs."""
 
 import heapq
 import time
@@ -6,21 +6,27 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from hf_compress.report.report import REPORT_NAME
-from hf_compress.study.grid.plan import Cell, Dense, Plan
+from hf_compress.study.grid.plan import Cell, DenseModel, Plan
 from hf_compress.study.run.node import Outcome
-from hf_compress.study.run.store import DENSE, ERROR, Store
+from hf_compress.study.run.store import DENSE_FILE, ERROR_FILE, Store
 from hf_compress.study.run.workers import Workers
 
-# Seconds between two looks at nodes that another engine is at.
+# Seconds between two looks at nodes that another engine runs.
 PATIENCE = 2.0
 
 
 @dataclass
 class Progress:
-    """What has become of the nodes of a run so far.
+    """The state of a run.
 
-    `found` cells were done before, `done` nodes have their seconds, `failed` ones the last line of their traceback,
-    and `blocked` cells wait for a dense model that failed.
+    Args:
+        chosen: the cells to run.
+        found: cells that were done before.
+        done: nodes done in this run, with their seconds.
+        failed: nodes that failed, with the last line of the traceback.
+        blocked: cells whose dense model failed.
+        running: nodes that run now.
+        to_do: nodes that are still to be run or running.
     """
 
     chosen: tuple[str, ...]
@@ -33,14 +39,14 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        """Whether all cells that were chosen are done."""
+        """Whether all chosen cells are done."""
         return all(key in self.found or key in self.done for key in self.chosen)
 
 
 Listener = Callable[[Progress, Outcome | None], None]
 
 
-def run(
+def run_plan(
     plan: Plan,
     store: Store,
     workers: Workers,
@@ -50,14 +56,18 @@ def run(
     retry_failed: bool = False,
     listener: Listener = lambda progress, outcome: None,
 ) -> Progress:
-    """What has become of the `cells` of `plan` (by default all), once all have been run that were not done.
+    """Run the cells of a plan that are not done, and return the state at the end.
 
-    Dense models are run if a cell needs them, and removed when no cell of the plan does any more.
+    A dense model is trained if a cell needs it, and removed when no cell of the plan needs it any more.
 
     Args:
-        known: cells that count as done although their results are not in the store.
-        retry_failed: whether nodes that failed in an earlier run get another attempt.
-        listener: called before the first node, whenever one ends, and once a second.
+        plan: the nodes.
+        store: where results are kept.
+        workers: where nodes run; closed at the end.
+        cells: keys of the cells to run; by default all.
+        known: keys of cells that count as done although the store has no result.
+        retry_failed: whether to run nodes again that failed in an earlier run.
+        listener: called before the first node, when a node ends, and once a second.
     """
     engine = _Engine(plan, store, workers, tuple(plan.cells if cells is None else cells), set(known))
     engine.begin(retry_failed)
@@ -83,13 +93,13 @@ class _Engine:
         self.ready: list[tuple[int, str]] = []
         self.waiting: dict[str, set[str]] = {}
         self.elsewhere: list[str] = []
-        # All cells of the plan that are not done, also those that are not ours to run, by what they need.
+        # All cells of the plan that are not done, by the dense model they need. Includes cells of other engines.
         self.open: dict[str, set[str]] = {key: set() for key in plan.dense}
 
     def begin(self, retry_failed: bool) -> None:
-        """Sorts out what there is to do, with one look at the store."""
-        reports, present = self.store.listed(REPORT_NAME), self.store.listed(DENSE)
-        failed = self.store.listed(ERROR)
+        """Find out what to do, with one look at the store."""
+        reports, present = self.store.listed(REPORT_NAME), self.store.listed(DENSE_FILE)
+        failed = self.store.listed(ERROR_FILE)
         if retry_failed:
             for key in failed & (self.plan.cells.keys() | self.plan.dense.keys()):
                 self.store.forget_error(key)
@@ -113,7 +123,7 @@ class _Engine:
             self._forget_if_idle(key)
 
     def step(self) -> bool:
-        """Gives the workers what they can take; whether there is anything to wait for."""
+        """Submit nodes to free workers. Return whether there is anything to wait for."""
         if self.elsewhere and not self.ready:
             if not self.progress.running:
                 time.sleep(PATIENCE)
@@ -127,7 +137,7 @@ class _Engine:
         return bool(self.progress.running or self.ready or self.elsewhere)
 
     def take(self, outcome: Outcome) -> None:
-        """Draws the consequences of what has ended."""
+        """Record how a node ended, and release or block the nodes that need it."""
         key, progress = outcome.key, self.progress
         progress.running.discard(key)
         if outcome.state == "taken":
@@ -160,7 +170,7 @@ class _Engine:
             if need in failed:
                 self._remember_failure(need)
             elif need not in self.order:
-                self.order[need] = 2 * number  # Before the first cell that needs it, and no earlier.
+                self.order[need] = 2 * number  # Just before the first cell that needs it.
                 self.progress.to_do.add(need)
                 self._push(need)
         if any(need in self.progress.failed for need in missing):
@@ -176,16 +186,16 @@ class _Engine:
 
     def _remember_failure(self, key: str) -> None:
         lines = (self.store.error(key) or "").strip().splitlines()
-        self.progress.failed[key] = lines[-1] if lines else "It failed without a word."
+        self.progress.failed[key] = lines[-1] if lines else "It failed without a message."
 
-    def _node(self, key: str) -> Dense | Cell:
+    def _node(self, key: str) -> DenseModel | Cell:
         return self.plan.dense[key] if key in self.plan.dense else self.plan.cells[key]
 
     def _push(self, key: str) -> None:
         heapq.heappush(self.ready, (self.order[key], key))
 
     def _forget_if_idle(self, key: str) -> None:
-        """Removes a dense model that no cell of the plan needs any more; those of other engines are looked up."""
+        """Remove a dense model that no cell needs. Cells of other engines are looked up in the store."""
         if self.open[key] & self.ours:
             return
         self.open[key] = {other for other in self.open[key] if not self.store.is_done(self.plan.cells[other])}

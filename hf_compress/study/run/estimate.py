@@ -1,20 +1,22 @@
-"""How long nodes that are still to be run will take, judged by those that were."""
+"""Estimates of the remaining time, from nodes that are done."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hf_compress.study.grid.plan import Cell, Dense, Plan
+from hf_compress.study.grid.plan import Cell, DenseModel, Plan
 
 
 def seconds_left(plan: Plan, to_do: Iterable[str], took: Mapping[str, float]) -> float | None:
-    """The seconds that the nodes `to_do` will take one after the other; None if no node like them has run yet.
+    """Return the seconds that nodes will take one after the other; None if no similar node has run.
 
-    A node is expected to take the mean of those that are most like it: of the same size, task and methods, else of
-    the same size and task, else of the same task, else of all.
+    A node is expected to take the mean of the most similar ones: those of the same size, task and methods,
+    otherwise of the same size and task, otherwise of the same task, otherwise of all.
 
     Args:
-        took: the seconds of nodes of the plan that are done, by key.
+        plan: the nodes.
+        to_do: keys of the nodes to run.
+        took: seconds of nodes that are done, by key.
     """
     sums: defaultdict[tuple[Any, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for key, seconds in took.items():
@@ -31,7 +33,13 @@ def seconds_left(plan: Plan, to_do: Iterable[str], took: Mapping[str, float]) ->
 
 
 def in_words(seconds: float | None) -> str:
-    """A duration for people."""
+    """Return a duration in words.
+
+    Example:
+        >>> from hf_compress.study.run.estimate import in_words
+        >>> in_words(600.0)
+        '10 min'
+    """
     if seconds is None:
         return "unknown"
     if seconds < 90:
@@ -39,11 +47,11 @@ def in_words(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def _node(plan: Plan, key: str) -> Dense | Cell:
+def _node(plan: Plan, key: str) -> DenseModel | Cell:
     return plan.dense[key] if key in plan.dense else plan.cells[key]
 
 
-def _kinds(node: Dense | Cell) -> list[tuple[Any, ...]]:
+def _kinds(node: DenseModel | Cell) -> list[tuple[Any, ...]]:
     methods = node.methods if isinstance(node, Cell) else None
     size = (node.model, node.layers)
     return [(node.task, size, methods), (node.task, size), (node.task,), ()]

@@ -1,4 +1,4 @@
-"""One attempt at a node: claimed, run, and its result or its traceback kept."""
+"""One attempt at a node: claim it, run it, keep its result or its traceback."""
 
 import shutil
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
-from hf_compress.study.grid.plan import Cell, Dense
+from hf_compress.study.grid.plan import Cell, DenseModel
 from hf_compress.study.run.results import Result
 from hf_compress.study.run.store import Store
 
@@ -16,18 +16,18 @@ State = Literal["done", "failed", "taken"]
 
 
 class Work(Protocol):
-    """What a study does, to be sent to other processes: `cell.Training`, or a stand-in for it."""
+    """The work of a study, sent to other processes: `cell.Training`, or a substitute in tests."""
 
-    def dense(self, node: Dense, store: Store, folder: Path) -> tuple[Path, dict[str, float]]:
-        """The folder of a dense model, inside `folder`, and its scores."""
+    def dense(self, node: DenseModel, store: Store, folder: Path) -> tuple[Path, dict[str, float]]:
+        """Train a dense model; return its folder, inside `folder`, and its scores."""
 
     def cell(self, node: Cell, store: Store, folder: Path) -> dict[str, Any]:
-        """The report on a cell; what is left in `folder` is removed."""
+        """Run a cell and return its report. The caller removes `folder`."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: `taken` if another engine is at the node. `error` is the last line of a traceback."""
+    """How an attempt ended: "taken" if another engine runs the node. `error` is the last line of the traceback."""
 
     key: str
     state: State
@@ -36,7 +36,7 @@ class Outcome:
 
 
 class _Attempt:
-    """A context that keeps the error with which it ends, whatever it is, and lets the next node have its turn."""
+    """A context that keeps the error of one node, so that the next node can run."""
 
     error: BaseException | None = None
 
@@ -47,22 +47,22 @@ class _Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self.error = error
-        return isinstance(error, Exception)  # Not the user's Ctrl-C.
+        return isinstance(error, Exception)  # Not Ctrl-C.
 
 
-def attempt(work: Work, node: Dense | Cell, store: Store) -> Outcome:
-    """The outcome of running `node`, unless it is finished or somebody else is at it."""
+def attempt(work: Work, node: DenseModel | Cell, store: Store) -> Outcome:
+    """Run a node and return the outcome, unless it is done or another engine runs it."""
     with store.claim(node.key) as ours:
         if not ours:
             return Outcome(node.key, "taken")
-        if store.is_done(node):  # By another engine, since this one looked.
+        if store.is_done(node):  # Another engine was faster.
             return Outcome(node.key, "done")
         folder = store.scratch(node.key)
-        shutil.rmtree(folder, ignore_errors=True)  # Of an attempt that was killed.
+        shutil.rmtree(folder, ignore_errors=True)  # Left by an attempt that was killed.
         folder.mkdir()
         start = time.perf_counter()
         with _Attempt() as trial:
-            if isinstance(node, Dense):
+            if isinstance(node, DenseModel):
                 store.save_dense(node.key, *work.dense(node, store, folder))
             else:
                 report = work.cell(node, store, folder)

@@ -1,4 +1,4 @@
-"""A run of a study from its command line to its last line."""
+"""A whole run of a study, as `hf-compress study` starts it."""
 
 import re
 import time
@@ -9,25 +9,38 @@ from pathlib import Path
 from rich.console import Console
 
 from hf_compress.report.report import REPORT_NAME
-from hf_compress.study.grid.grid import Grid
-from hf_compress.study.grid.plan import Cell, Dense, Plan, plan
+from hf_compress.study.grid.grid import StudyGrid
+from hf_compress.study.grid.plan import Cell, DenseModel, Plan, make_plan
 from hf_compress.study.grid.sources import Sources
 from hf_compress.study.run.cell import Training, training_arguments
 from hf_compress.study.run.display import Display, label
-from hf_compress.study.run.engine import run
+from hf_compress.study.run.engine import run_plan
 from hf_compress.study.run.estimate import in_words, seconds_left
-from hf_compress.study.run.ray_cluster import OnRay
+from hf_compress.study.run.ray_cluster import RayWorkers
 from hf_compress.study.run.results import read_results
-from hf_compress.study.run.store import ERROR, Store
-from hf_compress.study.run.workers import Here, Processes, Workers, quiet, visible_gpus
+from hf_compress.study.run.store import ERROR_FILE, Store
+from hf_compress.study.run.workers import ProcessWorkers, SerialWorkers, Workers, quiet, visible_gpus
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line says beside the grid and the folder.
+class StudyOptions:
+    """Options of a run beside the grid and the folder.
+
+    Args:
+        data: folder with a copy of the grid's data.
+        jobs: worker processes; 1 runs all nodes in this process.
+        threads: compute threads per job; 0 leaves the choice to torch.
+        ray: address of a Ray cluster, "auto" or "local".
+        cpus: CPUs per node on Ray.
+        gpus: GPUs per node on Ray.
+        retries: repeats of a node on Ray if its machine is lost.
+        results: files of results whose cells count as done.
+        part: "I/N" runs the I-th of N parts.
+        retry_failed: whether to run failed nodes again.
+        dry_run: whether to print the plan only.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value is out of range.
     """
 
     data: str | None = None
@@ -44,27 +57,32 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
-            raise ValueError(f"`--jobs` must be at least 1; got {self.jobs}. One per core or GPU is a start.")
+            raise ValueError(f"`--jobs` must be at least 1; got {self.jobs}. Start with one per core or GPU.")
         if self.jobs > 1 and self.ray is not None:
             raise ValueError(
-                "`--jobs` and `--ray` exclude each other: on a cluster `--cpus` and `--gpus` say how many."
+                "`--jobs` and `--ray` cannot be combined. On a cluster, `--cpus` and `--gpus` set how many nodes run."
             )
         if self.threads < 0:
-            raise ValueError(f"`--threads` must be at least 1, or 0 for the library's choice; got {self.threads}.")
+            raise ValueError(f"`--threads` must be at least 1, or 0 to leave the choice to torch; got {self.threads}.")
         for name in ("cpus", "gpus", "retries"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`--{name}` must be 0 or more; got {getattr(self, name)}.")
 
 
-def main(grid_file: Path, out: str, options: Options) -> bool:
-    """Whether all cells asked for are done, after a run of the grid.
+def run_study(grid_file: Path, out: str, options: StudyOptions) -> bool:
+    """Run the grid in a file, and return whether all its chosen cells are done.
+
+    Args:
+        grid_file: the YAML file.
+        out: folder or URL of the study.
+        options: everything else.
 
     Raises:
-        ValueError: a grid that cannot be run.
+        ValueError: the grid cannot be run. Nothing is written then.
     """
     quiet()
-    sources = Sources(Grid.read(grid_file), options.data)
-    whole = plan(sources.grid, sources.identities(guess=options.dry_run))
+    sources = Sources(StudyGrid.read(grid_file), options.data)
+    whole = make_plan(sources.grid, sources.identities(guess=options.dry_run))
     chosen = chosen_cells(whole, options.part)
     took = {result.cell.key: result.seconds for name in options.results for result in read_results(name)}
     if options.dry_run:
@@ -77,7 +95,7 @@ def main(grid_file: Path, out: str, options: Options) -> bool:
     started = time.monotonic()
     before = {result.cell.key: result.seconds for result in store.results() if result.cell.key in whole.cells}
     with Display(whole, console, before | took, lambda: workers.slots) as display:
-        progress = run(
+        progress = run_plan(
             whole,
             store,
             workers,
@@ -89,32 +107,38 @@ def main(grid_file: Path, out: str, options: Options) -> bool:
     done = len(progress.found) + len(progress.done.keys() & whole.cells.keys())
     console.print(
         f"{done} of {len(chosen)} cells done, {len(progress.found)} of them before, in "
-        f"{in_words(time.monotonic() - started)}; {len(progress.failed)} failed, {len(progress.blocked)} wait for "
-        "what failed",
+        f"{in_words(time.monotonic() - started)}; {len(progress.failed)} failed, {len(progress.blocked)} blocked by "
+        "failures",
         highlight=False,
     )
     for key, error in progress.failed.items():
         node = whole.dense[key] if key in whole.dense else whole.cells[key]
-        console.print(f"failed: {label(node)}: {error}\n  {out}/{key}/{ERROR}", soft_wrap=True, markup=False)
+        console.print(f"failed: {label(node)}: {error}\n  {out}/{key}/{ERROR_FILE}", soft_wrap=True, markup=False)
     if progress.failed:
-        console.print("`--retry-failed` runs these again.")
+        console.print("Run again with `--retry-failed` to repeat them.")
     return progress.finished
 
 
 def chosen_cells(whole: Plan, part: str) -> list[str]:
-    """The keys of the I-th of N parts of the plan, `part` being "I/N": cells that share a dense model stay together.
+    """Return the keys of the I-th of N parts of the plan. Cells that share a dense model are in the same part.
+
+    Args:
+        whole: the plan.
+        part: "I/N", with I from 1 to N.
 
     Raises:
-        ValueError: `part` is no such part.
+        ValueError: `part` is invalid.
     """
     match = re.fullmatch(r"(\d+)/(\d+)", part)
     number, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= number <= count:
-        raise ValueError(f"`--cells` must be I/N, the I-th of N parts from 1 to N; got {part!r}. Give 1/2, say.")
+        raise ValueError(
+            f"`--cells` must be I/N, the I-th of N parts from 1 to N; got {part!r}. For example, give 1/2."
+        )
     groups: dict[str, list[str]] = {}
     for cell in whole.cells.values():
         groups.setdefault(cell.starts_from, []).append(cell.key)
-    # Each group goes to the part that has the fewest cells so far.
+    # Add each group to the part with the fewest cells so far.
     parts: list[list[str]] = [[] for _ in range(count)]
     for group in groups.values():
         min(parts, key=len).extend(group)
@@ -122,13 +146,13 @@ def chosen_cells(whole: Plan, part: str) -> list[str]:
 
 
 def check_training(whole: Plan) -> None:
-    """Has Transformers refuse, before anything is trained, the training arguments that it would refuse later.
+    """Check the training arguments of all nodes before any training.
 
     Raises:
-        ValueError: it does.
+        ValueError: Transformers refuses a value.
     """
     checked: list[Mapping[str, object]] = []
-    nodes: list[Dense | Cell] = [*whole.dense.values(), *whole.cells.values()]
+    nodes: list[DenseModel | Cell] = [*whole.dense.values(), *whole.cells.values()]
     for node in nodes:
         if not any(node.training is seen or node.training == seen for seen in checked):
             checked.append(node.training)
@@ -136,11 +160,11 @@ def check_training(whole: Plan) -> None:
 
 
 def show_plan(
-    console: Console, whole: Plan, chosen: Collection[str], took: Mapping[str, float], out: str, options: Options
+    console: Console, whole: Plan, chosen: Collection[str], took: Mapping[str, float], out: str, options: StudyOptions
 ) -> None:
-    """Prints the cells, what there is of each, and how long the rest may take."""
+    """Print the cells with their state, and an estimate of the time that the rest takes."""
     store = Store(out)
-    reports, failed = store.listed(REPORT_NAME), store.listed(ERROR)
+    reports, failed = store.listed(REPORT_NAME), store.listed(ERROR_FILE)
     found = {key: result.seconds for key in reports & whole.cells.keys() if (result := store.result(key)) is not None}
     took = found | {key: seconds for key, seconds in took.items() if key in whole.cells}
     to_do = [key for key in chosen if key not in took]
@@ -152,18 +176,18 @@ def show_plan(
     words = in_words(None if seconds is None else seconds / options.jobs)
     console.print(
         f"{len(chosen)} cells, {len(to_do)} to do on {len(needed)} dense models; estimate: {words}"
-        + ("" if took else ", until some have run"),
+        + ("" if took else " until some have run"),
         highlight=False,
     )
 
 
-def _workers(work: Training, store: Store, options: Options) -> Workers:
+def _workers(work: Training, store: Store, options: StudyOptions) -> Workers:
     if options.ray is not None:
-        return OnRay(work, store, options.ray, cpus=options.cpus, gpus=options.gpus, retries=options.retries)
+        return RayWorkers(work, store, options.ray, cpus=options.cpus, gpus=options.gpus, retries=options.retries)
     if options.jobs > 1:
-        return Processes(work, store, options.jobs, threads=options.threads, gpus=visible_gpus())
+        return ProcessWorkers(work, store, options.jobs, threads=options.threads, gpus=visible_gpus())
     if options.threads:
         import torch
 
         torch.set_num_threads(options.threads)
-    return Here(work, store)
+    return SerialWorkers(work, store)

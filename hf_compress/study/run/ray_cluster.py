@@ -1,11 +1,11 @@
-"""Nodes of a study on a cluster, through Ray: it finds them a machine, and another if that is lost."""
+"""Workers on a Ray cluster. Ray finds a machine for each node, and another one if a machine is lost."""
 
 import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
 from hf_compress.extras import extra
-from hf_compress.study.grid.plan import Cell, Dense
+from hf_compress.study.grid.plan import Cell, DenseModel
 from hf_compress.study.run.node import Outcome, Work, attempt
 from hf_compress.study.run.store import Store
 
@@ -15,16 +15,24 @@ if TYPE_CHECKING:
 LOCAL = "local"
 
 
-class OnRay:
-    """The cluster at `address`: `auto` is the one that this machine is part of, `local` one that lives as long as we.
+class RayWorkers:
+    """Runs nodes on the Ray cluster at an address.
 
-    A node takes `cpus` and `gpus` of a machine and has as many compute threads; where its process or its machine dies
-    it is run again, up to `retries` times. What a node raises itself is its failure. The folder of the study must be
-    one that all machines see, or a URL.
+    A node that raises an error has failed. A node whose process or machine dies is run again. The folder of the study
+    must be visible on all machines, or be a URL.
+
+    Args:
+        work: the work of the study.
+        store: where results are kept.
+        address: "auto" for the cluster of this machine, "local" for a new one that ends with this process, or
+            HOST:PORT.
+        cpus: CPUs, and compute threads, per node.
+        gpus: GPUs per node.
+        retries: how often a node is run again.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        ValueError: there is no cluster at `address`, or it is too small.
+        ValueError: there is no cluster at the address, or it is too small.
     """
 
     def __init__(
@@ -38,14 +46,13 @@ class OnRay:
             try:
                 _reach(address)
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-            except OSError as error:  # ConnectionError is one.
+            except OSError as error:  # Includes ConnectionError.
                 raise ValueError(
-                    f"`--ray {address}`: there is no cluster ({error}). Start one, or give local."
+                    f"`--ray {address}`: there is no cluster at this address ({error}). Start one, or give local."
                 ) from error
         if self.slots < 1:
             raise ValueError(
-                f"`--cpus {cpus:g}` and `--gpus {gpus:g}` are more than the cluster at {address} has in all. "
-                "Ask for less."
+                f"`--cpus {cpus:g}` and `--gpus {gpus:g}` are more than the whole cluster at {address} has. Give less."
             )
         self._remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_attempt)
         self._shared = ray.put((work, store, max(1, int(cpus))))
@@ -54,14 +61,14 @@ class OnRay:
 
     @property
     def slots(self) -> int:
-        """How many nodes the cluster has room for, as large as it is now."""
+        """How many nodes the cluster can run now."""
         present = self._ray.cluster_resources()
         room = [
             int(present.get(kind, 0) / share) for kind, share in (("CPU", self._cpus), ("GPU", self._gpus)) if share
         ]
         return min(room, default=1)
 
-    def submit(self, node: Dense | Cell) -> None:
+    def submit(self, node: DenseModel | Cell) -> None:
         self._running[self._remote.remote(self._shared, node)] = node.key
 
     def outcomes(self, timeout: float) -> list[Outcome]:
@@ -81,20 +88,20 @@ class OnRay:
         key = self._running.pop(reference)
         try:
             return self._ray.get(reference)
-        except self._ray.exceptions.RayError as error:  # Its retries are used up.
+        except self._ray.exceptions.RayError as error:  # All retries failed.
             self._store.save_error(key, f"{error}\n")
             return Outcome(key, "failed", 0.0, f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def _reach(address: str) -> None:
-    """Does nothing if something listens at `HOST:PORT`; Ray itself would wait there for minutes, out of reach."""
+    """Connect to HOST:PORT, and fail fast. Ray itself would wait for minutes, deaf to Ctrl-C."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal() and "://" not in address:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _attempt(shared: Any, node: Dense | Cell) -> Outcome:
-    """What Ray runs: an attempt at a node, on as many threads as it has CPUs."""
+def _attempt(shared: Any, node: DenseModel | Cell) -> Outcome:
+    """Run one attempt inside Ray, with as many threads as it has CPUs."""
     import torch
 
     work, store, threads = shared

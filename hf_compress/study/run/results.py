@@ -1,4 +1,4 @@
-"""The results of a study in one file: a line of JSON for each finished cell."""
+"""Results of a study in one file, one line of JSON per finished cell."""
 
 import io
 import json
@@ -21,9 +21,12 @@ ZSTD = ".zst"
 
 @dataclass(frozen=True)
 class Result:
-    """A finished cell: its report, and the seconds that it took in all, evaluation and files included.
+    """A finished cell.
 
-    The report is as `Report.to_dict` has it: a study of thousands of cells need not decode those that it only counts.
+    Args:
+        cell: the cell.
+        report: its report, as `Report.to_dict` returns it. Counting thousands of cells then needs no decoding.
+        seconds: time of the whole node, evaluation and files included.
     """
 
     cell: Cell
@@ -31,27 +34,29 @@ class Result:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """Return the result as JSON values."""
         return {"cell": self.cell.to_dict(), "report": self.report, "seconds": self.seconds}
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """The result that `to_dict` described.
+        """Return the result from what `to_dict` returned.
 
         Raises:
-            ValueError: it is another thing.
+            ValueError: the values are no result.
         """
         if not isinstance(values, dict) or set(values) != {"cell", "report", "seconds"}:
-            raise ValueError("A result has `cell`, `report` and `seconds`, and nothing else.")
+            raise ValueError("A result must have exactly `cell`, `report` and `seconds`.")
         if not isinstance(values["report"], dict) or values["report"].get("schema") != SCHEMA:
-            raise ValueError(f"The report of a result must be of the schema {SCHEMA!r}.")
+            raise ValueError(f"The report of a result must have the schema {SCHEMA!r}.")
         return cls(Cell.from_dict(values["cell"]), values["report"], float(values["seconds"]))
 
 
 def write_results(results: Iterable[Result], file: str | Path) -> int:
-    """The number of results written to `file`, a path or any address that fsspec knows; each cell once, the last wins.
+    """Write results to a file, ordered by key, and return how many. Of results with the same key the last one is kept.
 
-    They are ordered by key, so that the same results make the same file; compressed if its name ends in `.zst`.
+    Args:
+        results: the results.
+        file: a path or URL; compressed if its name ends in `.zst`.
     """
     by_key = {result.cell.key: result.to_dict() for result in results}
     lines = [json.dumps(by_key[key], ensure_ascii=False, allow_nan=False) + "\n" for key in sorted(by_key)]
@@ -64,19 +69,23 @@ def write_results(results: Iterable[Result], file: str | Path) -> int:
 
 
 def read_results(file: str | Path) -> list[Result]:
-    """The results in a file that `write_results` wrote.
+    """Return the results in a file that `write_results` wrote.
 
     Raises:
-        ValueError: there is no such file, or it holds something else.
+        ValueError: the file is missing, or holds something else.
     """
     try:
         with fsspec.open(str(file), "rb") as stream:
             content = stream.read()
     except FileNotFoundError as error:
-        raise ValueError(f"There is no file of results at {file}. `hf-compress study collect` writes one.") from error
+        raise ValueError(
+            f"There is no file of results at {file}. Write one with `hf-compress study collect`."
+        ) from error
     try:
         if str(file).endswith(ZSTD):
             content = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content)).read()
         return [Result.from_dict(json.loads(line)) for line in content.decode().splitlines() if line.strip()]
     except (ValueError, zstandard.ZstdError) as error:
-        raise ValueError(f"{file} is no file of results: {error} `hf-compress study collect` writes one.") from error
+        raise ValueError(
+            f"{file} is not a file of results: {error} Write one with `hf-compress study collect`."
+        ) from error

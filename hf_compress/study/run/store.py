@@ -1,4 +1,4 @@
-"""Where a study keeps what it has measured: a folder per node, named by its key, on a disk or at any address."""
+"""The folder of a study: one folder per node, named by its key, on a disk or at a URL."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from hf_compress.extras import extra
 from hf_compress.report.report import REPORT_NAME
-from hf_compress.study.grid.plan import Cell, Dense, digest
+from hf_compress.study.grid.plan import Cell, DenseModel, digest
 from hf_compress.study.run.results import Result
 
 with extra("study", "A study"):
@@ -21,19 +21,19 @@ with extra("study", "A study"):
 
 logger = logging.get_logger(__name__)
 
-CELL, DENSE, ERROR, MODEL = "cell.json", "dense.json", "error.txt", "model"
+CELL_FILE, DENSE_FILE, ERROR_FILE, MODEL_FOLDER = "cell.json", "dense.json", "error.txt", "model"
 
 
 class Store:
-    """A study's folder: `KEY/cell.json` and `KEY/report.json` of a finished cell, `KEY/error.txt` of one that failed.
+    """The folder of a study.
 
-    The report is written last: a cell that has one is finished. `KEY/dense.json`, the scores of a dense model, is
-    likewise written after `KEY/model`.
+    A finished cell has `KEY/cell.json` and `KEY/report.json`; the report is written last. A dense model has
+    `KEY/model` and then `KEY/dense.json` with its scores. A node that failed has `KEY/error.txt`.
 
     Args:
-        address: a folder, or the URL of one that fsspec knows (`s3://...`). What runs share on one machine, such as
-            claims, copies of dense models and the answers of teachers, is on its disk: in the folder itself, or for a
-            URL in the folder for temporary files.
+        address: a folder, or a URL that fsspec knows (`s3://...`). Claims, copies of dense models and cached
+            answers of teachers are always on a local disk: in the folder itself, or, for a URL, in the folder for
+            temporary files.
     """
 
     def __init__(self, address: str | Path) -> None:
@@ -48,18 +48,18 @@ class Store:
 
     @property
     def teachers(self) -> Path:
-        """The folder for the answers of teachers."""
+        """The folder that caches the answers of teachers."""
         return self.local / "teachers"
 
     def scratch(self, key: str) -> Path:
-        """A folder for a node that is being run; it is removed when that ends."""
+        """The temporary folder of a node while it runs."""
         return self.local / key / "work"
 
     @contextmanager
     def claim(self, key: str) -> Iterator[bool]:
-        """A context in which nobody else on this disk runs the node; it is given False if somebody does already.
+        """A context that claims a node; yields False if another process on this disk has claimed it.
 
-        The operating system lets go of the claim of a process that was killed.
+        The operating system releases the claim of a process that was killed.
         """
         (self.local / key).mkdir(exist_ok=True)
         lock = FileLock(self.local / key / "lock", blocking=False)
@@ -74,55 +74,55 @@ class Store:
             lock.release()
 
     def listed(self, name: str) -> set[str]:
-        """The keys of the nodes that have a file `name` (`CELL`, `DENSE`, `ERROR`, or a report)."""
+        """Return the keys of the nodes that have a file with this name."""
         if not self._remote:
             return {path.parent.name for path in self.local.glob(f"*/{name}")}
         files, root = fsspec.core.url_to_fs(self.address)
         return {path.rsplit("/", 2)[1] for path in files.glob(f"{root.rstrip('/')}/*/{name}")}
 
-    def is_done(self, node: Dense | Cell) -> bool:
-        """Whether the node's result is there, and valid."""
-        return (self.dense(node.key) if isinstance(node, Dense) else self.result(node.key)) is not None
+    def is_done(self, node: DenseModel | Cell) -> bool:
+        """Whether the node has a valid result."""
+        return (self.dense(node.key) if isinstance(node, DenseModel) else self.result(node.key)) is not None
 
     def result(self, key: str) -> Result | None:
-        """The result of a cell; None if it is not finished, or what is there is broken."""
-        cell, report = self._read(key, CELL), self._read(key, REPORT_NAME)
+        """Return the result of a cell; None if it is not finished or its files are invalid."""
+        cell, report = self._read(key, CELL_FILE), self._read(key, REPORT_NAME)
         if cell is None or report is None:
             return None
         try:
             return Result.from_dict(json.loads(cell) | {"report": json.loads(report)})
         except (ValueError, TypeError) as error:
-            logger.warning(f"{self.address}/{key} holds no valid result, and is run again: {error}")
+            logger.warning(f"{self.address}/{key} has no valid result, so the cell runs again: {error}")
             return None
 
     def results(self) -> Iterator[Result]:
-        """All finished cells, by key."""
+        """Yield all finished cells, by key."""
         for key in sorted(self.listed(REPORT_NAME)):
             result = self.result(key)
             if result is not None:
                 yield result
 
     def save(self, result: Result) -> None:
-        """Writes a finished cell."""
+        """Write a finished cell."""
         values = result.to_dict()
         report = values.pop("report")
-        self._write(result.cell.key, CELL, json.dumps(values, indent=2) + "\n")
+        self._write(result.cell.key, CELL_FILE, json.dumps(values, indent=2) + "\n")
         self.forget_error(result.cell.key)
         self._write(result.cell.key, REPORT_NAME, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
     def dense(self, key: str) -> dict[str, float] | None:
-        """The scores of a dense model; None if it is not there."""
-        text = self._read(key, DENSE)
+        """Return the scores of a dense model; None if there is no valid one."""
+        text = self._read(key, DENSE_FILE)
         return None if text is None else json.loads(text)
 
     def model(self, key: str) -> Path:
-        """A folder on this machine with the weights of a dense model, fetched if they are elsewhere."""
-        folder = self.local / key / MODEL
+        """Return a local folder with the weights of a dense model. Download it if it is elsewhere."""
+        folder = self.local / key / MODEL_FOLDER
         if self._remote:
             (self.local / key).mkdir(exist_ok=True)
             with FileLock(self.local / key / "fetching"):
                 if not folder.is_dir():
-                    files, root = fsspec.core.url_to_fs(f"{self.address}/{key}/{MODEL}")
+                    files, root = fsspec.core.url_to_fs(f"{self.address}/{key}/{MODEL_FOLDER}")
                     partial = folder.with_name("fetched")
                     shutil.rmtree(partial, ignore_errors=True)
                     files.get(root, str(partial), recursive=True)
@@ -130,38 +130,38 @@ class Store:
         return folder
 
     def save_dense(self, key: str, model: Path, scores: Mapping[str, float]) -> None:
-        """Moves the weights of a dense model here, and writes its scores."""
-        folder = self.local / key / MODEL
+        """Move the weights of a dense model into the store, and write its scores."""
+        folder = self.local / key / MODEL_FOLDER
         shutil.rmtree(folder, ignore_errors=True)
         model.replace(folder)
         if self._remote:
-            files, root = fsspec.core.url_to_fs(f"{self.address}/{key}/{MODEL}")
-            if files.exists(root):  # Of an attempt that was killed; it would be copied into.
+            files, root = fsspec.core.url_to_fs(f"{self.address}/{key}/{MODEL_FOLDER}")
+            if files.exists(root):  # Left by an attempt that was killed; `put` would copy into it.
                 files.rm(root, recursive=True)
             files.put(str(folder), root, recursive=True)
         self.forget_error(key)
-        self._write(key, DENSE, json.dumps(scores, indent=2) + "\n")
+        self._write(key, DENSE_FILE, json.dumps(scores, indent=2) + "\n")
 
     def forget_dense(self, key: str) -> None:
-        """Removes a dense model; its scores go first, or they would promise weights that are not there."""
-        self._remove(key, DENSE)
-        shutil.rmtree(self.local / key / MODEL, ignore_errors=True)
+        """Remove a dense model. Its scores go first: they promise that the weights are there."""
+        self._remove(key, DENSE_FILE)
+        shutil.rmtree(self.local / key / MODEL_FOLDER, ignore_errors=True)
         if self._remote:
-            files, root = fsspec.core.url_to_fs(f"{self.address}/{key}/{MODEL}")
+            files, root = fsspec.core.url_to_fs(f"{self.address}/{key}/{MODEL_FOLDER}")
             if files.exists(root):
                 files.rm(root, recursive=True)
 
     def error(self, key: str) -> str | None:
-        """The traceback that a node failed with; None if it did not."""
-        return self._read(key, ERROR)
+        """Return the traceback of a node that failed; None if it did not."""
+        return self._read(key, ERROR_FILE)
 
     def save_error(self, key: str, traceback: str) -> None:
-        """Keeps the traceback of a node that failed."""
-        self._write(key, ERROR, traceback)
+        """Keep the traceback of a node that failed."""
+        self._write(key, ERROR_FILE, traceback)
 
     def forget_error(self, key: str) -> None:
-        """Lets a node that failed be run again."""
-        self._remove(key, ERROR)
+        """Remove the traceback of a node, so that it can run again."""
+        self._remove(key, ERROR_FILE)
 
     def _read(self, key: str, name: str) -> str | None:
         try:
@@ -174,7 +174,7 @@ class Store:
             return None
 
     def _write(self, key: str, name: str, text: str) -> None:
-        """Writes a file that is there as a whole or not at all, as it is by itself in a store of objects."""
+        """Write a whole file or nothing. At a URL, object stores do that themselves."""
         if self._remote:
             files, path = fsspec.core.url_to_fs(f"{self.address}/{key}/{name}")
             files.makedirs(path.rpartition("/")[0], exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where nodes are run: in this process, or in worker processes, one node at a time each."""
+"""Where nodes run: in this process, or in worker processes."""
 
 import multiprocessing
 import os
@@ -11,55 +11,60 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
-from hf_compress.study.grid.plan import Cell, Dense
+from hf_compress.study.grid.plan import Cell, DenseModel
 from hf_compress.study.run.node import Outcome, Work, attempt
 from hf_compress.study.run.store import Store
 
-DIED = "The process that ran this was ended from outside (exit code {code}): out of memory, perhaps, or killed."
+DIED = "The worker process died (exit code {code}). It may have run out of memory."
 
 
 class Workers(Protocol):
-    """Runs nodes."""
+    """The interface of all workers."""
 
     @property
     def slots(self) -> int:
-        """How many nodes it can be at now."""
+        """How many nodes can run now."""
 
-    def submit(self, node: Dense | Cell) -> None:
-        """Begins with `node`; a slot must be free."""
+    def submit(self, node: DenseModel | Cell) -> None:
+        """Start a node. A slot must be free."""
 
     def outcomes(self, timeout: float) -> list[Outcome]:
-        """What has ended, within `timeout` seconds if anything has."""
+        """Return what has ended; wait up to `timeout` seconds for the first."""
 
     def close(self) -> None:
-        """Ends all processes, whatever they are at."""
+        """End all processes, also busy ones."""
 
 
-class Here:
-    """This process: a node that is submitted is run when outcomes are asked for."""
+class SerialWorkers:
+    """Runs nodes in this process, one at a time, when `outcomes` is called."""
 
     slots = 1
 
     def __init__(self, work: Work, store: Store) -> None:
         self.work, self.store = work, store
-        self._waiting: deque[Dense | Cell] = deque()
+        self._waiting: deque[DenseModel | Cell] = deque()
 
-    def submit(self, node: Dense | Cell) -> None:
+    def submit(self, node: DenseModel | Cell) -> None:
         self._waiting.append(node)
 
     def outcomes(self, timeout: float) -> list[Outcome]:
         return [attempt(self.work, self._waiting.popleft(), self.store)] if self._waiting else []
 
     def close(self) -> None:
-        """Has no processes to end."""
+        """Do nothing: there are no processes."""
 
 
-class Processes:
-    """Worker processes of this machine, which live as long as the study: libraries are imported once.
+class ProcessWorkers:
+    """Runs nodes in processes of this machine. Processes live as long as the study, so libraries are imported once.
 
-    Each has `threads` compute threads (0: as many as it likes) and sees one of several `gpus`, in turn, by its number
-    or name as in CUDA_VISIBLE_DEVICES. One that dies takes its node with it, which has failed then, and another is
-    put in its place.
+    A process that dies fails its node only, and is replaced. (`concurrent.futures` breaks the whole pool then.)
+
+    Args:
+        work: the work of the study.
+        store: where results are kept.
+        jobs: number of processes.
+        threads: compute threads per process; 0 leaves the choice to torch.
+        gpus: names as in CUDA_VISIBLE_DEVICES. Each process sees one of them, in turn.
     """
 
     def __init__(self, work: Work, store: Store, jobs: int, *, threads: int = 0, gpus: Sequence[str] = ()) -> None:
@@ -70,7 +75,7 @@ class Processes:
         self._workers: dict[int, tuple[BaseProcess, Connection]] = {}
         self._busy: dict[int, str] = {}
 
-    def submit(self, node: Dense | Cell) -> None:
+    def submit(self, node: DenseModel | Cell) -> None:
         slot = self._idle.pop()
         if slot not in self._workers or not self._workers[slot][0].is_alive():
             self._workers[slot] = self._start(slot)
@@ -108,7 +113,7 @@ class Processes:
         process = self._context.Process(
             target=_serve, args=(theirs, self._work, self._store, self._threads), daemon=True
         )
-        # Read when the child imports its libraries, and so to be set before it is there.
+        # The child reads these when it imports its libraries, so they must be set before it starts.
         settings = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]} if len(self._gpus) > 1 else {}
         if self._threads:
             settings["OMP_NUM_THREADS"] = str(self._threads)
@@ -119,14 +124,14 @@ class Processes:
 
 
 def _serve(connection: Connection, work: Work, store: Store, threads: int) -> None:
-    """The life of a worker process: a node comes in, its outcome goes out, until the engine is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's, which ends its workers.
+    """Run a worker process: receive a node, send its outcome, until the engine is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The engine handles Ctrl-C and ends its workers.
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
         wait([parent.sentinel])
-        os._exit(1)  # An engine that was killed must not leave its workers at work beside the next one's.
+        os._exit(1)  # If the engine is killed, its workers must not run on beside those of the next engine.
 
     threading.Thread(target=watch, daemon=True).start()
     quiet()
@@ -143,7 +148,7 @@ def _serve(connection: Connection, work: Work, store: Store, threads: int) -> No
 
 
 def quiet() -> None:
-    """Silences the progress bars and remarks of libraries: of hundreds of runs nobody can read them."""
+    """Silence progress bars and messages of libraries. A study has hundreds of runs."""
     import datasets
     from transformers.utils import logging
 
@@ -153,7 +158,7 @@ def quiet() -> None:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "")

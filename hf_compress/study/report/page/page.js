@@ -188,14 +188,14 @@ document.querySelectorAll("th button").forEach((button) => button.addEventListen
   const key = (line) => line.children[place].dataset.sort;
   const numbers = [...body.rows].every((line) => key(line) === "" || !Number.isNaN(Number(key(line))));
   const compare = (a, b) => {
-    // What is missing stays last, whichever way.
+    // Missing values stay last in both directions.
     if (key(a) === "" || key(b) === "") return (key(a) === "") - (key(b) === "");
     return (up ? 1 : -1) * (numbers ? Number(key(a)) - Number(key(b)) : key(a).localeCompare(key(b)));
   };
   body.append(...[...body.rows].sort(compare));
 }));
 
-// The width only: what is drawn and unfolded changes the height.
+// Watch the width only: drawing and unfolding change the height.
 let width = 0;
 new ResizeObserver(([main]) => {
   if (main.contentRect.width === width) return;
