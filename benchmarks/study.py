@@ -1,6 +1,7 @@
 """Measure the overhead of a study: the engine's time in a run of cells that only sleep, and the time of planning.
 
-Each cell sleeps for a known time. The rest of the run's time is the engine's: claims, order, files. Planning is measured
+Each cell sleeps for a known time. The rest of the run's time is the engine's: claims, order, files. Planning is
+measured
 on 10,000 cells, with names in place of models and data.
 
     python benchmarks/study.py --json study.json
@@ -63,7 +64,7 @@ def main() -> None:
     planning = time.perf_counter() - start
     print(f"planned {len(many.cells):,} cells on {len(many.dense)} dense models in {planning:.2f} s")
 
-    report = json.loads(next(CARDS.glob(f"*/report.json")).read_text("utf-8"))
+    report = json.loads(next(CARDS.glob("*/report.json")).read_text("utf-8"))
     whole = planned(-(-options.cells // 24), [0.6], ["sst2"])
     chosen = list(whole.cells)[: options.cells]
     with tempfile.TemporaryDirectory() as folder:
