@@ -44,7 +44,7 @@ def save_packed(model: PreTrainedModel, sparsity: float, scheme: str, folder: Pa
     """Prune `model` in one shot, round it and save it into `folder`; return the recipe that says so."""
     prune(model, sparsity)
     config = CompressionConfig(
-        scheme=asdict(SCHEMES[scheme]),
+        scheme=asdict(SCHEMES[scheme].grids),
         quantized=[target.name for target in quantizable(model)],
         pruned=[target.name for target in prunable(model)] if sparsity else [],
     )

@@ -20,7 +20,8 @@ from hf_compress.layers.attention import attention_modules, range_owners
 from hf_compress.layers.bits import items_of, parsed, weight_grids
 from hf_compress.layers.grids import Grid, from_integers, symmetric_scale, to_integers
 from hf_compress.models.targets import Target, prunable, quantizable
-from hf_compress.prune.criteria import CRITERIA, Scope
+from hf_compress.prune.criteria import magnitude_masks
+from hf_compress.prune.selection import Scope
 from hf_compress.recipe import Recipe
 
 SCHEME = "int8"
@@ -216,7 +217,7 @@ class _OneShot:
         """Return the masks of the pruned weights, by their `id`."""
         if self.masks[0] != sparsity:
             weights = [target.weight for target in self.prunable]
-            masks = CRITERIA["magnitude"](weights, sparsity, cast(Scope, self.recipe.pruning.prune_scope))
+            masks = magnitude_masks(weights, sparsity, cast(Scope, self.recipe.pruning.prune_scope))
             self.masks = sparsity, {id(weight): mask for weight, mask in zip(weights, masks, strict=True)}
         return self.masks[1]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from transformers.quantizers import auto, register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_compress.layers.grids import BITS, Grid, Scheme
+from hf_compress.layers.grids import BITS, Grid, Grids
 from hf_compress.models.targets import LayerKind
 
 METHOD = "hf_compress"
@@ -120,6 +120,6 @@ class CompressionConfig(QuantizationConfigMixin):
 auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (CompressionConfig,)
 
 
-def _scheme(values: dict[str, Any]) -> Scheme:
+def _scheme(values: dict[str, Any]) -> Grids:
     grids: dict[str, Any] = {name: None if grid is None else Grid(**grid) for name, grid in values.items()}
-    return Scheme(**grids)
+    return Grids(**grids)

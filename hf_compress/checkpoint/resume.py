@@ -3,9 +3,14 @@
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
+
+from hf_compress.prune.criteria import CRITERIA
+from hf_compress.prune.state_file import STATE_FILE
+from hf_compress.recipe import RecipeCallback
 
 logger = logging.get_logger(__name__)
 
@@ -47,8 +52,11 @@ def is_complete(checkpoint: str | Path) -> bool:
     """
     checkpoint = Path(checkpoint)
     try:
-        json.loads((checkpoint / STATE_NAME).read_text("utf-8"))["global_step"]
+        state = json.loads((checkpoint / STATE_NAME).read_text("utf-8"))
+        state["global_step"]
     except (OSError, ValueError, KeyError):
+        return False
+    if not _has_masks(checkpoint, state):
         return False
     companions = [any(any(checkpoint.glob(pattern)) for pattern in patterns) for patterns in COMPANIONS]
     if any(companions) and not all(companions):
@@ -56,6 +64,14 @@ def is_complete(checkpoint: str | Path) -> bool:
     if not any(any(checkpoint.glob(pattern)) for pattern in WEIGHTS):
         return False
     return all(_is_whole(path) for path in checkpoint.iterdir())
+
+
+def _has_masks(checkpoint: Path, state: dict[str, Any]) -> bool:
+    """Return whether the masks are there, if the criterion of the run saves them. They are written last."""
+    recipe = state.get("stateful_callbacks", {}).get(RecipeCallback.RECORD, {})
+    criterion = CRITERIA.get(recipe.get("pruning", {}).get("prune_criterion", ""))
+    on = recipe.get("pruning", {}).get("prune_sparsity", 0) > 0
+    return not (on and criterion is not None and criterion.has_state) or (checkpoint / STATE_FILE).is_file()
 
 
 def _is_whole(path: Path) -> bool:

@@ -21,7 +21,7 @@ from hf_compress.layers.grids import Grid
 from hf_compress.layers.rounded import compressed_layers, rounded
 from hf_compress.models.sharding import count_zeros, reshard, whole_on_first
 from hf_compress.models.targets import Target, prunable, quantizable
-from hf_compress.prune.criteria import Scope, zero_counts
+from hf_compress.prune.selection import Scope, zero_counts
 from hf_compress.recipe import Recipe
 
 logger = logging.get_logger(__name__)

@@ -12,7 +12,7 @@ from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.descriptor import Format
 from hf_compress.export.parity import load
 from hf_compress.extras import extra
-from hf_compress.layers.grids import Grid, Scheme, affine_parameters, symmetric_scale
+from hf_compress.layers.grids import Grid, Grids, affine_parameters, symmetric_scale
 from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import kind
 
@@ -69,7 +69,7 @@ model = {auto_class}.from_pretrained(folder + "/compressed-tensors")""",
 )
 
 
-def _carried(model: PreTrainedModel) -> tuple[CompressionConfig, list[str], Scheme]:
+def _carried(model: PreTrainedModel) -> tuple[CompressionConfig, list[str], Grids]:
     """Return the configuration of the model, the names of the layers that the format can hold, and their scheme.
 
     It holds linear layers whose width is a multiple of the group.
@@ -108,7 +108,7 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def _config(model: PreTrainedModel, layers: list[str], scheme: Scheme) -> dict[str, Any]:
+def _config(model: PreTrainedModel, layers: list[str], scheme: Grids) -> dict[str, Any]:
     """Return the quantization of `layers` in the terms of the format."""
     weights = {"num_bits": scheme.weight.bits, "type": "int", "symmetric": True}
     if scheme.weight.per == "group":

@@ -7,5 +7,6 @@ layers that use them. A number format is an entry in `grids.SCHEMES`.
 from hf_compress.layers.bits import weight_grids as weight_grids
 from hf_compress.layers.grids import SCHEMES as SCHEMES
 from hf_compress.layers.grids import Grid as Grid
+from hf_compress.layers.grids import Grids as Grids
 from hf_compress.layers.grids import Scheme as Scheme
 from hf_compress.layers.grids import fake_quantize_symmetric as fake_quantize_symmetric

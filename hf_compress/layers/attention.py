@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from hf_compress.layers.grids import SMALLEST_SCALE, Grid, Scheme, fake_quantize_affine
+from hf_compress.layers.grids import SMALLEST_SCALE, Grid, Grids, fake_quantize_affine
 from hf_compress.layers.rounded import CompressedLayer, switched_off
 from hf_compress.models.targets import named_modules
 
@@ -121,7 +121,7 @@ AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
 
 
 def round_attention(
-    model: PreTrainedModel | PeftModel, scheme: Scheme, exclude: Sequence[str] = ()
+    model: PreTrainedModel | PeftModel, scheme: Grids, exclude: Sequence[str] = ()
 ) -> dict[str, nn.Module]:
     """The modules of attention by name whose operands `scheme` rounds, still switched off; none if it rounds none.
 

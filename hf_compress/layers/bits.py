@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hf_compress.layers.grids import BITS, Grid, Scheme
+from hf_compress.layers.grids import BITS, Grid, Grids
 from hf_compress.models.targets import Target
 
 
@@ -26,7 +26,7 @@ def parsed(item: str) -> tuple[re.Pattern[str], int]:
         raise ValueError(f"`--quant_bits {item}`: {pattern} is not a regular expression: {error}.") from error
 
 
-def weight_grids(targets: Sequence[Target], scheme: Scheme, items: Sequence[str]) -> list[tuple[Target, Grid]]:
+def weight_grids(targets: Sequence[Target], scheme: Grids, items: Sequence[str]) -> list[tuple[Target, Grid]]:
     """Each of the layers `targets` with the grid of its weight.
 
     That is the one that `scheme` has for its kind, with the bits of the last of `items` whose pattern is found in its

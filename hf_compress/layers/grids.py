@@ -1,4 +1,7 @@
-"""Number formats: the grids weights and activations are rounded to, and rounding with a straight-through gradient."""
+"""Number formats: the grids of weights and activations, and rounding to them with a straight-through gradient.
+
+A scheme is an entry of `SCHEMES`; flags, help, report and card read it from there.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,18 +10,22 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-# Smallest scale: below it a row is zero for every purpose, and dividing by it stays finite.
+# The smallest scale. A row with a smaller one is zero for every purpose, and dividing by this one stays finite.
 SMALLEST_SCALE = 1e-30
-# How many bits a weight with one scale a row may have: one bit has no largest integer, more than eight no byte.
+# How many bits a weight with one scale per row may have: one bit has no largest integer, more than eight fit no byte.
 BITS = range(2, 9)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Integers of `bits` bits that share a scale `per` row of a weight, group of it, token or whole tensor.
+    """Integers of `bits` bits that share a scale `per` row of a weight, group of values in a row, token or tensor.
 
-    A grid per row, group or token is symmetric: its scale is the largest magnitude over `2**(bits - 1) - 1`, zero is
-    exact and nothing is clipped. The grid per tensor is affine, with a zero point, over a range that was observed.
+    Grids per row, group or token are symmetric: the scale is the largest magnitude over `2**(bits - 1) - 1`, zero is
+    exact and nothing is clipped. The grid per tensor is affine: it has a zero point and covers an observed range.
+
+    Example:
+        >>> Grid(bits=8, per="row").largest
+        127
     """
 
     bits: int
@@ -37,57 +44,128 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """The grids of linear weights, of embeddings and of the inputs of linear layers (`None`: floating point).
+class Grids:
+    """The grids of linear weights, of embeddings and of the inputs of linear layers; None means floating point.
 
-    `attention` is that of the products inside attention: of queries, keys, values and probabilities (`attention`).
+    `attention` is the grid of the operands of the products inside attention: queries, keys, values and probabilities.
+    `config.json` of a compressed model stores these fields.
     """
 
     weight: Grid
     embedding: Grid
-    activation: Grid | None
+    activation: Grid | None = None
     attention: Grid | None = None
 
     def of(self, embedding: bool) -> Grid:
-        """The grid of a weight: an embedding's, or another's."""
+        """Return the grid of an embedding's weight, or of any other weight."""
         return self.embedding if embedding else self.weight
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scheme(Grids):
+    """A named set of grids with its words: for the help text, the model card and the citation.
+
+    Args:
+        help: a clause about the scheme for the help text of `--quant_scheme`.
+        card: a phrase for the card's sentence "scheme `NAME`: CARD."
+        citation: BibTeX entries, or "".
+
+    Example:
+        >>> SCHEMES["int8"].activation
+        Grid(bits=8, per='tensor', group_size=None)
+    """
+
+    name: str
+    help: str
+    card: str
+    citation: str = ""
+
+    @property
+    def grids(self) -> Grids:
+        """The grids without the words."""
+        return Grids(self.weight, self.embedding, self.activation, self.attention)
+
+
 ROW_INT8 = Grid(bits=8, per="row")
+TENSOR_INT8 = Grid(bits=8, per="tensor")
+
+_JACOB = """@inproceedings{jacob-etal-2018-quantization,
+  title     = {Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference},
+  author    = {Jacob, Benoit and Kligys, Skirmantas and Chen, Bo and Zhu, Menglong and Tang, Matthew and
+               Howard, Andrew and Adam, Hartwig and Kalenichenko, Dmitry},
+  booktitle = {Proceedings of the IEEE Conference on Computer Vision and Pattern Recognition},
+  year      = {2018},
+  url       = {https://arxiv.org/abs/1712.05877}
+}"""
+_ROW_WEIGHTS = "8-bit weights and embeddings with one scale per row"
 
 SCHEMES: dict[str, Scheme] = {
-    # Jacob et al., 2018; Zafrir et al., 2019 (Q8BERT).
-    "int8": Scheme(weight=ROW_INT8, embedding=ROW_INT8, activation=Grid(bits=8, per="tensor")),
-    "int8-dynamic": Scheme(weight=ROW_INT8, embedding=ROW_INT8, activation=Grid(bits=8, per="token")),
-    "int8-weight": Scheme(weight=ROW_INT8, embedding=ROW_INT8, activation=None),
-    "int4-weight": Scheme(weight=Grid(bits=4, per="group", group_size=64), embedding=ROW_INT8, activation=None),
-    "int8-attention": Scheme(
-        weight=ROW_INT8,
-        embedding=ROW_INT8,
-        activation=Grid(bits=8, per="tensor"),
-        attention=Grid(bits=8, per="tensor"),
-    ),
+    scheme.name: scheme
+    for scheme in (
+        Scheme(
+            name="int8",
+            weight=ROW_INT8,
+            embedding=ROW_INT8,
+            activation=TENSOR_INT8,
+            help="8-bit weights, embeddings and inputs of linear layers, with input ranges learned in training",
+            card=f"{_ROW_WEIGHTS}, and 8-bit inputs of linear layers with ranges learned in training",
+            citation=_JACOB,
+        ),
+        Scheme(
+            name="int8-dynamic",
+            weight=ROW_INT8,
+            embedding=ROW_INT8,
+            activation=Grid(bits=8, per="token"),
+            help="the same, with one input scale per token computed at run time",
+            card=f"{_ROW_WEIGHTS}, and 8-bit inputs of linear layers with one scale per token, computed at run time",
+        ),
+        Scheme(
+            name="int8-weight",
+            weight=ROW_INT8,
+            embedding=ROW_INT8,
+            help="8-bit weights and embeddings only",
+            card=f"{_ROW_WEIGHTS}; activations stay in floating point",
+        ),
+        Scheme(
+            name="int4-weight",
+            weight=Grid(bits=4, per="group", group_size=64),
+            embedding=ROW_INT8,
+            help="4-bit weights with one scale per 64 values, and 8-bit embeddings",
+            card="4-bit weights with one scale per 64 values of a row, and 8-bit embeddings with one scale per row; "
+            "activations stay in floating point",
+        ),
+        Scheme(
+            name="int8-attention",
+            weight=ROW_INT8,
+            embedding=ROW_INT8,
+            activation=TENSOR_INT8,
+            attention=TENSOR_INT8,
+            help="`int8`, and the operands of the products inside attention too",
+            card=f"{_ROW_WEIGHTS}, and 8-bit inputs of linear layers and of the products inside attention, with "
+            "ranges learned in training",
+            citation=_JACOB,
+        ),
+    )
 }
 
 
 def symmetric_scale(values: Float[Tensor, "*rows width"], grid: Grid) -> Float[Tensor, "*rows scales"]:
-    """The float32 scales of `values` along their last dimension: one a row, or one a group of it.
+    """Return the float32 scales of `values` along their last dimension: one per row, or one per group of a row.
 
-    Jacob et al., 2018, sec. 3: the largest magnitude maps to the largest integer. Scales have so few significant bits
-    that an integer of up to 8 bits times its scale is exact: rounding is then idempotent to the last bit. Those of
-    weights, which are stored, are the nearest numbers of 8 bits: bfloat16. The largest magnitude still is nearest to
-    the largest integer, at most half a step away, as any other value is from its own. Those of tokens are rounded up
-    to 16 bits.
+    The largest magnitude maps to the largest integer (Jacob et al., 2018, sec. 3). Scales have so few significant bits
+    that an integer of up to 8 bits times its scale is exact, so rounding is idempotent to the last bit. Scales of
+    weights are stored as bfloat16 (8 significant bits, rounded to nearest); the largest magnitude is still at most
+    half a step from the largest integer. Scales of tokens are rounded up to 16 significant bits.
 
     Args:
         values: weights with one row per output feature or vocabulary entry, or activations with one row per token.
-            A width that is no multiple of the group size leaves a shorter last group.
+            If the width is not a multiple of the group size, the last group is shorter.
     """
     rows = values.detach().float()
     if grid.per == "group":
         width, group = values.shape[-1], _group_size(grid)
         rows = torch.nn.functional.pad(rows, (0, -width % group)).unflatten(-1, (-1, group))
-    # Both ends, read where they are: magnitudes would take the memory of all weights once more.
+    # Read both ends in place: a tensor of magnitudes would take as much memory as the weights.
     largest = torch.maximum(rows.amax(-1), rows.amin(-1).neg())
     if grid.per != "group":
         largest = largest.unsqueeze(-1)
@@ -98,28 +176,32 @@ def symmetric_scale(values: Float[Tensor, "*rows width"], grid: Grid) -> Float[T
 def to_integers(
     values: Float[Tensor, "*rows width"], scale: Float[Tensor, "*rows scales"], grid: Grid
 ) -> Float[Tensor, "*rows width"]:
-    """The nearest integers of `values` on a symmetric grid, half to even, still as float32."""
+    """Return the nearest integers of `values` on a symmetric grid as float32; halves round to even."""
     return torch.div(values.detach().float(), _spread(scale, values.shape[-1], grid)).round_()
 
 
 def from_integers(
     integers: Shaped[Tensor, "*rows width"], scale: Float[Tensor, "*rows scales"], grid: Grid
 ) -> Float[Tensor, "*rows width"]:
-    """The float32 numbers that `integers` of a symmetric grid stand for."""
+    """Return the float32 values of `integers` on a symmetric grid."""
     return integers * _spread(scale, integers.shape[-1], grid)
 
 
 def fake_quantize_symmetric(
     values: Float[Tensor, "*rows width"], grid: Grid, known: Float[Tensor, "*rows width"] | None = None
 ) -> Float[Tensor, "*rows width"]:
-    """`values` rounded to their symmetric grid, in their own dtype.
+    """Return `values` rounded to their symmetric grid, in their own dtype.
 
-    The grid follows the values, so that nothing lies outside it and the gradient is straight-through everywhere
-    (Bengio et al., 2013). Scales and rounding are float32 under autocast too.
+    The scale is computed from the values, so no value lies outside the grid and the gradient is straight-through
+    everywhere (Bengio et al., 2013). Scales and rounding are float32 under autocast too.
 
     Args:
-        known: what an earlier call returned for the same arguments, to be taken as the result; the gradient goes its
-            own way all the same.
+        known: the result of an earlier call with the same arguments, returned as is. The gradient still flows to
+            `values` of this call.
+
+    Example:
+        >>> fake_quantize_symmetric(torch.tensor([[0.1, -1.27]]), Grid(bits=2, per="row"))
+        tensor([[ 0.0000, -1.2734]])
     """
     return _RoundSymmetric.apply(values, grid, known)
 
@@ -127,9 +209,9 @@ def fake_quantize_symmetric(
 def affine_parameters(
     low: Float[Tensor, ""], high: Float[Tensor, ""], grid: Grid
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Scale and zero point of the affine grid over the range [`low`, `high`], widened to hold zero exactly.
+    """Return scale and zero point of the affine grid over the range [`low`, `high`], widened to contain zero.
 
-    Jacob et al., 2018, sec. 3; the zero point is an integer in [0, 2**bits - 1], as float32.
+    The zero point is an integer in [0, 2**bits - 1] as float32 (Jacob et al., 2018, sec. 3).
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     scale = ((high - low) / grid.levels).clamp(min=SMALLEST_SCALE)
@@ -139,7 +221,7 @@ def affine_parameters(
 def to_affine_integers(
     values: Float[Tensor, "*shape"], scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], grid: Grid
 ) -> Float[Tensor, "*shape"]:
-    """The nearest integers of `values` on the affine grid, clipped to its range and counted from its zero point."""
+    """Return the nearest integers of `values` on the affine grid, clipped to its range, minus the zero point."""
     return _affine_integers(values, scale, zero_point, grid.levels)
 
 
@@ -150,23 +232,24 @@ def fake_quantize_affine(
     grid: Grid,
     known: Float[Tensor, "*shape"] | None = None,
 ) -> Float[Tensor, "*shape"]:
-    """`values` rounded to the affine grid and clipped to its range, in their own dtype.
+    """Return `values` rounded to the affine grid and clipped to its range, in their own dtype.
 
     The gradient is straight-through inside the range and zero outside it.
 
     Args:
-        known: as in `fake_quantize_symmetric`.
+        known: see `fake_quantize_symmetric`.
     """
     return _RoundAffine.apply(values, scale, zero_point, grid.levels, known)
 
 
 def _round_up(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Positive float32 numbers rounded up to 16 significant bits."""
+    """Return positive float32 numbers rounded up to 16 significant bits."""
     return scale.view(torch.int32).add_(0xFF).bitwise_and_(~0xFF).view(torch.float32)
 
 
 def _round_to_bfloat16(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Positive float32 numbers rounded to 8 significant bits, half up; compilers drop a cast there and back."""
+    """Return positive float32 numbers rounded to 8 significant bits, halves up."""
+    # Not by casting to bfloat16 and back: compilers remove that.
     return scale.view(torch.int32).add_(0x8000).bitwise_and_(~0xFFFF).view(torch.float32)
 
 
@@ -176,7 +259,7 @@ def _group_size(grid: Grid) -> int:
 
 
 def _spread(scale: Float[Tensor, "*rows scales"], width: int, grid: Grid) -> Float[Tensor, "*rows spread"]:
-    """The scales laid out so that they broadcast over rows of `width` values."""
+    """Return the scales in a shape that broadcasts over rows of `width` values."""
     if grid.per != "group":
         return scale
     return scale.repeat_interleave(_group_size(grid), dim=-1)[..., :width]
@@ -187,7 +270,7 @@ def _affine_integers(values: Tensor, scale: Tensor, zero_point: Tensor, levels: 
     if _reads_numbers(values):
         bounds = bounds[0].item(), bounds[1].item(), bounds[2].item()
     step, low, high = bounds
-    # Clipped first, the rest in place: activations are the largest tensors of training, and this makes only one.
+    # Clip first, then work in place: activations are the largest tensors of training, and this makes only one copy.
     return values.detach().float().clamp(low, high).div_(step).round_()
 
 
@@ -210,7 +293,7 @@ class _RoundAffine(torch.autograd.Function):
         ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int, known: Tensor | None
     ) -> Tensor:
         low, high, half = -zero_point * scale, (levels - zero_point) * scale, scale / 2
-        # What lies less than half a step outside the last level is rounded to it, not clipped.
+        # A value less than half a step outside the last level is rounded to it, not clipped: its gradient passes.
         ctx.bounds = low - half, high + half
         ctx.save_for_backward(values)
         if known is not None:
@@ -223,12 +306,12 @@ class _RoundAffine(torch.autograd.Function):
         if _reads_numbers(values):
             passed = torch.ops.aten.hardtanh_backward(gradients[0], values, low.item(), high.item())
         else:
-            # With a dimension each, or a comparison would round them to the 16 bits that values may have.
+            # One dimension each: a comparison would round zero-dimensional tensors to the 16 bits of the values.
             inside = (values > low.view(1)) & (values < high.view(1))
             passed = torch.where(inside, gradients[0], 0.0)
         return passed, None, None, None, None
 
 
 def _reads_numbers(values: Tensor) -> bool:
-    """Whether to read bounds out of their tensors: on a CPU that costs nothing, and clamping by tensors is slow."""
+    """Whether to read bounds as Python numbers: on a CPU that is free, and clamping by tensors is slow."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -79,8 +79,7 @@ class CompressionState(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, layer in self.layers.items():
             if layer.mask is not None:
-                bits = np.packbits(layer.mask.cpu().numpy().reshape(-1))
-                destination[prefix + name + MASK] = torch.from_numpy(bits)
+                destination[prefix + name + MASK] = packed_mask(layer.mask)
             if layer.has_range:
                 destination[prefix + name + RANGE] = layer.input_range.detach()
 
@@ -89,9 +88,7 @@ class CompressionState(nn.Module):
         for name, layer in self.layers.items():
             bits, seen = (state_dict.pop(prefix + name + part, None) for part in (MASK, RANGE))
             if bits is not None:
-                shape = layer.weight.shape
-                flat = np.unpackbits(bits.cpu().numpy(), count=shape.numel()).astype(bool)
-                layer.mask = torch.from_numpy(flat).view(shape).to(layer.weight.device)
+                layer.mask = unpacked_mask(bits, layer.weight.shape).to(layer.weight.device)
             if seen is not None and layer.has_range:
                 layer.input_range.copy_(seen)
 
@@ -146,6 +143,17 @@ def current_weight(layer: nn.Module) -> Tensor:
         if isinstance(adapter, MergedLora) and adapter.base_layer is layer:
             weight = adapter.merged_weight()
     return layer.masked(weight)
+
+
+def packed_mask(mask: Tensor) -> Tensor:
+    """Return a mask with one bit per value, as a flat uint8 tensor on the CPU."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+
+
+def unpacked_mask(bits: Tensor, shape: torch.Size) -> Tensor:
+    """Return the boolean mask of `shape` that `packed_mask` made into `bits`."""
+    flat = np.unpackbits(bits.cpu().numpy(), count=shape.numel()).astype(bool)
+    return torch.from_numpy(flat).view(shape)
 
 
 def _check(name: str, adapter: Any) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_compress.layers.bits import weight_grids
-from hf_compress.layers.grids import Grid, Scheme, affine_parameters, fake_quantize_affine, fake_quantize_symmetric
+from hf_compress.layers.grids import Grid, Grids, affine_parameters, fake_quantize_affine, fake_quantize_symmetric
 from hf_compress.layers.shared_inputs import Siblings
 from hf_compress.models.targets import LAYER_KINDS, LayerKind, Target, kind, named_modules, quantizable, tied
 
@@ -167,7 +167,7 @@ LAYERS: dict[LayerKind, type[CompressedLayer]] = {
 
 def quantize_layers(
     model: PreTrainedModel | PeftModel,
-    scheme: Scheme,
+    scheme: Grids,
     exclude: Sequence[str] = (),
     bits: Sequence[str] = (),
 ) -> list[CompressedLayer]:

@@ -1,8 +1,15 @@
-"""Gradual magnitude pruning: its options and its callback for any Trainer.
+"""Gradual pruning: its options and its callback for any Trainer.
 
-`schedules` says how sparsity grows over training and `criteria` which weights become zero; both are pure functions.
-`callback` applies them during training.
+Three registries of descriptors say how: `criteria` which weights are pruned first, `patterns` where zeros may stand,
+`schedules` how sparsity grows. `selection` chooses the weights, `masking` keeps the masks, `callback` applies them.
 """
 
 from hf_compress.prune.arguments import PruningArguments as PruningArguments
 from hf_compress.prune.callback import PruningCallback as PruningCallback
+from hf_compress.prune.criteria import CRITERIA as CRITERIA
+from hf_compress.prune.criteria import Criterion as Criterion
+from hf_compress.prune.criteria import Evidence as Evidence
+from hf_compress.prune.patterns import PATTERNS as PATTERNS
+from hf_compress.prune.patterns import Pattern as Pattern
+from hf_compress.prune.schedules import SCHEDULES as SCHEDULES
+from hf_compress.prune.schedules import Schedule as Schedule

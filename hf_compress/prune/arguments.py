@@ -1,29 +1,51 @@
-"""The options of gradual magnitude pruning."""
+"""The options of gradual pruning."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from hf_compress.prune.criteria import SCOPES
+from hf_compress.prune.criteria import CRITERIA
+from hf_compress.prune.patterns import PATTERNS
 from hf_compress.prune.schedules import SCHEDULES
+from hf_compress.prune.selection import SCOPES
+
+
+def _words(registry: Mapping[str, Any]) -> str:
+    """Return the help of every entry, as one text."""
+    return " ".join(f"`{name}`: {entry.help}." for name, entry in registry.items())
 
 
 @dataclass
 class PruningArguments:
-    """Options of gradual magnitude pruning; off unless `prune_sparsity` is above 0."""
+    """Options of gradual pruning; it is off unless `prune_sparsity` is above 0.
+
+    Raises:
+        ValueError: an option is outside its range.
+
+    Example:
+        >>> PruningArguments(prune_sparsity=0.6).enabled
+        True
+    """
 
     prune_sparsity: float = field(
         default=0.0,
         metadata={"help": "Share of the weights of the body's linear layers to set to zero, in [0, 1); 0: none."},
     )
+    prune_criterion: str = field(
+        default="magnitude",
+        metadata={"choices": CRITERIA.keys(), "help": f"Which weights are pruned first. {_words(CRITERIA)}"},
+    )
+    prune_pattern: str = field(
+        default="unstructured",
+        metadata={"choices": PATTERNS.keys(), "help": f"Where zeros may stand in a weight. {_words(PATTERNS)}"},
+    )
     prune_schedule: str = field(
         default="cubic",
-        metadata={
-            "choices": list(SCHEDULES),
-            "help": "How sparsity grows. `cubic`: fast at first, then ever slower. `linear`: evenly.",
-        },
+        metadata={"choices": SCHEDULES.keys(), "help": f"How sparsity grows. {_words(SCHEDULES)}"},
     )
     prune_initial_sparsity: float = field(
         default=0.0,
-        metadata={"help": "Share of weights set to zero at `prune_begin` already, in [0, `prune_sparsity`]."},
+        metadata={"help": "Share of weights to set to zero at `prune_begin` at once, in [0, `prune_sparsity`]."},
     )
     prune_begin: float = field(
         default=0.1,
@@ -35,30 +57,64 @@ class PruningArguments:
     )
     prune_every: int = field(
         default=10,
-        metadata={"help": "Optimizer steps, at least 1, from one choice of the weights to prune to the next."},
+        metadata={"help": "Optimizer steps, at least 1, between two choices of weights to prune."},
     )
     prune_scope: str = field(
         default="layer",
         metadata={
             "choices": list(SCOPES),
-            "help": "`layer`: every layer reaches the sparsity. `global`: all together do, some more and some less.",
+            "help": "`layer`: every layer reaches the sparsity. `global`: all layers together reach it; the sparsity "
+            "of single layers differs.",
         },
     )
     prune_exclude: list[str] = field(
         default_factory=list,
-        metadata={"help": "Regular expressions; layers in whose name one is found stay dense."},
+        metadata={"help": "Regular expressions; layers whose name contains a match stay dense."},
     )
 
     @property
     def enabled(self) -> bool:
+        """Whether anything is pruned."""
         return self.prune_sparsity > 0
 
     def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_sparsity()
+        self._check_phase()
+
+    def _check_choices(self) -> None:
+        choices: dict[str, Any] = {
+            "prune_criterion": CRITERIA,
+            "prune_pattern": PATTERNS,
+            "prune_schedule": SCHEDULES,
+            "prune_scope": SCOPES,
+        }
+        for option, names in choices.items():
+            if getattr(self, option) not in names:
+                raise ValueError(
+                    f"`--{option}` must be one of {', '.join(names)}; got {getattr(self, option)!r}. Choose one of "
+                    "them."
+                )
+
+    def _check_sparsity(self) -> None:
         if not 0 <= self.prune_sparsity < 1:
             raise ValueError(
                 f"`--prune_sparsity` must be a share of weights in [0, 1); got {self.prune_sparsity}. Give 0.6 to set "
                 "60 % of the weights to zero, or 0 to prune nothing."
             )
+        most = PATTERNS[self.prune_pattern].most
+        if self.prune_sparsity > most:
+            raise ValueError(
+                f"`--prune_sparsity` must be at most {most:g} with `--prune_pattern {self.prune_pattern}`; got "
+                f"{self.prune_sparsity}. Lower it, or choose another pattern."
+            )
+        if self.enabled and not 0 <= self.prune_initial_sparsity <= self.prune_sparsity:
+            raise ValueError(
+                f"`--prune_initial_sparsity` must be in [0, `--prune_sparsity`] = [0, {self.prune_sparsity}]; got "
+                f"{self.prune_initial_sparsity}. Lower it: sparsity only grows."
+            )
+
+    def _check_phase(self) -> None:
         if not 0 <= self.prune_begin <= 1:
             raise ValueError(
                 f"`--prune_begin` must be a share of training in [0, 1]; got {self.prune_begin}. Give 0.1 to begin "
@@ -67,22 +123,11 @@ class PruningArguments:
         if not self.prune_begin < self.prune_end <= 1:
             raise ValueError(
                 f"`--prune_end` must be a share of training in (`--prune_begin`, 1] = ({self.prune_begin}, 1]; got "
-                f"{self.prune_end}. Raise it, or lower `--prune_begin`; 0.6 leaves the last 40 % of the steps to "
-                "recover in."
+                f"{self.prune_end}. Raise it, or lower `--prune_begin`; 0.6 leaves the last 40 % of the steps for "
+                "recovery."
             )
         if not self.prune_every >= 1:
             raise ValueError(
-                f"`--prune_every` must be at least 1 optimizer step; got {self.prune_every}. Give 10 to choose the "
-                "weights anew every ten steps."
-            )
-        for option, choices in (("prune_schedule", SCHEDULES), ("prune_scope", SCOPES)):
-            if getattr(self, option) not in choices:
-                raise ValueError(
-                    f"`--{option}` must be one of {', '.join(choices)}; got {getattr(self, option)!r}. Choose one of "
-                    "them."
-                )
-        if self.enabled and not 0 <= self.prune_initial_sparsity <= self.prune_sparsity:
-            raise ValueError(
-                f"`--prune_initial_sparsity` must lie in [0, `--prune_sparsity`] = [0, {self.prune_sparsity}]; got "
-                f"{self.prune_initial_sparsity}. Lower it: sparsity only grows."
+                f"`--prune_every` must be at least 1 optimizer step; got {self.prune_every}. Give 10 to choose "
+                "weights every ten steps."
             )

@@ -1,72 +1,84 @@
-"""Gradual magnitude pruning: the callback that sets the smallest weights to zero in any Trainer."""
+"""Gradual pruning: the callback that sets the lowest-scored weights to zero in any Trainer."""
 
 import warnings
 from typing import Any, cast
 
-import numpy as np
 import torch
+from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from peft import PeftModel
-from torch import Tensor
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_compress.layers.lora import current_weight, merge_in_forward
-from hf_compress.layers.rounded import CompressedLayer, maskable_layers
-from hf_compress.models.sharding import Shards, count_zeros, local, refuse_shards, reshard
-from hf_compress.models.targets import Target, prunable, transformer, whole
+from hf_compress.layers.rounded import maskable_layers
+from hf_compress.models.sharding import count_zeros, refuse_shards, reshard
+from hf_compress.models.targets import prunable, transformer, whole
 from hf_compress.options import refuse_averages
 from hf_compress.prune.arguments import PruningArguments
-from hf_compress.prune.criteria import CRITERIA, Scope, disagreements, zero_counts
-from hf_compress.prune.schedules import SCHEDULES
-
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # The integers as wide as a weight, by bytes.
+from hf_compress.prune.criteria import CRITERIA
+from hf_compress.prune.masking import Masking
+from hf_compress.prune.patterns import PATTERNS
+from hf_compress.prune.schedules import SCHEDULES, Timetable
+from hf_compress.prune.selection import Scope, zero_counts
+from hf_compress.prune.state_file import load_state, save_state
 
 
 class PruningCallback(TrainerCallback):
-    """Gradual magnitude pruning in any Trainer: zeros in the body's linear layers, on schedule and to the last weight.
+    """Gradual pruning in any Trainer: zeros in the body's linear layers, on schedule and with an exact count.
 
-    Between the shares `prune_begin` and `prune_end` of the optimizer steps, every `prune_every` steps and in the very
-    last, more of the smallest weights are chosen and set to zero. The masks are applied after each optimizer step, so
-    that no optimizer moves a pruned weight, however large its steps: what is pruned stays so. Embeddings and head stay
-    dense, and parameters the objects that the optimizer knows.
+    Between the shares `prune_begin` and `prune_end` of the optimizer steps, every `prune_every` steps and in the last
+    one, the weights with the lowest scores are chosen and set to zero. Masks are applied after each optimizer step, so
+    no optimizer can move a pruned weight. What is pruned stays pruned. Embeddings and the head stay dense. Parameters
+    stay the objects that the optimizer knows.
 
-    Nothing is added to checkpoints: a pruned weight is one that is zero. Masks take one byte per prunable weight, on
-    each process for the weights that it holds: those sharded by FSDP2 stay where they are.
+    Checkpoints contain nothing of ours for the criterion `magnitude`: its masks are the zeros of the weights. A
+    criterion that needs gradients, optimizer state or memory has a file `pruning_state.safetensors` in each training
+    checkpoint, with one bit per weight. Weights sharded by FSDP2 stay sharded.
 
-    Where the model carries a LoRA adapter, weights stay as they are: what is ranked, and masked in every forward, is
-    the weight merged with the adapter. Its masks are in the adapter's checkpoint, one bit per weight.
+    Beside a LoRA adapter the weights stay as they are. The weight merged with the adapter is ranked, and masked in
+    every forward; the adapter's checkpoint holds the masks.
 
-    The Trainer's logs gain `sparsity`. What was the best model before the target was reached is forgotten when it is:
-    `load_best_model_at_end` and `save_total_limit` choose among models of the target sparsity.
+    The logs of training gain `sparsity`. The best model so far is forgotten when the target is reached:
+    `load_best_model_at_end` and `save_total_limit` choose among models with the target sparsity.
 
     Source: Zhu & Gupta, 2017.
 
+    Args:
+        arguments: with `prune_sparsity` above 0.
+
     Raises, at the start of training:
         ValueError: an exclude pattern matches nothing, nothing is left to prune, the run is too short for the
-            schedule, the weights are sharded otherwise than by FSDP2, or an adapter or optimizer is not supported.
+            schedule, the criterion cannot work with the model or optimizer, the weights are sharded other than by
+            FSDP2, or an adapter or optimizer is not supported.
 
     Raises, later:
-        ValueError: a weight became NaN.
-        RuntimeError: processes disagree about a mask, training ended before the target was reached, or the model that
-            it ends with falls short of it.
+        ValueError: a score became NaN.
+        RuntimeError: processes disagree about a mask, training ended before the target was reached, or the final
+            model falls short of it.
+
+    Example:
+        >>> from transformers import Trainer
+        >>> callback = PruningCallback(PruningArguments(prune_sparsity=0.6))
+        >>> trainer = Trainer(model, args, callbacks=[callback])  # doctest: +SKIP
     """
 
     def __init__(self, arguments: PruningArguments) -> None:
         if not arguments.enabled:
             raise ValueError(
-                f"`--prune_sparsity` must lie in (0, 1) for a PruningCallback; got {arguments.prune_sparsity}. Raise "
+                f"`--prune_sparsity` must be in (0, 1) for a PruningCallback; got {arguments.prune_sparsity}. Raise "
                 "it, or train without the callback: `Recipe.callbacks()` leaves it out."
             )
         self.arguments = arguments
+        self.criterion = CRITERIA[arguments.prune_criterion]
         self._scope = cast(Scope, arguments.prune_scope)
-        self._targets: list[Target] = []
-        self._begin = self._end = 0
-        self._masks: list[Tensor] | None = None  # int8: all bits set where a weight is kept, none where it is pruned.
+        self._masking: Masking | None = None
+        self._timetable = Timetable(0, 0, 1)
         self._sparsity = 0.0
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Prepares layers beside an adapter to carry masks, before a checkpoint that has some is loaded."""
+        """Prepare layers beside an adapter to carry masks, before a checkpoint with masks is loaded."""
         if isinstance(kwargs["model"], PeftModel):
             maskable_layers(prunable(kwargs["model"], self.arguments.prune_exclude))
             merge_in_forward(kwargs["model"])
@@ -74,163 +86,186 @@ class PruningCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Selects the layers, lays out the schedule and finds a resumed run's masks in its weights."""
-        self.on_init_end(args, state, control, **kwargs)  # For a Trainer that was built before it had this callback.
-        refuse_averages(kwargs.get("optimizer"), "--prune_sparsity")
+        """Select the layers, plan the steps, and restore the masks of a resumed run."""
+        self.on_init_end(args, state, control, **kwargs)  # A Trainer may have been built before it had this callback.
+        optimizer = kwargs.get("optimizer")
+        refuse_averages(optimizer, "--prune_sparsity")
         model = whole(kwargs["model"])
         reshard(model)
-        selected = prunable(transformer(model), self.arguments.prune_exclude)
-        self._targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
-        refuse_shards(model, {target.name: target.weight for target in self._targets}, "--prune_sparsity")
-        self._plan(state.max_steps)
-        if self._scope == "global" and state.global_step == 0:
-            self._warn_of_emptied()
-        self._choose(state.global_step)
+        self._masking = self._new_masking(model)
+        self._refuse_unsupported(kwargs.get("st_args", args), model, optimizer)
+        options = self.arguments
+        self._timetable = Timetable.of(options.prune_begin, options.prune_end, options.prune_every, state.max_steps)
+        self._warn_of_one_leap(state.max_steps)
+        if self._scope == "global" and state.global_step == 0 and not self.criterion.has_state:
+            self._warn_of_emptied(self._masking)
+        if self.criterion.has_state and state.global_step > 0:
+            self._sparsity = self._masking.load(load_state(args, state, self.criterion.name))
+        else:
+            self._choose(state.global_step, optimizer)
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let a criterion that needs gradients see them, and choose more weights when it is time to."""
+        if not self.criterion.needs_gradients or self._masking is None:
+            return
+        step = state.global_step + 1  # Trainer counts the step after the optimizer step.
+        if all(target.weight.grad is None for target in self._masking.targets):
+            raise ValueError(
+                f"`--prune_criterion {self.criterion.name}` needs gradients, but no layer has one before optimizer "
+                f"step {step}: this optimizer consumes them during the backward pass. Choose another `--optim`, such "
+                "as `adamw_torch`."
+            )
+        self._masking.observe(kwargs.get("optimizer"))
+        if step == self._timetable.last_choice(step):
+            self._choose(step, kwargs.get("optimizer"))
 
     @torch.no_grad()
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Sets the pruned weights to zero again, and chooses more of them when it is time to."""
+        """Set the pruned weights to zero again, and choose more of them when it is time to."""
         step = state.global_step + 1  # Trainer counts the step after this event.
-        self._apply()
-        if step == self._last_choice(step):
-            # Among weights of which the pruned ones are zero: an optimizer may have moved one far enough to be kept.
-            self._choose(step)
-            self._apply()
-        if step == self._end:
+        if self._masking is None:
+            return
+        self._masking.apply()
+        if not self.criterion.needs_gradients:
+            self._masking.observe(kwargs.get("optimizer"))
+            if step == self._timetable.last_choice(step):
+                # After masks were applied: an optimizer may have moved a pruned weight far enough to be kept.
+                self._choose(step, kwargs.get("optimizer"))
+                self._masking.apply()
+        if step == self._timetable.end:
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Forgets the masks as the checkpoint does, and finds them in the weights as a run resumed from it will."""
-        # They could differ if training has moved a kept weight to exactly zero.
+        """Write masks that the weights cannot tell into the checkpoint; derive the others anew from the weights."""
         reshard(whole(kwargs["model"]))
-        self._choose(state.global_step)
+        if self._masking is None:
+            return
+        if self.criterion.has_state:
+            tensors = self._masking.state()
+            if args.should_save:
+                save_state(tensors, args, state, self.criterion.name)
+        else:
+            # As a run resumed from here will. They differ if training has moved a kept weight to exactly zero.
+            self._choose(state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Adds `sparsity`, the share of zeros among prunable weights, to the logs of training."""
+        """Add `sparsity`, the share of zeros among prunable weights, to the logs of training."""
         logs = kwargs["logs"]
         if "loss" in logs:
             logs["sparsity"] = self._sparsity
-            for copied in state.log_history[-1:]:  # Trainer puts its copy there before this event.
+            for copied in state.log_history[-1:]:  # Trainer appends its copy before this event.
                 copied["sparsity"] = self._sparsity
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Fails unless the model that training ends with has the target sparsity."""
-        self._masks = None
-        targets, self._targets = self._targets, []  # They would keep a model in memory that a search has done with.
+        """Fail unless the final model has the target sparsity."""
+        masking, self._masking = self._masking, None  # It would keep a search's model in memory.
         if state.is_hyper_param_search and not control.should_training_stop:
-            return  # A trial that the search gives up on; its model is thrown away.
-        asked = f"`--prune_sparsity {self.arguments.prune_sparsity}`"
-        if state.global_step < self._end:
+            return  # The search gives up on this trial; its model is thrown away.
+        self._refuse_early_end(args, state)
+        reshard(whole(kwargs["model"]))
+        if masking is not None:
+            self._refuse_lost_zeros(masking)
+
+    def _new_masking(self, model: nn.Module) -> Masking:
+        selected = prunable(transformer(model), self.arguments.prune_exclude)
+        targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
+        refuse_shards(model, {target.name: target.weight for target in targets}, "--prune_sparsity")
+        return Masking(targets, self.criterion, PATTERNS[self.arguments.prune_pattern], self._scope)
+
+    def _refuse_unsupported(self, args: TrainingArguments, model: nn.Module, optimizer: Any) -> None:
+        """Refuse a criterion or pattern that cannot work with this model, optimizer or precision."""
+        criterion, masking, reason = self.criterion, cast(Masking, self._masking), None
+        if criterion.needs_gradients or criterion.needs_optimizer:
+            frozen = [target.name for target in masking.targets if not target.weight.requires_grad]
+            if isinstance(transformer(model), PeftModel):
+                reason = "the weights beside an adapter have none. Merge it first (`model.merge_and_unload()`)"
+            elif frozen:
+                reason = f"{frozen[0]} is frozen. Train it, or leave it out by `--prune_exclude {frozen[0]}`"
+            elif isinstance(optimizer, DeepSpeedOptimizerWrapper):
+                reason = "DeepSpeed keeps both to itself. Train under DDP or FSDP2"
+            elif args.fp16:
+                reason = "gradients under `--fp16` are scaled and may overflow. Use `--bf16`"
+        if reason is not None:
+            raise ValueError(
+                f"`--prune_criterion {criterion.name}` needs the gradients or the optimizer state of all weights, but "
+                f"{reason}, or choose `--prune_criterion magnitude`."
+            )
+        conv1d = [target.name for target in masking.targets if target.kind == "conv1d"]
+        if masking.pattern.joins_inputs and conv1d and not masking.shards.whole:
+            raise ValueError(
+                f"`--prune_pattern {masking.pattern.name}` groups inputs, which FSDP2 shards in {conv1d[0]}. Train "
+                "under DDP, or choose another pattern."
+            )
+
+    def _warn_of_one_leap(self, max_steps: int) -> None:
+        steps = self._timetable.end - self._timetable.begin
+        if steps <= self.arguments.prune_every:
+            warnings.warn(
+                f"`--prune_every {self.arguments.prune_every}` prunes in one leap: only {steps} of {max_steps} steps "
+                "are between `--prune_begin` and `--prune_end`. Lower it, or train longer.",
+                stacklevel=2,
+            )
+
+    @torch.no_grad()
+    def _warn_of_emptied(self, masking: Masking) -> None:
+        """Warn about layers that a common threshold would leave without a weight, judged by the initial weights."""
+        kept = masking.preview(self.arguments.prune_sparsity)
+        emptied = [target.name for target, count in zip(masking.targets, kept, strict=True) if count == 0]
+        if emptied:
+            warnings.warn(
+                f"`--prune_scope global` at `--prune_sparsity {self.arguments.prune_sparsity}` would prune all "
+                f"weights of {len(emptied)} of {len(kept)} layers ({', '.join(emptied[:3])}): they are smaller than "
+                "those of other layers, as the weights of an untrained layer are. Use `--prune_scope layer`, or keep "
+                f"such layers dense (`--prune_exclude {emptied[0]}`).",
+                stacklevel=2,
+            )
+
+    def _choose(self, step: int, optimizer: Any = None) -> None:
+        """Choose the masks that are in force at `step`; none before the first choice."""
+        masking, choice = cast(Masking, self._masking), self._timetable.last_choice(step)
+        sparsity = 0.0
+        if choice > 0:
+            schedule = SCHEDULES[self.arguments.prune_schedule]
+            progress = self._timetable.progress(choice)
+            sparsity = schedule(progress, self.arguments.prune_initial_sparsity, self.arguments.prune_sparsity)
+        self._sparsity = masking.choose(sparsity, step, optimizer)
+
+    def _refuse_early_end(self, args: TrainingArguments, state: TrainerState) -> None:
+        options, end = self.arguments, self._timetable.end
+        asked = f"`--prune_sparsity {options.prune_sparsity}`"
+        if state.global_step < end:
             raise RuntimeError(
                 f"training stopped at step {state.global_step} of {state.max_steps} with a sparsity of "
-                f"{self._sparsity:.4f}, but {asked} is reached at step {self._end}. Lower `--prune_end` (now "
-                f"{self.arguments.prune_end}), or let training go on for longer, say by a greater "
+                f"{self._sparsity:.4f}, but {asked} is reached at step {end}. Lower `--prune_end` (now "
+                f"{options.prune_end}), or let training go on for longer, for example with a greater "
                 "`early_stopping_patience`."
             )
         if args.load_best_model_at_end and state.best_model_checkpoint is None:
             raise RuntimeError(
                 f"`--load_best_model_at_end` finds no checkpoint that was evaluated and saved after {asked} was "
-                f"reached at step {self._end}. Evaluate and save more often (`--eval_steps`, `--save_steps`), or "
-                f"lower `--prune_end` (now {self.arguments.prune_end})."
+                f"reached at step {end}. Evaluate and save more often (`--eval_steps`, `--save_steps`), or lower "
+                f"`--prune_end` (now {options.prune_end})."
             )
-        reshard(whole(kwargs["model"]))
-        sizes = [target.weight.numel() for target in targets]
-        zeros = count_zeros([current_weight(target.module) for target in targets])
-        names = [target.name for target in targets]
+
+    def _refuse_lost_zeros(self, masking: Masking) -> None:
+        sizes = [target.weight.numel() for target in masking.targets]
+        zeros = count_zeros([current_weight(target.module) for target in masking.targets])
+        names = [target.name for target in masking.targets]
         if self._scope == "global":
             zeros, names = [sum(zeros)], ["the whole model"]
         least = zero_counts(sizes, self.arguments.prune_sparsity, self._scope)
         short = [name for name, found, wanted in zip(names, zeros, least, strict=True) if found < wanted]
         if short:
             raise RuntimeError(
-                f"{asked} was reached and lost again: {sum(zeros)} of {sum(sizes)} prunable weights are zero at the "
-                f"end, too few in {', '.join(short[:3])}. Another callback changed the weights, or the best "
-                "checkpoint that was loaded is not from this run. Let no other callback write to pruned weights, and "
-                "start from an empty `--output_dir`."
+                f"`--prune_sparsity {self.arguments.prune_sparsity}` was reached and lost again: {sum(zeros)} of "
+                f"{sum(sizes)} prunable weights are zero at the end, too few in {', '.join(short[:3])}. Another "
+                "callback changed the weights, or the best checkpoint that was loaded is not from this run. Let no "
+                "other callback write to pruned weights, and start from an empty `--output_dir`."
             )
-
-    def _apply(self) -> None:
-        """Sets the weights that the masks in force prune to zero; beside an adapter every forward does."""
-        if self._masks is None:
-            return
-        for target, mask in zip(self._targets, self._masks, strict=True):
-            # On the bits, unlike a product, it leaves no negative zeros and no NaN, and is as fast as any.
-            weight = local(target.weight)
-            weight.view(BITS[weight.element_size()]).bitwise_and_(mask)
-
-    def _plan(self, max_steps: int) -> None:
-        # The first choice is made after the first step at the earliest.
-        self._begin = max(1, round(self.arguments.prune_begin * max_steps))
-        self._end = round(self.arguments.prune_end * max_steps)
-        if self._end <= self._begin:
-            raise ValueError(
-                f"`--prune_begin {self.arguments.prune_begin}` and `--prune_end {self.arguments.prune_end}` leave no "
-                f"step to prune in: of {max_steps} optimizer steps (`max_steps`), pruning would begin at "
-                f"{self._begin} and end at {self._end}. Train longer (`--max_steps`, `--num_train_epochs`), or raise "
-                "`--prune_end`."
-            )
-        if self._end - self._begin <= self.arguments.prune_every:
-            warnings.warn(
-                f"`--prune_every {self.arguments.prune_every}` prunes in one leap: only {self._end - self._begin} of "
-                f"{max_steps} steps lie between `--prune_begin` and `--prune_end`. Lower it, or train longer.",
-                stacklevel=2,
-            )
-
-    @torch.no_grad()
-    def _warn_of_emptied(self) -> None:
-        """Warns of layers that one threshold for all would leave without a weight, by the weights at the start."""
-        weights = [current_weight(target.module).detach() for target in self._targets]
-        masks = CRITERIA["magnitude"](weights, self.arguments.prune_sparsity, self._scope)
-        kept = Shards.of(weights).total(np.array([int(mask.count_nonzero()) for mask in masks]))
-        emptied = [target.name for target, count in zip(self._targets, kept, strict=True) if count == 0]
-        if emptied:
-            warnings.warn(
-                f"`--prune_scope global` at `--prune_sparsity {self.arguments.prune_sparsity}` would set all weights "
-                f"of {len(emptied)} of {len(kept)} layers to zero ({', '.join(emptied[:3])}): they are smaller than "
-                "those of other layers, as those of an untrained layer are. Use `--prune_scope layer`, or keep such "
-                f"layers dense (`--prune_exclude {emptied[0]}`).",
-                stacklevel=2,
-            )
-
-    def _last_choice(self, step: int) -> int:
-        """The latest step up to `step` at which masks are chosen; 0 before the first."""
-        if step < self._begin:
-            return 0
-        if step >= self._end:
-            return self._end
-        return step - (step - self._begin) % self.arguments.prune_every
-
-    @torch.no_grad()
-    def _choose(self, step: int) -> None:
-        """Derives the masks in force at `step` from the weights as they are."""
-        self._masks, self._sparsity = None, 0.0  # Gone before the new ones come: never two bytes per weight.
-        choice = self._last_choice(step)
-        if choice == 0:
-            return
-        progress = (choice - self._begin) / (self._end - self._begin)
-        schedule = SCHEDULES[self.arguments.prune_schedule]
-        sparsity = schedule(progress, self.arguments.prune_initial_sparsity, self.arguments.prune_sparsity)
-        weights = [current_weight(target.module).detach() for target in self._targets]
-        sizes = [weight.numel() for weight in weights]
-        zeros = sum(zero_counts(sizes, sparsity, self._scope))
-        if zeros == 0:
-            return
-        masks = CRITERIA["magnitude"](weights, sparsity, self._scope)
-        different = disagreements(masks, Shards.of(weights))
-        if different:
-            raise RuntimeError(
-                f"processes have chosen different weights to prune in {len(different)} of {len(masks)} layers, the "
-                f"first being {self._targets[different[0]].name}: their weights differ. Start every process from the "
-                "same weights and train under DDP, and change weights on all processes alike."
-            )
-        self._sparsity = zeros / sum(sizes)
-        carriers = [target.module for target in self._targets if isinstance(target.module, CompressedLayer)]
-        if any(carrier.adapter for carrier in carriers):
-            for carrier, mask in zip(carriers, masks, strict=True):
-                carrier.mask = mask
-        else:
-            self._masks = [mask.view(torch.int8).neg_() for mask in masks]

@@ -23,7 +23,7 @@ from hf_compress.launch.run import recipe_of
 from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import fake_quantize_symmetric
 from hf_compress.models.targets import prunable, quantizable
-from hf_compress.prune.criteria import CRITERIA
+from hf_compress.prune.criteria import magnitude_masks
 from hf_compress.recipe import BudgetArguments
 from hf_compress.report.card import render
 
@@ -45,7 +45,7 @@ def error_of(model: BertForSequenceClassification, recipe: Recipe) -> float:
     options, total = recipe.quantization, 0.0
     pruned = prunable(model)
     weights = [target.weight for target in pruned]
-    masks = CRITERIA["magnitude"](weights, recipe.pruning.prune_sparsity, "layer")
+    masks = magnitude_masks(weights, recipe.pruning.prune_sparsity, "layer")
     kept = {target.name: mask for target, mask in zip(pruned, masks, strict=True)}
     for target, grid in weight_grids(quantizable(model), options.scheme, options.quant_bits):
         weight = target.weight.detach()

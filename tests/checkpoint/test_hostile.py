@@ -42,7 +42,7 @@ def folder(make_bert: Callable[..., PreTrainedModel], tmp_path: Path) -> Path:
             target.weight[target.weight.abs() <= target.weight.abs().flatten().kthvalue(count).values] = 0
     # All kinds of tensors: with scales, pruned ones in floating point, others.
     config = CompressionConfig(
-        scheme=asdict(SCHEMES["int8-weight"]),
+        scheme=asdict(SCHEMES["int8-weight"].grids),
         quantized=[target.name for target in quantizable(model) if "output" not in target.name],
         pruned=[target.name for target in prunable(model)],
     )

@@ -48,7 +48,7 @@ def folder(model: PreTrainedModel, tmp_path: Path) -> Path:
 def _quantized(model: PreTrainedModel, folder: Path) -> Path:
     """The folder that `model` is written to with integers in it, as it is."""
     names = [target.name for target in quantizable(model)]
-    config = CompressionConfig(scheme=asdict(SCHEMES["int8-weight"]), quantized=names)
+    config = CompressionConfig(scheme=asdict(SCHEMES["int8-weight"].grids), quantized=names)
     model.hf_quantizer, model.config.quantization_config = CompressionQuantizer(config), config
     model.save_pretrained(folder)
     return folder

@@ -34,9 +34,10 @@ from hf_compress.checkpoint.save import save_compressed
 from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.sharding import Shards, count_zeros, gathered, local, refuse_shards, reshard
 from hf_compress.models.targets import prunable
-from hf_compress.prune import criteria as under_test
+from hf_compress.prune import selection as under_test
 from hf_compress.prune.callback import PruningCallback
-from hf_compress.prune.criteria import SCOPES, disagreements, magnitude_masks
+from hf_compress.prune.criteria import magnitude_masks
+from hf_compress.prune.selection import SCOPES, disagreements
 from hf_compress.quantize.callback import QuantizationCallback
 from tests.invariants.harness import METHODS, in_a_process, in_two_processes, logged, make, recipe, rows, same
 from tests.tiny import NO_DROPOUT, bert

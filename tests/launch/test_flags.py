@@ -25,6 +25,8 @@ FROZEN = """
 --distill_cache           None
 
 --prune_sparsity          0.0
+--prune_criterion         'magnitude' magnitude
+--prune_pattern           'unstructured' unstructured
 --prune_schedule          'cubic'     cubic linear
 --prune_initial_sparsity  0.0
 --prune_begin             0.1

@@ -133,7 +133,7 @@ def test_bits_in_a_file_that_mean_nothing_are_refused(bits: object) -> None:
     with pytest.raises(
         ValueError, match=r"`quantization_config.bits` must map names in `quantized` to numbers from 2"
     ):
-        CompressionConfig(asdict(SCHEMES["int8"]), ["bert.pooler.dense"], bits=bits)  # type: ignore[arg-type]
+        CompressionConfig(asdict(SCHEMES["int8"].grids), ["bert.pooler.dense"], bits=bits)  # type: ignore[arg-type]
 
 
 def test_bits_are_under_the_seal(tiny_bert: BertForSequenceClassification, tmp_path: Path) -> None:

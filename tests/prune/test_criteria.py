@@ -1,7 +1,8 @@
-"""Schedules against closed forms, masks against a stable sort."""
+"""Schedules against closed forms, masks against a stable sort, scores against their definition."""
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,20 +10,30 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_compress.models.sharding import Shards
-from hf_compress.prune import criteria as sparsity
-from hf_compress.prune.criteria import CRITERIA, SCOPES, disagreements, magnitude_masks, zero_counts
+from hf_compress.prune import selection
+from hf_compress.prune.criteria import CRITERIA, Evidence, magnitude_masks
 from hf_compress.prune.schedules import SCHEDULES
+from hf_compress.prune.selection import SCOPES, Candidate, disagreements, select_masks, zero_counts
 
 SHAPES = [(48, 64), (7, 129), (1000,), (3, 5)]
 
 
 def sort_oracle(weights: list[Tensor], count: int) -> list[Tensor]:
-    """Masks of one group by a stable sort of everything: exact, ties by position."""
+    """Return masks of one group by a stable sort of everything: exact, ties by position."""
     magnitudes = torch.cat([weight.flatten().abs() for weight in weights])
     kept = torch.ones(magnitudes.numel(), dtype=torch.bool)
     kept[magnitudes.sort(stable=True).indices[:count]] = False
     parts = kept.split([weight.numel() for weight in weights])
     return [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
+
+
+def ranked(scores: list[Tensor], share: float) -> list[Tensor]:
+    """Return masks of one group of scores by a stable sort."""
+    flat = torch.cat([one.flatten() for one in scores])
+    kept = torch.ones(flat.numel(), dtype=torch.bool)
+    kept[flat.sort(stable=True).indices[: round(share * flat.numel())]] = False
+    parts = kept.split([one.numel() for one in scores])
+    return [part.view(one.shape) for part, one in zip(parts, scores, strict=True)]
 
 
 def oracle(weights: list[Tensor], share: float, scope: str) -> list[Tensor]:
@@ -37,16 +48,14 @@ def equal(masks: list[Tensor], others: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("initial", "final"), [(0.0, 0.6), (0.25, 0.8), (0.5, 0.5)])
-def test_schedules_start_at_the_initial_sparsity_end_at_the_final_one_exactly_and_never_fall(
-    schedule: str, initial: float, final: float
-) -> None:
+def test_schedules_go_from_initial_to_final_and_never_fall(schedule: str, initial: float, final: float) -> None:
     values = [SCHEDULES[schedule](step / 100, initial, final) for step in range(101)]
     assert values[0] == pytest.approx(initial, abs=1e-15)
     assert values[-1] == final
     assert all(earlier <= later for earlier, later in itertools.pairwise(values))
 
 
-def test_schedules_are_their_closed_forms_halfway() -> None:
+def test_schedules_match_their_formulas_halfway() -> None:
     assert SCHEDULES["linear"](0.5, 0.2, 0.8) == pytest.approx(0.5)
     # Zhu & Gupta, 2017, eq. 1: s_f + (s_i - s_f) / 8.
     assert SCHEDULES["cubic"](0.5, 0.2, 0.8) == pytest.approx(0.8 - 0.6 / 8)
@@ -58,10 +67,11 @@ def test_zero_counts_round_per_tensor_or_over_all() -> None:
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_every_criterion_leaves_the_weights_as_they_were(criterion: str) -> None:
+def test_no_criterion_changes_the_weights(criterion: str) -> None:
     weights = [torch.randn(shape) for shape in SHAPES]
     before = [weight.clone() for weight in weights]
-    CRITERIA[criterion](weights, 0.5, "layer")
+    for weight in weights:
+        CRITERIA[criterion].scores(Evidence(weight))
     assert equal(weights, before)
 
 
@@ -78,7 +88,7 @@ def test_masks_are_those_of_a_stable_sort(share: float, scope: str, dtype: torch
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("value", [0.0, -0.0, -0.7, 1e-45, float("inf")])
-def test_constant_tensors_lose_the_exact_count_from_the_front(value: float, scope: str) -> None:
+def test_constant_tensors_are_pruned_from_the_front(value: float, scope: str) -> None:
     weights = [torch.full((50, 60), value), torch.full((11,), value)]
     masks = magnitude_masks(weights, 0.3, scope)
     assert equal(masks, oracle(weights, 0.3, scope))
@@ -87,8 +97,8 @@ def test_constant_tensors_lose_the_exact_count_from_the_front(value: float, scop
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.55, 0.9])
-def test_ties_with_weights_that_are_zero_already_are_exact(share: float, scope: str) -> None:
-    """The state between two mask updates: half the weights are zero, of either sign."""
+def test_ties_with_existing_zeros_are_exact(share: float, scope: str) -> None:
+    """Between two choices half the weights are zero, of either sign."""
     weights = [torch.randn(shape) for shape in SHAPES]
     weights = [weight * mask for weight, mask in zip(weights, magnitude_masks(weights, 0.5, "layer"), strict=True)]
     assert equal(magnitude_masks(weights, share, scope), oracle(weights, share, scope))
@@ -98,16 +108,17 @@ def test_ties_with_weights_that_are_zero_already_are_exact(share: float, scope: 
 def test_masks_are_exact_where_a_sample_misleads(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = [torch.randn(shape) for shape in SHAPES]
     for bracket in [(-1.0, -1.0), (5.0, 6.0), (0.0, 1e-9)]:
-        monkeypatch.setattr(sparsity, "_bracket", lambda *_, bracket=bracket: (yield from ()) or bracket)
+        monkeypatch.setattr(selection, "_bracket", lambda *_, bracket=bracket: (yield from ()) or bracket)
         assert equal(magnitude_masks(weights, 0.6, scope), oracle(weights, 0.6, scope))
 
 
-def test_the_sample_brackets_the_threshold_of_weights_with_outlying_columns() -> None:
-    """The speed stands on it: real weights have columns, and rows, that are far larger than others."""
+def test_the_sample_brackets_the_threshold_despite_outliers() -> None:
+    """Speed depends on it: real weights have columns and rows that are far larger than others."""
     weight = torch.randn(384, 384) * torch.where(torch.arange(384) % 3 == 0, 20.0, 1.0)
     for share in (0.1, 0.6, 0.9):
         count, alone = round(share * weight.numel()), Shards()
-        ((low, high),) = alone.together([sparsity._bracket([weight], torch.float32, count, weight.numel(), alone)])
+        scores = selection._Scores([Candidate("weight", weight.numel(), weight.abs)])
+        ((low, high),) = alone.together([selection._bracket(scores, count, weight.numel(), alone)])
         inside = ((weight.abs() > low) & (weight.abs() <= high)).float().mean()
         assert (weight.abs() <= low).float().mean() <= share <= (weight.abs() <= high).float().mean()
         assert inside < 0.1
@@ -116,9 +127,9 @@ def test_the_sample_brackets_the_threshold_of_weights_with_outlying_columns() ->
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
 def test_masks_on_an_accelerator_are_those_on_a_cpu(share: float, scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other devices go through torch where a CPU goes through numpy; here torch does, on a CPU."""
+    """On other devices torch does what numpy does on a CPU; here torch does it on a CPU."""
     weights = [torch.randn(shape).round(decimals=2) for shape in SHAPES]
-    monkeypatch.setattr(sparsity, "_magnitudes", lambda weight, dtype: weight.reshape(-1).to(dtype).abs())
+    monkeypatch.setattr(selection, "_flat", lambda scores: scores.reshape(-1))
     assert equal(magnitude_masks(weights, share, scope), oracle(weights, share, scope))
 
 
@@ -148,8 +159,8 @@ def test_masks_nest_as_sparsity_grows(data: list[list[float]], share: float, mor
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_masks_derived_again_from_masked_weights_are_the_same(scope: str) -> None:
-    """What resuming stands on: zeros alone tell which weights are pruned."""
+def test_masks_derived_from_masked_weights_are_the_same(scope: str) -> None:
+    """Resuming depends on it: zeros alone tell which weights are pruned."""
     weights = [torch.randn(shape).round(decimals=1) for shape in SHAPES]
     masks = magnitude_masks(weights, 0.6, scope)
     assert equal(magnitude_masks([w * m for w, m in zip(weights, masks, strict=True)], 0.6, scope), masks)
@@ -160,8 +171,43 @@ def test_masks_derived_again_from_masked_weights_are_the_same(scope: str) -> Non
 def test_nan_is_refused_with_its_place_and_a_remedy(share: float, scope: str) -> None:
     weights = [torch.randn(shape) for shape in SHAPES]
     weights[1][3, 100] = float("nan")
-    with pytest.raises(ValueError, match=r"weight .* of .*shape \(7, 129\), holds NaN.*`--learning_rate`"):
+    with pytest.raises(
+        ValueError, match=r"Weight 2 of 4, of shape \(7, 129\), holds NaN in 1 of 903 .*`--learning_rate`"
+    ):
         magnitude_masks(weights, share, scope)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.55, 0.9, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_scores_of_any_sign_are_ranked(share: float, scope: str, dtype: torch.dtype) -> None:
+    scores = [torch.randn(shape).to(dtype) for shape in SHAPES]
+    scores[0][:20] = -torch.inf  # Pruned before.
+    candidates = [Candidate("scores", one.numel(), lambda one=one: one, one.dtype) for one in scores]
+    expected = [
+        mask
+        for group in ([scores] if scope == "global" else [[one] for one in scores])
+        for mask in ranked(group, share)
+    ]
+    assert equal(select_masks(candidates, share, scope, Shards()), expected)
+
+
+def test_digits_order_numbers_as_comparison_does() -> None:
+    """Processes agree on a threshold digit by digit; the order of bits must be that of numbers."""
+    for dtype in (np.float32, np.float64):
+        numbers = np.array([-np.inf, -3.5, -1e-40, -0.0, 0.0, 1e-40, 2.0, np.inf], dtype)
+        ordered = selection._ordered(numbers)
+        assert (np.diff(ordered.astype(object)) >= 0).all() and len(set(ordered.tolist())) == 7
+        assert np.array_equal(selection._value(ordered, numbers.dtype), numbers)
+
+
+def test_masks_of_zero_are_the_first_of_every_criterion() -> None:
+    """A criterion whose masks are found in the weights must rank zeros lowest."""
+    for criterion in CRITERIA.values():
+        if not criterion.has_state:
+            weight = torch.randn(50) * (torch.arange(50) % 2)
+            scores = criterion.scores(Evidence(weight))
+            assert scores[weight == 0].max() < scores[weight != 0].min()
 
 
 def test_no_weights_have_no_masks() -> None:
@@ -179,5 +225,5 @@ def test_the_checksum_tells_masks_with_the_same_count_apart() -> None:
     for position in range(21 * 21):
         mask = masks.clone()
         mask.view(-1)[position] = False
-        sums.add(int(sparsity._checksum(mask)))
+        sums.add(int(selection.checksum(mask)))
     assert len(sums) == 21 * 21

@@ -1,0 +1,213 @@
+"""The masks of a model's weights: chosen by a criterion, applied to the weights, saved and restored."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from hf_compress.layers.lora import current_weight, packed_mask, unpacked_mask
+from hf_compress.layers.rounded import CompressedLayer
+from hf_compress.models.sharding import Shards, gathered, local
+from hf_compress.models.targets import Target
+from hf_compress.prune.criteria import Criterion, Evidence
+from hf_compress.prune.patterns import Pattern
+from hf_compress.prune.selection import Candidate, Scope, disagreements, select_masks, zero_counts
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # The signed integers as wide as a weight, by bytes.
+MASK, MEMORY = ".mask", ".memory."
+
+
+class Masking:
+    """The masks of the weights of `targets`, and the memory of the criterion that chooses them.
+
+    Masks take one byte per weight, on each process for the weights it holds. Beside a LoRA adapter the layers carry
+    the masks, because the merged weight is computed anew in every forward.
+
+    Args:
+        targets: layers with distinct weights.
+    """
+
+    def __init__(self, targets: Sequence[Target], criterion: Criterion, pattern: Pattern, scope: Scope) -> None:
+        self.targets = targets
+        self.criterion, self.pattern, self.scope = criterion, pattern, scope
+        self.masks: list[Tensor] | None = None  # int8: all bits set where a weight is kept, none where it is pruned.
+        self.memory: list[dict[str, Tensor]] = [{} for _ in targets]
+
+    @property
+    def size(self) -> int:
+        """The number of prunable weights, over all shards."""
+        return sum(target.weight.numel() for target in self.targets)
+
+    def apply(self) -> None:
+        """Set the pruned weights to zero. Beside an adapter this does nothing: every forward masks."""
+        if self.masks is None:
+            return
+        for target, mask in zip(self.targets, self.masks, strict=True):
+            # On the bits: unlike a product this leaves no negative zeros and no NaN, and it is as fast as any.
+            weight = local(target.weight)
+            weight.view(INTEGERS[weight.element_size()]).bitwise_and_(mask)
+
+    @torch.no_grad()
+    def choose(self, sparsity: float, step: int, optimizer: Any = None) -> float:
+        """Choose the masks for `sparsity`, and return the share of pruned weights. Collective.
+
+        Args:
+            step: used in errors.
+            optimizer: needed if the criterion looks at its state.
+
+        Raises:
+            ValueError: a score is NaN.
+            RuntimeError: processes have chosen different masks.
+        """
+        before = self.kept() if self.criterion.has_state else None
+        self.masks = None  # Free the old masks before the new ones come.
+        zeros = sum(zero_counts([target.weight.numel() for target in self.targets], sparsity, self.scope))
+        if zeros == 0:
+            return 0.0
+        masks = self._selected(sparsity, step, optimizer, before)
+        different = disagreements(masks, self.shards)
+        if different:
+            raise RuntimeError(
+                f"processes have chosen different weights to prune in {len(different)} of {len(masks)} layers, the "
+                f"first being {self.targets[different[0]].name}: their weights differ. Start every process from the "
+                "same weights and train under DDP, and change weights on all processes alike."
+            )
+        self._install(masks)
+        return zeros / self.size
+
+    def preview(self, sparsity: float) -> list[int]:
+        """Return how many weights of each layer would be kept if all were pruned now. Collective."""
+        masks = self._selected(sparsity, 0, None, None)
+        return self.shards.total(torch.stack([mask.count_nonzero() for mask in masks]).cpu().numpy()).tolist()
+
+    def observe(self, optimizer: Any) -> None:
+        """Let the criterion update its memory."""
+        if self.criterion.observe is not None:
+            for index in range(len(self.targets)):
+                self.criterion.observe(self._evidence(index, optimizer))
+
+    def kept(self) -> list[Tensor] | None:
+        """Return the masks in force as booleans, True where a weight is kept; None before the first choice."""
+        if self.masks is not None:
+            return [mask != 0 for mask in self.masks]
+        carried = [carrier.mask for carrier in self._carriers() if carrier.mask is not None]
+        return carried if len(carried) == len(self.targets) else None
+
+    def state(self) -> dict[str, Tensor]:
+        """Return masks, one bit per weight, and memory, all whole, by the names of the layers. Collective."""
+        tensors: dict[str, Tensor] = {}
+        kept = self.kept()
+        for index, target in enumerate(self.targets):
+            if kept is not None:
+                tensors[target.name + MASK] = packed_mask(_whole(kept[index], target.weight))
+            for name, value in self.memory[index].items():
+                tensors[target.name + MEMORY + name] = _whole(value, target.weight).cpu()
+        return tensors
+
+    def load(self, tensors: Mapping[str, Tensor]) -> float:
+        """Take over what `state` returned, and return the share of pruned weights. Collective.
+
+        Raises:
+            ValueError: the masks are not those of the weights: a pruned one is not zero.
+        """
+        masks, zeros = [], 0
+        for index, target in enumerate(self.targets):
+            if (bits := tensors.get(target.name + MASK)) is not None:
+                whole = unpacked_mask(bits, target.weight.shape)
+                zeros += whole.numel() - int(whole.count_nonzero())
+                masks.append(_part(whole, target.weight))
+            prefix = target.name + MEMORY
+            self.memory[index] = {
+                name.removeprefix(prefix): _part(value, target.weight)
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+        if masks:
+            self._refuse_foreign(masks)
+            self._install(masks)
+        return zeros / self.size
+
+    def _refuse_foreign(self, masks: list[Tensor]) -> None:
+        fits = len(masks) == len(self.targets) and all(
+            not local(current_weight(target.module))[~mask].any()
+            for target, mask in zip(self.targets, masks, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                "the pruning masks in the checkpoint do not belong to its weights: weights that they prune are not "
+                "zero. The files of two runs were mixed. Resume from another checkpoint, or start anew."
+            )
+
+    def _selected(self, sparsity: float, step: int, optimizer: Any, before: list[Tensor] | None) -> list[Tensor]:
+        candidates = [
+            Candidate(
+                f"{target.name} at step {step}",
+                target.weight.numel(),
+                partial(self._scores, index, optimizer, None if before is None else before[index]),
+                target.weight.dtype,
+            )
+            for index, target in enumerate(self.targets)
+        ]
+        return select_masks(candidates, sparsity, self.scope, self.shards)
+
+    def _scores(self, index: int, optimizer: Any, before: Tensor | None) -> Tensor:
+        target, evidence = self.targets[index], self._evidence(index, optimizer)
+        scores = self.criterion.scores(evidence)
+        if scores.shape != evidence.weight.shape or not scores.is_floating_point():
+            raise ValueError(
+                f"the criterion `{self.criterion.name}` must return one floating-point score per value of "
+                f"{target.name}, of shape {tuple(evidence.weight.shape)}; got {scores.dtype} of shape "
+                f"{tuple(scores.shape)}. Correct its `scores`."
+            )
+        if before is not None:
+            scores = scores.masked_fill(~before, -torch.inf)  # What is pruned stays pruned.
+        return self.pattern.restrict(scores, 1 - target.row_dim)
+
+    def _evidence(self, index: int, optimizer: Any) -> Evidence:
+        target, criterion = self.targets[index], self.criterion
+        weight = local(current_weight(target.module))
+        gradient, state = None, dict[str, Any]()
+        if criterion.needs_gradients:
+            found = target.weight.grad
+            gradient = torch.zeros_like(weight) if found is None else local(found)
+        if criterion.needs_optimizer:
+            known = optimizer.state.get(target.weight, {})
+            state = {name: local(one) if isinstance(one, Tensor) else one for name, one in known.items()}
+        return Evidence(weight, gradient, state, self.memory[index])
+
+    def _install(self, masks: list[Tensor]) -> None:
+        carriers = self._carriers()
+        if any(carrier.adapter for carrier in carriers):
+            for carrier, mask in zip(carriers, masks, strict=True):
+                carrier.mask = mask
+        else:
+            self.masks = [mask.view(torch.int8).neg_() for mask in masks]
+
+    def _carriers(self) -> list[CompressedLayer]:
+        return [target.module for target in self.targets if isinstance(target.module, CompressedLayer)]
+
+    @property
+    def shards(self) -> Shards:
+        return Shards.of([target.weight for target in self.targets])
+
+
+def _whole(part: Tensor, weight: Tensor) -> Tensor:
+    """Return the whole tensor of which `part` is what this process holds, sharded as `weight` is."""
+    if not isinstance(weight, DTensor):
+        return part
+    part = part.to(torch.uint8) if part.dtype == torch.bool else part
+    sharded = DTensor.from_local(
+        part, weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride()
+    )
+    return gathered(sharded)
+
+
+def _part(whole: Tensor, weight: Tensor) -> Tensor:
+    """Return this process's part of a tensor that is sharded as `weight` is, on its device."""
+    if not isinstance(weight, DTensor):
+        return whole.to(weight.device)
+    mesh = weight.device_mesh
+    return distribute_tensor(whole.to(mesh.device_type), mesh, weight.placements).to_local()

@@ -1,0 +1,52 @@
+"""Where zeros may stand within a weight: patterns, on top of the scores of any criterion.
+
+A pattern is one entry of `PATTERNS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A rule about the places of zeros, with its words for help text and model card.
+
+    Args:
+        restrict: returns the scores of one weight with infinity where the pattern allows no zero. It is given the
+            scores and the dimension that enumerates the inputs of the layer. Scores of pruned values are the lowest
+            ones.
+        help: a clause for the help text of `--prune_pattern`.
+        card: a sentence about the places of the zeros, for the card.
+        most: the highest sparsity that the pattern allows, in (0, 1].
+        joins_inputs: whether values of different inputs depend on each other. Such a pattern is refused where inputs
+            are sharded.
+        citation: a BibTeX entry, or "".
+    """
+
+    name: str
+    restrict: Callable[[Tensor, int], Tensor]
+    help: str
+    card: str
+    most: float = 1.0
+    joins_inputs: bool = False
+    citation: str = ""
+
+
+def anywhere(scores: Tensor, input_dim: int) -> Tensor:
+    """Return the scores as they are: zeros may stand anywhere."""
+    return scores
+
+
+PATTERNS: dict[str, Pattern] = {
+    pattern.name: pattern
+    for pattern in (
+        Pattern(
+            name="unstructured",
+            restrict=anywhere,
+            help="anywhere",
+            card="The zeros may stand anywhere in a weight (unstructured).",
+        ),
+    )
+}
