@@ -24,6 +24,7 @@ class Grid:
     exact and nothing is clipped. The grid per tensor is affine: it has a zero point and covers an observed range.
 
     Example:
+        >>> from hf_compress.layers import Grid
         >>> Grid(bits=8, per="row").largest
         127
     """
@@ -71,6 +72,7 @@ class Scheme(Grids):
         citation: BibTeX entries, or "".
 
     Example:
+        >>> from hf_compress.layers import SCHEMES
         >>> SCHEMES["int8"].activation
         Grid(bits=8, per='tensor', group_size=None)
     """
@@ -200,6 +202,8 @@ def fake_quantize_symmetric(
             `values` of this call.
 
     Example:
+        >>> import torch
+        >>> from hf_compress.layers import Grid, fake_quantize_symmetric
         >>> fake_quantize_symmetric(torch.tensor([[0.1, -1.27]]), Grid(bits=2, per="row"))
         tensor([[ 0.0000, -1.2734]])
     """

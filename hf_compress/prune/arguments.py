@@ -23,6 +23,7 @@ class PruningArguments:
         ValueError: an option is outside its range.
 
     Example:
+        >>> from hf_compress import PruningArguments
         >>> PruningArguments(prune_sparsity=0.6).enabled
         True
     """

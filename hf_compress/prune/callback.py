@@ -46,18 +46,16 @@ class PruningCallback(TrainerCallback):
     Args:
         arguments: with `prune_sparsity` above 0.
 
-    Raises, at the start of training:
-        ValueError: an exclude pattern matches nothing, nothing is left to prune, the run is too short for the
-            schedule, the criterion cannot work with the model or optimizer, the weights are sharded other than by
-            FSDP2, or an adapter or optimizer is not supported.
-
-    Raises, later:
-        ValueError: a score became NaN.
-        RuntimeError: processes disagree about a mask, training ended before the target was reached, or the final
-            model falls short of it.
+    Raises:
+        ValueError: at the start of training, if an exclude pattern matches nothing, nothing is left to prune, the run
+            is too short for the schedule, the criterion cannot work with the model or optimizer, the weights are
+            sharded other than by FSDP2, or an adapter or optimizer is not supported. Later, if a score is NaN.
+        RuntimeError: later, if processes disagree about a mask, training ends before the target is reached, or the
+            final model falls short of it.
 
     Example:
         >>> from transformers import Trainer
+        >>> from hf_compress import PruningArguments, PruningCallback
         >>> callback = PruningCallback(PruningArguments(prune_sparsity=0.6))
         >>> trainer = Trainer(model, args, callbacks=[callback])  # doctest: +SKIP
     """

@@ -52,6 +52,7 @@ class Criterion:
         observe: called in every optimizer step, to update `Evidence.memory`.
 
     Example:
+        >>> from hf_compress.prune import CRITERIA, Criterion
         >>> saliency = Criterion(
         ...     name="saliency",
         ...     scores=lambda evidence: (evidence.weight * evidence.gradient).abs(),
@@ -61,6 +62,7 @@ class Criterion:
         ... )
         >>> saliency.has_state
         True
+        >>> CRITERIA["saliency"] = saliency  # doctest: +SKIP
     """
 
     name: str
@@ -119,6 +121,8 @@ def magnitude_masks(
         ValueError: a weight holds NaN.
 
     Example:
+        >>> import torch
+        >>> from hf_compress.prune.criteria import magnitude_masks
         >>> magnitude_masks([torch.tensor([0.5, -0.1, 2.0, 0.3])], 0.5, "layer")
         [tensor([ True, False,  True, False])]
     """

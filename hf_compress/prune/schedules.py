@@ -17,6 +17,7 @@ class Schedule:
         citation: a BibTeX entry, or "".
 
     Example:
+        >>> from hf_compress.prune import SCHEDULES
         >>> SCHEDULES["linear"](0.5, 0.0, 0.6)
         0.3
     """
@@ -74,6 +75,7 @@ class Timetable:
     """The optimizer steps at which weights are chosen: every `every` steps from `begin` on, and at `end`, the last.
 
     Example:
+        >>> from hf_compress.prune.schedules import Timetable
         >>> [Timetable(begin=2, end=6, every=3).last_choice(step) for step in range(8)]
         [0, 0, 2, 2, 2, 5, 6, 6]
     """

@@ -54,6 +54,7 @@ def zero_counts(sizes: Sequence[int], sparsity: float, scope: Scope) -> list[int
         sparsity: share of zeros, in [0, 1].
 
     Example:
+        >>> from hf_compress.prune.selection import zero_counts
         >>> zero_counts([10, 3], 0.5, "layer"), zero_counts([10, 3], 0.5, "global")
         ([5, 2], [6])
     """

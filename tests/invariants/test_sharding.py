@@ -397,7 +397,7 @@ def test_shards_count_the_zeros_of_whole_weights(draw: str, two: Path) -> None:
 
 def test_all_processes_say_it_when_a_shard_holds_nan(two: Path) -> None:
     for found in loaded(two, "masks"):
-        assert "weight 1 of 1, of shape (7, 129), holds NaN" in found["said"]
+        assert "Weight 2 of 5, of shape (7, 129), holds NaN" in found["said"]
 
 
 def test_replicas_of_a_shard_must_have_the_same_masks(two: Path) -> None:
