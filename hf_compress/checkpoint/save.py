@@ -144,7 +144,7 @@ def _config(model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Target, Gr
     names = {target.name for target in rounded(model, [target for target, _ in grids])}
     stored = [(target, grid) for target, grid in grids if target.name in names]
     config = CompressionConfig(
-        scheme=None if scheme is None else asdict(scheme),
+        scheme=None if scheme is None else asdict(scheme.grids),
         quantized=[target.name for target, _ in stored],
         pruned=[target.name for target in prunable(model, recipe.pruning.prune_exclude)] if prunes else [],
         attention=trained_attention(model) if scheme is not None and scheme.attention else [],
