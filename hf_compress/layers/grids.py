@@ -93,8 +93,7 @@ TENSOR_INT8 = Grid(bits=8, per="tensor")
 
 _JACOB = """@inproceedings{jacob-etal-2018-quantization,
   title     = {Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference},
-  author    = {Jacob, Benoit and Kligys, Skirmantas and Chen, Bo and Zhu, Menglong and Tang, Matthew and
-               Howard, Andrew and Adam, Hartwig and Kalenichenko, Dmitry},
+  author    = {Jacob, Benoit and Kligys, Skirmantas and Chen, Bo and Zhu, Menglong and Tang, Matthew and others},
   booktitle = {Proceedings of the IEEE Conference on Computer Vision and Pattern Recognition},
   year      = {2018},
   url       = {https://arxiv.org/abs/1712.05877}
@@ -133,8 +132,7 @@ SCHEMES: dict[str, Scheme] = {
             weight=Grid(bits=4, per="group", group_size=64),
             embedding=ROW_INT8,
             help="4-bit weights with one scale per 64 values, and 8-bit embeddings",
-            card="4-bit weights with one scale per 64 values of a row, and 8-bit embeddings with one scale per row; "
-            "activations stay in floating point",
+            card="4-bit weights with one scale per 64 values of a row, and 8-bit embeddings; other values are floats",
         ),
         Scheme(
             name="int8-attention",
@@ -143,8 +141,7 @@ SCHEMES: dict[str, Scheme] = {
             activation=TENSOR_INT8,
             attention=TENSOR_INT8,
             help="`int8`, and the operands of the products inside attention too",
-            card=f"{_ROW_WEIGHTS}, and 8-bit inputs of linear layers and of the products inside attention, with "
-            "ranges learned in training",
+            card=f"{_ROW_WEIGHTS}, and 8-bit inputs of linear layers and attention with ranges learned in training",
             citation=_JACOB,
         ),
     )
