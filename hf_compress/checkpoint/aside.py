@@ -55,7 +55,7 @@ def written_aside(root: Path, name: str | Path, *, replace: bool) -> Iterator[Pa
         aside, old = scratch / "new" / name, scratch / "old" if replace else None
         aside.parent.mkdir(parents=True)
         yield aside
-        if not os.path.lexists(top):
+        if len(name.parts) > 1 and not os.path.lexists(top):
             _move(scratch / "new" / top.name, top, old)
         else:
             for path in sorted(aside.parent.iterdir(), key=aside.__eq__):

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from transformers.utils import logging
 
+from hf_compress.checkpoint.aside import written_aside
 from hf_compress.extras import MissingExtraError
 from hf_compress.report.markdown import code, listed, text
 from hf_compress.report.metadata import metadata
@@ -83,13 +84,13 @@ def save_card(folder: str | Path) -> Path:
         >>> save_card("run/compressed")  # doctest: +SKIP
         PosixPath('run/compressed/README.md')
     """
-    report = Report.load(folder)
-    picture = _draw(report, Path(folder))
-    report = replace(report, card_template=template_version(), card_picture=picture)
-    path = Path(folder) / CARD_NAME
-    path.write_text(render(report), "utf-8")
-    report.save(folder)
-    return path
+    folder, report = Path(folder), Report.load(folder)
+    with written_aside(folder, CARD_NAME, replace=True) as aside:
+        picture = _draw(report, aside.parent)
+        report = replace(report, card_template=template_version(), card_picture=picture)
+        report.save(aside.parent)
+        aside.write_text(render(report), "utf-8")
+    return folder / CARD_NAME
 
 
 def is_current(folder: str | Path) -> bool:
@@ -109,7 +110,7 @@ def _draw(report: Report, folder: Path) -> str | None:
     try:
         plot(report, folder / PICTURE_NAME)
     except MissingExtraError as error:
-        logger.warning(f"The card in {folder} has no picture. {error}")
+        logger.warning(f"The card has no picture. {error}")
         return None
     return PICTURE_NAME
 

@@ -37,20 +37,6 @@ _SCHEMES = {
         f"{_ROWS}, 8-bit inputs of linear layers with ranges learned in training, and 8-bit products inside attention"
     ),
 }
-_LOAD_ONNX = 'import onnxruntime\n\nsession = onnxruntime.InferenceSession(f"{folder}/onnx/model_quantized.onnx")'
-_FORMATS = {
-    "onnx": Words("`onnx`: ONNX Runtime runs it, without hf_compress and without PyTorch.", loading=_LOAD_ONNX),
-    "openvino": Words(
-        "`openvino`: OpenVINO runs it, without hf_compress and without PyTorch.",
-        loading="import openvino\n\n"
-        'model = openvino.Core().compile_model(f"{folder}/openvino/openvino_model.xml", "CPU")',
-    ),
-    "compressed-tensors": Words(
-        "`compressed-tensors`: Transformers and vLLM load it with compressed-tensors, without hf_compress.",
-        loading="from transformers import AutoModel\n\n"
-        'model = AutoModel.from_pretrained(f"{folder}/compressed-tensors")',
-    ),
-}
 
 
 def loss(report: Report) -> Words:
@@ -71,8 +57,3 @@ def schedule(report: Report) -> Words:
 def scheme(report: Report) -> Words:
     """The quantization scheme."""
     return _SCHEMES[str(report.recipe.quantization.quant_scheme)]
-
-
-def export_format(name: str) -> Words:
-    """A format that the model was exported to."""
-    return _FORMATS[name]

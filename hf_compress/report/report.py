@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from hf_compress.checkpoint.aside import written_aside
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.export.formats import FORMATS
 from hf_compress.recipe import Recipe
@@ -186,9 +187,10 @@ class Report:
 
     def save(self, folder: str | Path) -> Path:
         """The path of the `report.json` written into `folder`."""
-        path = Path(folder) / REPORT_NAME
-        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-        return path
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        with written_aside(Path(folder), REPORT_NAME, replace=True) as aside:
+            aside.write_text(text, "utf-8")
+        return Path(folder) / REPORT_NAME
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

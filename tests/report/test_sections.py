@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jinja2 import UndefinedError
 from transformers.pipelines import SUPPORTED_TASKS
 
+from hf_compress.export import FORMATS
 from hf_compress.models.kinds import HEAD_KINDS
 from hf_compress.report import SECTIONS, Report, Section, save_card
 from hf_compress.report.card import is_current, render, template_version
 from hf_compress.report.hub import render_command
+from hf_compress.report.report import FormatFacts
 from hf_compress.report.sections.loading import WITHOUT_PIPELINE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -91,3 +94,25 @@ def test_code_on_the_card_uses_a_pipeline_that_exists(report: Report) -> None:
         card = render(replace(report, pipeline_tag=kind.pipeline_tag))
         assert (f'pipeline("{kind.pipeline_tag}"' in card) == (kind.pipeline_tag in SUPPORTED_TASKS)
         assert (kind.pipeline_tag in WITHOUT_PIPELINE) == (kind.pipeline_tag not in SUPPORTED_TASKS)
+
+
+def test_the_code_of_every_format_is_valid(report: Report) -> None:
+    facts = FormatFacts(1000, 0.1, {"accuracy": 0.85})
+    names = [name for name, kind in FORMATS.items() if kind.write is not None]
+    card = render(replace(report, formats=dict.fromkeys(names, facts)))
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        compile(code, "card", "exec")
+    assert card.count("```python") == 2 + len(names)
+    assert all(FORMATS[name].card in card for name in names)
+
+
+def test_a_card_that_fails_leaves_the_folder_as_it_was(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report.save(tmp_path)
+    save_card(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setitem(SECTIONS, "broken", Section("broken", "Broken", 99, lambda report: {}, "{{ missing }}"))
+    with pytest.raises(UndefinedError):
+        save_card(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from hf_compress.report.descriptors import export_format
-from hf_compress.report.markdown import block
+from hf_compress.export.formats import FORMATS
+from hf_compress.report.markdown import Markdown, block
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
 
@@ -14,9 +14,15 @@ TEMPLATE = """\
 {{ install }}
 
 {{ packed }}
+{% if pipeline %}
+
+As a pipeline:
+
+{{ pipeline }}
+{% endif %}
 {% for format in formats %}
 
-The format {{ format.name | code }} needs no hf_compress:
+The format {{ format.name | code }}:
 
 {{ format.code }}
 {% endfor %}
@@ -25,21 +31,25 @@ The format {{ format.name | code }} needs no hf_compress:
 
 def values(report: Report) -> dict[str, Any]:
     """What the template needs."""
-    pipeline = report.pipeline_tag not in WITHOUT_PIPELINE
-    lines = [
-        "import hf_compress  # teaches Transformers this file format",
-        f"from transformers import {report.auto_class}{', pipeline' if pipeline else ''}",
-        "",
-        'folder = "path/to/this/folder"  # or the id of this repository',
-        f"model = {report.auto_class}.from_pretrained(folder)",
-    ]
-    if pipeline:
-        lines.append(f'predict = pipeline("{report.pipeline_tag}", model=folder)')
+    imports, _, rest = _code(report, "packed").partition("\n\n")
+    folder = 'folder = "path/to/this/folder"  # or the id of this repository'
     return {
         "install": block("pip install hf-compress", "bash"),
-        "packed": block("\n".join(lines), "python"),
-        "formats": [{"name": name, "code": block(export_format(name).loading, "python")} for name in report.formats],
+        "packed": block(f"{imports}\n\n{folder}\n{rest}", "python"),
+        "pipeline": _pipeline(report),
+        "formats": [{"name": name, "code": block(_code(report, name), "python")} for name in report.formats],
     }
+
+
+def _code(report: Report, name: str) -> str:
+    return FORMATS[name].loading.replace("{auto_class}", report.auto_class)
+
+
+def _pipeline(report: Report) -> Markdown | None:
+    if report.pipeline_tag in WITHOUT_PIPELINE:
+        return None
+    lines = ["from transformers import pipeline", "", f'predict = pipeline("{report.pipeline_tag}", model=folder)']
+    return block("\n".join(lines), "python")
 
 
 SECTION = Section("loading", "How to load it", 50, values, TEMPLATE)

@@ -3,7 +3,6 @@
 from typing import Any
 
 from hf_compress.export.formats import FORMATS
-from hf_compress.report.descriptors import export_format
 from hf_compress.report.markdown import Markdown, code
 from hf_compress.report.report import Report
 from hf_compress.report.scores import is_share
@@ -33,7 +32,7 @@ def values(report: Report) -> dict[str, Any]:
         {
             "name": name,
             "path": code(FORMATS[name].path.as_posix()),
-            "words": Markdown(export_format(name).card),
+            "words": Markdown(FORMATS[name].card),
             "stored_bytes": facts.stored_bytes,
             "score": _score(report.main_metric, facts.scores.get(report.main_metric)),
             "parity": f"{facts.parity:.3g}",
