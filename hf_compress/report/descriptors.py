@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hf_compress.distill.losses import LOSSES, REGRESSION, Loss
 from hf_compress.report.report import Report
 
 
@@ -14,12 +15,6 @@ class Words:
     loading: str = ""
 
 
-_SOFT = "the teacher's probabilities at temperature {temperature:g} (scaled by {scale:g})"
-_LOSSES = {
-    "kl": Words(f"the Kullback-Leibler divergence from {_SOFT}"),
-    "ce": Words(f"the cross-entropy with {_SOFT}"),
-    "mse": Words("the mean squared difference of the logits"),
-}
 _SCHEDULES = {
     "cubic": Words("quickly at first and slowly towards the end (cubic schedule)"),
     "linear": Words("at a constant rate (linear schedule)"),
@@ -39,9 +34,10 @@ _SCHEMES = {
 }
 
 
-def loss(report: Report) -> Words:
-    """The distillation loss. Regression always uses the squared error."""
-    return _LOSSES["mse" if report.head.endswith("regression") else report.recipe.distillation.distill_loss]
+def loss(report: Report) -> Loss:
+    """The distillation loss. Regression uses its own, except in place of a loss that compares hidden states."""
+    chosen = LOSSES[report.recipe.distillation.distill_loss]
+    return REGRESSION if report.head.endswith("regression") and not chosen.needs else chosen
 
 
 def criterion(report: Report) -> Words:
