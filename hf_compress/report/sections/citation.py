@@ -45,13 +45,13 @@ def values(report: Report) -> dict[str, Any]:
 
 def _sources(report: Report) -> list[str]:
     """The citations of the methods that were used, each once."""
-    recipe = report.recipe
-    used = [
-        *([loss(report)] if recipe.distillation.enabled else []),
-        *([criterion(report), schedule(report)] if recipe.pruning.enabled else []),
-        *([scheme(report)] if recipe.quantization.enabled else []),
-    ]
-    citations = [descriptor.citation for descriptor in used]
+    recipe, citations = report.recipe, []
+    if recipe.distillation.enabled:
+        citations.append(loss(report).citation)
+    if recipe.pruning.enabled:
+        citations += [criterion(report).citation, schedule(report).citation]
+    if recipe.quantization.enabled:
+        citations.append(scheme(report).citation)
     return [entry for entry in dict.fromkeys(citations) if entry and entry != STUDY]
 
 
