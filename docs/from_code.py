@@ -1,12 +1,14 @@
 """Reference tables made from the code when the site is built, so that they cannot differ from it.
 
 Directives: `{flags}` lists the options of every method, `{commands}` the commands of `hf-compress`, `{recipes}` the
-recipes that come with the package, and `{record} MODULE:CLASS` the fields of a dataclass.
+recipes that come with the package, `{registry} MODULE:NAME` the entries of a registry with their sources, and
+`{record} MODULE:CLASS` the fields of a dataclass.
 """
 
 import dataclasses
 import importlib
 import json
+import re
 from importlib.resources import files
 from typing import Any, get_type_hints
 
@@ -89,6 +91,29 @@ def recipes() -> str:
     return _table(["name", "what it does", "the same as flags"], rows)
 
 
+def registry(where: str) -> str:
+    """The entries of the registry `MODULE:NAME`, as a definition list: the help of each, and its sources."""
+    module, _, name = where.partition(":")
+    entries = getattr(importlib.import_module(module), name)
+    return "\n\n".join(
+        _entry(f"`{name}`", _sentence(entry.help) + _sources(entry), "") for name, entry in entries.items()
+    )
+
+
+def _sentence(clause: str) -> str:
+    return clause[:1].upper() + clause[1:].rstrip(".") + "."
+
+
+def _sources(entry: Any) -> str:
+    """The titles and addresses in the BibTeX entries of a descriptor."""
+    found = []
+    for bibtex in getattr(entry, "citation", "").split("\n@"):
+        fields = dict(re.findall(r"^\s*(title|url)\s*=\s*\{(.+?)\},?$", bibtex, re.MULTILINE))
+        if "title" in fields:
+            found.append(f"[{fields['title']}]({fields['url']})" if "url" in fields else fields["title"])
+    return f" Source: {', '.join(found)}." if found else ""
+
+
 def record(where: str) -> str:
     """The fields of the dataclass `MODULE:CLASS`, as Markdown: its docstring's first line, then name and type."""
     module, _, name = where.partition(":")
@@ -116,6 +141,12 @@ class _FromCode(SphinxDirective):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
-    for name, function in (("flags", flags), ("commands", commands), ("recipes", recipes), ("record", record)):
+    for name, function in (
+        ("flags", flags),
+        ("commands", commands),
+        ("recipes", recipes),
+        ("record", record),
+        ("registry", registry),
+    ):
         app.add_directive(name, type(name, (_FromCode,), {"make": staticmethod(function)}))
     return {"parallel_read_safe": True}
