@@ -1,4 +1,4 @@
-"""A complete run without any download: synthetic sentences, a small BERT, a teacher, and all three methods at once."""
+"""A complete run without any download: synthetic sentences, a small BERT, and all three methods at once."""
 
 import random
 import shutil
@@ -23,13 +23,11 @@ from transformers import (
     set_seed,
 )
 
-from hf_compress.checkpoint.save import save_compressed
-from hf_compress.distill import DistillationArguments, DistillationTrainer
+from hf_compress.distill import DistillationArguments
+from hf_compress.launch.run import compress, finish
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
-from hf_compress.report.card import save_card
-from hf_compress.report.measuring import measure
 from hf_compress.report.report import REPORT_NAME, DatasetFacts, Report
 from hf_compress.report.tables import comparison_table
 
@@ -65,10 +63,10 @@ TIMES = ("today", "again", "in the end", "at first", "for once", "as usual")
 
 
 def sentences(rows: int, seed: int) -> list[tuple[str, int]]:
-    """`rows` different sentences with their sentiment, 1 for positive; the same for the same seed.
+    """Return `rows` different sentences with their sentiment, 1 for positive; the same for the same seed.
 
-    No word decides alone: a negation turns its adjective around, and of two clauses only the main one counts ("the
-    plot was not dull , but the cast is hardly witty" is negative).
+    No single word decides: a negation inverts its adjective, and of two clauses only the main one counts. For example,
+    "the plot was not dull , but the cast is hardly witty" is negative.
     """
     draw = random.Random(seed)
     found: dict[str, int] = {}
@@ -80,7 +78,7 @@ def sentences(rows: int, seed: int) -> list[tuple[str, int]]:
 
 
 def _clause(draw: random.Random, label: int) -> str:
-    """A clause whose adjective is of the sentiment `label`, or else negated."""
+    """Return a clause with the sentiment `label`: an adjective of it, or a negated one of the other."""
     negated = draw.random() < 0.4
     words = ["the", draw.choice(THINGS), draw.choice(VERBS)]
     if negated:
@@ -94,7 +92,7 @@ def _clause(draw: random.Random, label: int) -> str:
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with BERT's special tokens and one token for each word of `texts`."""
+    """Return a tokenizer with BERT's special tokens and one token for each word of `texts`."""
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -107,7 +105,7 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A context in which torch computes with one thread, since layers this small lose time to a second one."""
+    """Let torch compute with one thread, within the context: layers this small are slower with two."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -128,10 +126,10 @@ def main(
     width: int = 128,
     seed: int = 0,
 ) -> Report:
-    """The report of a run that trains a dense model and compresses it, taught by itself, with all three methods.
+    """Train a dense model, compress it with all three methods and itself as the teacher, and return the report.
 
-    `folder` then holds the dense model in `dense` and the packed one, with its report and card, in `compressed`. The
-    result of an earlier demonstration there is replaced.
+    Afterwards, `folder` holds the dense model in `dense`, and the compressed one with report and card in `compressed`.
+    An earlier demonstration in `folder` is replaced.
 
     Raises:
         ValueError: `folder` holds something else.
@@ -176,29 +174,21 @@ def main(
     dense = dense_trainer.evaluate()
     dense_trainer.save_model(str(partial / DENSE))
 
-    console.print(f"\n[bold]2. Compress it[/bold] ({RECIPE.name}, {steps} steps, the dense model as teacher)")
-    trainer = DistillationTrainer(
-        # Read anew: a model that one Trainer has prepared, the next would not prepare again.
-        model=BertForSequenceClassification.from_pretrained(partial / DENSE),
-        args=_arguments(partial, steps, 5e-4, seed),
-        distillation=RECIPE.distillation,
-        callbacks=RECIPE.callbacks(),
-        **common,
-    )
+    console.print(f"\n[bold]2. Compress it[/bold] ({RECIPE.name}, {steps} steps, the dense model is the teacher)")
+    # Loaded again, because a second Trainer would not prepare a model that the first one has prepared.
+    model = BertForSequenceClassification.from_pretrained(partial / DENSE)
+    trainer = Trainer(model=model, args=_arguments(partial, steps, 5e-4, seed), **common)
+    compress(trainer, RECIPE)
     trainer.train()
-    save_compressed(trainer.model, partial / COMPRESSED, RECIPE, processing_class=tokenizer)
-    report = measure(
+    report = finish(
         trainer,
-        partial / COMPRESSED,
-        RECIPE,
         base_model=f"bert-{layers}x{width}",
         task=TASK,
         dataset=DatasetFacts(TASK, None, "train", rows, "validation", eval_rows),
         main_metric="accuracy",
         dense=dense,
     )
-    report.save(partial / COMPRESSED)
-    save_card(partial / COMPRESSED)
+    assert report is not None, "there is an evaluation set"
     _replace(folder, partial)
 
     console.print("\n[bold]3. Compare[/bold]")
@@ -208,7 +198,7 @@ def main(
         console.print(f"{classify(example)[0]['label']}: {example}")
     console.print(f"\nThe compressed model and its card (README.md) are in {folder / COMPRESSED}. Next:")
     console.print(f"  hf-compress inspect {folder / COMPRESSED}", soft_wrap=True)
-    console.print("  python examples/run_glue.py --help", soft_wrap=True)
+    console.print("  hf-compress run --help", soft_wrap=True)
     return report
 
 
@@ -237,11 +227,11 @@ def _check_free(folder: Path) -> None:
         return
     ours = folder / COMPRESSED
     if not (ours / REPORT_NAME).is_file() or Report.load(ours).task != TASK:
-        raise ValueError(f"`--out {folder}` holds something else than an earlier demonstration. Name a new folder.")
+        raise ValueError(f"`--out {folder}` holds something other than an earlier demonstration. Name a new folder.")
 
 
 def _replace(folder: Path, partial: Path) -> None:
-    """Moves the finished results into `folder`, in the place of earlier ones."""
+    """Move the finished results into `folder`, in place of earlier ones."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (DENSE, COMPRESSED):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -73,7 +73,7 @@ def test_a_second_demo_replaces_only_the_first(tmp_path: Path) -> None:
     other = tmp_path / "other"
     (other / "compressed").mkdir(parents=True)
     (other / "compressed" / "model.safetensors").write_text("precious")
-    with pytest.raises(ValueError, match=r"`--out .*other` holds something else.*Name a new folder"):
+    with pytest.raises(ValueError, match=r"`--out .*other` holds something other.*Name a new folder"):
         main(other, **SMALL)
     assert (other / "compressed" / "model.safetensors").read_text() == "precious"
 

@@ -35,7 +35,7 @@ class Flags:
     given: bool
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
+class _Help(argparse.HelpFormatter):
     """Shows each flag once, with one word for its value, and its default if it has one."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -48,7 +48,10 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return f"{action.option_strings[0]} {value}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, []) else super()._get_help_string(action)
+        default = action.default
+        if default in (None, False) or default == []:
+            return action.help
+        return f"{action.help} (default: {' '.join(default) if isinstance(default, list) else default})"
 
 
 def help_text() -> str:

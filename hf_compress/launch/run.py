@@ -208,8 +208,7 @@ def finish(
                 evaluate=lambda: evaluate(trainer, evaluation, "compressed"),
                 command=command,
             )
-    _publish(trainer, result, plan, report, obstacle)
-    return report
+    return _publish(trainer, result, plan, report, obstacle)
 
 
 def _promised(trainer: Trainer) -> Recipe:
@@ -273,8 +272,10 @@ def _dense(
     return dense_scores(trainer, origin, evaluation)
 
 
-def _publish(trainer: Trainer, result: Result, plan: Plan, report: Report | None, obstacle: str | None) -> None:
-    """Move the result into place with report and card, and push it. Collective.
+def _publish(
+    trainer: Trainer, result: Result, plan: Plan, report: Report | None, obstacle: str | None
+) -> Report | None:
+    """Move the result into place with report and card, push it, and return the report as saved. Collective.
 
     Without a report nothing is pushed.
     """
@@ -282,6 +283,7 @@ def _publish(trainer: Trainer, result: Result, plan: Plan, report: Report | None
         if report is not None:
             report.save(result.aside)
         result.publish(plan if report is not None else replace(plan, hub_id=None), token=trainer.args.hub_token)
+        report = None if report is None else Report.load(result.folder)  # With what the card has added to it.
     trainer.accelerator.wait_for_everyone()
     if obstacle is not None:
         if plan.hub_id is not None:
@@ -290,6 +292,7 @@ def _publish(trainer: Trainer, result: Result, plan: Plan, report: Report | None
                 f"report. {obstacle}"
             )
         logger.warning(f"{result.folder} holds the model alone, without report and card. {obstacle}")
+    return report
 
 
 @contextmanager
