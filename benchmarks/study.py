@@ -1,8 +1,7 @@
 """Measure the overhead of a study: the engine's time in a run of cells that only sleep, and the time of planning.
 
 Each cell sleeps for a known time. The rest of the run's time is the engine's: claims, order, files. Planning is
-measured
-on 10,000 cells, with names in place of models and data.
+measured on 10,000 cells, with names in place of models and data.
 
     python benchmarks/study.py --json study.json
 """
