@@ -9,8 +9,13 @@ import pytest
 from jinja2 import UndefinedError
 from transformers.pipelines import SUPPORTED_TASKS
 
+from hf_compress.distill import LOSSES, DistillationArguments, Loss
 from hf_compress.export import FORMATS
+from hf_compress.layers import SCHEMES, Grid, Scheme
 from hf_compress.models.kinds import HEAD_KINDS
+from hf_compress.prune import CRITERIA, PATTERNS, SCHEDULES, Criterion, Pattern, PruningArguments, Schedule
+from hf_compress.quantize import QuantizationArguments
+from hf_compress.recipe import Recipe
 from hf_compress.report import SECTIONS, Report, Section, save_card
 from hf_compress.report.card import is_current, render, template_version
 from hf_compress.report.hub import render_command
@@ -116,3 +121,48 @@ def test_a_card_that_fails_leaves_the_folder_as_it_was(
     with pytest.raises(UndefinedError):
         save_card(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+WORDS = {"help": "odd", "card": "odd words", "citation": "@misc{odd2026}"}
+KEEP_ALL = Loss("odd", lambda student, teacher, temperature: student.sum(-1), None, **WORDS)
+# A registry, its new entry, and the recipe that uses it.
+ADDED = {
+    "loss": (LOSSES, KEEP_ALL, lambda: {"distillation": DistillationArguments("self", distill_loss="odd")}),
+    "criterion": (
+        CRITERIA,
+        Criterion("odd", lambda evidence: evidence.weight, **WORDS),
+        lambda: {"pruning": PruningArguments(0.5, prune_criterion="odd")},
+    ),
+    "pattern": (
+        PATTERNS,
+        Pattern("odd", lambda scores, input_dim: scores, **WORDS),
+        lambda: {"pruning": PruningArguments(0.5, prune_pattern="odd")},
+    ),
+    "schedule": (
+        SCHEDULES,
+        Schedule("odd", lambda progress, initial, final: final, **WORDS),
+        lambda: {"pruning": PruningArguments(0.5, prune_schedule="odd")},
+    ),
+    "scheme": (
+        SCHEMES,
+        Scheme(name="odd", weight=Grid(4, "row"), embedding=Grid(4, "row"), **WORDS),
+        lambda: {"quantization": QuantizationArguments("odd")},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ADDED)
+def test_an_added_registry_entry_is_on_the_card(report: Report, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    registry, entry, method = ADDED[kind]
+    monkeypatch.setitem(registry, "odd", entry)
+    card = render(replace(report, recipe=Recipe(**method()), teacher=None))
+    assert "odd words" in card.partition("## How it was made")[2]
+    assert "@misc{odd2026}" in card.partition("## Citation")[2]
+
+
+def test_an_added_format_is_on_the_card(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = replace(FORMATS["onnx"], name="odd", card="`odd`: nobody runs it.", loading="import odd_{auto_class}")
+    monkeypatch.setitem(FORMATS, "odd", odd)
+    card = render(replace(report, formats={"odd": FormatFacts(1000, 0.1, {"accuracy": 0.85})}))
+    assert "- `odd`: nobody runs it." in card
+    assert "import odd_AutoModelForSequenceClassification" in card

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hf_compress.report.descriptors import criterion, loss, schedule, scheme
+from hf_compress.report.descriptors import citations
 from hf_compress.report.markdown import block
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
@@ -35,24 +35,12 @@ The software:
 
 def values(report: Report) -> dict[str, Any]:
     """What the template needs."""
-    sources = "\n\n".join(_sources(report))
+    sources = "\n\n".join(entry for entry in citations(report) if entry != STUDY)
     return {
         "study": block(STUDY, "bibtex"),
         "sources": block(sources, "bibtex") if sources else "",
         "software": block(_software(report), "bibtex"),
     }
-
-
-def _sources(report: Report) -> list[str]:
-    """The citations of the methods that were used, each once."""
-    recipe, citations = report.recipe, []
-    if recipe.distillation.enabled:
-        citations.append(loss(report).citation)
-    if recipe.pruning.enabled:
-        citations += [criterion(report).citation, schedule(report).citation]
-    if recipe.quantization.enabled:
-        citations.append(scheme(report).citation)
-    return [entry for entry in dict.fromkeys(citations) if entry and entry != STUDY]
 
 
 def _software(report: Report) -> str:

@@ -19,7 +19,7 @@ TEMPLATE = """\
   To keep the integers in a quarter of the memory, pass `quantization_config=hf_compress.CompressionConfig(run="int8")` to `from_pretrained`.
 {% endif %}
 {% if report.recipe.pruning.enabled %}
-  The zeros are unstructured: they make the file smaller, but no matrix product faster.
+  The zeros make the file smaller, but PyTorch computes with them as with any other number.
 {% endif %}
 {% if report.vocabulary %}
 - **Words outside the training texts** are split into smaller pieces than in the base model, so this model understands them less well.

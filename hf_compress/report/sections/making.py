@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hf_compress.report.descriptors import criterion, loss, schedule, scheme
+from hf_compress.report.descriptors import criterion, loss, pattern, schedule, scheme
 from hf_compress.report.markdown import Markdown, block, code, listed, text
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
@@ -25,7 +25,7 @@ On this page, "dense" means the model with all its tokens.
 {% endif %}
 {% if pruning.enabled %}
 - **Pruning.** In the linear layers of the body, the {{ criterion }} were set to zero, \
-{% if pruning.prune_scope == "layer" %}the same share in each layer{% else %}chosen over all layers together{% endif %}.
+{% if pruning.prune_scope == "layer" %}the same share in each layer{% else %}chosen over all layers together{% endif %}. {{ pattern }}
   Sparsity grew {{ schedule }} from {{ pruning.prune_initial_sparsity | percent }} to \
 {{ pruning.prune_sparsity | percent }}, between {{ pruning.prune_begin | percent }} and \
 {{ pruning.prune_end | percent }} of training, every \
@@ -83,6 +83,7 @@ def values(report: Report) -> dict[str, Any]:
         else code(str(distillation.distill_teacher)),
         "loss": Markdown(loss(report).card.format(**_temperature(report))) if distillation.enabled else "",
         "criterion": Markdown(criterion(report).card) if pruning.enabled else "",
+        "pattern": Markdown(pattern(report).card) if pruning.enabled else "",
         "schedule": Markdown(schedule(report).card) if pruning.enabled else "",
         "scheme": Markdown(scheme(report).card) if quantization.enabled else "",
         "pruning_excluded": listed([code(pattern) for pattern in pruning.prune_exclude]),
