@@ -15,9 +15,10 @@ from transformers.utils import logging
 from hf_compress.checkpoint.aside import check_free, written_aside
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.quantizer import CompressionQuantizer
-from hf_compress.layers.attention import OPERANDS, attention_modules, trained_attention
+from hf_compress.layers.attention import OPERANDS, trained_attention
 from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import Grid
+from hf_compress.layers.probe import attention_modules
 from hf_compress.layers.rounded import compressed_layers, rounded
 from hf_compress.models.sharding import count_zeros, reshard, whole_on_first
 from hf_compress.models.targets import Target, prunable, quantizable

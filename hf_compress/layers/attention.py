@@ -1,7 +1,8 @@
-"""The products inside attention on grids: queries, keys, values and probabilities, rounded as they were trained."""
+"""Rounded attention: queries, keys, values and probabilities on grids, in training and after loading."""
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -14,24 +15,25 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from hf_compress.layers.grids import SMALLEST_SCALE, Grid, Grids, fake_quantize_affine
+from hf_compress.layers.probe import attention_modules, remember_attention
 from hf_compress.layers.rounded import CompressedLayer, switched_off
 from hf_compress.models.targets import named_modules
 
-# What a model's attention is set to, and what a module of attention holds its operands under.
+# The name of our attention function, and of the submodule that holds the operands of a module of attention.
 IMPLEMENTATION, OPERANDS = "hf_compress", "operands"
 RANGED, PROBABILITIES = ("query", "key", "value"), "probabilities"
-# What the attention of a model may depend on, if it is to be computed here.
+# The arguments that the attention of a model may have to be computed here.
 _KNOWN = {"module", "query", "key", "value", "attention_mask", "scaling", "dropout", "position_bias", "kwargs"}
 
 
 class Operand(CompressedLayer):
-    """What rounds queries, keys or values: to integers about zero, since then runtimes multiply them as they are.
+    """Rounds queries, keys or values to integers around zero, which runtimes multiply without an offset.
 
-    The scale is the largest magnitude in its range over 127 (of 8 bits); ranges are observed and committed as those of
-    layers are (`quantization`).
+    The scale is the largest magnitude in the range over 127 (with 8 bits). Ranges are observed and committed as those
+    of layers are.
     """
 
-    weight = torch.empty(0)  # It has none. This stands for it where all fake-quantized layers are looked through.
+    weight = torch.empty(0)  # It has no weight; this stands in where code goes through all compressed layers.
 
     def __init__(self, grid: Grid, device: torch.device) -> None:
         super().__init__()
@@ -54,7 +56,7 @@ class Operand(CompressedLayer):
 
 
 class Probabilities(Operand):
-    """What rounds the probabilities of attention, whose range is known beforehand: [0, 1]."""
+    """Rounds the probabilities of attention, whose range is known: [0, 1]."""
 
     @property
     def has_range(self) -> bool:
@@ -77,12 +79,13 @@ def rounded_attention(
     position_bias: Float[Tensor, "..."] | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "batch queries heads value_width"], Float[Tensor, "batch heads queries keys"]]:
-    """The results and probabilities of attention, as Transformers wants them, from operands on their grids.
+    """Return results and probabilities of attention with operands on their grids, as `AttentionInterface` expects.
 
-    Probabilities are rounded before dropout, which runtimes do not have. A module without operands rounds nothing.
+    Probabilities are rounded before dropout, because runtimes have no dropout. A module without operands rounds
+    nothing.
 
     Args:
-        module: of which the operands are, and how many heads share a key.
+        module: the module of attention, which holds the operands.
     """
     operands = cast(dict[str, Operand], module._modules.get(OPERANDS) or {})
 
@@ -103,7 +106,7 @@ def _attend(
     dropout: float = 0.0,
     position_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    # Rounded as the very operands: runtimes find integers in a product where nothing stands in between.
+    # Round the operands right in front of the product: runtimes recognise integers where nothing is in between.
     query, key, value = on_grid("query", query), on_grid("key", key.transpose(2, 3)), on_grid("value", value)
     sharing = query.shape[1] // key.shape[1]
     if sharing > 1:
@@ -123,16 +126,16 @@ AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
 def round_attention(
     model: PreTrainedModel | PeftModel, scheme: Grids, exclude: Sequence[str] = ()
 ) -> dict[str, nn.Module]:
-    """The modules of attention by name whose operands `scheme` rounds, still switched off; none if it rounds none.
+    """Prepare the modules of attention whose operands `scheme` rounds, still switched off, and return them by name.
 
-    Operands that were there before keep their ranges; those that the scheme does not round are taken away.
+    Existing operands keep their ranges. Operands that the scheme does not round are removed.
 
     Args:
-        exclude: regular expressions; modules of attention in whose name one is found stay in floating point.
+        exclude: regular expressions; a module of attention whose name contains a match stays in floating point.
 
     Raises:
-        ValueError: the model computes its attention, or some of it, in a way that cannot be rounded here, has a PEFT
-            adapter, or has no attention left to round.
+        ValueError: the attention of the model, or of one module, cannot be rounded; the model has a PEFT adapter; or
+            no attention is left to round.
     """
     if scheme.attention is None:
         for _, module in named_modules(model):
@@ -142,9 +145,11 @@ def round_attention(
     if isinstance(model, PeftModel):
         raise _unsupported("stand beside a PEFT adapter", "Call `model.merge_and_unload()` first, or choose")
     found = attention_modules(model)
+    # Saving asks again, when FSDP2 may have sharded the weights and one process alone cannot run the model.
+    remember_attention(model, found)
     if not found:
         raise _unsupported(
-            f"are not in sight: {type(model).__name__} computes its attention without Transformers' "
+            f"cannot be reached: {type(model).__name__} computes its attention without Transformers' "
             "`AttentionInterface`",
             "Choose",
         )
@@ -152,28 +157,31 @@ def round_attention(
         _check(name, module)
     kept = attention_modules(model, exclude)
     if not kept:
-        raise _unsupported(f"are all left out by `--quant_exclude` {' '.join(exclude)}", "Leave it out, or choose")
+        raise _unsupported(f"are all left out by `--quant_exclude` {' '.join(exclude)}", "Drop a pattern, or choose")
     for name, module in found.items():
         if name not in kept:
             module._modules.pop(OPERANDS, None)
     restore_attention(model, list(kept), scheme.attention)
     for name, module in kept.items():
         if getattr(module, "config", model.config)._attn_implementation != IMPLEMENTATION:
-            raise _unsupported(f"{type(model).__name__} does not let be set at {name}", "Choose")
+            raise _unsupported(f"{type(model).__name__} does not let us set at {name}", "Choose")
     return kept
 
 
 def restore_attention(model: PreTrainedModel, names: Sequence[str], grid: Grid) -> list[Operand]:
-    """The operands of the modules of attention `names`, given to them where they have none, and switched off.
+    """Give the modules `names` operands where they have none, switch these off, and return them.
 
     The whole model then computes attention by `rounded_attention`.
 
     Raises:
-        ValueError: one of the names is of no module of attention.
+        ValueError: the model has no module of one of the names.
     """
-    known, operands = attention_modules(model), list[Operand]()
+    known, operands = dict(named_modules(model)), list[Operand]()
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"`quantization_config` names {unknown[0]}, which is no module of attention.")
+        raise ValueError(
+            f"`quantization_config.attention` names {unknown[0]}, which {type(model).__name__} does not have. Load "
+            "the checkpoint with the class it was saved from."
+        )
     for name in names:
         module = model.get_submodule(name)
         device = next((weight.device for weight in module.parameters()), torch.device("cpu"))
@@ -187,38 +195,33 @@ def restore_attention(model: PreTrainedModel, names: Sequence[str], grid: Grid) 
     return operands
 
 
-def attention_modules(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
-    """The modules of `model` by name that leave their products to Transformers' `AttentionInterface`."""
-    return {
-        name: module
-        for name, module in named_modules(model)
-        if "ALL_ATTENTION_FUNCTIONS" in getattr(getattr(_forward(module), "__code__", None), "co_names", ())
-        and not any(re.search(pattern, name) for pattern in exclude)
-    }
-
-
 def trained_attention(model: nn.Module) -> list[str]:
-    """The names of the modules of attention whose operands were rounded in training."""
+    """Return the names of the modules of attention whose operands were rounded in training."""
     return [
         name
-        for name, module in attention_modules(model).items()
+        for name, module in named_modules(model)
         if OPERANDS in module._modules
         and all(cast(Operand, operand).ready for operand in cast(nn.ModuleDict, module._modules[OPERANDS]).values())
     ]
 
 
 def range_owners(names: Iterable[str]) -> set[str]:
-    """The names of the operands with ranges in the modules of attention `names`."""
+    """Return the names of the operands with ranges in the modules of attention `names`."""
     return {f"{name}.{OPERANDS}.{operand}" for name in names for operand in RANGED}
 
 
-def _forward(module: nn.Module) -> Any:
-    return inspect.unwrap(type(module).forward)
+def _own_attention(module: nn.Module) -> Callable[..., Any] | None:
+    """Return the "eager" attention of the model that defines the class of `module`, or a class it derives from."""
+    for layer_class in type(module).__mro__:
+        own = getattr(sys.modules.get(layer_class.__module__), "eager_attention_forward", None)
+        if own is not None:
+            return cast(Callable[..., Any], own)
+    return None
 
 
 def _check(name: str, module: nn.Module) -> None:
-    """Refuse a module whose own attention, the "eager" one of its model, is another function than ours."""
-    own = _forward(module).__globals__.get("eager_attention_forward")
+    """Refuse a module whose "eager" attention is another function than ours."""
+    own = _own_attention(module)
     unknown = ["its own"] if own is None else sorted(set(inspect.signature(own).parameters) - _KNOWN)
     if own is not None and not unknown and not _agrees(module, own):
         unknown = ["terms of its own"]
@@ -231,7 +234,7 @@ def _check(name: str, module: nn.Module) -> None:
 
 @torch.no_grad()
 def _agrees(module: nn.Module, own: Callable[..., Any]) -> bool:
-    """Whether `own` attention of `module` gives what ours does for the same few numbers."""
+    """Return whether the `own` attention of `module` gives the same results as ours for a few numbers."""
     like = next(module.parameters(), torch.empty(0))
     draw = torch.Generator().manual_seed(0)
     heads = (getattr(module, "num_key_value_groups", 1), 1, 1)
@@ -239,7 +242,7 @@ def _agrees(module: nn.Module, own: Callable[..., Any]) -> bool:
     mask = torch.full((1, 1, 3, 3), torch.finfo(like.dtype).min).triu(1).to(like)
     try:
         theirs = own(module, query, key, value, mask, scaling=0.7, dropout=0.0)[0]
-    except (AttributeError, RuntimeError, TypeError):  # It wants more of the module than these numbers allow.
+    except (AttributeError, RuntimeError, TypeError):  # It needs more than these numbers.
         return False
     ours = _attend(lambda _, values: values, query, key, value, mask, scaling=0.7)[0]
     return torch.allclose(ours, theirs, atol=1e-5 if like.dtype.itemsize > 2 else 1e-2)

@@ -16,6 +16,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.save import save_compressed
@@ -24,11 +25,11 @@ from hf_compress.layers.attention import (
     IMPLEMENTATION,
     RANGED,
     Operand,
-    attention_modules,
     round_attention,
     rounded_attention,
 )
 from hf_compress.layers.grids import SCHEMES
+from hf_compress.layers.probe import attention_modules
 from hf_compress.layers.rounded import compressed_layers, quantize_layers
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
@@ -96,7 +97,7 @@ def trained(model: PreTrainedModel, data: Any, folder: Path, scheme: str = NAME,
     return model.eval()
 
 
-def test_operands_and_probabilities_are_those_of_torchs_own_operators(tiny_bert: Any) -> None:
+def test_operands_and_probabilities_match_torch_operators(tiny_bert: Any) -> None:
     round_attention(tiny_bert, SCHEME)
     module = tiny_bert.bert.encoder.layer[0].attention.self
     query, key, value = (3 * torch.randn(2, 2, 7, 8) for _ in RANGED)
@@ -138,7 +139,7 @@ def test_without_rounding_it_is_torchs_attention(sharing: int) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_models_compute_as_before_until_rounding_begins_and_reload_bit_for_bit(kind: str, tmp_path: Path) -> None:
+def test_models_reload_bit_for_bit(kind: str, tmp_path: Path) -> None:
     model = build(kind)
     before = logits(model)
     found = round_attention(model, SCHEME)
@@ -160,7 +161,8 @@ def test_a_range_is_that_of_the_layer_before(tiny_bert: Any, tiny_dataset: Any, 
     layer = tiny_bert.bert.encoder.layer[1].attention.self
     layer.key.register_forward_hook(lambda _, inputs, output: seen.append(torch.stack(output.detach().aminmax())))
     trained(tiny_bert, tiny_dataset, tmp_path, max_steps=3, per_device_train_batch_size=4)
-    expected = torch.lerp(torch.lerp(seen[0], seen[1], 0.05), seen[2], 0.05)
+    first, second, third = seen[1:]  # The first forward was the search for attention.
+    expected = torch.lerp(torch.lerp(first, second, 0.05), third, 0.05)
     torch.testing.assert_close(layer.operands["key"].input_range, expected)
 
 
@@ -201,9 +203,7 @@ def test_another_scheme_takes_the_operands_away(tiny_bert: Any, tiny_dataset: An
     assert not operands(trained(reloaded, tiny_dataset, tmp_path, scheme="int8"))
 
 
-def test_a_model_trained_without_it_is_not_what_the_recipe_promises(
-    tiny_bert: Any, tiny_dataset: Any, tmp_path: Path
-) -> None:
+def test_a_model_trained_without_it_is_not_saved(tiny_bert: Any, tiny_dataset: Any, tmp_path: Path) -> None:
     trained(tiny_bert, tiny_dataset, tmp_path, scheme="int8")
     recipe = Recipe(quantization=QuantizationArguments(quant_scheme=NAME))
     with pytest.raises(ValueError, match=r"2 layers were not trained for it, for example bert\."):
@@ -220,7 +220,7 @@ DEBERTA = {"relative_attention": True, "position_buckets": 4, "pooler_hidden_siz
         ("gemma2", {"num_key_value_heads": 1, "head_dim": 16}, "the attention of Gemma2Attention has softcap"),
         (
             "gpt_oss",
-            {"num_key_value_heads": 1, "head_dim": 16, "num_local_experts": 2},
+            {"num_key_value_heads": 1, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1},
             "the attention of GptOssAttention has terms of its own",
         ),
     ],
@@ -244,7 +244,12 @@ def test_a_name_that_is_no_attention_is_refused_in_loading(tiny_bert: Any, tmp_p
     folder = quantized(tiny_bert, tmp_path / "compressed", NAME)
     file = folder / "config.json"
     file.write_text(file.read_text().replace('bert.encoder.layer.0.attention.self"', 'bert.encoder.layer.0"'))
-    with pytest.raises(ValueError, match=r"names bert\.encoder\.layer\.0, which is no module of attention"):
+    with pytest.raises(ValueError, match=r"config\.json"):
+        type(tiny_bert).from_pretrained(folder)
+    file.write_text(file.read_text().replace('bert.encoder.layer.0"', 'bert.encoder.layer.7"'))
+    with pytest.raises(
+        ValueError, match=r"names bert\.encoder\.layer\.7, which BertForSequenceClassification does not"
+    ):
         type(tiny_bert).from_pretrained(folder)
     with pytest.raises(ValueError, match="must name the grid of the attention"):
         CompressionConfig(attention=["bert.encoder.layer.0.attention.self"])
@@ -256,6 +261,39 @@ def test_compressed_tensors_has_no_place_for_it(tiny_bert: Any, tmp_path: Path) 
     with pytest.raises(ValueError, match="cannot hold the ranges inside attention"):
         FORMATS["compressed-tensors"].export(folder)
     assert not (folder / "compressed-tensors").exists()
+
+
+def test_a_decorated_forward_is_found(tiny_bert: Any) -> None:
+    """Whatever wraps `forward` hides its code, but not what it does."""
+    names = list(attention_modules(tiny_bert))
+    module = tiny_bert.bert.encoder.layer[0].attention.self
+
+    class Timed(type(module)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    class Uses(torch.nn.Module):
+        """Mentions the interface and never calls it."""
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return values if ALL_ATTENTION_FUNCTIONS else -values
+
+    module.__class__ = Timed
+    other = tiny_bert.bert.encoder.layer[1].attention.self
+    other.forward = (lambda forward: lambda *args, **kwargs: forward(*args, **kwargs))(other.forward)
+    tiny_bert.dropout = Uses()
+    assert list(attention_modules(tiny_bert)) == names == list(round_attention(tiny_bert, SCHEME))
+
+
+def test_finding_attention_changes_nothing(tiny_bert: Any) -> None:
+    tiny_bert.train()
+    tiny_bert.bert.encoder.layer[1].eval()
+    training = [module.training for module in tiny_bert.modules()]
+    state, implementation = torch.get_rng_state(), tiny_bert.config._attn_implementation
+    attention_modules(tiny_bert)
+    assert [module.training for module in tiny_bert.modules()] == training
+    assert tiny_bert.config._attn_implementation == implementation
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_layers_alone_leave_attention_as_it_is(tiny_bert: Any) -> None:

@@ -51,7 +51,7 @@ def test_a_pattern_that_is_none_is_refused() -> None:
         QuantizationArguments(quant_scheme="int8", quant_bits=["(=4"])
 
 
-def test_a_pattern_that_matches_nothing_is_refused_with_names_that_would(
+def test_a_pattern_that_matches_nothing_is_refused(
     tiny_bert: BertForSequenceClassification,
 ) -> None:
     with pytest.raises(ValueError, match=r"`--quant_bits qeury=4` matches none of the 16 layers .*word_embeddings"):

@@ -20,19 +20,19 @@ TENSOR = Grid(bits=8, per="tensor")
 
 @pytest.mark.parametrize("grid", SYMMETRIC, ids=str)
 @pytest.mark.parametrize("width", [1, 63, 64, 100, 128])
-def test_rounding_to_a_symmetric_grid_is_idempotent_to_the_last_bit(grid: Grid, width: int) -> None:
+def test_rounding_to_a_symmetric_grid_is_idempotent(grid: Grid, width: int) -> None:
     once = fake_quantize_symmetric(torch.randn(500, width) * torch.logspace(-12, 12, 500)[:, None], grid)
     assert torch.equal(fake_quantize_symmetric(once, grid), once)
 
 
-def test_rounding_to_an_affine_grid_is_idempotent_to_the_last_bit() -> None:
+def test_rounding_to_an_affine_grid_is_idempotent() -> None:
     scale, zero_point = affine_parameters(torch.tensor(-0.7), torch.tensor(2.3), TENSOR)
     once = fake_quantize_affine(torch.randn(1000), scale, zero_point, TENSOR)
     assert torch.equal(fake_quantize_affine(once, scale, zero_point, TENSOR), once)
 
 
 @pytest.mark.parametrize("grid", SYMMETRIC, ids=str)
-def test_integers_and_scales_stand_for_exactly_the_rounded_values(grid: Grid) -> None:
+def test_integers_times_scales_are_the_rounded_values(grid: Grid) -> None:
     values = torch.randn(50, 100)
     scale = symmetric_scale(values, grid)
     integers = to_integers(values, scale, grid)
@@ -62,7 +62,7 @@ def test_groups_are_rows_of_the_group_size() -> None:
     assert torch.equal(grouped, as_rows.reshape(8, 128))
 
 
-def test_an_affine_range_agrees_with_torchs_operator_in_value_and_gradient() -> None:
+def test_an_affine_grid_agrees_with_torchs_operator() -> None:
     values = torch.linspace(-3, 3, 1001)
     ours, torchs = values.clone().requires_grad_(), values.clone().requires_grad_()
     scale, zero_point = affine_parameters(torch.tensor(-1.0), torch.tensor(2.0), TENSOR)
@@ -111,9 +111,7 @@ def test_scales_are_float32_and_values_keep_their_16_bit_dtype(dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_bounds_read_as_numbers_and_bounds_left_in_tensors_are_the_same(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bounds_as_numbers_and_as_tensors_are_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one is for a CPU, the other for a GPU and for compilers."""
     grid = SCHEMES["int8"].activation
     values = (torch.randn(100_000) * 1.3).to(dtype).requires_grad_()

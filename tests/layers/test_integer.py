@@ -180,7 +180,7 @@ def test_zeros_of_pruned_weights_are_zero_integers(tiny_bert: BertForSequenceCla
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_integers_give_the_logits_of_the_dense_model_in_half_precision(
+def test_integers_match_the_dense_model_in_half_precision(
     dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(integer, "multiplies_fast", lambda device: False)

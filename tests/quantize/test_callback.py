@@ -58,7 +58,7 @@ def _trainer(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_turning_keeps_parameters_and_only_adds_ranges_to_the_state_dict(scheme: str, tiny_bert: Any) -> None:
+def test_only_ranges_are_added_to_the_state_dict(scheme: str, tiny_bert: Any) -> None:
     before, keys = list(tiny_bert.parameters()), set(tiny_bert.state_dict())
     quantize_layers(tiny_bert, SCHEMES[scheme])
     assert all(one is other for one, other in zip(before, tiny_bert.parameters(), strict=True))
@@ -88,7 +88,7 @@ def test_layers_compute_as_before_until_rounding_begins(scheme: str, make_bert: 
     assert not torch.equal(plain(**inputs).logits, turned(**inputs).logits)
 
 
-def test_an_embedding_rounds_the_rows_it_looks_up_as_it_would_the_whole_table() -> None:
+def test_an_embedding_rounds_rows_as_it_would_the_table() -> None:
     embedding = torch.nn.Embedding(50, 100)
     ids, grid = torch.randint(50, (4, 7)), SCHEMES["int4-weight"].weight
     expected = fake_quantize_symmetric(embedding.weight, grid)[ids]
@@ -112,9 +112,7 @@ class _Spy(TrainerCallback):
         self.ranges.append(layer.input_range.clone())
 
 
-def test_rounding_begins_and_ranges_freeze_at_their_shares_of_training(
-    tiny_bert: Any, tiny_dataset: Any, tmp_path: Path
-) -> None:
+def test_rounding_begins_and_ranges_freeze_on_time(tiny_bert: Any, tiny_dataset: Any, tmp_path: Path) -> None:
     spy = _Spy()
     options = {"quant_scheme": "int8", "quant_begin": 0.3, "quant_freeze": 0.7}
     _trainer(tiny_bert, tiny_dataset, tmp_path, options, spy).train()
@@ -124,17 +122,13 @@ def test_rounding_begins_and_ranges_freeze_at_their_shares_of_training(
     assert all(moved[:6]) and not any(moved[6:])
 
 
-def test_the_first_step_only_observes_even_if_quantization_begins_at_once(
-    tiny_bert: Any, tiny_dataset: Any, tmp_path: Path
-) -> None:
+def test_the_first_step_only_observes(tiny_bert: Any, tiny_dataset: Any, tmp_path: Path) -> None:
     spy = _Spy()
     _trainer(tiny_bert, tiny_dataset, tmp_path, {"quant_scheme": "int8", "quant_begin": 0.0}, spy).train()
     assert spy.rounded == [False] + [True] * 9
 
 
-def test_a_range_is_the_moving_average_of_the_extremes_of_each_step(
-    tiny_bert: Any, tiny_dataset: Any, tmp_path: Path
-) -> None:
+def test_a_range_is_the_moving_average_of_extremes(tiny_bert: Any, tiny_dataset: Any, tmp_path: Path) -> None:
     seen: list[torch.Tensor] = []
     layer = tiny_bert.bert.encoder.layer[1].output.dense
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(torch.stack(inputs[0].detach().aminmax())))
@@ -180,7 +174,7 @@ def test_training_on_the_grid_learns(scheme: str, tiny_bert: Any, tiny_dataset: 
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_resumed_run_equals_the_uninterrupted_one_to_the_last_bit(
+def test_a_resumed_run_equals_the_uninterrupted_one(
     scheme: str, make_bert: MakeBert, tiny_dataset: Any, tmp_path: Path
 ) -> None:
     options = {"quant_scheme": scheme, "quant_begin": 0.3}
@@ -221,9 +215,7 @@ def test_a_bad_exclude_pattern_is_refused_before_training(
         _trainer(tiny_bert, tiny_dataset, tmp_path, {"quant_scheme": "int8", "quant_exclude": [pattern]})
 
 
-def test_a_run_too_short_to_quantize_is_refused_before_its_first_step(
-    tiny_bert: Any, tiny_dataset: Any, tmp_path: Path
-) -> None:
+def test_a_run_too_short_to_quantize_is_refused(tiny_bert: Any, tiny_dataset: Any, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in tiny_bert.state_dict().items()}
     trainer = _trainer(tiny_bert, tiny_dataset, tmp_path, {"quant_scheme": "int8"}, max_steps=1)
     with pytest.raises(ValueError, match="`--quant_begin 0.1` leaves none of the 1 optimizer steps"):
@@ -237,13 +229,13 @@ def test_excluded_modules_stay_as_they_are(tiny_bert: Any) -> None:
     assert turned and not any("embeddings" in name or "layer.0." in name for name in turned)
 
 
-def test_one_process_on_several_gpus_is_refused_before_its_first_step() -> None:
+def test_one_process_on_several_gpus_is_refused() -> None:
     callback = QuantizationCallback(QuantizationArguments(quant_scheme="int8"))
     with pytest.raises(ValueError, match=r"`--quant_scheme` cannot train one process on 2 GPUs .*torchrun"):
         callback.on_train_begin(SimpleNamespace(n_gpu=2), TrainerState(max_steps=10), TrainerControl())
 
 
-def test_a_layer_with_a_forward_of_its_own_keeps_it_and_rounds_inside() -> None:
+def test_a_layer_keeps_its_own_forward_and_rounds_inside() -> None:
     layer = BartScaledWordEmbedding(7, 8, padding_idx=0, embed_scale=3.0)
     model = BertModel(BertConfig(vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
     model.embeddings.word_embeddings = layer
