@@ -1,4 +1,4 @@
-"""Students cut from a model: some of its layers, with their weights (Sanh et al., 2019; Sajjad et al., 2023)."""
+"""Students with some of a model's layers and weights (Sanh et al., 2019; Sajjad et al., 2023)."""
 
 import copy
 import re
@@ -17,33 +17,43 @@ _DECODER_DEPTHS = ("num_decoder_layers", "decoder_layers")
 
 
 def student_from(model: PreTrainedModel, layers: int | Sequence[int]) -> PreTrainedModel:
-    """A smaller model of the same class: some of the layers of `model`, and all else, with copies of its weights.
+    """Return a copy of `model` with only some of its layers.
 
-    `model` stays as it is. An encoder-decoder keeps these layers in both. ALBERT's layers share one set of weights, so
-    that its student computes less but is no smaller.
+    `model` does not change. An encoder-decoder keeps the same layers in both stacks. ALBERT's layers share one set of
+    weights, so its student computes less but is not smaller.
 
     Args:
-        layers: the numbers of the layers to keep, from 0, in ascending order; or how many, spread evenly
+        layers: the layers to keep, counted from 0, in ascending order; or their number, spread evenly
             (`evenly_spaced`).
 
     Raises:
-        ValueError: `layers` are not among the model's, or it cannot do without the others.
+        ValueError: the model has no such layers, or cannot be cut.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress import student_from
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=4, num_attention_heads=1, intermediate_size=8)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))
+        >>> student_from(model, [0, 2]).config.num_hidden_layers
+        2
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
-            f"`--distill_student_layers` cuts a Transformers model, not a {type(model).__name__}. Cut the model "
-            "inside with `hf_compress.student_from` before anything is put around it."
+            f"`--distill_student_layers` can only cut a Transformers model; got a {type(model).__name__}. Cut the "
+            "model inside with `hf_compress.student_from` before you wrap it."
         )
     if has_own_forward(model):
         raise ValueError(
             f"`--distill_student_layers` cannot cut a {type(model).__name__} whose `forward` was replaced, as TRL's "
-            "trainers do. Cut it with `hf_compress.student_from` before the trainer is built."
+            "trainers do. Cut it with `hf_compress.student_from` before you build the trainer."
         )
     config = copy.deepcopy(model.config)
     stacks = _stacks(model)
     kept = {name: _chosen(layers, depth) for name, depth in stacks.items()}
     _shorten(config, kept, layers)
-    with torch.random.fork_rng(devices=[]):  # Cutting draws nothing: training goes on as it would without.
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # Keep the random state, so that training draws the same batches as without.
         student = type(model)(config)
     numbers = {f"{name}.{old}.": f"{name}.{new}." for name in kept for new, old in enumerate(kept[name])}
     names = {name: _renamed(name, tuple(kept), numbers) for name in model.state_dict()}
@@ -59,24 +69,24 @@ def student_from(model: PreTrainedModel, layers: int | Sequence[int]) -> PreTrai
 
 
 def evenly_spaced(count: int, depth: int) -> list[int]:
-    """The numbers of `count` of `depth` layers, from the first to the last in equal steps, halves rounded down.
+    """Return the numbers of `count` of `depth` layers, from first to last in equal steps, halves rounded down.
 
-    6 of 12 are 0, 2, 4, 7, 9 and 11, as in the code of DistilBERT; one is the first.
+    6 of 12 are 0, 2, 4, 7, 9 and 11, as in DistilBERT's code. 1 is the first layer.
     """
     steps = max(count - 1, 1)
     return [-((steps - 2 * index * (depth - 1)) // (2 * steps)) for index in range(count)]
 
 
 def parse_layers(text: str) -> int | list[int]:
-    """What `--distill_student_layers` means by `text`: `3` is how many, `0,2,5` (or `5,`) is which.
+    """Parse the value of `--distill_student_layers`: `3` is a number of layers, `0,2,5` (or `5,`) a list of them.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*,?\s*", text):
         raise ValueError(
-            f"`--distill_student_layers` must be a number of layers such as 3, or the layers themselves such as "
-            f"0,2,5; got {text!r}. Layers are counted from 0."
+            f"`--distill_student_layers` must be a number of layers, such as 3, or a list of layers, such as 0,2,5; "
+            f"got {text!r}. Layers are counted from 0."
         )
     numbers = [int(number) for number in text.split(",") if number.strip()]
     return numbers if "," in text else numbers[0]
@@ -94,7 +104,7 @@ def _chosen(layers: int | Sequence[int], depth: int) -> list[int]:
     said = ",".join(map(str, numbers))
     if not numbers or not all(0 <= number < depth for number in numbers):
         raise ValueError(
-            f"`--distill_student_layers` must name layers from 0 to {depth - 1}, for the model has {depth}; got "
+            f"`--distill_student_layers` must name layers from 0 to {depth - 1}, because the model has {depth}; got "
             f"{said or 'none'}. Layers are counted from 0."
         )
     if numbers != sorted(set(numbers)):
@@ -106,21 +116,23 @@ def _chosen(layers: int | Sequence[int], depth: int) -> list[int]:
 
 
 def _decoder_depth(config: PreTrainedConfig) -> str | None:
-    """The field of `config` that says how many layers a decoder beside an encoder has."""
+    """Return the field of `config` with the number of decoder layers of an encoder-decoder."""
     return next((name for name in _DECODER_DEPTHS if config.is_encoder_decoder and hasattr(config, name)), None)
 
 
 def _stacks(model: PreTrainedModel) -> dict[str, int]:
-    """The lists of layers in the model: their names and lengths. ALBERT's has none that is as long as it is deep.
+    """Return the names and lengths of the lists of layers in the model.
+
+    ALBERT's layers share their weights: its list is shorter than the model is deep, and the result has an empty name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the model has no such list.
     """
     config, found = model.config, dict[str, int]()
     if getattr(config, "num_hidden_groups", None) == 1:
         logger.warning(
-            f"All {config.num_hidden_layers} layers of {type(model).__name__} have the same weights: with fewer the "
-            "student is faster, but its file is no smaller."
+            f"All {config.num_hidden_layers} layers of {type(model).__name__} share their weights: a student with "
+            "fewer layers is faster, but its file is not smaller."
         )
         return {"": config.num_hidden_layers}
     decoder = _decoder_depth(config)
@@ -129,17 +141,17 @@ def _stacks(model: PreTrainedModel) -> dict[str, int]:
         inner = any(name.startswith(f"{other}.") for other in found)
         if isinstance(module, nn.ModuleList) and len(module) == depth and not inner:
             found[name] = depth
-    # Layers that compute by their own number are others at another place.
+    # A layer that computes with its own number would compute something else in another place.
     if not found or getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise ValueError(
-            f"`--distill_student_layers` cannot cut {type(model).__name__}, whose layers are not a list as long as "
-            "its `config.num_hidden_layers`, or compute by their number. Leave it out."
+            f"`--distill_student_layers` cannot cut {type(model).__name__}: its layers are not a list of "
+            "`config.num_hidden_layers`, or compute with their own number. Leave the option out."
         )
     return found
 
 
 def _shorten(config: PreTrainedConfig, kept: dict[str, list[int]], layers: int | Sequence[int]) -> None:
-    """Describes in `config` the model of the layers that are `kept`, in place."""
+    """Change `config` in place to describe a model with only the layers `kept`."""
     decoder = _decoder_depth(config)
     fields = ["num_hidden_layers", *([decoder] if decoder else [])]
     chosen = {name: _chosen(layers, depth) for name in fields if (depth := getattr(config, name))}
@@ -155,7 +167,7 @@ def _shorten(config: PreTrainedConfig, kept: dict[str, list[int]], layers: int |
 
 
 def _renamed(name: str, stacks: tuple[str, ...], numbers: dict[str, str]) -> str | None:
-    """The student's name of the weight `name`; None if it is of a layer that is left out."""
+    """Return the student's name for the weight `name`, or None if its layer is left out."""
     stack = next((stack for stack in stacks if stack and name.startswith(f"{stack}.")), None)
     if stack is None:
         return name
@@ -166,20 +178,20 @@ def _renamed(name: str, stacks: tuple[str, ...], numbers: dict[str, str]) -> str
 def _load(
     student: PreTrainedModel, state: dict[str, Tensor], model: PreTrainedModel, layers: int | Sequence[int]
 ) -> None:
-    """Copies the weights `state` into the student.
+    """Copy the weights `state` into the student.
 
     Raises:
-        ValueError: the student has other weights than these.
+        ValueError: the student's weights have other names.
     """
     whole, wanted = model.state_dict(), student.state_dict().keys()
-    # What the first layer alone has all of them use: T5's position bias.
+    # T5's first layer holds the position bias that all layers use.
     state |= {name: whole[name] for name in wanted - state.keys() if name in whole}
     different = sorted(wanted ^ state.keys())
     if different:
         raise ValueError(
             f"`--distill_student_layers {layers}` does not fit {type(model).__name__}: its layers differ in "
-            f"{', '.join(different[:3])}. Keep layer 0, and cut a model before its layers are replaced."
+            f"{', '.join(different[:3])}. Keep layer 0, and cut the model before you replace layers."
         )
-    # Assigned, not copied into: each tensor keeps its dtype. What is tied has to be tied again.
+    # `assign` keeps the dtype of each tensor. It also unties weights, so tie them again.
     student.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, assign=True)
     student.tie_weights()

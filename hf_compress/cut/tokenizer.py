@@ -1,6 +1,6 @@
-"""A tokenizer with fewer tokens: what it cannot do without, and its description, `tokenizer.json`, once they are gone.
+"""Which tokens a tokenizer must keep, and its description (`tokenizer.json`) without the others.
 
-Three kinds of models of the library tokenizers are known: WordPiece, BPE and Unigram.
+Three models of the library tokenizers are supported: WordPiece, BPE and Unigram.
 """
 
 import copy
@@ -15,7 +15,7 @@ Description = Mapping[str, Any]
 
 
 class Merge(NamedTuple):
-    """A step of BPE: the two tokens that stand side by side, and the one that takes their place."""
+    """A merge of BPE: two adjacent tokens, and the token that replaces them."""
 
     left: str
     right: str
@@ -23,20 +23,20 @@ class Merge(NamedTuple):
 
 
 def kept_tokens(description: Description, seen: Iterable[int]) -> list[int]:
-    """The numbers of the tokens that must stay so that `seen` ones are found as before, in ascending order.
+    """Return the numbers of the tokens to keep so that texts of `seen` tokens are split as before, ascending.
 
-    Beside `seen` they are the added tokens, the unknown one, and the pieces of which everything else is spelled:
-    single characters, bytes, and what cannot be spelled by these. A text of `seen` tokens is cut into the same ones:
+    Besides `seen`, these are the added tokens, the unknown token, and the pieces that spell everything else: single
+    characters, bytes, and tokens that these cannot spell. A text of `seen` tokens is split into the same tokens:
 
-    - WordPiece takes the longest token that fits, which stays; others only leave.
-    - Unigram takes the best way to cut a text, which stays; other ways only leave.
-    - BPE merges the pair that comes first in its list: every token that a seen one is merged from stays, too.
+    - WordPiece takes the longest token that fits. That token is kept; others only disappear.
+    - Unigram takes the best split of a text. That split is kept; others only disappear.
+    - BPE applies the first possible merge in its list. Every token that a seen one is merged from is kept, too.
 
-    Any other text is cut into more pieces than before, of which none is unknown unless it was so before or has a
-    character that is no token by itself.
+    Any other text is split into more pieces than before. A piece is unknown only if it was unknown before, or if it
+    has a character that is not a token by itself.
 
     Raises:
-        ValueError: it is none of these models.
+        ValueError: the tokenizer has another model.
     """
     model, vocabulary = _model(description), _vocabulary(description)
     kept = {*seen, *(token["id"] for token in description.get("added_tokens") or ())}
@@ -47,7 +47,7 @@ def kept_tokens(description: Description, seen: Iterable[int]) -> list[int]:
         return sorted(kept | _bpe_pieces(model, vocabulary, kept))
     if model["type"] == "Unigram" and model["vocab"]:
         kept |= {model["unk_id"]} if model["unk_id"] is not None else set()
-        # What an unknown character costs is counted from the least likely token.
+        # The score of an unknown character is derived from the least likely token.
         kept.add(min(range(len(model["vocab"])), key=lambda number: model["vocab"][number][1]))
     prefix = model["continuing_subword_prefix"] if model["type"] == "WordPiece" else ""
     begins = {token for token in vocabulary if len(token) == 1}
@@ -62,13 +62,13 @@ def kept_tokens(description: Description, seen: Iterable[int]) -> list[int]:
 
 
 def rewritten(description: Description, kept: Sequence[int]) -> dict[str, Any]:
-    """The `description` of the tokenizer that knows the tokens `kept` alone, numbered anew in their order.
+    """Return the description of a tokenizer with only the tokens `kept`, which get new numbers in the same order.
 
     Args:
-        kept: what `kept_tokens` returned, or more.
+        kept: the result of `kept_tokens`, or more tokens.
 
     Raises:
-        ValueError: it is none of the known models, or adds tokens in an unknown way.
+        ValueError: the tokenizer has another model, or an unknown post-processor.
     """
     numbers = {old: new for new, old in enumerate(kept)}
     changed: dict[str, Any] = copy.deepcopy(dict(description))
@@ -94,8 +94,8 @@ def _model(description: Description) -> dict[str, Any]:
     model: dict[str, Any] = description["model"]
     if model.get("type") not in MODELS:
         raise ValueError(
-            f"`--compress_vocabulary` can take tokens from {', '.join(MODELS)}; the tokenizer's model is "
-            f"{model.get('type')}, which has no smaller pieces to spell a word with. Leave the flag out."
+            f"`--compress_vocabulary` supports {', '.join(MODELS)}; the tokenizer's model is {model.get('type')}, "
+            "which has no smaller pieces to spell a word with. Leave the flag out."
         )
     return model
 
@@ -114,7 +114,7 @@ def _merges(model: Mapping[str, Any]) -> list[Merge]:
 
 
 def _bpe_pieces(model: Mapping[str, Any], vocabulary: Mapping[str, int], kept: Iterable[int]) -> set[int]:
-    """The alphabet, which nothing is merged to, and all that `kept` tokens are merged from."""
+    """Return the alphabet (tokens that no merge makes) and all tokens that `kept` tokens are merged from."""
     parts: dict[str, list[str]] = {}
     for merge in _merges(model):
         parts.setdefault(merge.result, []).extend((merge.left, merge.right))
@@ -130,7 +130,7 @@ def _bpe_pieces(model: Mapping[str, Any], vocabulary: Mapping[str, int], kept: I
 
 
 def _renumber(processor: dict[str, Any] | None, numbers: Mapping[int, int]) -> None:
-    """Puts the new numbers into what adds special tokens to a text, in place."""
+    """Replace the numbers of special tokens in a post-processor, in place."""
     kind = None if processor is None else processor["type"]
     if processor is None or kind == "ByteLevel":
         return
@@ -146,6 +146,5 @@ def _renumber(processor: dict[str, Any] | None, numbers: Mapping[int, int]) -> N
             processor[name] = [token, numbers[number]]
     else:
         raise ValueError(
-            f"`--compress_vocabulary` does not know how a tokenizer with the post-processor {kind} adds its special "
-            "tokens. Leave the flag out."
+            f"`--compress_vocabulary` does not support tokenizers with the post-processor {kind}. Leave the flag out."
         )

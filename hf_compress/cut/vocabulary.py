@@ -1,4 +1,4 @@
-"""Unused words taken out: the flag, and a model and its tokenizer with the tokens of some texts alone."""
+"""Remove unused tokens from a model and its tokenizer."""
 
 import copy
 import inspect
@@ -25,32 +25,39 @@ CHECKED, CHECKED_TOKENS = 8, 16
 
 @dataclass
 class VocabularyArguments:
-    """Options of taking unused words out of the vocabulary; off by default."""
+    """Options of removing unused tokens from the vocabulary; off by default.
+
+    Example:
+        >>> from hf_compress.cut import VocabularyArguments
+        >>> VocabularyArguments().enabled
+        False
+    """
 
     compress_vocabulary: bool = field(
         default=False,
         metadata={
-            "help": "Take the tokens that no training text has out of embeddings and tokenizer. Training stays as it "
-            "is; a word that it never saw is read in smaller pieces afterwards, and means less to the model. The "
-            "script has to do it before it tokenizes (`hf_compress.cut_vocabulary`)."
+            "help": "Remove the tokens that occur in no training text from embeddings and tokenizer. Training does "
+            "not change; words that it never saw are split into smaller pieces afterwards. Only scripts that call "
+            "`hf_compress.cut_vocabulary` before they tokenize support it."
         },
     )
 
     @property
     def enabled(self) -> bool:
+        """Whether tokens are removed."""
         return self.compress_vocabulary
 
 
 @dataclass(frozen=True)
 class VocabularyFacts:
-    """How many tokens a model has kept of how many."""
+    """The number of tokens that a model kept, and the number before the cut."""
 
     kept: int
     whole: int
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> "VocabularyFacts | None":
-        """The facts in the configuration of a model; None if it has its whole vocabulary."""
+        """Return the facts in a model's configuration, or None if its vocabulary was not cut."""
         whole = getattr(config, WHOLE, None)
         return None if whole is None else cls(config.get_text_config().vocab_size, whole)
 
@@ -58,40 +65,44 @@ class VocabularyFacts:
 def cut_vocabulary(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A copy of `model` and a tokenizer that know the tokens of `texts`, and what any other text is spelled with.
+    """Return copies of `model` and `tokenizer` that keep only the tokens of `texts` and those that spell other texts.
 
-    Do this before anything is tokenized, and before there is a Trainer. Every one of `texts` is cut into the same
-    tokens as before, only numbered anew, and the model's logits for it are the same bit for bit; training is what it
-    would be. In any other text a word whose token is gone is read in smaller pieces, down to single characters
-    (`pieces`). How many tokens there were is `uncut_vocab_size` in the configuration.
+    Call it before you tokenize and before you build a Trainer. Each of `texts` is split into the same tokens as before
+    with new numbers, and the model's logits for it are equal bit for bit, so training does not change. In other texts,
+    a word whose token is gone is split into smaller pieces, down to single characters (`tokenizer`). The configuration
+    records the former number of tokens as `uncut_vocab_size`.
 
     Args:
-        texts: those to be trained on. Of pairs of sentences, both.
+        texts: the training texts; for pairs of sentences, both.
 
     Raises:
-        ValueError: the model predicts tokens, which must not go; its tokenizer is none of the library tokenizers, or
-            of a kind that cannot spell; or model and tokenizer do not belong together.
+        ValueError: the model does not read text or predicts tokens; the tokenizer is not a fast one of a known kind;
+            or model and tokenizer do not belong together.
+
+    Example:
+        >>> from hf_compress import cut_vocabulary
+        >>> model, tokenizer = cut_vocabulary(model, tokenizer, data["train"]["sentence"])  # doctest: +SKIP
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
-            f"`--compress_vocabulary` cuts a Transformers model, not a {type(model).__name__}. Cut the model inside "
-            "before anything is put around it."
+            f"`--compress_vocabulary` can only cut a Transformers model; got a {type(model).__name__}. Cut the model "
+            "inside before you wrap it."
         )
     head = find_head(model)
     if head.descriptor.predicts_tokens:
         raise ValueError(
-            f"`--compress_vocabulary` cannot cut a {type(model).__name__}, which does {head.name}: what is taken out "
-            "it could never say. Leave the flag out."
+            f"`--compress_vocabulary` cannot cut a {type(model).__name__}, which does {head.name}: it could no longer "
+            "predict the removed tokens. Leave the flag out."
         )
     if not head.takes_text:
         raise ValueError(
-            f"`--compress_vocabulary` cuts models that read text; {type(model).__name__} reads `{head.main_input}`. "
-            "Leave the flag out."
+            f"`--compress_vocabulary` can only cut a model that reads text; {type(model).__name__} reads "
+            f"`{head.main_input}`. Leave the flag out."
         )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(
-            "`--compress_vocabulary` rewrites the tokenizer.json of the library tokenizers, and "
-            f"{type(tokenizer).__name__} has none. Convert it, or leave the flag out."
+            "`--compress_vocabulary` rewrites `tokenizer.json`, which only fast tokenizers have; got a "
+            f"{type(tokenizer).__name__}. Convert it, or leave the flag out."
         )
     remaining = iter(texts)
     first = list(itertools.islice(remaining, BATCH))
@@ -106,17 +117,17 @@ def cut_vocabulary(
 
 @torch.no_grad()
 def keep_tokens(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """The same `model`, in whose embeddings and configuration there are only the tokens `kept`, numbered anew."""
+    """Remove all tokens but `kept` from the embeddings and configuration of `model`, in place, and return it."""
     numbers = {old: new for new, old in enumerate(kept)}
     weight = cast(nn.Parameter, model.get_input_embeddings().weight)
     if kept[-1] >= len(weight):
         raise ValueError(
-            f"The tokenizer has tokens up to number {kept[-1]}, the embeddings of {type(model).__name__} have "
-            f"{len(weight)} rows. Give the model's own tokenizer."
+            f"The tokenizer has token numbers up to {kept[-1]}, but the embeddings of {type(model).__name__} have "
+            f"{len(weight)} rows. Use the model's own tokenizer."
         )
     smaller = nn.Parameter(weight[list(kept)].clone(), requires_grad=weight.requires_grad)
     for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.weight is weight:  # Under all the names that it is tied to.
+        if isinstance(module, nn.Embedding) and module.weight is weight:  # Also under the names that it is tied to.
             module.weight, module.num_embeddings = smaller, len(kept)
             if module.padding_idx is not None:
                 module.padding_idx = numbers.get(module.padding_idx)
@@ -132,7 +143,7 @@ def keep_tokens(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
 
 
 def _special(config: PreTrainedConfig) -> dict[str, int | list[int]]:
-    """What a configuration says of special tokens: their numbers, or lists of them, by name."""
+    """Return the entries of a configuration that hold token numbers or lists of them, by name."""
     return {
         name: value
         for name, value in config.to_dict().items()
@@ -153,13 +164,13 @@ def _special_ids(model: PreTrainedModel) -> set[int]:
 
 
 def _numbers(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """The tokens of each text, all of it, by their numbers."""
+    """Return the token numbers of each text, without special tokens or truncation."""
     found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     return cast(list[list[int]], found)
 
 
 def _without(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> PreTrainedTokenizerBase:
-    """The tokenizer with the tokens `kept` alone, read back from the file that describes it."""
+    """Return a tokenizer with only the tokens `kept`, loaded from a rewritten `tokenizer.json`."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         file = Path(folder, "tokenizer.json")
@@ -179,24 +190,30 @@ def _check_same(
     kept: Sequence[int],
     texts: list[str],
 ) -> None:
-    """Refuses what was cut if it reads any of `texts` in another way, or computes something else from the first."""
+    """Check that the cut model and tokenizer read `texts` as before and compute the same from the first ones.
+
+    Raises:
+        ValueError: they do not.
+    """
     before, after = _numbers(tokenizer, texts), _numbers(smaller, texts)
     if before != [[kept[number] for number in numbers] for numbers in after] or len(smaller) != len(kept):
         raise ValueError(
-            f"`--compress_vocabulary` would make {type(tokenizer).__name__} read the training texts in another way. "
+            f"`--compress_vocabulary` would make {type(tokenizer).__name__} split the training texts in another way. "
             "Leave the flag out, and please report it."
         )
     if not texts:
         return
-    with torch.random.fork_rng(devices=[]):  # As loading builds it: RoBERTa's positions begin at its padding token.
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # Built as loading builds it: RoBERTa's positions start at its padding token.
         loaded = type(cut)(copy.deepcopy(cut.config))
     loaded.to(cut.device).load_state_dict(cut.state_dict(), assign=True)
     loaded.tie_weights()
     ours, theirs = (_logits(*pair, texts[:CHECKED]) for pair in ((loaded, smaller), (model, tokenizer)))
     if not all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True)):
         raise ValueError(
-            f"`--compress_vocabulary` would make {type(model).__name__} compute something else from the training "
-            "texts, where its special tokens get other numbers. Leave the flag out."
+            f"`--compress_vocabulary` would change the logits of {type(model).__name__} for the training texts, "
+            "because its special tokens get other numbers. Leave the flag out."
         )
 
 

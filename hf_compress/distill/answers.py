@@ -1,4 +1,4 @@
-"""A teacher's answers as columns of a dataset: what they are called, and how batches are made of them."""
+"""A teacher's answers as columns of a dataset: their names, and how they are collated."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ def token_column(head: Head) -> str | None:
 
 @dataclass
 class AnswerCollator:
-    """Makes of rows with answers what `collator` makes of them without, and puts the answers beside it.
+    """Collate rows with `collator` and add the teacher's answers to the batch.
 
-    Answers to tokens are padded with zeros where the tokens are padded, on the same `side`.
+    Answers to tokens are padded with zeros on the same `side` as the tokens.
     """
 
     collator: Callable[[Rows], Any]
@@ -50,5 +50,5 @@ class AnswerCollator:
 
 
 def own(padded: Any, length: int, side: str) -> Any:
-    """The part of `padded`, a tensor or array of tokens, that is not padding on that `side`."""
+    """Return the part of `padded`, a tensor or array of tokens, that is not padding on `side`."""
     return padded[len(padded) - length :] if side == "left" else padded[:length]

@@ -1,4 +1,7 @@
-"""A teacher's answers, computed once: a column of the training set, found again by all that they depend on."""
+"""A teacher's answers, computed once and kept as a column of the training set.
+
+A digest of everything that the answers depend on names the file.
+"""
 
 import hashlib
 import shutil
@@ -21,27 +24,29 @@ from hf_compress.models.heads import Head, bare
 AUTO = "auto"
 OPTION = "`--distill_cache`"
 LARGEST = 16 * 2**30
-# To be changed with what is stored: a file is found by its name, and the name covers this.
+# Change it whenever the stored content changes: the digest in the file name covers it.
 FORMAT = "1"
 SAMPLE = 16
-# Rows are sorted by length within so many, or within so many bytes of answers if these are fewer.
+# Rows are sorted by length within chunks of this many rows, or of this many bytes of answers if that is less.
 CHUNK_ROWS, CHUNK_BYTES = 8192, 2**28
-# Parts of the names of weights that are not the base model's but its adapter's.
+# Parts of the names of weights that belong to an adapter, not to its base model.
 ADAPTED = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save"}
 
 
 @dataclass
 class TeacherCache:
-    """Where a teacher's answers are kept, and how to ask for those that are not there yet.
+    """Keep a teacher's answers on disk, and ask for those that are missing.
 
     Args:
-        teacher: what determines the teacher, from `identity`.
-        columns: those of the training set that `collate` takes.
+        folder: where the files are, or `auto` for a folder beside the caches of datasets.
+        head: the head of student and teacher.
+        teacher: a digest of the teacher, from `identity`.
+        columns: the columns of the training set that `collate` takes.
         collate: makes a batch of rows, on the teacher's device.
-        read: what the teacher takes of a batch.
-        ask: the teacher's logits for a batch, as `Head.logits` returns them.
-        side: where tokens are padded.
-        batch_size: how many rows are asked about at once.
+        read: returns the inputs of a batch that the teacher takes.
+        ask: returns the teacher's logits for a batch, as `Head.logits` does.
+        side: the side on which tokens are padded, `left` or `right`.
+        batch_size: the number of rows in one request to the teacher.
     """
 
     folder: str
@@ -55,23 +60,23 @@ class TeacherCache:
     batch_size: int
 
     def answered(self, dataset: Any) -> Any:
-        """The `datasets.Dataset` with the teacher's answers as columns, from a memory-mapped file.
+        """Return the `datasets.Dataset` with the teacher's answers as columns, from a memory-mapped file.
 
-        The file's name is a digest of the data's fingerprint, its split, the teacher, and what the collator makes of a
-        sample of rows. The first process that finds no such file writes it, under a lock for which others wait; it has
-        its name only once it is complete.
+        A digest of the data's fingerprint, its split, the teacher, and a batch of sample rows names the file. The
+        first process that does not find the file writes it under a lock, and others wait. The file gets its name when
+        it is complete.
 
         Raises:
-            ValueError: the answers depend on chance or on the other rows of a batch, would take too much room, or
+            ValueError: the answers depend on chance or on the other rows of a batch, would take too much space, or
                 cannot be written.
         """
         sample = self._sample(dataset)
         seen, again = (_digest(self.read(self.collate([dict(row) for row in sample])).items()) for _ in range(2))
         if seen != again:
             raise ValueError(
-                f"{OPTION} cannot be used with a data collator that makes something else of the same rows each time, "
-                "such as one that masks tokens at random: the teacher's answers would belong to other inputs. Leave "
-                "the option out, or prepare the rows beforehand with `Dataset.map`."
+                f"{OPTION} cannot be used with a data collator that makes different batches of the same rows, such as "
+                "one that masks tokens at random: the teacher's answers would belong to other inputs. Leave the "
+                "option out, or prepare the rows beforehand with `Dataset.map`."
             )
         known = {"format": FORMAT, "transformers": transformers.__version__, "data": dataset._fingerprint}
         known |= {"rows": len(dataset), "split": dataset.split, "teacher": self.teacher, "sample": seen}
@@ -83,55 +88,54 @@ class TeacherCache:
             return self._mapped(dataset, path, key, **settings)
 
     def dtype(self, dataset: Any) -> torch.dtype:
-        """The type of the answers in a data set that has them."""
+        """Return the dtype of the answers in a data set that has them."""
         feature = dataset.features[answer_columns(self.head)[0]]
         while hasattr(feature, "feature"):
             feature = feature.feature
         return torch.float64 if feature.dtype == "float64" else torch.float32
 
     def _sample(self, dataset: Any) -> Rows:
-        """Some rows from all over the data, with the columns that the collator takes."""
+        """Return a few rows spread over the data, with the columns that the collator takes."""
         numbers = sorted({round(number) for number in np.linspace(0, len(dataset) - 1, SAMPLE)})
         rows = [{name: row[name] for name in self.columns} for row in map(dataset.__getitem__, numbers)]
         tokens = token_column(self.head)
         if tokens is not None and tokens not in rows[0]:
             raise ValueError(
-                f"{OPTION} needs a column `{tokens}` for {self.head.name}; there are {', '.join(self.columns)}. Leave "
-                "the option out, or let `Dataset.map` make that column."
+                f"{OPTION} needs a column `{tokens}` for {self.head.name}, but the columns are "
+                f"{', '.join(self.columns)}. Leave the option out, or make that column with `Dataset.map`."
             )
         return rows
 
     def _plan(self, dataset: Any, sample: Rows, folder: Path) -> dict[str, Any]:
-        """How to fill the cache: the type and depth of its answers, and the rows to sort together.
+        """Return how to fill the cache: dtype and depth of the answers, and the number of rows to sort together.
 
         Raises:
-            ValueError: it should not be filled.
+            ValueError: the answers depend on the other rows of a batch, or would take too much space.
         """
         together = self._answers(sample)
         alone = [self._answers([row]) for row in sample]
         for column, answers in together.items():
             largest = max(float(np.abs(answer).max()) for answer in answers)
-            # Also in float64, where some models still compute the places of tokens in float32.
+            # float32 in float64 models too: some compute position embeddings in float32.
             allowed = 1000 * float(max(np.finfo(answers[0].dtype).eps, np.finfo(np.float32).eps)) * largest
             apart = max(np.abs(one - other[column][0]).max() for one, other in zip(answers, alone, strict=True))
             if not apart <= allowed:
                 raise ValueError(
-                    f"{OPTION} cannot be used: the teacher answers differently about a row alone and in a batch (by "
-                    f"{apart:.2g}), as where padding has no `attention_mask` or stands before tokens whose places are "
-                    "counted. Give the mask, pad on the right, pad all rows to one length, or leave the option out."
+                    f"{OPTION} cannot be used: the teacher's answers to a row alone and in a batch differ by "
+                    f"{apart:.2g}. This happens if padding has no `attention_mask`, or if padding comes first and "
+                    "positions are counted from it. Pass the mask, pad on the right, pad all rows to one length, or "
+                    "leave the option out."
                 )
         per_row = sum(answer.nbytes for answers in together.values() for answer in answers) / len(sample)
         needed, free = int(per_row * len(dataset)), shutil.disk_usage(folder).free
         if needed > min(LARGEST, free):
             limit = (
-                f"more than the {LARGEST / 2**30:.0f} GiB that it may have"
-                if needed > LARGEST
-                else "more than is free"
+                f"more than the limit of {LARGEST / 2**30:.0f} GiB" if needed > LARGEST else "more than the free space"
             )
             raise ValueError(
                 f"{OPTION} would take about {needed / 2**30:,.1f} GiB in {folder} ({len(dataset):,} rows of "
-                f"{per_row / 1024:,.1f} KiB), {limit}. Leave the option out: a live teacher needs no room. So it is "
-                "for language models, which answer every token with a number for every word."
+                f"{per_row / 1024:,.1f} KiB), {limit}. Leave the option out: a live teacher needs no space. "
+                "Language models always need much, because they answer each token with a logit for every word."
             )
         answer = next(iter(together.values()))[0]
         chunk = max(self.batch_size, min(CHUNK_ROWS, int(CHUNK_BYTES / max(per_row, 1))))
@@ -143,7 +147,7 @@ class TeacherCache:
         from datasets import Features, List, Value
 
         if path.exists():
-            features = None  # Those in the file.
+            features = None  # The file has them.
         else:
             feature: Any = Value(dtype)
             for _ in range(depth):
@@ -164,12 +168,12 @@ class TeacherCache:
         )
 
     def _answers(self, rows: Rows) -> dict[str, list[np.ndarray[Any, Any]]]:
-        """The answers to each of the rows by column, without what was padded; asked by falling length."""
+        """Return the answers to each row by column, without padding. Long rows are asked about first."""
         tokens, columns = token_column(self.head), answer_columns(self.head)
         lengths = [_length(row, tokens or self.head.main_input) for row in rows]
         order = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        # All are asked before the first is looked at, so that an accelerator need not wait for us.
+        # Ask about all batches before reading the first answer, so that an accelerator never waits.
         asked = [self.ask(self.collate([rows[number] for number in batch])) for batch in batches]
         answers: dict[str, list[Any]] = {column: [None] * len(rows) for column in columns}
         for batch, logits in zip(batches, asked, strict=True):
@@ -181,10 +185,10 @@ class TeacherCache:
 
 
 def identity(teacher: nn.Module, processing_class: Any, adapter_off: bool = False) -> str:
-    """A digest of all that makes a teacher answer as it does: its class, configuration and weights, and the tokenizer.
+    """Return a digest of a teacher: its class, configuration and weights, and the tokenizer.
 
     Args:
-        adapter_off: whether it is the base model of an adapter, the weights of which then are not its own.
+        adapter_off: whether the teacher is the base model of an adapter, whose weights are then left out.
     """
     model = bare(teacher)
     config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
@@ -205,10 +209,10 @@ def identity(teacher: nn.Module, processing_class: Any, adapter_off: bool = Fals
 
 
 def check_dataset(dataset: Any) -> None:
-    """Refuses training data to which no column can be added.
+    """Refuse training data to which no column can be added.
 
     Raises:
-        ValueError: it is no `datasets.Dataset`, or its rows are made anew whenever they are read.
+        ValueError: the data is not a `datasets.Dataset`, or its rows are made when they are read.
     """
     from datasets import Dataset
 
@@ -222,13 +226,13 @@ def check_dataset(dataset: Any) -> None:
         )
     if dataset.format["type"] == "custom":
         raise ValueError(
-            f"{OPTION} cannot be used with `Dataset.set_transform`, which may make other rows every time. Prepare "
-            "them with `Dataset.map`, or leave the option out."
+            f"{OPTION} cannot be used with `Dataset.set_transform`, which may return different rows every time. "
+            "Prepare them with `Dataset.map`, or leave the option out."
         )
 
 
 def _folder(name: str) -> Path:
-    """The folder that `--distill_cache` names, made if it is not there."""
+    """Return the folder that `--distill_cache` names; create it if needed."""
     import datasets
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "teachers" if name == AUTO else Path(name)
@@ -236,19 +240,19 @@ def _folder(name: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"`--distill_cache {name}` must be a folder that can be written to: {error}. Give another, or `{AUTO}`."
+            f"`--distill_cache {name}` must be a writable folder: {error}. Give another folder, or `{AUTO}`."
         ) from error
     return folder
 
 
 def _length(row: Mapping[str, Any], column: str) -> int:
     value = row.get(column, ())
-    # Of multiple choice a row is a list of rows.
+    # In multiple choice, a row is a list of rows.
     return sum(map(len, value)) if len(value) and isinstance(value[0], list) else len(value)
 
 
 def _digest(items: Iterable[tuple[str, Any]]) -> str:
-    """A digest of named values; of tensors it covers type, shape and every byte."""
+    """Return a digest of named values; for tensors it covers dtype, shape and every byte."""
     digest = hashlib.sha256()
     for name, value in items:
         if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""The teacher of a distillation: loading it, and whether it fits the student."""
+"""Load the teacher of a distillation, and check that it fits the student."""
 
 import contextlib
 import copy
@@ -30,7 +30,14 @@ SELF = "self"
 
 
 def check_choice(settings: Any, model: Any, teacher: PreTrainedModel | None) -> None:
-    """Refuses what `settings`, the `DistillationArguments`, cannot mean, before anything is loaded or changed."""
+    """Check the choice of a teacher before anything is loaded or changed. Warn about options without effect.
+
+    Args:
+        settings: the `DistillationArguments`.
+
+    Raises:
+        ValueError: there are two teachers, `self` has no model to copy, or the teacher shares the model's weights.
+    """
     if teacher is None and not settings.enabled:
         for option in set(changed(settings)) - {"distill_student_layers"}:
             warnings.warn(
@@ -41,12 +48,12 @@ def check_choice(settings: Any, model: Any, teacher: PreTrainedModel | None) -> 
         return
     if teacher is not None and settings.enabled:
         raise ValueError(
-            f"There are two teachers: `teacher` is a {type(teacher).__name__} and `--distill_teacher` is "
-            f"{settings.distill_teacher!r}. Give one of them."
+            f"There are two teachers: `teacher` is a {type(teacher).__name__}, and `--distill_teacher` is "
+            f"{settings.distill_teacher!r}. Give only one."
         )
     if settings.distill_teacher == SELF and not isinstance(model, nn.Module):
         raise ValueError(
-            f"`--distill_teacher {SELF}` copies the model that the trainer is given, but it was given "
+            f"`--distill_teacher {SELF}` copies the trainer's model, but the trainer got "
             f"{'`model_init`' if model is None else type(model).__name__} instead. Pass a loaded `model`, or the "
             "path of a teacher."
         )
@@ -55,14 +62,14 @@ def check_choice(settings: Any, model: Any, teacher: PreTrainedModel | None) -> 
 
 
 def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrainedModel:
-    """The model at a path or Hub id, with the student's kind of head, in the dtype that it was saved in.
+    """Return the model at a path or Hub id, with the student's kind of head, in the dtype that it was saved in.
 
-    An adapter's folder stands for its base model and the adapter, merged if it is LoRA. If `processing_class` is the
-    teacher's own tokenizer with fewer tokens (`cut_vocabulary`), the teacher is cut alike, and reads the same.
+    An adapter's folder gives its base model with the adapter, merged if it is LoRA. If `processing_class` is the
+    teacher's own tokenizer with fewer tokens (`cut_vocabulary`), the teacher's vocabulary is cut in the same way.
 
     Raises:
-        ValueError: nothing can be loaded from there, what is there has no trained head of that kind, or it has another
-            tokenizer beside it than `processing_class`.
+        ValueError: nothing can be loaded, the model has no trained head of that kind, or its tokenizer differs from
+            `processing_class`.
     """
     source, options = name, dict[str, Any]()
     try:
@@ -73,9 +80,9 @@ def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrai
         ) from error
     if config is not None:
         source, options = str(config.base_model_name_or_path), {"revision": config.revision or "main"}
-        if head.num_labels is not None:  # A base model without a head of its own does not say how many it gets.
+        if head.num_labels is not None:  # A base model without a head does not know the number.
             options["num_labels"] = head.num_labels
-    # Not a step of the random state: training with a teacher draws the same batches as training without.
+    # Keep the random state: training with a teacher draws the same batches as training without.
     with torch.random.fork_rng(devices=[]):
         try:
             teacher, info = head.auto_class.from_pretrained(source, dtype="auto", output_loading_info=True, **options)
@@ -90,8 +97,8 @@ def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrai
             teacher = PeftModel.from_pretrained(teacher, name, config=config)
     if missing:
         raise ValueError(
-            f"`--distill_teacher {name}` has no weights for {', '.join(sorted(missing))}: a teacher whose head is "
-            f"random teaches noise. Give a model that was trained for {head.name}."
+            f"`--distill_teacher {name}` has no weights for {', '.join(sorted(missing))}, so its head would be "
+            f"random. Give a model that was trained for {head.name}."
         )
     if config is not None and config.peft_type == PeftType.LORA:
         teacher = teacher.merge_and_unload()
@@ -100,43 +107,44 @@ def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrai
 
 
 def _adapter_names(name: str) -> set[str]:
-    """The names, in the base model, of the base model's weights that the adapter `name` brings.
+    """Return the base model's names for the weights that the adapter `name` replaces.
 
     Raises:
-        ValueError: it is from the course of a compression, where an adapter without its masks and ranges is no model.
+        ValueError: the adapter is a training checkpoint of a compression; it is incomplete without masks and ranges.
     """
     names = {key.removeprefix("base_model.model.") for key in load_peft_weights(name, device="cpu")}
     if any(key.startswith("base_model.compression.") for key in names):
         raise ValueError(
-            f"`--distill_teacher {name}` is a checkpoint of a run that compresses its model. Give the folder that "
+            f"`--distill_teacher {name}` is a training checkpoint of a compression. Give the folder that "
             "`save_compressed` wrote after that run."
         )
     return names
 
 
 def own_teacher(model: nn.Module) -> tuple[PreTrainedModel, PeftModel | None]:
-    """The teacher `self` of the student `model`: a copy, or its base model; and in that case `model` once more.
+    """Return the teacher `self` of the student `model`, and `model` if the teacher is its base model.
 
-    The base model is the teacher where it needs no copy, while the adapter is off (`adapter_off`).
+    The teacher is a copy of `model`, unless a new adapter makes a copy unnecessary: then it is the base model, with
+    the adapter off (`adapter_off`).
     """
     if isinstance(model, PeftModel) and starts_at_base(model):
         return bare(model), model
     teacher = copy.deepcopy(model)
     if has_own_forward(teacher):
-        # What a trainer has put there may compute with the model that it was made for, which is the student.
+        # A `forward` that a trainer put there may be bound to the model that it was made for: the student.
         for name in ("forward", "_original_forward"):
             vars(bare(teacher)).pop(name, None)
     return cast(PreTrainedModel, teacher), None
 
 
 def starts_at_base(model: PeftModel) -> bool:
-    """Whether `model` is its base model still, and will find it again by disabling its adapter after training.
+    """Return whether `model` computes what its base model does, and will after training once its adapter is off.
 
-    So it is with a LoRA adapter that starts at zero, beside which nothing is trained but copies of base modules.
+    This holds for a LoRA adapter that starts at zero, if only the adapter and copies of base modules are trained.
     """
     adapters: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     copies: list[Any] = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    own: set[int] = set()  # The parameters that disabling the adapter takes out of the model.
+    own: set[int] = set()  # Parameters that have no effect while the adapter is off.
     for adapter in adapters:
         if not isinstance(adapter, LoraLayer) or adapter.lora_variant or adapter.merged or adapter.disable_adapters:
             return False
@@ -156,9 +164,9 @@ def starts_at_base(model: PeftModel) -> bool:
 
 @contextlib.contextmanager
 def adapter_off(model: PeftModel) -> Iterator[None]:
-    """A context in which `model` is its base model in evaluation mode; afterwards it is as it was."""
+    """Make `model` its base model in evaluation mode inside the context, and restore it afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    # PEFT thaws all of the adapter afterwards, also what was frozen on purpose.
+    # PEFT makes the whole adapter trainable afterwards, including what was frozen on purpose.
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval()
     try:
@@ -172,9 +180,9 @@ def adapter_off(model: PeftModel) -> Iterator[None]:
 
 
 def check_tokenizer(name: str, processing_class: Any) -> list[int] | None:
-    """The teacher's numbers for the student's tokens, in order, if the student has fewer; None if they are the same.
+    """Return the teacher's numbers for the student's tokens, in order, if the student has fewer tokens.
 
-    Also None where the teacher has no tokenizer beside it.
+    The result is None if the vocabularies are equal, or if the teacher's folder has no tokenizer.
 
     Raises:
         ValueError: the vocabularies differ in another way.
@@ -193,14 +201,14 @@ def check_tokenizer(name: str, processing_class: Any) -> list[int] | None:
         differing = sorted(token for token, _ in theirs.items() ^ ours.items())
         raise ValueError(
             f"`--distill_teacher {name}` has another vocabulary than the `processing_class`: they differ in "
-            f"{len(set(differing))} tokens, such as {differing[0]!r}. The teacher would read other words than the "
+            f"{len(set(differing))} tokens, such as {differing[0]!r}, so the teacher would read other words than the "
             "student. Use a teacher with the student's tokenizer."
         )
     return None
 
 
 def check_separate(student: nn.Module, teacher: nn.Module) -> None:
-    """Refuses a teacher that is the student, or any of whose weights are.
+    """Refuse a teacher that shares a weight with the student.
 
     Raises:
         ValueError: a parameter belongs to both.
@@ -214,18 +222,18 @@ def check_separate(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def freeze(teacher: PreTrainedModel, device: torch.device) -> None:
-    """Makes a model a teacher, in place: evaluation mode, no gradients, on the device, in the dtype that it has."""
+    """Put a teacher in evaluation mode without gradients on the device, in place. Its dtype stays."""
     teacher.eval().requires_grad_(False)
-    # A model that is quantized or spread over devices refuses to be moved, even to where it is.
+    # A quantized model, or one spread over devices, refuses `to`, even to its own device.
     if teacher.device != device:
         teacher.to(device)
 
 
 def match_teacher(student: nn.Module, teacher: nn.Module) -> list[int] | None:
-    """The order in which to read the teacher's classes so that they are the student's; None where it is the same.
+    """Return the teacher's class for each of the student's classes, or None if the order is the same.
 
     Raises:
-        ValueError: the two have other heads, numbers of classes, class names or vocabulary sizes.
+        ValueError: head, number of classes, class names or inputs of the two differ.
     """
     ours, theirs = find_head(student), find_head(teacher)
     student_config, teacher_config = bare(student).config, bare(teacher).config
@@ -252,8 +260,8 @@ def match_teacher(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     read = [inspect.signature(bare(model).forward).parameters for model in (student, teacher)]
     if "token_type_ids" in read[1] and "token_type_ids" not in read[0] and teacher_config.type_vocab_size > 1:
         logger.warning(
-            "The teacher tells the two sentences of a pair apart by `token_type_ids`, which the student does not "
-            "take: the teacher will read a pair as one sentence."
+            "The teacher distinguishes the two sentences of a pair by `token_type_ids`, which the student does not "
+            "take. The teacher will read a pair as one sentence."
         )
     if not ours.classifies:
         return None
@@ -262,9 +270,12 @@ def match_teacher(student: nn.Module, teacher: nn.Module) -> list[int] | None:
         return None if order == sorted(order) else order
     names = [list(config.id2label.values()) for config in (student_config, teacher_config)]
     if has_default_labels(student_config) or has_default_labels(teacher_config):
-        logger.warning(f"The student's labels {names[0]} are taken to be the teacher's {names[1]}, in this order.")
+        logger.warning(
+            f"Some labels have default names: the student's labels {names[0]} are matched with the teacher's "
+            f"{names[1]} in this order."
+        )
         return None
     raise ValueError(
-        f"The student's labels {names[0]} are not the teacher's {names[1]}. Give the student the teacher's "
-        "`id2label`, if they mean the same; else use a teacher for the same task."
+        f"The student's labels {names[0]} differ from the teacher's {names[1]}. If they mean the same, give the "
+        "student the teacher's `id2label`. Otherwise use a teacher for the same task."
     )

@@ -1,4 +1,4 @@
-"""Weights of which several processes hold the rows: this process's part, what all parts add up to, and the whole."""
+"""Weights whose rows are spread over several processes: the local part, sums over all parts, and the whole."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,19 +22,20 @@ Search = Generator[np.ndarray, np.ndarray, T]
 
 @dataclass(frozen=True)
 class Shards:
-    """The processes that hold the rows of the same weights, in the order of the rows; this one alone by default.
+    """The processes that hold the rows of the same weights, in the order of the rows.
 
-    What a method of this class takes part in, all of them must call.
+    Methods that communicate are collective: every process must call them.
 
     Args:
-        mesh: of the weights' `DTensor`s; its last dimension goes over the rows, any before it over replicas.
+        mesh: the device mesh of the weights' `DTensor`s. Its last dimension goes over the rows, any before it over
+            replicas. None means that this process holds whole weights.
     """
 
     mesh: DeviceMesh | None = None
 
     @classmethod
     def of(cls, weights: Sequence[Tensor]) -> "Shards":
-        """The processes that hold `weights`: all of them the same ones, once `reshard` was called."""
+        """Return the processes that hold `weights`. Call `reshard` first, so that all weights have the same."""
         meshes = {weight.device_mesh if isinstance(weight, DTensor) else None for weight in weights}
         assert len(meshes) <= 1, "checked by `refuse_shards`"
         return cls(*meshes)
@@ -45,7 +46,7 @@ class Shards:
         return self.mesh is None
 
     def total(self, numbers: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """The sums of `numbers` over the shards."""
+        """Return the sums of `numbers` over the shards. Collective."""
         if self.mesh is None:
             return numbers
         sums = torch.as_tensor(numbers, device=self.mesh.device_type)
@@ -53,9 +54,10 @@ class Shards:
         return sums.cpu().numpy()
 
     def together(self, searches: Sequence[Search[T]]) -> list[T]:
-        """What `searches` return, which go on side by side: all that they yield at a time is added up in one message.
+        """Run the searches side by side and return their results. Collective.
 
-        Each yields numbers and is sent their sums over the shards. It must yield as often as its like on the others.
+        Each search yields numbers and is sent their sums over the shards. All that the searches yield in one round is
+        summed in one message. A search must yield as often as its counterparts on the other processes.
         """
         if self.whole:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -76,7 +78,7 @@ class Shards:
             sums = dict(zip(asked, np.split(message, ends[:-1]), strict=True))
 
     def ahead(self, numbers: Int[np.ndarray, "weights"]) -> "Search[Int[np.ndarray, 'weights']]":
-        """For each weight, what lies before this process's part of it: in the weights before it, and in its own."""
+        """Return, for each weight, the sum of `numbers` before this process's part: in earlier weights and its own."""
         size, own = (1, 0) if self.mesh is None else (self.mesh.size(-1), self.mesh.get_local_rank(self.mesh.ndim - 1))
         parts = np.zeros((size, numbers.size), np.int64)
         parts[own] = numbers
@@ -85,25 +87,28 @@ class Shards:
         return sums.cumsum() - sums + parts[:own].sum(0)
 
     def disagreements(self, sums: Int[Tensor, "n"]) -> list[int]:
-        """The indices at which `sums` differ between processes that should hold the same; equal on all processes."""
+        """Return the indices at which `sums` differ between processes that should hold the same. Collective.
+
+        The result is equal on all processes.
+        """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1 or not len(sums):
             return []
-        # Greatest and least in one message: the complement turns order around without overflow.
+        # Maximum and minimum in one message: the complement reverses the order without overflow.
         extremes = torch.cat([sums, ~sums])
         if self.mesh is not None:
-            extremes = extremes.to(self.mesh.device_type)  # Offloaded weights are elsewhere.
+            extremes = extremes.to(self.mesh.device_type)  # Offloaded weights are on the CPU.
         for group in self._replicas():
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
         greatest, least = extremes[: len(sums)], ~extremes[len(sums) :]
         return np.flatnonzero(self.total((greatest != least).long().cpu().numpy())).tolist()
 
     def _replicas(self) -> list[dist.ProcessGroup | None]:
-        """The groups of processes that hold the same as this one; None is all there are."""
+        """Return the groups of processes that hold the same rows as this one; None means all processes."""
         return [None] if self.mesh is None else [self.mesh.get_group(number) for number in range(self.mesh.ndim - 1)]
 
 
 def _alone(search: Search[T]) -> T:
-    """What `search` returns where there is nothing to add to its numbers."""
+    """Return the result of `search` if this process holds whole weights: its numbers are the sums."""
     numbers: Any = None
     while True:
         try:
@@ -113,21 +118,21 @@ def _alone(search: Search[T]) -> T:
 
 
 def local(weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-    """This process's rows of `weight`, detached and in the same memory; they may be none."""
+    """Return this process's rows of `weight`, detached and without a copy. There may be no rows."""
     with torch.no_grad():
         return weight.to_local() if isinstance(weight, DTensor) else weight.detach()
 
 
 def gathered(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """`tensor` whole; every process that holds a part of it must ask for it."""
+    """Return the whole of `tensor`. Collective if it is sharded."""
     with torch.no_grad():
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_on_first(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The named tensors, whole, on the first process, which gathers sharded ones one at a time; none on the others.
+    """Yield the named tensors, whole, on the first process, and nothing on the others. Collective.
 
-    All processes must go through it.
+    Sharded tensors are gathered one at a time.
     """
     first = not dist.is_initialized() or dist.get_rank() == 0
     for name, tensor in tensors.items():
@@ -137,32 +142,35 @@ def whole_on_first(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]
 
 
 def count_zeros(weights: Sequence[Shaped[Tensor, "..."]]) -> list[int]:
-    """The number of zeros in each of `weights`, over all shards."""
+    """Return the number of zeros in each of `weights`, over all shards. Collective."""
     zeros = [part.numel() - int(part.count_nonzero()) for part in map(local, weights)]
     return Shards.of(weights).total(np.array(zeros, dtype=np.int64)).tolist()
 
 
 def reshard(model: nn.Module) -> None:
-    """Let every module of `model` hold its shard again: after an evaluation FSDP may have left whole weights there."""
+    """Make every module of `model` hold its shard again. After an evaluation, FSDP may leave whole weights there."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def refuse_shards(model: nn.Module, weights: Mapping[str, Tensor], option: str) -> None:
-    """Refuse weights of `model`, given by name, that no process has whole and that FSDP2 has not sharded by rows.
+    """Refuse weights of `model` that are neither whole nor sharded by rows as FSDP2 does.
 
-    Whole weights (one process, DDP, DeepSpeed ZeRO-1 and ZeRO-2) pass, and so do the shards of FSDP2, of the hybrid
-    kind too.
+    Whole weights pass (one process, DDP, DeepSpeed ZeRO-1 and ZeRO-2), and so do FSDP2's shards, hybrid ones included.
+
+    Args:
+        weights: the weights by name.
+        option: the flag of the method that needs them, for the error.
 
     Raises:
-        ValueError: naming `option`, and what to use instead.
+        ValueError: a weight is sharded in another way.
     """
     remedy = "Use FSDP2 (`--fsdp true`), DDP, DeepSpeed ZeRO-1 or ZeRO-2"
     if is_deepspeed_zero3_enabled():
-        raise ValueError(f"`{option}` cannot reach weights that DeepSpeed ZeRO-3 takes apart. {remedy}.")
+        raise ValueError(f"`{option}` cannot reach weights that DeepSpeed ZeRO-3 partitions. {remedy}.")
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
-        raise ValueError(f"`{option}` cannot reach weights that FSDP's first version lays flat. {remedy}.")
+        raise ValueError(f"`{option}` cannot reach weights that FSDP1 flattens. {remedy}.")
     by_fsdp = any(isinstance(module, FSDPModule) for module in model.modules())
     meshes = [weight.device_mesh if isinstance(weight, DTensor) else None for weight in weights.values()]
     for (name, weight), mesh in zip(weights.items(), meshes, strict=True):
@@ -175,9 +183,9 @@ def refuse_shards(model: nn.Module, weights: Mapping[str, Tensor], option: str) 
             how = f"sharded as {weight.placements}"
         if not fits or mesh != meshes[0]:
             raise ValueError(
-                f"`{option}` needs all weights whole, or all sharded by rows over the same processes as FSDP2 does, "
-                f"but {name} is {how}{'' if mesh == meshes[0] else ', unlike others'}. {remedy}, without tensor "
-                "parallelism or modules that are left out."
+                f"`{option}` needs weights that are all whole, or all sharded by rows over the same processes as "
+                f"FSDP2 does, but {name} is {how}{'' if mesh == meshes[0] else ', unlike others'}. {remedy}, without "
+                "tensor parallelism and without ignored modules."
             )
     if isinstance(model, PeftModel) and meshes[0] is not None:
         raise ValueError(

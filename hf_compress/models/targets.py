@@ -1,4 +1,4 @@
-"""Which modules a method touches: the one place that knows heads, tied weights and layer classes."""
+"""Which modules a method touches: the only module that knows tied weights, heads and layer classes."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 LayerKind = Literal["linear", "conv1d", "embedding"]
 LAYER_KINDS: dict[type[nn.Module], LayerKind] = {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding"}
 
-# The classes that `AutoModel` makes: all body.
+# The classes that `AutoModel` makes; they have no head.
 _HEADLESS = {name for names in MODEL_MAPPING_NAMES.values() for name in ([names] if isinstance(names, str) else names)}
 _LEGACY_HEADS = {"DebertaForMaskedLM", "DebertaV2ForMaskedLM"}
 _REMEDIES = {
@@ -32,10 +32,20 @@ _REMEDIES = {
 class Target:
     """One module that a method may touch.
 
-    `name` is the qualified name in the model, or in the merged one if it carries a PEFT adapter; `module` is then the
-    layer that the adapter was added to. `row_dim` is the dimension of `weight` that enumerates output
-    features (a linear layer, GPT-2's `Conv1D`) or vocabulary entries (an embedding): one scale belongs to one row.
-    `shares_embedding` says that the weight is an embedding's, whatever the layer.
+    Args:
+        name: the qualified name in the model. If the model carries a PEFT adapter, it is the name in the merged model.
+        module: the layer. If it carries an adapter, this is the layer that the adapter was added to.
+        kind: the kind of layer.
+        shares_embedding: whether the weight is also an embedding's.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress.models import prunable
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))
+        >>> target = prunable(model)[0]
+        >>> target.name, target.kind, tuple(target.weight.shape)
+        ('bert.encoder.layer.0.attention.self.query', 'linear', (8, 8))
     """
 
     name: str
@@ -45,18 +55,22 @@ class Target:
 
     @property
     def weight(self) -> nn.Parameter:
+        """The layer's weight."""
         return cast(nn.Parameter, self.module.weight)
 
     @property
     def row_dim(self) -> int:
+        """The dimension of `weight` that counts output features or vocabulary entries; each row has one scale."""
         return 1 if self.kind == "conv1d" else 0
 
 
 def transformer(model: object) -> PreTrainedModel | PeftModel:
-    """The Transformers model that `model` is, with any adapter, or is around, as in sentence-transformers and SetFit.
+    """Return the Transformers model that `model` is or contains, with any adapter.
+
+    sentence-transformers and SetFit, for example, build their models around one.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: `model` contains no Transformers model, or more than one.
     """
     if isinstance(model, PreTrainedModel | PeftModel):
         return model
@@ -64,22 +78,22 @@ def transformer(model: object) -> PreTrainedModel | PeftModel:
     outermost = [name for name in inner if not any(name.startswith(f"{other}.") for other in inner)]
     if len(outermost) != 1:
         raise ValueError(
-            f"{type(model).__name__} holds {', '.join(outermost) or 'no Transformers model'}; compressed can be a "
-            "`PreTrainedModel`, or a module around one. Train the models one by one."
+            f"Only a `PreTrainedModel`, or a module around exactly one, can be compressed; {type(model).__name__} "
+            f"holds {', '.join(outermost) or 'no Transformers model'}. Train the models one by one."
         )
     return inner[outermost[0]]
 
 
 def whole(model: object) -> nn.Module:
-    """The module that a trainer gives its callbacks: `model`, or what SetFit's holds, which is none itself."""
+    """Return the module that a trainer gives its callbacks: `model`, or the body of a SetFit model (no module)."""
     return cast(nn.Module, getattr(model, "model_body", model))
 
 
 def model_class(folder: str | Path) -> type[PreTrainedModel]:
-    """The class that the checkpoint `folder` was saved from.
+    """Return the class that the checkpoint `folder` was saved from.
 
     Raises:
-        ValueError: it is none of Transformers'.
+        ValueError: the class is not one of Transformers'.
     """
     names = AutoConfig.from_pretrained(folder).architectures or [""]
     found: type[PreTrainedModel] | None = getattr(transformers, names[0], None)
@@ -89,49 +103,66 @@ def model_class(folder: str | Path) -> type[PreTrainedModel]:
 
 
 def prunable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ()) -> list[Target]:
-    """Linear layers of the body whose weights magnitude pruning may set to zero.
+    """Return the linear layers of the body, whose weights pruning may set to zero.
 
     Embeddings and the head are never pruned (Movva et al., 2022). The body is what `AutoModel` loads from the
-    checkpoint, so that BERT's and ALBERT's poolers belong to it, and the dense layers that RoBERTa, DistilBERT,
+    checkpoint. So BERT's and ALBERT's poolers belong to the body, and the dense layers that RoBERTa, DistilBERT,
     DeBERTa and ModernBERT put before their classifiers belong to the head.
 
     Args:
-        exclude: regular expressions, searched in the qualified module names; what matches is left dense, under every
-            name that it is tied to.
+        exclude: regular expressions, searched in the qualified module names. Layers that match stay dense, under every
+            name that they are tied to.
 
     Raises:
-        ValueError: a pattern that is no regular expression or matches nothing, or nothing is left to prune.
+        ValueError: a pattern is not a regular expression or matches nothing, or no layer is left to prune.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress.models import prunable
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))
+        >>> [target.name for target in prunable(model, exclude=["attention"])]
+        ['bert.encoder.layer.0.intermediate.dense', 'bert.encoder.layer.0.output.dense', 'bert.pooler.dense']
     """
     return _select(model, ("linear", "conv1d"), exclude, "prune_exclude")
 
 
 def quantizable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ()) -> list[Target]:
-    """Linear layers and embeddings of the body, whose weights and inputs quantization may round.
+    """Return the linear layers and embeddings of the body, whose weights and inputs quantization may round.
 
-    The head stays in floating point: it holds a thousandth of the weights and its error meets no further layer. A head
-    that is tied to an embedding is that embedding, and is stored and rounded with it.
+    The head stays in floating point: it holds a thousandth of the weights, and no later layer corrects its error. A
+    head that is tied to an embedding is stored and rounded with that embedding.
 
     Args:
-        exclude: regular expressions, searched in the qualified module names; what matches stays in floating point,
-            under every name that it is tied to.
+        exclude: regular expressions, searched in the qualified module names. Layers that match stay in floating point,
+            under every name that they are tied to.
 
     Raises:
-        ValueError: a pattern that is no regular expression or matches nothing, nothing is left to quantize, or a head
-            that reads the embeddings where nothing rounds them.
+        ValueError: a pattern is not a regular expression or matches nothing, no layer is left to quantize, or the head
+            reads the embeddings' weight without calling the layer that rounds it.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress.models import quantizable
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))
+        >>> [target.name for target in quantizable(model) if target.kind == "embedding"][0]
+        'bert.embeddings.word_embeddings'
     """
     targets = _select(model, ("linear", "conv1d", "embedding"), exclude, "quant_exclude")
-    # This head multiplies by the weight of the embeddings without calling them: it would not see it rounded.
+    # This head multiplies by the embeddings' weight without calling their layer, so it would not see it rounded.
     reads_embeddings = _class_name(model) in _LEGACY_HEADS and not model.config.legacy
     if reads_embeddings and any(target.module is model.get_input_embeddings() for target in targets):
         raise ValueError(
-            f"`--quant_scheme` cannot round the word embeddings of {_class_name(model)} with `config.legacy` False, "
-            "whose head reads their weight past the layer that rounds it. Give `--quant_exclude word_embeddings`."
+            f"`--quant_scheme` cannot round the word embeddings of {_class_name(model)} if `config.legacy` is False: "
+            "its head reads their weight without calling the layer that rounds it. Give `--quant_exclude "
+            "word_embeddings`."
         )
     return targets
 
 
 def tied(model: PreTrainedModel | PeftModel, targets: Sequence[Target]) -> list[Target]:
-    """The layers outside `targets` whose weight is one of theirs, such as an output projection tied to embeddings."""
+    """Return the layers outside `targets` that share a weight with them, such as a tied output projection."""
     modules, weights = [target.module for target in targets], [target.weight for target in targets]
     return [
         Target(name, module, layer, shares_embedding=True)
@@ -141,7 +172,7 @@ def tied(model: PreTrainedModel | PeftModel, targets: Sequence[Target]) -> list[
 
 
 def part(model: PreTrainedModel, name: str) -> Literal["embeddings", "encoder", "head"]:
-    """The part of the model that the parameter or buffer `name` belongs to."""
+    """Return the part of the model that the parameter or buffer `name` belongs to."""
     owner = name.rpartition(".")[0]
     module = model.get_submodule(owner)
     if isinstance(module, nn.Embedding):
@@ -150,12 +181,12 @@ def part(model: PreTrainedModel, name: str) -> Literal["embeddings", "encoder", 
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of `model` under the names that its state dict goes by: FSDP's checkpointing wraps some of them."""
+    """Yield the modules of `model` under their names in its state dict, without FSDP's checkpointing wrappers."""
     return ((name.replace(_CHECKPOINT_PREFIX, ""), module) for name, module in model.named_modules())
 
 
 def kind(module: nn.Module) -> LayerKind | None:
-    """The kind of layer that `module` is, or None if no method touches its kind."""
+    """Return the kind of layer that `module` is, or None if no method touches such layers."""
     return next((layer for layer_class, layer in LAYER_KINDS.items() if isinstance(module, layer_class)), None)
 
 
@@ -164,7 +195,7 @@ def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def _layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, LayerKind]]:
-    """Every layer of a kind that methods touch, under its name in the merged model; adapters themselves are none."""
+    """Yield every layer of a kind that methods touch, under its name in the merged model, without adapters' own."""
     wrapped: tuple[str, ...] = ()
     for name, module in named_modules(model):
         if name.startswith(wrapped):
@@ -182,18 +213,18 @@ def _layers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, LayerKind]
 
 
 def _class_name(model: nn.Module) -> str:
-    return type(model).__name__.removeprefix("FSDP")  # FSDP2 makes a class of its own of every class that it shards.
+    return type(model).__name__.removeprefix("FSDP")  # FSDP2 subclasses every class that it shards.
 
 
 def _in_head(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
-    """Whether `module`, called `name`, lies outside the body (`base_model`) or is the output projection."""
+    """Return whether `module`, called `name`, is outside the body (`base_model`) or is the output projection."""
     output = model.get_output_embeddings()
     if output is not None and (output is module or getattr(output, "base_layer", None) is module):
         return True
     if model.base_model is not model:
         return not f"{name}.".startswith(f"{model.base_model_prefix}.")
     headless = _class_name(model) in _HEADLESS
-    # Without a base, as in T5, a linear layer beside encoder and decoder is the head; ALBERT's own base has a pooler.
+    # T5 has no base: there, a linear layer beside encoder and decoder is the head. ALBERT's base has a pooler.
     return "." not in name and kind(model.get_submodule(name)) in ("linear", "conv1d") and not headless
 
 
@@ -215,12 +246,12 @@ def _select(
             raise ValueError(f"`--{option} {pattern}` is not a regular expression: {error}.") from error
         if not matched:
             raise ValueError(
-                f"`--{option} {pattern}` matches none of the {len(names)} modules that could be excluded. Give a "
-                f"regular expression that is found in a module name, such as {', '.join(names[:3])}; or drop the "
+                f"`--{option} {pattern}` matches none of the {len(names)} modules that can be excluded, such as "
+                f"{', '.join(names[:3])}. Give a regular expression that is found in a module name, or drop the "
                 "pattern."
             )
         excluded |= matched
-    # By weight: were one of its layers to round it and another not, no file could hold what both compute with.
+    # By weight: if one layer rounded a shared weight and another did not, no file could hold both values.
     dense = {id(target.weight) for target in body if target.name in excluded}
     targets = [target for target in body if id(target.weight) not in dense]
     if not targets:

@@ -147,7 +147,7 @@ def test_an_embedding_whose_padding_counts_positions_is_not_moved_wrongly(
 ) -> None:
     """RoBERTa numbers positions from its padding token's number on: here that moves, and the answer would change."""
     model = build(RobertaConfig(**special(tokenizer), **SIZES, max_position_embeddings=512))
-    with pytest.raises(ValueError, match="would make RobertaForSequenceClassification compute something else"):
+    with pytest.raises(ValueError, match="would change the logits of RobertaForSequenceClassification"):
         cut_vocabulary(model, tokenizer, texts(5, GOOD))
 
 
@@ -173,7 +173,7 @@ def test_the_cut_tokenizer_and_model_are_saved_and_loaded(tokenizer: PreTrainedT
     [
         ("language model", "cannot cut a GPT2LMHeadModel, which does causal language modelling"),
         ("whole words", "the tokenizer's model is WordLevel"),
-        ("no model", "cuts a Transformers model, not a Linear"),
+        ("no model", "can only cut a Transformers model; got a Linear"),
         ("other tokenizer", "the embeddings of BertForSequenceClassification have 10 rows"),
     ],
 )
@@ -263,7 +263,7 @@ def test_a_trainer_whose_rows_are_tokenized_already_is_refused(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     trainer = Trainer(bert(tokenizer), arguments(tmp_path), train_dataset=rows(tokenizer, GOOD))
-    with pytest.raises(ValueError, match=r"are tokenized already. Have the script call `model, tokenizer = "):
+    with pytest.raises(ValueError, match=r"are tokenized already. Let the script call `model, tokenizer = "):
         compress_trainer(trainer, Recipe(vocabulary=VocabularyArguments(True)))
 
 

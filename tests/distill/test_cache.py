@@ -425,7 +425,7 @@ def test_a_collator_that_draws_is_refused(tiny_tokenizer: Any, tmp_path: Path) -
     model = AutoModelForMaskedLM.from_config(BertConfig(**SIZES))
     build = {"data_collator": DataCollatorForLanguageModeling(tiny_tokenizer), **cached(tmp_path)["build"]}
     run = make(tmp_path / "run", [KD], model=model, teacher=copy.deepcopy(model), data=uneven(), build=build)
-    with pytest.raises(ValueError, match="`--distill_cache` cannot be used with a data collator that makes something"):
+    with pytest.raises(ValueError, match="`--distill_cache` cannot be used with a data collator that makes different"):
         run.train()
 
 
@@ -435,7 +435,7 @@ def test_answers_that_depend_on_the_padding_are_refused(tiny_tokenizer: Any, tmp
     collator.tokenizer.model_input_names = ["input_ids"]
     build = {"data_collator": collator, **cached(tmp_path)["build"]}
     run = make(tmp_path / "run", [KD], data=classed().remove_columns("attention_mask"), build=build)
-    with pytest.raises(ValueError, match="answers differently about a row alone and in a batch.*Give the mask"):
+    with pytest.raises(ValueError, match="answers to a row alone and in a batch differ.*Pass the mask"):
         run.train()
     left = DataCollatorWithPadding(padded_on_the_left(tiny_tokenizer))
     run = make(tmp_path / "run", [KD], data=classed(), build={"data_collator": left, **cached(tmp_path)["build"]})
@@ -456,7 +456,7 @@ def test_answers_that_take_too_much_room_are_refused_with_their_size(tmp_path: P
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     run = make(tmp_path / "run", [KD], data=fixed(), **cached(tmp_path / "file" / "cache"))
-    with pytest.raises(ValueError, match="`--distill_cache .*must be a folder that can be written to"):
+    with pytest.raises(ValueError, match="`--distill_cache .*must be a writable folder"):
         run.train()
     with pytest.raises(ValueError, match="`--distill_cache` must be a folder or `auto`, got an empty name"):
         DistillationArguments(distill_teacher="self", distill_cache=" ")

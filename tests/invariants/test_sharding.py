@@ -467,8 +467,8 @@ def on_gpus(folder: Path, size: int) -> None:
 @pytest.mark.parametrize(
     ("how", "what"),
     [
-        ("flat", "that FSDP's first version lays flat"),
-        ("flat_and_gone", "that FSDP's first version lays flat"),
+        ("flat", "that FSDP1 flattens"),
+        ("flat_and_gone", "that FSDP1 flattens"),
         ("tensor_parallel", "is sharded as (Shard(dim=0),)"),
         ("by_columns", "is sharded as (Shard(dim=1),)"),
         ("in_part", "bert.pooler.dense is of shape (32, 32), unlike others"),
