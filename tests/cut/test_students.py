@@ -80,9 +80,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "auto_class"), KINDS, ids=lambda value: getattr(value, "__name__", value))
-def test_a_student_computes_with_the_layers_that_it_kept_and_nothing_else(
-    name: str, auto_class: Any, tmp_path: Path
-) -> None:
+def test_a_student_computes_with_its_kept_layers_only(name: str, auto_class: Any, tmp_path: Path) -> None:
     model = deep(name, auto_class)
     before = copy.deepcopy(model.state_dict())
     student = student_from(model, KEPT)
@@ -118,7 +116,7 @@ def test_a_student_is_described_by_its_config_layer_by_layer(name: str) -> None:
     assert model.config.num_hidden_layers == DEPTH
 
 
-def test_layers_that_share_their_weights_are_computed_less_often_and_it_is_said(caplog: Any) -> None:
+def test_cutting_layers_with_shared_weights_warns(caplog: Any) -> None:
     model = deep("albert", SEQUENCE)
     student = student_from(model, KEPT)
     fewer = copy.deepcopy(model)
@@ -156,7 +154,7 @@ def test_cutting_draws_no_random_number() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_a_number_of_layers_spreads_them_evenly_from_the_first_to_the_last() -> None:
+def test_a_number_of_layers_spreads_them_evenly() -> None:
     assert [evenly_spaced(count, 6) for count in range(1, 7)] == [
         [0],
         [0, 5],
@@ -187,7 +185,7 @@ def test_a_number_of_layers_spreads_them_evenly_from_the_first_to_the_last() -> 
         ([2, 0], "each layer once, in ascending order; got 2,0. Give 0,2"),
     ],
 )
-def test_layers_that_are_not_there_twice_there_or_unsorted_are_refused(layers: Any, said: str) -> None:
+def test_missing_repeated_or_unsorted_layers_are_refused(layers: Any, said: str) -> None:
     with pytest.raises(ValueError, match=f"`--distill_student_layers`.*{said}"):
         student_from(bert(num_hidden_layers=4), layers)
 
@@ -225,7 +223,7 @@ def with_plan(plan: Recipe, **more: Any) -> dict[str, Any]:
     return {"plan": plan, "build": {"distillation": plan.distillation, **more.pop("build", {})}, **more}
 
 
-def test_the_student_of_a_trainer_is_cut_and_the_model_itself_teaches_it(tmp_path: Path) -> None:
+def test_the_whole_model_teaches_the_student_cut_from_it(tmp_path: Path) -> None:
     model = bert(num_hidden_layers=4)
     run = make(tmp_path, model=model, **with_plan(cut("0,3")))
     assert isinstance(run, DistillationTrainer) and run.teacher is not None
@@ -237,7 +235,7 @@ def test_the_student_of_a_trainer_is_cut_and_the_model_itself_teaches_it(tmp_pat
     assert not same(run.model.state_dict(), student_from(model, [0, 3]).state_dict())
 
 
-def test_a_student_is_cut_without_a_teacher_too_and_beside_one_from_elsewhere(tmp_path: Path) -> None:
+def test_a_student_is_cut_with_any_teacher_or_none(tmp_path: Path) -> None:
     run = make(tmp_path, model=bert(num_hidden_layers=4), **with_plan(cut("1", None)))
     assert run.model.config.num_hidden_layers == 1 and run.teacher is None
     plan = cut("1", None)
@@ -246,7 +244,7 @@ def test_a_student_is_cut_without_a_teacher_too_and_beside_one_from_elsewhere(tm
     assert run.model.config.num_hidden_layers == 1 and run.teacher is teacher
 
 
-def test_the_trainer_without_the_flag_trains_a_student_from_by_hand_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_student_cut_by_hand_trains_to_the_same_bits(tmp_path: Path) -> None:
     model = bert(num_hidden_layers=4)
     flagged = trained(tmp_path / "a", model=model, **with_plan(cut("2")))
     by_hand = trained(tmp_path / "b", model=student_from(model, 2), build={"teacher": model})
@@ -285,7 +283,7 @@ def test_a_student_goes_through_the_packed_file_bit_for_bit(tmp_path: Path) -> N
         assert torch.equal(reloaded(**batch).logits, run.model.eval()(**batch).logits)
 
 
-def test_the_report_of_a_student_compares_it_with_the_whole_model(tmp_path: Path) -> None:
+def test_a_students_report_compares_it_with_the_whole_model(tmp_path: Path) -> None:
     model, plan = bert(num_hidden_layers=4), cut("0,3", None)
     build = {"compute_metrics": lambda prediction: {"accuracy": 1.0}}
     run = trained(tmp_path / "run", model=model, **with_plan(plan, build=build))

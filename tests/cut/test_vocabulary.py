@@ -107,9 +107,7 @@ def logits(model: PreTrainedModel, tokenizer: Any, rows: list[str]) -> torch.Ten
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "bart"])
-def test_the_texts_are_read_as_before_and_others_in_smaller_pieces(
-    name: str, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_texts_are_read_as_before_and_others_in_more_pieces(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
     ids = special(tokenizer)
     configs: dict[str, Any] = {
         "bert": lambda: BertConfig(**ids, **SIZES),
@@ -142,7 +140,7 @@ def test_tied_names_of_the_embeddings_stay_tied(tokenizer: PreTrainedTokenizerFa
     assert inner.encoder.embed_tokens.weight is inner.decoder.embed_tokens.weight is inner.shared.weight
 
 
-def test_an_embedding_whose_padding_counts_positions_is_not_moved_wrongly(
+def test_positions_counted_from_padding_stay_right(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """RoBERTa numbers positions from its padding token's number on: here that moves, and the answer would change."""
@@ -220,9 +218,7 @@ def test_training_goes_as_it_would_with_the_whole_vocabulary(
     assert len(set(losses[0])) > 6
 
 
-def test_a_run_is_compressed_reloaded_and_described_with_its_words_counted(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_a_cut_run_is_compressed_reloaded_and_described(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model, smaller = cut_vocabulary(bert(tokenizer), tokenizer, texts(32, GOOD))
     trainer = Trainer(
@@ -267,9 +263,7 @@ def test_a_trainer_whose_rows_are_tokenized_already_is_refused(
         compress_trainer(trainer, Recipe(vocabulary=VocabularyArguments(True)))
 
 
-def test_a_teacher_with_the_whole_vocabulary_is_cut_like_its_student(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_a_teacher_with_all_tokens_is_cut_like_its_student(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     teacher, sentences = bert(tokenizer), texts(32, GOOD)
     with torch.no_grad():
         teacher.classifier.weight.mul_(3)

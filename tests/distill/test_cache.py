@@ -36,10 +36,9 @@ from transformers import (
 from hf_compress import DistillationArguments, DistillationTrainer, Recipe
 from hf_compress.distill import cache as teacher_cache
 from tests.invariants.harness import KD, NAMED, SUBSETS, in_two_processes, logged, make, recipe, rows, same, trained
-from tests.tiny import bert
+from tests.tiny import VOCABULARY, bert
 
 TAUGHT = [(subset, name) for subset, name in zip(SUBSETS, NAMED, strict=True) if KD in subset]
-VOCABULARY = 40
 
 
 def fixed() -> Dataset:
@@ -287,7 +286,7 @@ def test_no_stale_answer_is_met(change: Any, tiny_tokenizer: Any, tmp_path: Path
     assert reuse(tmp_path, tiny_tokenizer, **change(tiny_tokenizer)) == 2
 
 
-def test_what_does_not_change_the_teacher_finds_its_answers_again(tiny_tokenizer: Any, tmp_path: Path) -> None:
+def test_irrelevant_changes_find_the_answers_again(tiny_tokenizer: Any, tmp_path: Path) -> None:
     assert reuse(tmp_path, tiny_tokenizer) == 1
     moved = bert(seed=1)
     moved.config._name_or_path = "elsewhere"
@@ -316,7 +315,7 @@ def test_answers_that_were_not_written_to_the_end_are_not_read(tmp_path: Path, m
     assert same(kept.model.state_dict(), live.model.state_dict())
 
 
-def test_the_answers_are_a_memory_mapped_column_in_the_order_of_the_rows(tiny_tokenizer: Any, tmp_path: Path) -> None:
+def test_answers_are_a_memory_mapped_column_in_row_order(tiny_tokenizer: Any, tmp_path: Path) -> None:
     data, teacher = classed().shuffle(seed=1), bert(seed=1)
     build = {"data_collator": DataCollatorWithPadding(tiny_tokenizer), **cached(tmp_path)["build"]}
     run = make(tmp_path / "run", [KD], data=data, teacher=teacher, build=build)
@@ -374,7 +373,7 @@ def test_a_base_model_teaches_its_adapter_from_the_cache(tmp_path: Path) -> None
     assert len(files(tmp_path / "cache")) == 1
 
 
-def test_a_run_may_be_resumed_with_a_cache_that_was_begun_without(tmp_path: Path) -> None:
+def test_a_run_begun_without_a_cache_may_resume_with_one(tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 6, "data": fixed()}
     whole = trained(tmp_path / "whole", model=bert(num_hidden_layers=3), **saving, **named(distill_student_layers="2"))
     resumed = make(
@@ -403,7 +402,7 @@ def test_of_several_processes_one_asks_and_the_others_wait(tmp_path: Path) -> No
     assert len(files(tmp_path)) == 1
 
 
-def test_without_a_folder_the_answers_are_beside_the_caches_of_datasets(tmp_path: Path, monkeypatch: Any) -> None:
+def test_by_default_answers_are_beside_the_caches_of_datasets(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     trained(tmp_path / "run", [KD], data=fixed(), **cached(Path("auto")))
     assert len(files(tmp_path / "teachers")) == 1
@@ -443,7 +442,7 @@ def test_answers_that_depend_on_the_padding_are_refused(tiny_tokenizer: Any, tmp
         run.train()
 
 
-def test_answers_that_take_too_much_room_are_refused_with_their_size(tmp_path: Path, monkeypatch: Any) -> None:
+def test_answers_that_need_too_much_space_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(teacher_cache, "LARGEST", 511)
     run = make(tmp_path / "run", [KD], data=fixed(), **cached(tmp_path / "cache"))
     with pytest.raises(ValueError, match=r"`--distill_cache` would take about 0.0 GiB in .* \(64 rows of 0.0 KiB\)"):

@@ -14,7 +14,7 @@ def logits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_kl_is_the_divergence_of_torchs_distributions_times_the_squared_temperature(logits, temperature):
+def test_kl_is_torchs_divergence_times_squared_temperature(logits, temperature):
     student, teacher = logits
     expected = torch.distributions.kl_divergence(
         torch.distributions.Categorical(logits=teacher / temperature),
@@ -37,13 +37,13 @@ def test_ce_at_temperature_one_is_cross_entropy_with_soft_labels(logits):
     torch.testing.assert_close(ce(student, teacher, 1.0), expected)
 
 
-def test_mse_is_the_mean_over_classes_and_ignores_the_temperature(logits):
+def test_mse_averages_classes_and_ignores_the_temperature(logits):
     student, teacher = logits
     torch.testing.assert_close(mse(student, teacher, 1.0), (student - teacher).pow(2).sum(-1) / 5)
     assert torch.equal(mse(student, teacher, 1.0), mse(student, teacher, 7.0))
 
 
-def test_gradient_of_kl_at_a_high_temperature_is_that_of_half_the_mse_of_centred_logits(logits):
+def test_hot_kl_has_the_gradient_of_half_the_centred_mse(logits):
     student, teacher = logits
     (from_kl,) = torch.autograd.grad(kl(student, teacher, 1e4).sum(), student)
     centred = (logit - logit.mean(-1, keepdim=True) for logit in logits)
@@ -52,7 +52,7 @@ def test_gradient_of_kl_at_a_high_temperature_is_that_of_half_the_mse_of_centred
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_binary_losses_are_the_categorical_ones_over_yes_and_no_of_each_label(logits, temperature):
+def test_binary_losses_are_the_categorical_ones_per_label(logits, temperature):
     student, teacher = logits
     for binary, categorical in ((binary_kl, kl), (binary_ce, ce)):
         pairs = (torch.stack([logit, torch.zeros_like(logit)], dim=-1).reshape(-1, 2) for logit in logits)
@@ -61,7 +61,7 @@ def test_binary_losses_are_the_categorical_ones_over_yes_and_no_of_each_label(lo
 
 
 @pytest.mark.parametrize("loss", [kl, mse, binary_kl])
-def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(loss, logits):
+def test_a_student_equal_to_its_teacher_has_zero_loss(loss, logits):
     student, _ = logits
     value = loss(student, student.detach().clone(), 2.0).sum()
     value.backward()

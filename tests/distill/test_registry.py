@@ -1,4 +1,4 @@
-"""A loss added to the registry alone trains, resumes and is saved."""
+"""A loss added to the registry alone trains, resumes, is saved and is described in the card."""
 
 import functools
 from collections.abc import Callable
@@ -14,6 +14,9 @@ from transformers import BertForSequenceClassification, EvalPrediction, HfArgume
 from hf_compress import Recipe, save_compressed
 from hf_compress.distill import LOSSES, DistillationArguments, DistillationTrainer, Features, Loss
 from hf_compress.models import find_head
+from hf_compress.report.card import render
+from hf_compress.report.measuring import measure
+from hf_compress.report.report import DatasetFacts
 
 STEPS = 4
 
@@ -98,6 +101,18 @@ def test_an_added_loss_trains_and_is_saved(name: str, train: Any, tmp_path: Path
     )
     assert torch.equal(reloaded.eval()(**inputs).logits, trainer.model.eval()(**inputs).logits)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_an_added_loss_is_described_in_the_card(name: str, train: Any, tmp_path: Path) -> None:
+    trainer = train(name)
+    recipe = Recipe(DistillationArguments(distill_teacher="some/teacher", distill_loss=name))
+    folder = save_compressed(trainer.model, tmp_path / "compressed", recipe)
+    facts = DatasetFacts("words", None, "train", 64, "train", 16)
+    known = {"base_model": "/dense", "task": "kindness", "dataset": facts, "dense": {"eval_accuracy": 0.5}}
+    report = measure(trainer, folder, recipe, main_metric="accuracy", **known)
+    card = render(report)
+    assert "the 2-tempered test distance" in card and "@misc{test2026}" in card
 
 
 @pytest.mark.parametrize("name", ["mae", "hidden"])

@@ -227,9 +227,7 @@ def test_the_loss_is_the_mix_of_both_terms_and_both_are_logged(loss, student, te
 
 
 @pytest.mark.parametrize(("accumulation", "logging_steps"), [(1, 2), (2, 1), (2, 3)])
-def test_logged_terms_are_means_over_the_steps_that_the_loss_covers(
-    accumulation, logging_steps, student, teacher, tmp_path
-):
+def test_logged_terms_cover_the_same_steps_as_the_loss(accumulation, logging_steps, student, teacher, tmp_path):
     trainer = make(
         DistillationTrainer,
         student,
@@ -322,9 +320,7 @@ def test_label_smoothing_applies_to_the_label_term_only(student, teacher, tmp_pa
         (GPT2LMHeadModel, "no teacher"),
     ],
 )
-def test_without_a_teacher_or_with_no_weight_on_it_training_is_the_plain_trainers_to_the_last_bit(
-    how, model_class, with_dropout, tmp_path
-):
+def test_without_weight_on_a_teacher_training_is_plain(how, model_class, with_dropout, tmp_path):
     changes = dict.fromkeys(NO_DROPOUT if model_class is not GPT2LMHeadModel else ["resid_pdrop"], 0.1)
     student = build(model_class, **(changes if with_dropout else {}))
     more = {}
@@ -362,7 +358,7 @@ def test_without_a_teacher_or_with_no_weight_on_it_training_is_the_plain_trainer
         assert not logged(ours, "distill_loss")
 
 
-def test_evaluation_is_the_plain_label_loss_and_never_calls_the_teacher(student, teacher, tmp_path):
+def test_evaluation_never_asks_the_teacher(student, teacher, tmp_path):
     plain = make(Trainer, student, tmp_path, eval_dataset=rows()).evaluate()
     trainer = make(DistillationTrainer, student, tmp_path, eval_dataset=rows(), teacher=teacher)
 
@@ -439,7 +435,7 @@ def test_a_teacher_may_take_fewer_inputs_than_the_student(student, tmp_path):
     assert logged(trainer, "distill_loss")[0] > 0
 
 
-def test_a_teacher_that_reads_pairs_otherwise_than_its_student_is_mentioned(teacher, tmp_path, caplog):
+def test_a_teacher_that_reads_pairs_differently_is_mentioned(teacher, tmp_path, caplog):
     make(DistillationTrainer, build(DistilBertForSequenceClassification), tmp_path, teacher=teacher)
     assert "token_type_ids" in caplog.text
 
@@ -461,7 +457,7 @@ def test_the_mixin_goes_before_any_trainer(student, teacher, tmp_path):
     assert losses[1] == pytest.approx(7 * losses[0], rel=1e-6)
 
 
-def test_a_model_whose_head_is_unknown_trains_as_ever_without_a_teacher(tmp_path):
+def test_a_model_with_an_unknown_head_trains_without_a_teacher(tmp_path):
     class Regressor(nn.Module):
         def __init__(self):
             super().__init__()
@@ -529,7 +525,7 @@ def test_four_batches_of_four_are_one_of_sixteen(model_class, taught, tmp_path):
 @pytest.mark.parametrize(
     "settings", [{"num_labels": 1}, {"num_labels": 3, "problem_type": "multi_label_classification"}]
 )
-def test_four_batches_of_four_are_one_of_sixteen_for_regression_and_several_labels(settings, tmp_path):
+def test_four_by_four_is_sixteen_for_other_problems(settings, tmp_path):
     model, teacher = (build(BertForSequenceClassification, seed, **settings) for seed in (0, 1))
     once, fourfold = (accumulated(model, rows(**settings), tmp_path, n, teacher=teacher) for n in (1, 4))
     assert fourfold[0] == pytest.approx(once[0], rel=1e-5)
@@ -569,7 +565,7 @@ def test_a_micro_batch_without_labels_adds_nothing(model_class, taught, tmp_path
     assert fourfold[1] == pytest.approx(once[1], rel=1e-5)
 
 
-def test_a_causal_model_that_transformers_gets_right_is_left_alone(tmp_path):
+def test_a_causal_model_without_a_teacher_is_left_alone(tmp_path):
     model, data = build(GPT2LMHeadModel), rows(GPT2LMHeadModel)
     ours, theirs = (accumulated(model, data, tmp_path, 4, trainer) for trainer in (DistillationTrainer, Trainer))
     assert ours[:2] == theirs[:2]
@@ -586,7 +582,7 @@ def test_a_loss_function_of_the_users_keeps_its_convention(student, tmp_path):
     assert results[0][:2] == results[1][:2]
 
 
-def test_padding_of_a_token_classifier_is_neither_labelled_nor_distilled(tmp_path):
+def test_padding_of_a_token_classifier_does_not_count(tmp_path):
     model_class = BertForTokenClassification
     model, teacher = build(model_class), build(model_class, seed=1)
     data = [row | {"labels": row["input_ids"] % 2} for row in rows(model_class)]
@@ -602,7 +598,7 @@ def test_padding_of_a_token_classifier_is_neither_labelled_nor_distilled(tmp_pat
 # -- classes -------------------------------------------------------------------------------------------------------
 
 
-def test_a_teacher_with_the_labels_in_another_order_teaches_the_same(tmp_path):
+def test_a_teacher_with_reordered_labels_teaches_the_same(tmp_path):
     names = {0: "entailment", 1: "neutral", 2: "contradiction"}
     student = build(BertForSequenceClassification, num_labels=3, id2label=names)
     same = build(BertForSequenceClassification, seed=1, num_labels=3, id2label=names)
@@ -679,7 +675,7 @@ def test_a_teacher_that_does_not_fit_is_refused_before_training(student, teacher
         make(DistillationTrainer, student(), tmp_path, teacher=teacher())
 
 
-def test_a_teacher_that_is_the_student_is_refused_and_left_as_it_was(student, tmp_path):
+def test_a_teacher_that_is_the_student_is_refused(student, tmp_path):
     for teacher in (student, copy.copy(student)):
         with pytest.raises(ValueError, match="copy.deepcopy"):
             make(DistillationTrainer, student, tmp_path, teacher=teacher)
@@ -740,7 +736,7 @@ def test_another_tokenizer_beside_the_teacher_is_refused(student, teacher, tiny_
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
-def test_a_teacher_given_as_an_adapter_folder_is_base_and_adapter(student, teacher, tmp_path):
+def test_an_adapter_folder_as_teacher_is_base_and_adapter(student, teacher, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     teacher.save_pretrained(tmp_path / "base")

@@ -97,7 +97,7 @@ def test_labels_decide_what_the_configuration_leaves_open():
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
-def test_a_subclass_and_wrapped_models_have_the_head_of_what_they_wrap(tiny_bert):
+def test_subclasses_and_wrappers_have_the_head_of_their_model(tiny_bert):
     from peft import LoraConfig, get_peft_model
 
     class Ours(BertForSequenceClassification):
@@ -192,7 +192,7 @@ def test_half_precision_logits_are_compared_in_float32():
         assert selected.dtype == expected
 
 
-def test_a_batch_without_any_counted_label_gets_labels_with_a_mean():
+def test_a_batch_without_counted_labels_gets_fillers():
     head = head_of(AutoModelForMaskedLM)
     empty, full = torch.full((2, 3), -100), torch.tensor([[-100, 5, -100]])
     assert torch.equal(head.relabelled({"labels": empty}, fill_empty=True)["labels"], torch.zeros(2, 3).long())

@@ -72,7 +72,7 @@ def names(targets: list) -> set[str]:
     return {target.name for target in targets}
 
 
-def test_the_linear_layers_of_berts_encoder_and_its_pooler_are_prunable(tiny_bert) -> None:
+def test_linear_layers_of_berts_encoder_and_pooler_are_prunable(tiny_bert) -> None:
     assert names(prunable(tiny_bert)) == ENCODER | {"bert.pooler.dense"}
 
 
@@ -118,7 +118,7 @@ def test_an_encoder_and_its_decoder_are_both_body() -> None:
 
 
 @pytest.mark.parametrize("head", ["qa_outputs", "classifier", "classification_head"])
-def test_t5s_heads_are_heads_whether_or_not_a_base_holds_the_rest(head: str) -> None:
+def test_t5s_heads_are_heads_with_and_without_a_base(head: str) -> None:
     classes = {
         "qa_outputs": T5ForQuestionAnswering,
         "classifier": T5ForTokenClassification,
@@ -129,12 +129,12 @@ def test_t5s_heads_are_heads_whether_or_not_a_base_holds_the_rest(head: str) -> 
     assert not [name for name in names(quantizable(model)) if name.startswith(head)]
 
 
-def test_the_pooler_of_albert_is_body_where_albert_is_all_there_is() -> None:
+def test_the_pooler_of_a_headless_albert_is_body() -> None:
     sizes = {"vocab_size": 12, "embedding_size": 4, "hidden_size": 8, "intermediate_size": 16}
     assert "pooler" in names(prunable(AlbertModel(AlbertConfig(**sizes, num_attention_heads=2))))
 
 
-def test_what_is_excluded_under_one_name_is_excluded_under_every_name_it_is_tied_to() -> None:
+def test_an_exclusion_covers_all_tied_names() -> None:
     assert not {"shared", "encoder.embed_tokens", "decoder.embed_tokens"} & names(quantizable(t5(), ["^shared$"]))
 
 
@@ -144,7 +144,7 @@ def test_layers_that_are_used_several_times_are_listed_once() -> None:
     assert len(prunable(albert)) == len({id(target.module) for target in prunable(albert)}) == 8
 
 
-def test_every_embedding_with_the_same_weight_is_listed_as_each_computes_with_it() -> None:
+def test_every_embedding_that_shares_a_weight_is_listed() -> None:
     embeddings = [target for target in quantizable(t5()) if target.weight.shape == (12, 8)]
     assert {target.name for target in embeddings} == {"shared", "encoder.embed_tokens", "decoder.embed_tokens"}
     assert len({id(target.weight) for target in embeddings}) == 1
