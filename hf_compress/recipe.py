@@ -1,5 +1,6 @@
 """The plan of a run: the arguments of all methods together, named, as JSON, and kept to by a resumed run."""
 
+import copy
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.callback import PruningCallback
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
+from hf_compress.redaction import redact
 
 
 @dataclass
@@ -125,6 +127,14 @@ class Recipe:
                 f"A recipe has the methods {', '.join(kinds)} and their options; it has no {', '.join(unknown)}."
             )
         return cls(**{method: kinds[method](**options) for method, options in values.items()})
+
+    def shareable(self) -> "Recipe":
+        """The recipe without secrets and absolute paths of this machine, for files that others will read."""
+        recipe = copy.deepcopy(self)
+        for option in ("distill_teacher", "distill_cache"):
+            value = getattr(recipe.distillation, option)
+            setattr(recipe.distillation, option, None if value is None else redact(value))
+        return recipe
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as JSON to the file `path`."""

@@ -86,7 +86,7 @@ def save_compressed(
         view.save_pretrained(aside, state_dict=state, save_original_format=config is None)
         if processing_class is not None:
             processing_class.save_pretrained(aside)
-        recipe.save(aside / RECIPE_NAME)
+        recipe.shareable().save(aside / RECIPE_NAME)
         _warn_of_size(aside, recipe)
     return Path(folder)
 

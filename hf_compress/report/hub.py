@@ -5,12 +5,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, errors
+from huggingface_hub import HfApi, errors, get_token
 from huggingface_hub.errors import HFValidationError
 
 from hf_compress.report.card import CARD_NAME, render, template_version
 from hf_compress.report.report import REPORT_NAME, Report
 
+HIDDEN = (".*", "**/.*")
+READ_BYTES = 1 << 22
 NEEDED = (REPORT_NAME, CARD_NAME, "config.json", "model.safetensors", "recipe.json")
 
 
@@ -36,6 +38,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, token: str | N
     """
     folder = Path(folder)
     report = check(folder)
+    check_token(folder, token or get_token())
     api = HfApi(token=token)
     try:
         created = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -43,7 +46,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, token: str | N
             repo_id=created.repo_id,
             folder_path=folder,
             commit_message=f"Add {report.recipe.name} for {report.task}, {report.size.packed_bytes:,} bytes",
-            ignore_patterns=[".*", "**/.*"],
+            ignore_patterns=list(HIDDEN),
         )
     except HFValidationError as error:
         raise ValueError(f"`repo_id` must be of the form owner/name; got {repo_id!r}. {error}") from error
@@ -83,6 +86,35 @@ def check(folder: str | Path) -> Report:
     if (folder / CARD_NAME).read_text("utf-8") != render(report):
         raise ValueError(f"{folder / CARD_NAME} is not what {REPORT_NAME} says: one of them was edited. {again}")
     return report
+
+
+def check_token(folder: str | Path, token: str | None) -> None:
+    """Refuse a folder in which a file that would be uploaded holds `token`.
+
+    Raises:
+        ValueError: a file holds it.
+    """
+    if not token:
+        return
+    folder, secret = Path(folder), token.encode()
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and _holds(path, secret):
+            raise ValueError(
+                f"{path} holds the Hub token that is in use, so {folder} is not uploaded. Remove the token from that "
+                "file. If it was ever shared, revoke it at https://huggingface.co/settings/tokens."
+            )
+
+
+def _holds(path: Path, secret: bytes) -> bool:
+    """Whether the file holds the bytes, read in parts that overlap."""
+    kept = b""
+    with path.open("rb") as file:
+        while part := file.read(READ_BYTES):
+            if secret in kept + part:
+                return True
+            kept = part[-len(secret) :]
+    return False
 
 
 def _check_files(folder: Path, names: Sequence[str]) -> None:

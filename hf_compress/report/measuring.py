@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from hf_compress.export.runtimes import RuntimeModel
 from hf_compress.models import targets
 from hf_compress.models.heads import bare, find_head
 from hf_compress.recipe import Recipe
+from hf_compress.redaction import redact, redact_command
 from hf_compress.report import provenance
 from hf_compress.report.evaluation import can_evaluate, evaluating, logit_difference
 from hf_compress.report.report import DatasetFacts, FormatFacts, Report
@@ -89,16 +90,16 @@ def measure(
     packed = getattr(reloaded.config, "quantization_config", None)
     hub_id = base_model_hub_id or provenance.hub_id(base_model)
     return Report(
-        recipe=recipe,
-        base_model=base_model,
+        recipe=recipe.shareable(),
+        base_model=redact(base_model),
         base_model_hub_id=hub_id,
         base_model_revision=base_model_revision or getattr(source.config, "_commit_hash", None) if hub_id else None,
         model_class=type(reloaded).__name__,
         auto_class=head.auto_class.__name__,
         head=head.name,
         pipeline_tag=head.pipeline_tag,
-        task=task,
-        dataset=dataset,
+        task=redact(task),
+        dataset=replace(dataset, name=redact(dataset.name)),
         main_metric=main_metric or find_main_metric(compressed, trainer.args.metric_for_best_model),
         dense=None if dense is None else clean_scores(dense),
         teacher=None if teacher is None else clean_scores(teacher),
@@ -112,7 +113,7 @@ def measure(
         train_steps=trainer.state.global_step,
         hyperparameters=provenance.hyperparameters(trainer.args),
         seed=trainer.args.seed,
-        command=command or provenance.command(),
+        command=redact_command(command or provenance.command()),
         hardware=provenance.hardware(trainer.args.device),
         versions=provenance.versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

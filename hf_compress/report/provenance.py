@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from hf_compress.redaction import redact, redact_arguments
+
 __version__ = "0.1.0"
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -48,15 +50,16 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def command() -> str:
-    """The command line of this process, quoted for a shell, with paths as they were given."""
+    """The command line of this process, quoted for a shell, without secrets and with paths as they were given."""
+    arguments = redact_arguments(sys.argv[1:], keep_paths=True)
     module = getattr(sys.modules["__main__"], "__spec__", None)
     if module is not None:
-        return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *sys.argv[1:]])
+        return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *arguments])
     program = sys.argv[0]
     if program.endswith(".py"):
-        return shlex.join(["python", *sys.argv])
+        return shlex.join(["python", program, *arguments])
     # An installed program: the shell finds it by name, and its folder means nothing on other machines.
-    return shlex.join([Path(program).name or "python", *sys.argv[1:]])
+    return shlex.join([Path(program).name or "python", *arguments])
 
 
 def hyperparameters(arguments: TrainingArguments) -> dict[str, Any]:
@@ -69,7 +72,8 @@ def hyperparameters(arguments: TrainingArguments) -> dict[str, Any]:
         kept.pop("num_train_epochs")  # It has no effect then.
     if arguments.world_size > 1:
         kept["processes"] = arguments.world_size
-    return {name: value.value if isinstance(value, Enum) else value for name, value in kept.items()}
+    plain = {name: value.value if isinstance(value, Enum) else value for name, value in kept.items()}
+    return {name: redact(value) if isinstance(value, str) else value for name, value in plain.items()}
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:

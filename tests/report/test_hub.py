@@ -171,3 +171,23 @@ def test_a_card_of_an_older_template_is_not_pushed(
     exec(code, {})
     push(folder, "someone/small", token="hf_secret")
     assert hub.created
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "logs/events"])
+def test_a_folder_that_holds_the_token_is_not_pushed(
+    hub: FakeHub, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_compress.report.hub.READ_BYTES", 16)
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    content = path.read_bytes() if path.is_file() else bytes(100)
+    path.write_bytes(content[:-20] + b"hf_secret" + content[-11:])
+    with pytest.raises(ValueError, match=re.escape(f"{name} holds the Hub token that is in use")):
+        push(folder, "someone/small", token="hf_secret")
+    assert not hub.created
+
+
+def test_a_hidden_file_may_hold_the_token(hub: FakeHub, folder: Path) -> None:
+    (folder / ".env").write_text("HF_TOKEN=hf_secret")
+    push(folder, "someone/small", token="hf_secret")
+    assert hub.created

@@ -27,6 +27,7 @@ from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
 from hf_compress.report import provenance
+from hf_compress.report.card import save_card
 from hf_compress.report.evaluation import evaluating
 from hf_compress.report.measuring import measure
 from hf_compress.report.report import DatasetFacts, Report
@@ -357,3 +358,21 @@ def test_the_command_runs_again_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> N
     assert provenance.command() == "python examples/run_glue.py --output_dir 'my runs'"
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/hf-compress", "demo"])
     assert provenance.command() == "hf-compress demo"
+
+
+def test_no_file_holds_a_token_or_a_path_of_the_author(
+    compressed_run: tuple[Trainer, Path, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, folder, recipe = compressed_run
+    secret = "my-own-token"
+    monkeypatch.setattr(
+        "sys.argv", ["/home/me/train.py", "--hub_token", secret, f"--token={secret}", str(tmp_path / "x")]
+    )
+    facts = replace(FACTS, name=str(tmp_path / "data"))
+    report = report_on(trainer, folder, recipe, base_model=str(tmp_path / "dense"), dataset=facts)
+    report.save(folder)
+    save_card(folder)
+    assert (report.base_model, report.dataset.name) == ("dense", "data")
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert secret.encode() not in content and str(tmp_path).encode() not in content, path.name
