@@ -7,6 +7,7 @@ from typing import cast
 
 import torch.distributed as dist
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,6 +55,7 @@ def save_compressed(
     Raises:
         ValueError: the folder is not empty, or the model does not keep the recipe: it has too few zeros, or layers
             that were never quantized.
+        OSError: the files cannot be written, for example on a full disk.
 
     Example:
         >>> import tempfile
@@ -83,7 +85,10 @@ def save_compressed(
     if not first:
         return Path(folder)
     with written_aside(target.parent, target.name, replace=False) as aside:
-        view.save_pretrained(aside, state_dict=state, save_original_format=config is None)
+        try:
+            view.save_pretrained(aside, state_dict=state, save_original_format=config is None)
+        except SafetensorError as error:  # A full disk, for example, of which safetensors makes an error of its own.
+            raise OSError(f"{folder} could not be written: {error}") from error
         if processing_class is not None:
             processing_class.save_pretrained(aside)
         recipe.shareable().save(aside / RECIPE_NAME)

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from transformers import Trainer
+from transformers.utils import logging
 
+from hf_compress.checkpoint.resume import last_complete_checkpoint
 from hf_compress.launch.arguments import descriptions
 from hf_compress.launch.flags import Flags, help_text, take_flags
-from hf_compress.launch.result import Result
+from hf_compress.launch.result import RESUME, Result, how_to_resume
 from hf_compress.launch.run import compress, finish, recipe_of
 from hf_compress.launch.script import Script
 from hf_compress.report import provenance
@@ -27,6 +29,11 @@ USAGE = """hf-compress run SCRIPT.py [the script's own arguments] [our flags]
        accelerate launch -m hf_compress.launch SCRIPT.py ...
        torchrun -m hf_compress.launch SCRIPT.py ..."""
 HELP = ("-h", "--help")
+logger = logging.get_logger(__name__)
+
+
+class Misuse(ValueError):
+    """A command line that is wrong, whatever the machine: no script, or a flag of ours with a wrong value."""
 
 
 class Launched:
@@ -94,8 +101,11 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
         if not any(trainer is self for trainer in begun):
             launched.begin(self)
             begun.append(self)
-        result = train(self, *args, **kwargs)
-        launched.end(self, _named(inspect.signature(train), (self, *args), kwargs).get("trial"))
+        named = _named(inspect.signature(train), (self, *args), kwargs)
+        if named.get("trial") is None:
+            named["resume_from_checkpoint"] = _checkpoint(self, named.get("resume_from_checkpoint"))
+        result = train(**named)
+        launched.end(self, named.get("trial"))
         return result
 
     def uploads_nothing(self: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -109,6 +119,20 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
     finally:
         for name, function in original.items():
             setattr(Trainer, name, function)
+
+
+def _checkpoint(trainer: Trainer, asked: str | bool | None) -> str | bool | None:
+    """Return the checkpoint to resume from: for `last` or True, the last complete one, or None if there is none.
+
+    `--resume_from_checkpoint` also counts if the script does not hand it to `train`.
+    """
+    asked = asked or trainer.args.resume_from_checkpoint
+    if str(asked).lower() not in ("last", "true"):
+        return asked
+    found = last_complete_checkpoint(trainer.args.output_dir)
+    if found is None:
+        logger.warning(f"`{RESUME} {asked}`: {trainer.args.output_dir} has no checkpoint, so training starts anew.")
+    return found
 
 
 @contextmanager
@@ -137,19 +161,23 @@ def run(argv: Sequence[str], command: str | None = None) -> int:
     """Run the script `argv[0]` with the arguments after it, without our flags, and return its exit status.
 
     Raises:
-        ValueError: there is no script, one of our flags is wrong, or the result cannot be finished.
+        Misuse: there is no script, or one of our flags is wrong.
+        ValueError: the result cannot be finished.
     """
     if not argv or list(argv) in ([HELP[0]], [HELP[1]]):
         _print_help("usage: " + USAGE)
         return 0 if argv else 2
     if not Path(argv[0]).is_file():
-        raise ValueError(
+        raise Misuse(
             "The first argument must be the path of a script, followed by its arguments and our flags (for a module "
             f"that you run with `python -m`, give its file); there is no file {argv[0]!r}. Usage:\n       {USAGE}"
         )
     argv = list(argv)
     helped = any(token in HELP for token in argv)
-    flags = take_flags(argv)
+    try:
+        flags = take_flags(argv)
+    except ValueError as error:
+        raise Misuse(str(error)) from error
     script = Script(*argv)
     if helped or not flags.given:
         status = script.run()
@@ -186,7 +214,7 @@ def _run_compressed(script: Script, flags: Flags, command: str) -> int:
         warnings.warn(f"Nothing was compressed: {script.path} trained {what}.", stacklevel=1)
         return status
     del trainer.evaluate  # The recording one; that of the class remains.
-    with script.as_main():
+    with script.as_main(), _saying_how_to_go_on(trainer, command):
         report = finish(
             trainer,
             evaluation=launched.evaluation,
@@ -199,6 +227,19 @@ def _run_compressed(script: Script, flags: Flags, command: str) -> int:
             Console().print(comparison_table(report))
         Console().print(f"The compressed model is in {Result(trainer.args.output_dir).folder}", soft_wrap=True)
     return status
+
+
+@contextmanager
+def _saying_how_to_go_on(trainer: Trainer, command: str) -> Iterator[None]:
+    """Say how to go on without training again, if the context ends with an error."""
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        if not finished and trainer.is_world_process_zero():
+            how = how_to_resume(trainer.args.output_dir, command)
+            sys.stderr.write(f"Training is over, but its result could not be finished. {how}\n")
 
 
 def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -226,6 +267,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = provenance.command()
     try:
         return run(sys.argv[1:] if argv is None else argv, command)
-    except ValueError as error:
+    except Misuse as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return 2
+    except ModuleNotFoundError:
+        raise
+    except (ValueError, ImportError, OSError) as error:
         sys.stderr.write(f"Error: {error}\n")
         return 1

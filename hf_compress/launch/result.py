@@ -95,7 +95,11 @@ class Result:
         if self.aside.is_dir():
             if (self.aside / REPORT_NAME).is_file():
                 done.append(f"Wrote the card: {save_card(self.aside).name}")
-            self.aside.rename(self.folder)
+            try:
+                self.aside.rename(self.folder)
+            except OSError as error:
+                self.check_free()  # Another process may have put its own result there meanwhile.
+                raise ValueError(f"{self.aside} could not be moved to {self.folder}: {error.strerror}.") from error
             done.append(f"Moved the result to {self.folder}")
         if plan.hub_id is not None:
             done.append(f"Pushed it to {push(self.folder, plan.hub_id, private=plan.private, token=token)}")
@@ -126,14 +130,14 @@ def complete(output: str | Path, *, without_report: bool = False) -> list[str]:
         return _renew_card(result)
     if not result.aside.is_dir():
         if not result.folder.is_dir():
-            raise ValueError(f"The compressed model was not saved yet. {_again(result, plan)}")
+            raise ValueError(f"The compressed model was not saved yet. {how_to_resume(output, plan.command)}")
         return result.publish(plan)
     result.check_free()
     scored = _is_report(result.aside)
     if plan.reported and not scored and not without_report:
         raise ValueError(
             f"The compressed model in {result.aside} has no scores yet, which only the run's own script can measure. "
-            f"{_again(result, plan)} Or keep it without report and card: `--without-report`."
+            f"{how_to_resume(output, plan.command)} Or keep it without report and card: `--without-report`."
         )
     if not scored:
         (result.aside / REPORT_NAME).unlink(missing_ok=True)
@@ -165,9 +169,9 @@ def _is_report(folder: Path) -> bool:
     return True
 
 
-def _again(result: Result, plan: Plan) -> str:
-    """Say how the run's script completes the result."""
-    checkpoint = last_complete_checkpoint(result.output)
-    trains = "" if checkpoint else " No checkpoint was saved, so this trains again."
-    resumes = "" if RESUME in plan.command or not checkpoint else f" {RESUME} last"
-    return f"Run it again: `{plan.command}{resumes}`.{trains}"
+def how_to_resume(output: str | Path, command: str) -> str:
+    """Say how the script of a run completes its result, in a sentence with the command."""
+    if last_complete_checkpoint(output) is None:
+        return f"Run it again: `{command}`. No checkpoint was saved, so this trains again."
+    resumes = "" if RESUME in command else f" {RESUME} last"
+    return f"Run it again: `{command}{resumes}`. It does not train again."

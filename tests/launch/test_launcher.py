@@ -569,7 +569,7 @@ def test_misuse_is_refused_before_the_script_runs(tmp_path: Path, capsys: pytest
         ([script, "--compress_recipe", "none-such"], "invalid choice: 'none-such'"),
         ([script, "--compress_config", "absent.yaml"], "there is none at absent.yaml"),
     ):
-        assert launch.main(arguments) == 1
+        assert launch.main(arguments) == 2
         out, err = capsys.readouterr()
         assert message in err
         assert "ran" not in out
