@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_compress.patterns import check_patterns
 from hf_compress.prune.criteria import CRITERIA
 from hf_compress.prune.patterns import PATTERNS
 from hf_compress.prune.schedules import SCHEDULES
@@ -79,6 +80,7 @@ class PruningArguments:
         return self.prune_sparsity > 0
 
     def __post_init__(self) -> None:
+        check_patterns("prune_exclude", self.prune_exclude)
         self._check_choices()
         self._check_sparsity()
         self._check_phase()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from hf_compress.layers.bits import parsed
 from hf_compress.layers.grids import SCHEMES, Scheme
+from hf_compress.patterns import check_patterns
 
 
 @dataclass
@@ -67,6 +68,8 @@ class QuantizationArguments:
                 f"`--quant_scheme` must be one of {', '.join(SCHEMES)}; got {self.quant_scheme!r}. Choose one of "
                 "these, or leave the flag out to train without quantization."
             )
+        check_patterns("quant_exclude", self.quant_exclude)
+        check_patterns("quant_bits", [item.rpartition("=")[0] for item in self.quant_bits])
         for item in self.quant_bits:
             parsed(item)
         if not 0 <= self.quant_begin < 1:
