@@ -58,7 +58,7 @@ def uneven(count: int = 64, **labels: Callable[[int, list[int]], Any]) -> Datase
 
 
 def classed(count: int = 64) -> Dataset:
-    return uneven(count, label=lambda number, ids: int(ids[0] > 22))
+    return uneven(count, label=lambda number, ids: int(ids[0] > VOCABULARY // 2 + 2))
 
 
 def cached(folder: Path) -> dict[str, Any]:
@@ -164,7 +164,7 @@ HEADS: dict[str, tuple[Any, Any, Callable[[], Dataset], Any]] = {
     "regression": (
         AutoModelForSequenceClassification,
         BertConfig(**SIZES, num_labels=1),
-        lambda: uneven(label=lambda number, ids: ids[0] / 40),
+        lambda: uneven(label=lambda number, ids: ids[0] / VOCABULARY),
         DataCollatorWithPadding,
     ),
     "tokens": (
