@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import nncf
 import numpy as np
 import openvino
 from onnxruntime.quantization import (
@@ -46,6 +45,8 @@ def quantize_after_training(dense: Path, batches: Sequence[dict[str, np.ndarray]
         dense: folder of the dense model.
         batches: inputs of the model, as arrays, to calibrate ranges on.
     """
+    import nncf  # Here, so that `--help` works without it.
+
     folder = dense / FORMATS["onnx"].path.parent
     folder.mkdir(exist_ok=True)
     source, ready = folder / f"{FP32}.onnx", dense / "ready.onnx"

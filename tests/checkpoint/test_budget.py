@@ -26,6 +26,7 @@ from hf_compress.models.targets import prunable, quantizable
 from hf_compress.prune.criteria import magnitude_masks
 from hf_compress.recipe import BudgetArguments
 from hf_compress.report.card import render
+from tests.tiny import NO_DROPOUT, bert
 
 MakeBert = Callable[..., BertForSequenceClassification]
 
@@ -34,6 +35,13 @@ MakeBert = Callable[..., BertForSequenceClassification]
 def model(make_bert: MakeBert) -> BertForSequenceClassification:
     """Large enough that heads and scales do not decide about its size."""
     return make_bert(vocab_size=1000, hidden_size=128, intermediate_size=512)
+
+
+@pytest.fixture(scope="module")
+def whole() -> float:
+    """Megabytes of the file of `model` under a budget that asks for nothing."""
+    same = bert(**NO_DROPOUT, vocab_size=1000, hidden_size=128, intermediate_size=512)
+    return fit_budget(same, within(100))[1] / 1e6
 
 
 def within(megabytes: float, **methods: object) -> Recipe:
@@ -69,8 +77,7 @@ def test_bits_are_lowered_before_weights_are_pruned(model: BertForSequenceClassi
     assert expected_bytes(model, denser) > (1 - RESERVE) * narrow.budget.bytes
 
 
-def test_a_greater_budget_never_has_more_error(model: BertForSequenceClassification) -> None:
-    whole = fit_budget(model, within(100))[1] / 1e6
+def test_a_greater_budget_never_has_more_error(model: BertForSequenceClassification, whole: float) -> None:
     chosen = [
         fit_budget(model, within(share * whole)) for share in (0.22, 0.26, 0.3, 0.33, 0.4, 0.41, 0.55, 0.7, 0.9, 1.1)
     ]
@@ -89,9 +96,9 @@ def test_bits_by_layer_have_less_error_than_the_same_for_all(model: BertForSeque
         assert error_of(model, chosen) < error_of(model, same)
 
 
-def test_the_flags_that_are_printed_give_the_same_again(model: BertForSequenceClassification) -> None:
-    chosen, expected = fit_budget(model, within(0.4 * fit_budget(model, within(100))[1] / 1e6))
-    assert fit_budget(model, within(0.4 * fit_budget(model, within(100))[1] / 1e6)) == (chosen, expected)
+def test_the_flags_that_are_printed_give_the_same_again(model: BertForSequenceClassification, whole: float) -> None:
+    chosen, expected = fit_budget(model, within(0.4 * whole))
+    assert fit_budget(model, within(0.4 * whole)) == (chosen, expected)
     line = ["script.py", *shlex.split(chosen.quantization.flags)]
     line += ["--compress_budget_mb", str(chosen.budget.compress_budget_mb)]
     again = take_flags(line).recipe
@@ -99,8 +106,7 @@ def test_the_flags_that_are_printed_give_the_same_again(model: BertForSequenceCl
     assert fit_budget(model, again) == (chosen, expected)
 
 
-def test_what_is_given_stays(model: BertForSequenceClassification) -> None:
-    whole = fit_budget(model, within(100))[1] / 1e6
+def test_what_is_given_stays(model: BertForSequenceClassification, whole: float) -> None:
     given = QuantizationArguments(quant_scheme="int8-weight", quant_bits=["word_embeddings=7", "query=2"])
     chosen, _ = fit_budget(model, within(0.6 * whole, quantization=given))
     assert chosen.quantization.quant_scheme == "int8-weight"
@@ -164,9 +170,9 @@ def train(model: BertForSequenceClassification, rows: Dataset, recipe: Recipe, f
 
 @pytest.mark.parametrize("share", [0.7, 0.4, 0.24])
 def test_the_choice_is_trained_kept_and_described(
-    share: float, model: BertForSequenceClassification, tiny_dataset: Dataset, tmp_path: Path
+    share: float, model: BertForSequenceClassification, whole: float, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
-    budget = round(share * fit_budget(model, within(100))[1] / 1e6, 3)
+    budget = round(share * whole, 3)
     trainer = train(model, tiny_dataset, within(budget), tmp_path)
     chosen = recipe_of(trainer)
     assert chosen is not None and chosen.quantization.quant_bits

@@ -22,6 +22,7 @@ from hf_compress.layers.grids import SCHEMES
 from hf_compress.models.targets import prunable, quantizable
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.recipe import Recipe
+from tests.tiny import bert
 
 ROOT = Path(__file__).parents[2]
 RECIPE = Recipe(pruning=PruningArguments(prune_sparsity=0.6))
@@ -185,16 +186,22 @@ print(memory("VmHWM") - before)
 """
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
+    """The folder of a model whose weights outweigh everything else in a process, and the bytes of its weights."""
+    model = bert(vocab_size=40_000, hidden_size=256, intermediate_size=1024, num_hidden_layers=4)
+    folder = _quantized(model, tmp_path_factory.mktemp("large") / "model")
+    return folder, [parameter.nbytes for parameter in model.parameters()]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its peak from /proc")
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_loading_takes_little_more_memory_than_the_dense_model(
-    threads: str, make_bert: Callable[..., PreTrainedModel], folder: Path, tmp_path: Path
+    threads: str, folder: Path, large: tuple[Path, list[int]]
 ) -> None:
-    model = make_bert(vocab_size=40_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=4)
-    large = _quantized(model, tmp_path / "large")
-    sizes = [parameter.nbytes for parameter in model.parameters()]
+    path, sizes = large
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, str(large), str(folder)],
+        [sys.executable, "-c", PEAK, str(path), str(folder)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads},
         capture_output=True,
         text=True,
@@ -208,8 +215,7 @@ SAVE = """
 import sys
 import torch
 import hf_compress
-from hf_compress.checkpoint import save_compressed
-from hf_compress.quantizer import CompressionQuantizer
+from hf_compress.checkpoint.save import save_compressed
 from hf_compress.recipe import Recipe
 from transformers import AutoModelForSequenceClassification
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1])

@@ -29,6 +29,7 @@ from hf_compress.layers.grids import SCHEMES
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
+from tests.tiny import NO_DROPOUT, bert
 
 SUBSETS = {
     "pruned": Recipe(pruning=PruningArguments(prune_sparsity=0.6, prune_every=1)),
@@ -41,25 +42,26 @@ SUBSETS = {
 }
 
 
+def _train(model: PreTrainedModel, recipe: Recipe, data: Any, folder: Path) -> PreTrainedModel:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=10,
+        learning_rate=1e-3,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    if not hasattr(model, "classifier"):
+        data = data.remove_columns("labels").map(lambda row: {"labels": row["input_ids"]})
+    Trainer(model, arguments, train_dataset=data, callbacks=recipe.callbacks()).train()
+    return model.eval()
+
+
 @pytest.fixture
 def train(tiny_dataset: Any, tmp_path: Path) -> Callable[[PreTrainedModel, Recipe], PreTrainedModel]:
-    def run(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
-        arguments = TrainingArguments(
-            output_dir=str(tmp_path / "training"),
-            max_steps=10,
-            learning_rate=1e-3,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-        )
-        data = tiny_dataset
-        if not hasattr(model, "classifier"):
-            data = data.remove_columns("labels").map(lambda row: {"labels": row["input_ids"]})
-        Trainer(model, arguments, train_dataset=data, callbacks=recipe.callbacks()).train()
-        return model.eval()
-
-    return run
+    """A function that trains a model by a recipe for a few steps."""
+    return lambda model, recipe: _train(model, recipe, tiny_dataset, tmp_path / "training")
 
 
 INPUTS = {"input_ids": torch.arange(20).reshape(2, 10), "attention_mask": torch.ones(2, 10, dtype=torch.long)}
@@ -213,9 +215,18 @@ def test_a_model_that_is_not_what_its_recipe_says_is_refused(
     assert not (tmp_path / "compressed").exists()
 
 
+@pytest.fixture(scope="module")
+def saved(tiny_dataset: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compressed folder, trained once for all tests of this file."""
+    work, recipe = tmp_path_factory.mktemp("saved"), SUBSETS["pruned int8"]
+    model = _train(bert(**NO_DROPOUT), recipe, tiny_dataset, work / "training")
+    return save_compressed(model, work / "compressed", recipe)
+
+
 @pytest.fixture
-def folder(tiny_bert: Any, train: Any, tmp_path: Path) -> Path:
-    return save_compressed(train(tiny_bert, SUBSETS["pruned int8"]), tmp_path / "compressed", SUBSETS["pruned int8"])
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of `saved` that a test may damage."""
+    return shutil.copytree(saved, tmp_path / "compressed")
 
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
