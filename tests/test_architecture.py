@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ SOURCES = [path for folder in ("hf_compress", "hf_compress_cli") for path in sor
 PRINTERS = {"hf_compress/launch/launcher.py"}  # and everything in hf_compress_cli
 PUBLIC = Path(__file__).with_name("public_api.txt")
 LONGEST = 320
+LONGEST_NAME = 60
 LATE = {"matplotlib", "evaluate", "datasets"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 
@@ -178,3 +180,45 @@ def test_the_public_names_are_the_frozen_ones() -> None:
     for name in frozen:
         where, _, attribute = name.rpartition(".")
         assert hasattr(importlib.import_module(where), attribute), name
+
+
+def outside() -> Iterator[tuple[str, ast.Module]]:
+    """Everything that uses the package as a stranger would: examples, benchmarks, and `python` blocks of pages."""
+    for folder in ("examples", "benchmarks"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            yield relative(path), tree(path)
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "skills").rglob("*.md")]
+    for path in sorted(pages):
+        text = path.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```python[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            yield f"{relative(path)}:{text[: match.start()].count(chr(10)) + 1}", ast.parse(match[1])
+
+
+def test_examples_benchmarks_and_pages_use_public_names_only() -> None:
+    public, found = set(exported()), []
+    rooms_of = {name.rpartition(".")[0] for name in public}
+    for where, module in outside():
+        names = {name for name in imported(list(ast.walk(module))) if name.split(".")[0].startswith("hf_compress")}
+        found += [f"{where} imports {name}" for name in sorted(names - public - rooms_of)]
+        whole = {
+            alias.asname or alias.name
+            for node in ast.walk(module)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+            if alias.name == "hf_compress"
+        }
+        for node in ast.walk(module):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in whole:
+                name = f"hf_compress.{node.attr}"
+                found += [] if name in public | rooms_of else [f"{where} uses {name}"]
+    assert not found, "export these names from the `__init__.py` of their room, or use others:\n" + "\n".join(found)
+
+
+def test_test_names_are_sentences_of_at_most_60_characters() -> None:
+    long = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        names = [node.name for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef)]
+        long += [
+            f"{relative(path)}: {name}" for name in names if name.startswith("test_") and len(name) > LONGEST_NAME
+        ]
+    assert not long, "say it shorter:\n" + "\n".join(long)

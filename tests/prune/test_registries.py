@@ -161,7 +161,7 @@ def test_flags_take_what_was_added() -> None:
     assert (parsed.prune_criterion, parsed.prune_schedule, parsed.prune_pattern) == ("saliency", "late", "2:4")
 
 
-def test_a_model_pruned_by_an_added_criterion_reloads_bit_for_bit(
+def test_a_model_pruned_by_an_added_criterion_reloads_exactly(
     make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     run = trainer(make_bert(), tiny_dataset, tmp_path / "run", prune_criterion="movement")
@@ -207,7 +207,7 @@ def test_masks_of_another_run_are_refused(make_bert: MakeBert, tiny_dataset: Dat
         run.train(resume_from_checkpoint=str(mixed))
 
 
-def test_a_checkpoint_elsewhere_is_found_by_the_training_argument(
+def test_a_checkpoint_elsewhere_is_found_by_the_argument(
     make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     trainer(make_bert(), tiny_dataset, tmp_path / "first", prune_criterion="saliency").train()
