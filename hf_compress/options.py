@@ -1,4 +1,4 @@
-"""What the methods' options share: which were set, a word if that has no effect, and whether the optimizer fits."""
+"""Checks that the options of several methods share."""
 
 import warnings
 from dataclasses import MISSING, fields
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def changed(options: Any) -> list[str]:
-    """The names of the fields of a dataclass that differ from their defaults."""
+    """Return the names of the fields of a dataclass that differ from their defaults."""
     return [option.name for option in fields(options) if getattr(options, option.name) != _default(option)]
 
 
 def warn_idle(options: Any, switch: str) -> None:
-    """Warn of every option that was set although `switch`, which turns the method on, was not."""
+    """Warn about options that were set although `switch`, which turns the method on, was not."""
     idle = [f"`--{name}`" for name in changed(options) if name != switch]
     if idle:
         verb = "has" if len(idle) == 1 else "have"
@@ -22,13 +22,13 @@ def refuse_averages(optimizer: Any, switch: str) -> None:
     """Refuse an optimizer that evaluates and saves an average of earlier weights, in which nothing stays zero.
 
     Raises:
-        ValueError: it is one of `schedulefree` (Defazio et al., 2024), by itself or as accelerate wraps it.
+        ValueError: it is one of `schedulefree` (Defazio et al., 2024), alone or wrapped by accelerate.
     """
     kind = type(getattr(optimizer, "optimizer", optimizer))
     if kind.__module__.partition(".")[0] == "schedulefree":
         raise ValueError(
             f"`{switch}` cannot train with {kind.__name__} (`--optim schedule_free_...`): it evaluates and saves an "
-            "average of earlier weights, in which pruned ones are not zero. Choose another `--optim`, such as "
+            "average of earlier weights, in which pruned weights are not zero. Choose another `--optim`, such as "
             "`adamw_torch`."
         )
 

@@ -1,4 +1,4 @@
-"""The plan of a run: the arguments of all methods together, named, as JSON, and kept to by a resumed run."""
+"""The plan of a run: the options of all methods, with a name, as JSON, and checked when a run is resumed."""
 
 import copy
 import json
@@ -9,8 +9,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_compress.callbacks import refuse_diverged
 from hf_compress.cut.vocabulary import VocabularyArguments
 from hf_compress.distill import DistillationArguments
+from hf_compress.models.targets import whole
 from hf_compress.options import warn_idle
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.callback import PruningCallback
@@ -21,14 +23,23 @@ from hf_compress.redaction import redact
 
 @dataclass
 class BudgetArguments:
-    """Options of the size that is asked for; none unless `compress_budget_mb` is given."""
+    """The option for a file size; off unless `compress_budget_mb` is given.
+
+    Raises:
+        ValueError: the size is not a positive number.
+
+    Example:
+        >>> from hf_compress import BudgetArguments
+        >>> BudgetArguments(compress_budget_mb=10).bytes
+        10000000.0
+    """
 
     compress_budget_mb: float | None = field(
         default=None,
         metadata={
-            "help": "Megabytes (10^6 bytes), above 0, that the packed file may have. What is not given of "
-            "`quant_bits` and `prune_sparsity` is chosen for that before training (and `quant_scheme` int8); what "
-            "cannot fit is refused."
+            "help": "Largest size of the packed file in megabytes (10^6 bytes), above 0. Bits and sparsity that you "
+            "do not set are chosen before training to fit it; the default scheme is then int8. A size that cannot be "
+            "reached is refused."
         },
     )
 
@@ -38,7 +49,7 @@ class BudgetArguments:
 
     @property
     def bytes(self) -> float:
-        """How many bytes the file may have."""
+        """The largest size of the file, in bytes."""
         return math.inf if self.compress_budget_mb is None else 1e6 * self.compress_budget_mb
 
     def __post_init__(self) -> None:
@@ -51,18 +62,26 @@ class BudgetArguments:
 
 # For `HfArgumentParser((TrainingArguments, *ARGUMENTS))`.
 ARGUMENTS = (DistillationArguments, PruningArguments, QuantizationArguments, VocabularyArguments, BudgetArguments)
-# Options that say where something is kept, and so change nothing of what is trained.
+# Options that name a place. They do not change the training.
 PLACES = ("distill_cache",)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run promises to do to a model: any of the eight subsets of distillation, pruning and quantization.
+    """What a run does to a model: any combination of distillation, pruning and quantization.
 
-    And, beside them, whether its vocabulary is cut to the words of the training set before, and the size of the file
-    that bits and sparsity were chosen for (`fit_budget`).
+    It also says whether the vocabulary is cut to the words of the training set before, and the file size that bits and
+    sparsity are chosen for. The fields have the order of `ARGUMENTS`, so `Recipe(*parsed)` takes what
+    `HfArgumentParser` returns.
 
-    The fields are in the order of `ARGUMENTS`, so that `Recipe(*parsed)` holds for what `HfArgumentParser` returns.
+    Example:
+        >>> from hf_compress import PruningArguments, QuantizationArguments, Recipe
+        >>> pruning, int8 = PruningArguments(prune_sparsity=0.6), QuantizationArguments(quant_scheme="int8")
+        >>> recipe = Recipe(pruning=pruning, quantization=int8)
+        >>> recipe.name
+        'mp60+int8'
+        >>> Recipe.from_dict(recipe.to_dict()) == recipe
+        True
     """
 
     distillation: DistillationArguments = field(default_factory=DistillationArguments)
@@ -72,14 +91,14 @@ class Recipe:
     budget: BudgetArguments = field(default_factory=BudgetArguments)
 
     def __post_init__(self) -> None:
-        # A budget turns on what it needs.
+        # A budget switches methods on as it needs them.
         for method, switch in ((self.pruning, "prune_sparsity"), (self.quantization, "quant_scheme")):
             if not method.enabled and not self.budget.enabled:
                 warn_idle(method, switch)
 
     @property
     def name(self) -> str:
-        """A short name, such as `kd+mp60+int8` or `cut3+kd`; `dense` if no method is on."""
+        """A short name, for example `kd+mp60+int8` or `cut3+kd`; `dense` if no method is on."""
         methods = ["vocab"] if self.vocabulary.enabled else []
         if self.distillation.student_layers is not None:
             layers = self.distillation.student_layers
@@ -95,9 +114,9 @@ class Recipe:
         return "+".join(methods) or "dense"
 
     def callbacks(self) -> list[TrainerCallback]:
-        """The callbacks for any Trainer: those of the methods, and the one that keeps a resumed run to its recipe.
+        """Return new callbacks for any Trainer: those of the methods, and one that checks the recipe of a resumed run.
 
-        Distillation has none: it changes the loss, which `DistillationTrainer` does.
+        Distillation has no callback: it changes the loss, which `DistillationTrainer` does.
         """
         callbacks: list[TrainerCallback] = []
         if self.pruning.enabled:
@@ -107,15 +126,15 @@ class Recipe:
         return [*callbacks, RecipeCallback(self)]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """The recipe as plain values, one mapping a method."""
+        """Return the recipe as plain values, one mapping per method."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, dict[str, Any]]) -> "Recipe":
-        """The recipe that `to_dict` made the mapping from.
+        """Return the recipe of a mapping as `to_dict` makes it. Missing options get their defaults.
 
         Raises:
-            ValueError: an unknown method or option, or a value outside its range.
+            ValueError: a method or an option is unknown, or a value is outside its range.
         """
         kinds: dict[str, type[Any]] = dict(zip(cls.__dataclass_fields__, ARGUMENTS, strict=True))
         unknown = [f"`{method}`" for method in values if method not in kinds]
@@ -124,7 +143,8 @@ class Recipe:
             unknown += [f"`{method}.{option}`" for option in options if option not in known]
         if unknown:
             raise ValueError(
-                f"A recipe has the methods {', '.join(kinds)} and their options; it has no {', '.join(unknown)}."
+                f"A recipe has the methods {', '.join(kinds)} and their options, but no {', '.join(unknown)}. Remove "
+                "it."
             )
         return cls(**{method: kinds[method](**options) for method, options in values.items()})
 
@@ -137,32 +157,33 @@ class Recipe:
         return recipe
 
     def save(self, path: str | Path) -> None:
-        """Write the recipe as JSON to the file `path`."""
+        """Write the recipe to the file `path` as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
-        """The recipe in the JSON file `path`.
+        """Return the recipe in the JSON file `path`.
 
         Raises:
-            ValueError: the file is no JSON of a recipe.
+            ValueError: the file does not contain the JSON of a recipe.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no recipe: {error}. Write one with `Recipe.save`.") from error
+            raise ValueError(f"{path} is not a recipe: {error}. Write one with `Recipe.save`.") from error
 
 
 class RecipeCallback(TrainerCallback):
-    """Keeps a resumed run to the recipe that it was begun with.
+    """Refuses to resume a run with another recipe, and a final model that is not finite.
 
-    Checkpoints name the recipe in `trainer_state.json`; one that names none was trained without compression.
+    Checkpoints contain the recipe in `trainer_state.json`; a checkpoint without one was trained without compression.
 
-    Raises, at the start of training:
-        ValueError: the run goes on from a checkpoint of another recipe.
+    Raises:
+        ValueError: at the start of training, if the checkpoint was trained by another recipe.
+        RuntimeError: at the end of training, if a parameter is not finite.
     """
 
-    # Not the class's name: Trainer would take the record for that of a callback to be rebuilt.
+    # Not the name of the class: Trainer would try to rebuild the callback from it.
     RECORD = "hf_compress"
 
     def __init__(self, recipe: Recipe) -> None:
@@ -171,7 +192,7 @@ class RecipeCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Compares the recipe with the checkpoint's, if there is one, and has it written into those to come."""
+        """Compare the recipe with that of the checkpoint, and have it written into later checkpoints."""
         planned = self.recipe.to_dict()
         if state.global_step > 0:
             begun = state.stateful_callbacks.get(self.RECORD, {})
@@ -190,9 +211,16 @@ class RecipeCallback(TrainerCallback):
                 )
         state.stateful_callbacks[self.RECORD] = planned
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Fail if the final model is not finite."""
+        if not state.is_hyper_param_search:
+            refuse_diverged(whole(kwargs["model"]), state)
+
 
 def _said(value: Any) -> str:
-    """The value of an option as it is said on the command line."""
+    """Return the value of an option as on the command line."""
     if value is None or value == []:
         return "not given"
     return " ".join(value) if isinstance(value, list) else str(value)

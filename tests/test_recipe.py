@@ -55,7 +55,7 @@ def test_unknown_methods_and_options_are_refused_by_name(change: dict, said: str
 
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("kd+mp60")
-    with pytest.raises(ValueError, match="is no recipe"):
+    with pytest.raises(ValueError, match="is not a recipe"):
         Recipe.load(tmp_path / "recipe.json")
 
 

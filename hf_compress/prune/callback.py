@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_compress.callbacks import log_first, progress, refuse_diverged
 from hf_compress.layers.lora import current_weight, merge_in_forward
 from hf_compress.layers.rounded import maskable_layers
 from hf_compress.models.sharding import count_zeros, refuse_shards, reshard
@@ -21,6 +22,8 @@ from hf_compress.prune.patterns import PATTERNS
 from hf_compress.prune.schedules import SCHEDULES, Timetable
 from hf_compress.prune.selection import Scope, zero_counts
 from hf_compress.prune.state_file import load_state, save_state
+
+REACHED = "sparsity"
 
 
 class PruningCallback(TrainerCallback):
@@ -71,6 +74,7 @@ class PruningCallback(TrainerCallback):
         self._scope = cast(Scope, arguments.prune_scope)
         self._masking: Masking | None = None
         self._timetable = Timetable(0, 0, 1)
+        self._reached = 0.0  # The sparsity that the schedule has asked for so far.
         self._sparsity = 0.0
 
     def on_init_end(
@@ -86,6 +90,7 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Select the layers, plan the steps, and restore the masks of a resumed run."""
         self.on_init_end(args, state, control, **kwargs)  # A Trainer may have been built before it had this callback.
+        log_first(self)
         optimizer = kwargs.get("optimizer")
         refuse_averages(optimizer, "--prune_sparsity")
         model = whole(kwargs["model"])
@@ -97,10 +102,12 @@ class PruningCallback(TrainerCallback):
         self._warn_of_one_leap(state.max_steps)
         if self._scope == "global" and state.global_step == 0 and not self.criterion.has_state:
             self._warn_of_emptied(self._masking)
+        self._reached = progress(state).get(REACHED, 0.0) if state.global_step > 0 else 0.0
         if self.criterion.has_state and state.global_step > 0:
             self._sparsity = self._masking.load(load_state(args, state, self.criterion.name))
         else:
             self._choose(state.global_step, optimizer)
+        progress(state)[REACHED] = self._reached
 
     @torch.no_grad()
     def on_pre_optimizer_step(
@@ -135,6 +142,7 @@ class PruningCallback(TrainerCallback):
                 # After masks were applied: an optimizer may have moved a pruned weight far enough to be kept.
                 self._choose(step, kwargs.get("optimizer"))
                 self._masking.apply()
+        progress(state)[REACHED] = self._reached
         if step == self._timetable.end:
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
@@ -168,6 +176,7 @@ class PruningCallback(TrainerCallback):
             return  # The search gives up on this trial; its model is thrown away.
         self._refuse_early_end(args, state)
         reshard(whole(kwargs["model"]))
+        refuse_diverged(whole(kwargs["model"]), state)
         if masking is not None:
             self._refuse_lost_zeros(masking)
 
@@ -231,9 +240,11 @@ class PruningCallback(TrainerCallback):
         sparsity = 0.0
         if choice > 0:
             schedule = SCHEDULES[self.arguments.prune_schedule]
-            progress = self._timetable.progress(choice)
-            sparsity = schedule(progress, self.arguments.prune_initial_sparsity, self.arguments.prune_sparsity)
-        self._sparsity = masking.choose(sparsity, step, optimizer)
+            share = self._timetable.progress(choice)
+            sparsity = schedule(share, self.arguments.prune_initial_sparsity, self.arguments.prune_sparsity)
+        # A run that is resumed with more steps is earlier in its schedule than before; sparsity only grows.
+        self._reached = max(self._reached, sparsity)
+        self._sparsity = masking.choose(self._reached, step, optimizer)
 
     def _refuse_early_end(self, args: TrainingArguments, state: TrainerState) -> None:
         options, end = self.arguments, self._timetable.end

@@ -10,55 +10,67 @@ from hf_compress.patterns import check_patterns
 
 @dataclass
 class QuantizationArguments:
-    """Options of quantization-aware training; off unless `quant_scheme` is given."""
+    """Options of quantization-aware training; it is off unless `quant_scheme` is given.
+
+    Raises:
+        ValueError: an option is outside its range.
+
+    Example:
+        >>> from hf_compress import QuantizationArguments
+        >>> QuantizationArguments(quant_scheme="int8", quant_bits=["embeddings=4"]).flags
+        '--quant_scheme int8 --quant_bits embeddings=4'
+    """
 
     quant_scheme: str | None = field(
         default=None,
         metadata={
-            "choices": list(SCHEMES),
-            "help": "Number format to train for. `int8`: weights per row, embeddings per row, activations by ranges "
-            "learned in training. `int8-dynamic`: activations by token, at run time. `int8-weight`, `int4-weight`: "
-            "weights only. `int8-attention`: `int8`, and the products inside attention too.",
+            "choices": SCHEMES.keys(),
+            "help": "Number format to train for. "
+            + " ".join(f"`{name}`: {scheme.help}." for name, scheme in SCHEMES.items()),
         },
     )
     quant_bits: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Items PATTERN=BITS: layers in whose name the regular expression is found have weights of so many "
-            "bits, from 2 to 8, where the scheme has one scale a row; of several the last item holds. embeddings=4, "
-            "for instance. Activations keep theirs."
+            "help": "Items PATTERN=BITS, for example embeddings=4: bits from 2 to 8 for the weights of layers whose "
+            "name contains a match of the regular expression. The last matching item counts. The scheme must have "
+            "one scale per row. Activations keep their bits."
         },
     )
     quant_begin: float = field(
         default=0.1,
         metadata={
-            "help": "Share of training, in [0, 1), after which values are rounded; before it ranges are observed."
+            "help": "Share of training, in [0, 1), after which values are rounded. Before it, ranges are observed."
         },
     )
     quant_freeze: float = field(
         default=0.9,
-        metadata={"help": "Share of training, in (quant_begin, 1], after which activation ranges no longer move."},
+        metadata={"help": "Share of training, in (`quant_begin`, 1], after which activation ranges no longer move."},
     )
     quant_exclude: list[str] = field(
         default_factory=list,
-        metadata={"help": "Regular expressions; modules in whose name one is found stay in floating point."},
+        metadata={"help": "Regular expressions; layers whose name contains a match stay in floating point."},
     )
 
     @property
     def enabled(self) -> bool:
+        """Whether anything is rounded."""
         return self.quant_scheme is not None
 
     @property
     def scheme(self) -> Scheme:
+        """The scheme of that name.
+
+        Raises:
+            ValueError: none is given.
+        """
         if self.quant_scheme is None:
-            raise ValueError(
-                "`--quant_scheme` is not given, so there is no scheme. Choose one of " + ", ".join(SCHEMES)
-            )
+            raise ValueError("`--quant_scheme` is not given. Choose one of " + ", ".join(SCHEMES) + ".")
         return SCHEMES[self.quant_scheme]
 
     @property
     def flags(self) -> str:
-        """Scheme and bits as they are given on a command line."""
+        """Scheme and bits as command-line flags."""
         bits = ["--quant_bits", *self.quant_bits] if self.quant_bits else []
         return shlex.join(["--quant_scheme", str(self.quant_scheme), *bits])
 

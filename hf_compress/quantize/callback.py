@@ -1,4 +1,4 @@
-"""Quantization-aware training: the callback that switches the fake-quantized layers in any Trainer."""
+"""Quantization-aware training: the callback that switches rounding on and updates the activation ranges."""
 
 import math
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.distributed.fsdp import is_fsdp_enabled
 
+from hf_compress.callbacks import log_first, progress, refuse_diverged
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.lora import merge_in_forward
 from hf_compress.layers.rounded import CompressedLayer, compressed_layers, quantize_layers
@@ -19,38 +20,62 @@ from hf_compress.quantize.arguments import QuantizationArguments
 
 # Weight of the past in the moving average of activation ranges (Jacob et al., 2018, sec. 3.1: "close to 1").
 RANGE_MOMENTUM = 0.95
+# How many times the magnitude of a range one step may contribute to its average. What lies further out is an outlier
+# and counts as if it lay there (winsorizing; Tukey, 1962): a range grows by a factor of at most 1.95 in one step. A
+# lasting change of scale is still followed, by that factor per step. Wu et al. (2020) compare ways to leave outliers
+# out of ranges.
+RANGE_REACH = 20.0
+# In the first steps the bound holds in both directions: an outlier in the very first step has nothing to be compared
+# with, and the moving average would take hundreds of steps to forget it.
+RANGE_WARMUP = 20
+BEGIN = "rounding_begins"
 
 
 class QuantizationCallback(TrainerCallback):
-    """Quantization-aware training in any Trainer: switches the fake-quantized layers and commits their ranges.
+    """Quantization-aware training in any Trainer: switches rounding on, and updates activation ranges.
 
-    Layers are turned when the Trainer has been built: before its optimizer, its wrapping for several processes and the
-    loading of a checkpoint. From the share `quant_begin` of the steps on, never in the first step, weights and inputs
-    are rounded; ranges move until `quant_freeze`. A range is a moving average over optimizer steps of the extremes
-    over all micro-batches and processes of a step, so that it depends on neither accumulation nor the number of
-    processes.
+    Layers are replaced in place when the Trainer has been built: before it makes the optimizer, wraps the model for
+    several processes, and loads a checkpoint. Weights and inputs are rounded from the share `quant_begin` of the steps
+    on, but never in the first step. Ranges move until `quant_freeze`.
 
-    The head stays in floating point, BERT's pooler belongs to the body and is rounded; under 16-bit autocast scales,
-    ranges and rounding are float32. Beside a LoRA adapter the weight merged with it is rounded, and ranges are in the
+    A range is a moving average over optimizer steps of the extremes over all micro-batches and processes of a step. It
+    depends neither on gradient accumulation nor on the number of processes. Extremes that are not finite are skipped,
+    and outliers are bounded (`RANGE_REACH`).
+
+    The head stays in floating point; BERT's pooler belongs to the body and is rounded. Under 16-bit autocast scales,
+    ranges and rounding are float32. Beside a LoRA adapter the merged weight is rounded, and the ranges are in the
     adapter's checkpoint.
 
-    Raises, from Trainer's construction or at the start of training:
-        ValueError: a pattern matches nothing, the model has attention that cannot be rounded as asked, the run is too
-            short for quantization ever to begin, it is resumed without the ranges that it had, one process is to train
-            on several GPUs, the weights are sharded otherwise than by FSDP2, or accelerate is to load them in a way
-            that has no room for ranges.
+    The logs of training gain `quant_range_mean` and `quant_range_max`, and `quant_ranges_skipped`, the number of
+    extremes skipped so far, if there are any.
 
-    Raises, at the end of training:
-        RuntimeError: it stopped before quantization began, or the best model is to be loaded and none was quantized.
+    Args:
+        arguments: with a `quant_scheme`.
+
+    Raises:
+        ValueError: when the Trainer is built or training starts, if a pattern matches nothing, the attention of the
+            model cannot be rounded, the run is too short, it is resumed without the ranges it had, one process trains
+            on several GPUs, the weights are sharded other than by FSDP2, or accelerate loads them without ranges.
+        RuntimeError: at the end of training, if it stopped before rounding began, no rounded model qualifies as the
+            best one, or weights or ranges are not finite.
+
+    Example:
+        >>> from transformers import Trainer
+        >>> from hf_compress import QuantizationArguments, QuantizationCallback
+        >>> callback = QuantizationCallback(QuantizationArguments(quant_scheme="int8"))
+        >>> trainer = Trainer(model, args, callbacks=[callback])  # doctest: +SKIP
     """
 
     def __init__(self, arguments: QuantizationArguments) -> None:
         self.arguments = arguments
         self._layers: list[CompressedLayer] = []
+        self._begin = 0
+        self._skipped: Tensor | int = 0
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Replace the layers of the model, still without rounding."""
         model = transformer(kwargs["model"])
         options = self.arguments
         layers = quantize_layers(model, options.scheme, options.quant_exclude, options.quant_bits)
@@ -59,7 +84,7 @@ class QuantizationCallback(TrainerCallback):
         if is_fsdp_enabled() and any(layer.has_range for layer in layers):
             raise ValueError(
                 f"`--quant_scheme {self.arguments.quant_scheme}` keeps ranges in buffers, which accelerate cannot "
-                "load with `cpu_ram_efficient_loading`. Set that to false in `--fsdp_config` or accelerate's own "
+                "load with `cpu_ram_efficient_loading`. Set that to false in `--fsdp_config` or in accelerate's "
                 "configuration, or choose a scheme without ranges, such as `int8-dynamic`."
             )
         if isinstance(model, PeftModel):
@@ -68,13 +93,15 @@ class QuantizationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        args = kwargs.get("st_args", args)  # SetFit hands over arguments of its own, and its trainer's beside them.
+        """Check that the run can be quantized, and switch the layers to what they do in its first step."""
+        args = kwargs.get("st_args", args)  # SetFit passes arguments of its own, and its trainer's beside them.
         if args.n_gpu > 1:
             raise ValueError(
                 f"`--quant_scheme` cannot train one process on {args.n_gpu} GPUs (`nn.DataParallel`), whose copies of "
-                "the model forget what they observe. Launch one process per GPU (`torchrun --nproc_per_node "
-                f"{args.n_gpu}`, `accelerate launch`), or show it one (`CUDA_VISIBLE_DEVICES=0`)."
+                "the model forget the ranges that they observe. Launch one process per GPU (`torchrun "
+                f"--nproc_per_node {args.n_gpu}`, `accelerate launch`), or show it one (`CUDA_VISIBLE_DEVICES=0`)."
             )
+        log_first(self)
         model = transformer(kwargs["model"])
         reshard(model)
         targets = quantizable(model, self.arguments.quant_exclude)
@@ -82,36 +109,27 @@ class QuantizationCallback(TrainerCallback):
         if not all(isinstance(target.module, CompressedLayer) for target in targets):
             # `model_init` has made a new model, or the Trainer was built without this callback.
             self.on_init_end(args, state, control, **kwargs)
-        self._layers = list(compressed_layers(model).values())
-        ranges = [layer.input_range for layer in self._layers if layer.has_range]
-        if state.global_step > 0 and ranges and all(bool(bounds.isinf().any()) for bounds in ranges):
-            raise ValueError(
-                f"`--quant_scheme {self.arguments.quant_scheme}` cannot resume here: the checkpoint has no ranges, or "
-                "was loaded before the layers could hold them. Build the Trainer with this callback and with `model` "
-                "in place of `model_init`, or start anew."
-            )
-        if self._begin_step(state) >= state.max_steps:
-            raise ValueError(
-                f"`--quant_begin {self.arguments.quant_begin}` leaves none of the {state.max_steps} optimizer steps "
-                "to quantize in; quantization begins after the first step at the earliest. Train longer "
-                "(`--max_steps`, `--num_train_epochs`) or lower `--quant_begin`."
-            )
-        # As the last step before a checkpoint left them: there may be no other to come.
+        self._layers, self._skipped = list(compressed_layers(model).values()), 0
+        self._refuse_lost_ranges(state)
+        self._plan(state)
+        # As the last step before a checkpoint left them: no other step may follow.
         self._switch(state.global_step - 1, state)
         if state.global_step >= state.max_steps:
-            # No step is left in which layers could show that they round; what has seen its inputs did.
+            # No step is left in which layers could show that they round; a layer that has seen its inputs did.
             for layer in self._layers:
                 layer.rounded = layer.weight.dtype if layer.ready else None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Switch rounding and observing on or off for this step."""
         self._switch(state.global_step, state)
 
     @torch.no_grad()
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Add the extremes of the step to the moving averages."""
         layers = [layer for layer in self._layers if layer.has_range and layer.observing]
         if not layers:
             return
@@ -119,13 +137,14 @@ class QuantizationCallback(TrainerCallback):
         steps = torch.stack([_unseen(layer) if layer.step_range is None else layer.step_range for layer in layers])
         # Extremes of all processes in one message: the negated minimum makes both a maximum.
         sign = steps.new_tensor([-1.0, 1.0])
-        extremes = steps * sign
+        extremes = torch.where(steps.isnan(), math.inf, steps * sign)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-        seen = extremes * sign
-        past = torch.stack([layer.input_range for layer in layers])
-        average = torch.where(past.isinf(), seen, torch.lerp(seen, past, RANGE_MOMENTUM))
-        average = torch.where(seen.isinf(), past, average)
+        broken = extremes.isposinf().any(dim=1, keepdim=True)
+        seen, past = extremes * sign, torch.stack([layer.input_range for layer in layers])
+        average = _moved(seen, past, warming_up=state.global_step < RANGE_WARMUP)
+        average = torch.where(broken, past, average)
+        self._skipped = self._skipped + broken.sum()
         for layer, moved in zip(layers, average, strict=True):
             layer.input_range.copy_(moved)
             layer.step_range = _unseen(layer)
@@ -133,59 +152,102 @@ class QuantizationCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step == self._begin_step(state) + 1:
-            # This step was the first to round; the best model so far computes in floating point: not for shipping.
+        """Forget the best model so far when rounding has begun."""
+        if state.global_step == self._begin + 1:
+            # This step was the first to round. The best model so far computes in floating point.
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Adds the widths of activation ranges to the logs of training: `quant_range_mean`, `quant_range_max`."""
+        """Add the widths of activation ranges to the logs of training, and the number of skipped extremes."""
         ranges = [layer.input_range for layer in self._layers if layer.has_range and layer.weight_grid is not None]
         if "loss" not in kwargs["logs"] or not ranges:
             return
+        added: dict[str, float] = {}
         widths = (torch.stack(ranges) @ ranges[0].new_tensor([-1.0, 1.0])).float()
-        widths = widths[widths.isfinite()]  # What nobody calls has seen nothing.
+        widths = widths[widths.isfinite()]  # A layer that nobody calls has seen nothing.
         if len(widths):
             added = {"quant_range_mean": float(widths.mean()), "quant_range_max": float(widths.max())}
-            kwargs["logs"].update(added)
-            for copied in state.log_history[-1:]:  # Trainer puts its copy there before this event.
-                copied.update(added)
+        if skipped := int(self._skipped):
+            added["quant_ranges_skipped"] = skipped
+        kwargs["logs"].update(added)
+        for copied in state.log_history[-1:]:  # Trainer appends its copy before this event.
+            copied.update(added)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._layers = []  # They would keep a model in memory that a search has done with.
+        """Fail unless the final model was trained with rounding and is finite."""
+        self._layers = []  # They would keep a search's model in memory.
         if state.is_hyper_param_search and not control.should_training_stop:
-            return  # A trial that the search gives up on; its model is thrown away.
-        if state.global_step <= self._begin_step(state):
+            return  # The search gives up on this trial; its model is thrown away.
+        if state.global_step <= self._begin:
             raise RuntimeError(
-                f"training stopped at step {state.global_step} of {state.max_steps}, but quantization begins after "
-                f"step {self._begin_step(state)}. Lower `--quant_begin` (now {self.arguments.quant_begin}), or let "
-                "training go on for longer, say by a greater `early_stopping_patience`."
+                f"training stopped at step {state.global_step} of {state.max_steps}, but rounding begins after step "
+                f"{self._begin}. Lower `--quant_begin` (now {self.arguments.quant_begin}), or let training go on for "
+                "longer, for example with a greater `early_stopping_patience`."
             )
         if args.load_best_model_at_end and state.best_model_checkpoint is None:
             raise RuntimeError(
                 "`--load_best_model_at_end` finds no checkpoint that was evaluated and saved after quantization began "
-                f"at step {self._begin_step(state)}. Evaluate and save more often (`--eval_steps`, `--save_steps`), "
-                f"or lower `--quant_begin` (now {self.arguments.quant_begin})."
+                f"at step {self._begin}. Evaluate and save more often (`--eval_steps`, `--save_steps`), or lower "
+                f"`--quant_begin` (now {self.arguments.quant_begin})."
+            )
+        refuse_diverged(whole(kwargs["model"]), state)
+
+    def _refuse_lost_ranges(self, state: TrainerState) -> None:
+        ranges = [layer.input_range for layer in self._layers if layer.has_range]
+        if state.global_step > 0 and ranges and all(bool(bounds.isinf().any()) for bounds in ranges):
+            raise ValueError(
+                f"`--quant_scheme {self.arguments.quant_scheme}` cannot resume here: the checkpoint has no ranges, or "
+                "was loaded before the layers could hold them. Build the Trainer with this callback and with `model` "
+                "instead of `model_init`, or start anew."
             )
 
+    def _plan(self, state: TrainerState) -> None:
+        """Find the step after which values are rounded; a resumed run that rounded already goes on rounding."""
+        # Ranges are unknown in the first step.
+        self._begin = max(1, round(self.arguments.quant_begin * state.max_steps))
+        record = progress(state)
+        begun = record.get(BEGIN)
+        if begun is not None and begun < state.global_step:
+            self._begin = min(self._begin, begun)
+        if self._begin >= state.max_steps:
+            raise ValueError(
+                f"`--quant_begin {self.arguments.quant_begin}` leaves none of the {state.max_steps} optimizer steps "
+                "to quantize in; rounding begins after the first step at the earliest. Train longer (`--max_steps`, "
+                "`--num_train_epochs`) or lower `--quant_begin`."
+            )
+        record[BEGIN] = self._begin
+
     def _switch(self, step: int, state: TrainerState) -> None:
-        """Sets the layers to what they do in the step that `step` others have gone before."""
-        quantizing = step >= self._begin_step(state)
+        """Set the layers to what they do in the step after `step` others."""
+        quantizing = step >= self._begin
         observing = step < math.ceil(self.arguments.quant_freeze * state.max_steps)
         for layer in self._layers:
             layer.quantizing, layer.observing = quantizing, observing
             if observing and layer.has_range and layer.step_range is None:
                 layer.step_range = _unseen(layer)
 
-    def _begin_step(self, state: TrainerState) -> int:
-        # Ranges are unknown in the first step.
-        return max(1, round(self.arguments.quant_begin * state.max_steps))
+
+def _moved(seen: Tensor, past: Tensor, *, warming_up: bool) -> Tensor:
+    """Return ranges (layers, 2) after a step with the extremes `seen`; what was not seen leaves its range alone."""
+    if warming_up:
+        past = _within_reach(past, seen)
+    average = torch.where(past.isinf(), seen, torch.lerp(_within_reach(seen, past), past, RANGE_MOMENTUM))
+    return torch.where(seen.isinf(), past, average)
+
+
+def _within_reach(ranges: Tensor, of: Tensor) -> Tensor:
+    """Return `ranges`, clipped to `RANGE_REACH` times the largest magnitude in the ranges `of`, unless that is 0."""
+    limit = RANGE_REACH * of.abs().amax(dim=1, keepdim=True)
+    limit = torch.where(limit > 0, limit, math.inf)
+    return torch.where(ranges.isinf(), ranges, ranges.clamp(-limit, limit))
 
 
 def _unseen(layer: CompressedLayer) -> Tensor:
-    """The range before anything was seen: what a compiled forward finds is then always a tensor, and of its own.
+    """Return the range of a layer that has seen nothing.
 
-    None in the first micro-batch of a step, or one tensor for all layers, would double the graphs of the compiler.
+    A compiled forward always finds a tensor here, and one of its own. None in the first micro-batch of a step, or one
+    tensor for all layers, would double the graphs of the compiler.
     """
     return layer.input_range.new_tensor([math.inf, -math.inf])
