@@ -1,7 +1,9 @@
 """`hf-compress bench`: measure the speed of a model in each runtime."""
 
 import json
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +12,17 @@ import typer
 from hf_compress_cli.console import console
 from hf_compress_cli.errors import clean_errors
 
+LARGEST = 1_000_000  # Rows of a batch, or tokens of a row.
+
 
 def bench(
     folders: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Model folders, dense or compressed.")],
     batch_size: Annotated[str, typer.Option(metavar="N,N,...", help="Rows per batch.")] = "1,32",
     length: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens per row.")] = "128",
-    rounds: Annotated[int, typer.Option(help="Timed calls per variant and batch shape.")] = 20,
-    threads: Annotated[int | None, typer.Option(help="Threads per runtime; by default torch decides.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=100_000, help="Timed calls per variant and batch shape.")] = 20,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Threads per runtime; by default torch decides.")
+    ] = None,
     variants: Annotated[
         str | None,
         typer.Option(
@@ -40,8 +46,8 @@ def bench(
             lengths=_numbers("length", length),
             rounds=rounds,
             threads=threads,
-            variants=VARIANTS if variants is None else tuple(variants.split(",")),
-            device=device,
+            variants=_variants(variants, VARIANTS),
+            device=_device(device),
             progress=sys.stderr.isatty(),
         )
         if as_json:
@@ -54,9 +60,23 @@ def bench(
 
 
 def _numbers(option: str, words: str) -> list[int]:
-    try:
-        return [int(word) for word in words.split(",")]
-    except ValueError as error:
+    numbers = [int(word) if word.isdecimal() and len(word) <= 7 else 0 for word in words.split(",")]
+    if not all(1 <= number <= LARGEST for number in numbers):
         raise typer.BadParameter(
-            f"must be whole numbers separated by commas; got {words!r}.", param_hint=f"--{option}"
-        ) from error
+            f"must be whole numbers from 1 to {LARGEST:,}, separated by commas; got {words[:60]!r}.",
+            param_hint=f"--{option}",
+        )
+    return numbers
+
+
+def _variants(words: str | None, known: Sequence[str]) -> tuple[str, ...]:
+    chosen = tuple(known if words is None else words.split(","))
+    if not set(chosen) <= set(known):
+        raise typer.BadParameter(f"must be some of {', '.join(known)}; got {words!r}.", param_hint="--variants")
+    return chosen
+
+
+def _device(word: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", word):
+        raise typer.BadParameter(f"must be cpu, cuda or cuda:N; got {word!r}.", param_hint="--device")
+    return word

@@ -39,7 +39,7 @@ def test_a_pattern_that_explodes_is_refused(pattern: str) -> None:
             arguments(**{option: [value]})
 
 
-@pytest.mark.parametrize("pattern", ["(", "[", "a{999999999999}", "(" * 249 + "a" + ")" * 249, "*", r"\k"])
+@pytest.mark.parametrize("pattern", ["(", "[", "a{999999999999}", "*", r"\k"])
 def test_a_pattern_that_is_not_valid_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="`--prune_exclude .* is not a regular expression") as refused:
         check_patterns("prune_exclude", [pattern])

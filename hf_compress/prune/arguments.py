@@ -10,6 +10,8 @@ from hf_compress.prune.patterns import PATTERNS
 from hf_compress.prune.schedules import SCHEDULES
 from hf_compress.prune.selection import SCOPES
 
+MOST_STEPS = 10**9  # No training is longer.
+
 
 def _words(registry: Mapping[str, Any]) -> str:
     """Return the help of every entry, as one text."""
@@ -129,8 +131,8 @@ class PruningArguments:
                 f"{self.prune_end}. Raise it, or lower `--prune_begin`; 0.6 leaves the last 40 % of the steps for "
                 "recovery."
             )
-        if not self.prune_every >= 1:
+        if not 1 <= self.prune_every <= MOST_STEPS:
             raise ValueError(
-                f"`--prune_every` must be at least 1 optimizer step; got {self.prune_every}. Give 10 to choose "
-                "weights every ten steps."
+                f"`--prune_every` must be at least 1 optimizer step and at most {MOST_STEPS:,}; got "
+                f"{str(self.prune_every)[:20]}. Give 10 to choose weights every ten steps."
             )
