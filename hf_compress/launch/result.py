@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from hf_compress.checkpoint.resume import last_complete_checkpoint
+from hf_compress.documents import read_document
 from hf_compress.export.formats import exported, write_formats, written
+from hf_compress.launch.claim import claim, release
 from hf_compress.report import records
 from hf_compress.report.card import is_current, save_card
 from hf_compress.report.hub import push
@@ -69,9 +71,14 @@ class Result:
         )
 
     def begin(self, plan: Plan) -> None:
-        """Start to build the result anew: what an interrupted attempt left is removed, and the plan is written."""
+        """Start to build the result anew: what an interrupted attempt left is removed, and the plan is written.
+
+        Raises:
+            ValueError: there is a result already, or another process builds one.
+        """
         self.check_free()
-        shutil.rmtree(self.aside.parent, ignore_errors=True)
+        claim(self.output)
+        _remove(self.aside.parent)
         self.aside.parent.mkdir(parents=True)
         partial = self.aside.parent / f".{PLAN_NAME}"
         partial.write_text(json.dumps(asdict(plan), indent=2) + "\n", "utf-8")
@@ -82,7 +89,7 @@ class Result:
         path = self.aside.parent / PLAN_NAME
         if not path.is_file():
             return None
-        plan: Plan = records.decode(Plan, json.loads(path.read_text("utf-8")), str(path))
+        plan: Plan = records.decode(Plan, read_document(path), str(path))
         return plan
 
     def publish(self, plan: Plan, token: str | None = None) -> list[str]:
@@ -103,7 +110,8 @@ class Result:
             done.append(f"Moved the result to {self.folder}")
         if plan.hub_id is not None:
             done.append(f"Pushed it to {push(self.folder, plan.hub_id, private=plan.private, token=token)}")
-        shutil.rmtree(self.aside.parent, ignore_errors=True)
+        _remove(self.aside.parent)
+        release(self.output)
         return done
 
 
@@ -125,19 +133,29 @@ def complete(output: str | Path, *, without_report: bool = False) -> list[str]:
         ['Wrote the card: README.md', 'Moved the result to runs/sst2/compressed']
     """
     result = Result(output)
+    if not result.output.is_dir():
+        return _renew_card(result)
+    claim(output)
+    try:
+        return _completed(result, without_report)
+    finally:
+        release(output)
+
+
+def _completed(result: Result, without_report: bool) -> list[str]:
     plan = result.plan()
     if plan is None:
         return _renew_card(result)
     if not result.aside.is_dir():
         if not result.folder.is_dir():
-            raise ValueError(f"The compressed model was not saved yet. {how_to_resume(output, plan.command)}")
+            raise ValueError(f"The compressed model was not saved yet. {how_to_resume(result.output, plan.command)}")
         return result.publish(plan)
     result.check_free()
     scored = _is_report(result.aside)
     if plan.reported and not scored and not without_report:
         raise ValueError(
             f"The compressed model in {result.aside} has no scores yet, which only the run's own script can measure. "
-            f"{how_to_resume(output, plan.command)} Or keep it without report and card: `--without-report`."
+            f"{how_to_resume(result.output, plan.command)} Or keep it without report and card: `--without-report`."
         )
     if not scored:
         (result.aside / REPORT_NAME).unlink(missing_ok=True)
@@ -167,6 +185,14 @@ def _is_report(folder: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _remove(path: Path) -> None:
+    """Remove what an earlier attempt left at `path`. A link is removed, and what it points to is kept."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def how_to_resume(output: str | Path, command: str) -> str:

@@ -15,6 +15,7 @@ from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill import DistillationMixin
 from hf_compress.distill.teacher import SELF
 from hf_compress.export.formats import exported, write_formats
+from hf_compress.launch.claim import claim
 from hf_compress.launch.result import Plan, Result
 from hf_compress.models.heads import bare, find_head
 from hf_compress.models.targets import transformer
@@ -37,7 +38,7 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
 
     Raises:
         ValueError: the recipe cannot be applied to this model, the model is not a Transformers model, the output
-            folder already holds a result, or the trainer already compresses.
+            folder already holds a result or is in use by another run, or the trainer already compresses.
 
     Example:
         >>> import tempfile, transformers
@@ -53,6 +54,8 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
     """
     Result(trainer.args.output_dir).check_free()
     _check_compressible(trainer, recipe)
+    if trainer.is_world_process_zero():
+        claim(trainer.args.output_dir)
     origin = Origin.of(trainer.model)
     _warn_of_untrained_teacher(trainer, recipe, origin)
     distilling = _distilling(trainer)

@@ -1,8 +1,11 @@
 """The result of a run appears whole or not at all, and an interrupted finish is completed or repeated."""
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,13 @@ from typer.testing import CliRunner
 from hf_compress import Recipe, compress, finish
 from hf_compress.launch import complete
 from hf_compress.launch import result as results
+from hf_compress.launch.claim import claim, release
 from hf_compress.launch.result import UNFINISHED, Result
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.report import hub
 from hf_compress.report.report import Report
 from hf_compress_cli import app
+from tests.invariants.harness import in_a_process
 
 RECIPE = Recipe(pruning=PruningArguments(prune_sparsity=0.5, prune_every=1))
 
@@ -165,3 +170,88 @@ def test_the_plan_of_a_result_holds_no_token(trained: Trainer) -> None:
     interrupt(trained, at="evaluation")
     plan = json.loads((Result(trained.args.output_dir).aside.parent / "plan.json").read_text())
     assert "hf_secret" not in str(plan)
+
+
+@contextmanager
+def claimed_by_another(folder: Path) -> Iterator[None]:
+    """Hold a claim on `folder` as another process would: locks belong to the opened folder."""
+    opened = os.open(folder, os.O_RDONLY)
+    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        yield
+    finally:
+        os.close(opened)
+
+
+def test_a_second_run_into_a_folder_is_refused_at_its_start(
+    tiny_bert: BertForSequenceClassification, tmp_path: Path
+) -> None:
+    trainer = Trainer(tiny_bert, TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none"))
+    with claimed_by_another(tmp_path / "out"), pytest.raises(ValueError, match="is in use by another run"):
+        compress(trainer, RECIPE)
+    assert not list((tmp_path / "out").iterdir()), "a claim leaves no file behind"
+    compress(trainer, RECIPE)
+    release(tmp_path / "out")
+
+
+def test_an_unfinished_result_of_a_live_run_is_left_alone(trained: Trainer) -> None:
+    interrupt(trained, at="card")
+    output = Path(trained.args.output_dir)
+    release(output)
+    with claimed_by_another(output):
+        result = CliRunner().invoke(app, ["finish", str(output)])
+        with pytest.raises(ValueError, match="is in use by another run"):
+            finish(trained)
+    assert result.exit_code == 1 and "is in use by another run" in result.stderr
+    assert CliRunner().invoke(app, ["finish", str(output)]).exit_code == 0
+
+
+def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
+    assert in_a_process(claim, str(tmp_path)) == 0
+    claim(tmp_path)
+    claim(tmp_path)  # Of the same process.
+    release(tmp_path)
+    release(tmp_path)
+
+
+@pytest.mark.parametrize("leftover", ["link", "file", "folder"])
+def test_leftovers_are_replaced_and_links_not_followed(leftover: str, trained: Trainer, tmp_path: Path) -> None:
+    unfinished = Path(trained.args.output_dir) / UNFINISHED
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("kept")
+    if leftover == "link":
+        unfinished.symlink_to(tmp_path / "precious")
+    elif leftover == "file":
+        unfinished.write_text("")
+    else:
+        (unfinished / "compressed").mkdir(parents=True)
+        (unfinished / "compressed" / "model.safetensors").write_text("half")
+    report = finish(trained)
+    assert hub.check(Path(trained.args.output_dir) / "compressed") == report
+    assert [path.read_text() for path in (tmp_path / "precious").iterdir()] == ["kept"]
+    assert not unfinished.exists() and not unfinished.is_symlink()
+
+
+def test_a_linked_output_folder_receives_the_result(trained: Trainer, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    trained.args.output_dir = str(tmp_path / "link")
+    report = finish(trained)
+    assert hub.check(tmp_path / "disk" / "compressed") == report
+
+
+def test_a_link_in_place_of_the_result_is_refused(trained: Trainer, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (Path(trained.args.output_dir) / "compressed").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="already holds a result"):
+        finish(trained)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_broken_plan_is_one_sentence(trained: Trainer) -> None:
+    interrupt(trained, at="card")
+    plan = Path(trained.args.output_dir) / UNFINISHED / "plan.json"
+    for text in ("", "[]", '{"command": 1}', "{" * 5000):
+        plan.write_text(text)
+        result = CliRunner().invoke(app, ["finish", trained.args.output_dir])
+        assert result.exit_code == 1 and "plan.json" in result.stderr and len(result.stderr) < 500

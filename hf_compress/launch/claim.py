@@ -1,0 +1,54 @@
+"""The claim of a run on its output folder, so that a second run is refused at its start and not at its end."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# The open folders that this process has locked.
+_CLAIMED: dict[Path, int] = {}
+
+
+def claim(folder: str | Path) -> None:
+    """Claim `folder`, which is created if needed, for this process, until it ends or calls `release`.
+
+    The claim is a lock on the folder itself, so it leaves no file behind and ends with a killed process. Claims of one
+    process do not conflict. A file system without locks has no claims.
+
+    Raises:
+        ValueError: another process has claimed the folder.
+
+    Example:
+        >>> import tempfile
+        >>> from hf_compress.launch.claim import claim, release
+        >>> folder = tempfile.mkdtemp()
+        >>> claim(folder)
+        >>> release(folder)
+    """
+    path = Path(folder).resolve()
+    if path in _CLAIMED:
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(opened)
+        raise ValueError(
+            f"`--output_dir {folder}` is in use by another run. Choose another output folder, or wait for that run."
+        ) from error
+    except OSError as error:
+        os.close(opened)
+        logger.info(f"{folder} cannot be locked ({error.strerror}), so a second run there would not be noticed.")
+        return
+    _CLAIMED[path] = opened
+
+
+def release(folder: str | Path) -> None:
+    """Give up the claim on `folder`, if this process has one."""
+    opened = _CLAIMED.pop(Path(folder).resolve(), None)
+    if opened is not None:
+        os.close(opened)
