@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_compress.distill.answers import AnswerCollator
 from hf_compress.distill.arguments import DistillationArguments
-from hf_compress.distill.cache import TeacherCache, identity
+from hf_compress.distill.cache import TeacherCache
 from hf_compress.distill.features import flags
+from hf_compress.distill.fingerprints import identity
 from hf_compress.distill.teacher import adapter_off
 from hf_compress.models.heads import Head, bare
 
@@ -31,6 +32,7 @@ class AskingMixin(Trainer):
     _adapted: PeftModel | None
     _teacher_inputs: set[str]
     _teacher_caches: bool
+    _train_batch_size: int
     _answer_names: tuple[str, ...] = ()  # The columns with the answers; empty without a cache.
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -66,8 +68,9 @@ class AskingMixin(Trainer):
             read=lambda batch: self._teacher_reads(self.model, batch),
             ask=lambda batch: head.logits(self._teach(self.model, batch)),
             side=getattr(tokenizer, "padding_side", "right"),
-            # As in training, so that the same kernels run: rows of one length get the same bits.
-            batch_size=self.args.train_batch_size,
+            # As in training, so that the same kernels run: rows of one length get the same bits. Not the size of the
+            # arguments, which `auto_find_batch_size` does not lower.
+            batch_size=self._train_batch_size,
         )
         answered = cache.answered(dataset)
         return answered, AnswerCollator(collator, head, cache.side, cache.dtype(answered))

@@ -3,34 +3,35 @@
 A digest of everything that the answers depend on names the file.
 """
 
-import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import torch
 import transformers
 from filelock import FileLock
-from peft import PeftModel
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers.utils import logging
 
+from hf_compress.distill import answer_file
 from hf_compress.distill.answers import Batch, Rows, answer_columns, own, token_column
-from hf_compress.models.heads import Head, bare
+from hf_compress.distill.fingerprints import content, digest
+from hf_compress.models.heads import Head
+
+logger = logging.get_logger(__name__)
 
 AUTO = "auto"
 OPTION = "`--distill_cache`"
 LARGEST = 16 * 2**30
 # Change it whenever the stored content changes: the digest in the file name covers it.
-FORMAT = "1"
+FORMAT = "2"
 SAMPLE = 16
 # Rows are sorted by length within chunks of this many rows, or of this many bytes of answers if that is less.
 CHUNK_ROWS, CHUNK_BYTES = 8192, 2**28
-# Parts of the names of weights that belong to an adapter, not to its base model.
-ADAPTED = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save"}
 
 
 @dataclass
@@ -60,32 +61,45 @@ class TeacherCache:
     batch_size: int
 
     def answered(self, dataset: Any) -> Any:
-        """Return the `datasets.Dataset` with the teacher's answers as columns, from a memory-mapped file.
+        """Return the `datasets.Dataset` with the teacher's answers as further columns, from a memory-mapped file.
 
-        A digest of the data's fingerprint, its split, the teacher, and a batch of sample rows names the file. The
-        first process that does not find the file writes it under a lock, and others wait. The file gets its name when
-        it is complete.
+        The file holds the answers only. A digest of the content and order of the rows, their split, the teacher, and
+        a batch of sample rows names it. The first process that does not find the file writes it under a lock, and
+        others wait. A file that is found is read once and compared with its checksums; a damaged one is written anew.
 
         Raises:
             ValueError: the answers depend on chance or on the other rows of a batch, would take too much space, or
                 cannot be written.
         """
         sample = self._sample(dataset)
-        seen, again = (_digest(self.read(self.collate([dict(row) for row in sample])).items()) for _ in range(2))
+        seen, again = (digest(self.read(self.collate([dict(row) for row in sample])).items()) for _ in range(2))
         if seen != again:
             raise ValueError(
                 f"{OPTION} cannot be used with a data collator that makes different batches of the same rows, such as "
                 "one that masks tokens at random: the teacher's answers would belong to other inputs. Leave the "
                 "option out, or prepare the rows beforehand with `Dataset.map`."
             )
-        known = {"format": FORMAT, "transformers": transformers.__version__, "data": dataset._fingerprint}
-        known |= {"rows": len(dataset), "split": dataset.split, "teacher": self.teacher, "sample": seen}
-        key = _digest(known.items())
+        places = _places(dataset)
+        known = {"format": FORMAT, "transformers": transformers.__version__, "split": dataset.split}
+        known |= {"rows": content(dataset, self.columns), "places": torch.from_numpy(places)}
+        known |= {"table": len(dataset.data), "teacher": self.teacher, "sample": seen}
+        key = digest(known.items())
         folder = _folder(self.folder)
         path = folder / f"teacher-{key}.arrow"
         with FileLock(path.with_suffix(".lock")):
-            settings: dict[str, Any] = {} if path.exists() else self._plan(dataset, sample, folder)
-            return self._mapped(dataset, path, key, **settings)
+            damage = answer_file.damage(path, key) if path.exists() else None
+            if damage is not None:
+                logger.warning(f"{OPTION}: {path} is damaged: {damage}. The teacher is asked again.")
+            if damage is not None or not path.exists():
+                batches = self._batches(dataset, places, self._plan(dataset, sample, folder))
+                try:
+                    answer_file.write(path, key, batches)
+                except OSError as error:
+                    raise ValueError(
+                        f"{OPTION} cannot write {path}: {error}. Free some space, give another folder, or leave the "
+                        "option out."
+                    ) from error
+            return self._joined(dataset, path, key)
 
     def dtype(self, dataset: Any) -> torch.dtype:
         """Return the dtype of the answers in a data set that has them."""
@@ -106,8 +120,8 @@ class TeacherCache:
             )
         return rows
 
-    def _plan(self, dataset: Any, sample: Rows, folder: Path) -> dict[str, Any]:
-        """Return how to fill the cache: dtype and depth of the answers, and the number of rows to sort together.
+    def _plan(self, dataset: Any, sample: Rows, folder: Path) -> int:
+        """Return the number of rows to sort together.
 
         Raises:
             ValueError: the answers depend on the other rows of a batch, or would take too much space.
@@ -126,8 +140,8 @@ class TeacherCache:
                     "positions are counted from it. Pass the mask, pad on the right, pad all rows to one length, or "
                     "leave the option out."
                 )
-        per_row = sum(answer.nbytes for answers in together.values() for answer in answers) / len(sample)
-        needed, free = int(per_row * len(dataset)), shutil.disk_usage(folder).free
+        needed, free = self._bytes(dataset, together), shutil.disk_usage(folder).free
+        per_row = needed / len(dataset)
         if needed > min(LARGEST, free):
             limit = (
                 f"more than the limit of {LARGEST / 2**30:.0f} GiB" if needed > LARGEST else "more than the free space"
@@ -137,34 +151,64 @@ class TeacherCache:
                 f"{per_row / 1024:,.1f} KiB), {limit}. Leave the option out: a live teacher needs no space. "
                 "Language models always need much, because they answer each token with a logit for every word."
             )
-        answer = next(iter(together.values()))[0]
-        chunk = max(self.batch_size, min(CHUNK_ROWS, int(CHUNK_BYTES / max(per_row, 1))))
-        return {"dtype": str(answer.dtype), "depth": answer.ndim, "chunk": chunk}
+        return max(self.batch_size, min(CHUNK_ROWS, int(CHUNK_BYTES / max(per_row, 1))))
 
-    def _mapped(
-        self, dataset: Any, path: Path, key: str, dtype: str = "float32", depth: int = 1, chunk: int = CHUNK_ROWS
-    ) -> Any:
-        from datasets import Features, List, Value
+    def _bytes(self, dataset: Any, sample: Mapping[str, list[np.ndarray[Any, Any]]]) -> int:
+        """Return the size of the file, from the answers to sample rows and the number of tokens in all rows.
 
-        if path.exists():
-            features = None  # The file has them.
-        else:
-            feature: Any = Value(dtype)
-            for _ in range(depth):
-                feature = List(feature)
-            features = Features(dict(dataset.features) | dict.fromkeys(answer_columns(self.head), feature))
-        return dataset.map(
-            lambda *values: self._answers(
-                [dict(zip(self.columns, row, strict=True)) for row in zip(*values, strict=True)]
-            ),
-            input_columns=self.columns,
-            batched=True,
-            batch_size=chunk,
-            features=features,
-            cache_file_name=str(path),
-            load_from_cache_file=True,
-            new_fingerprint=key,
-            desc="Asking the teacher",
+        Each list, of any depth, has an offset of 4 bytes.
+        """
+        tokens, total, count = token_column(self.head), 0, len(dataset)
+        if tokens is not None:
+            lists = dataset.with_format("arrow", columns=[tokens])
+            for start in range(0, count, CHUNK_ROWS):
+                total += pyarrow.compute.sum(
+                    pyarrow.compute.list_value_length(lists[start : start + CHUNK_ROWS][tokens])
+                ).as_py()
+        needed = 4 * count * len(sample)
+        for answers in sample.values():
+            shape, items = answers[0].shape[1:], total if tokens is not None else count * len(answers[0])
+            width = int(np.prod(shape, dtype=np.int64))
+            needed += items * (width * answers[0].itemsize + 4 * len(shape))
+        return needed
+
+    def _batches(self, dataset: Any, places: np.ndarray[Any, Any], chunk: int) -> Iterator[pyarrow.RecordBatch]:
+        """Yield the answers in the order of the table behind `dataset`, null for rows that `dataset` leaves out."""
+        from datasets.utils import tqdm
+
+        columns = answer_columns(self.head)
+        unique, first = np.unique(places, return_index=True)
+        ordered, end = dataset.select(first), 0
+        with tqdm(total=len(unique), desc="Asking the teacher", unit=" rows") as bar:
+            for start in range(0, len(unique), chunk):
+                some = unique[start : start + chunk]
+                rows = ordered[start : start + chunk]
+                values = zip(*(rows[name] for name in self.columns), strict=True)
+                found = self._answers([dict(zip(self.columns, row, strict=True)) for row in values])
+                begin, end = end, len(dataset.data) if start + chunk >= len(unique) else int(some[-1]) + 1
+                arrays = []
+                for name in columns:
+                    spread: list[Any] = [None] * (end - begin)
+                    for place, answer in zip(some, found[name], strict=True):
+                        spread[place - begin] = answer
+                    arrays.append(answer_file.column(spread))
+                bar.update(len(some))
+                yield pyarrow.RecordBatch.from_arrays(arrays, names=list(columns))
+
+    def _joined(self, dataset: Any, path: Path, key: str) -> Any:
+        """Return `dataset` with the columns in the file at `path`; both stay where they are."""
+        from datasets import Dataset, Features
+        from datasets.table import MemoryMappedTable, concat_tables
+
+        answers = MemoryMappedTable.from_file(str(path))
+        info = dataset.info.copy()
+        info.features = Features(dict(dataset.features) | dict(Features.from_arrow_schema(answers.schema)))
+        table = concat_tables([dataset.data, answers], axis=1)
+        joined = Dataset(table, info, dataset.split, indices_table=dataset._indices, fingerprint=key)
+        given = dataset.format
+        names = [*given["columns"], *answer_columns(self.head)]
+        return joined.with_format(
+            given["type"], names, output_all_columns=given["output_all_columns"], **given["format_kwargs"]
         )
 
     def _answers(self, rows: Rows) -> dict[str, list[np.ndarray[Any, Any]]]:
@@ -182,30 +226,6 @@ class TeacherCache:
                 for number, answer in zip(batch, full, strict=True):
                     answers[column][number] = answer if tokens is None else own(answer, lengths[number], self.side)
         return answers
-
-
-def identity(teacher: nn.Module, processing_class: Any, adapter_off: bool = False) -> str:
-    """Return a digest of a teacher: its class, configuration and weights, and the tokenizer.
-
-    Args:
-        adapter_off: whether the teacher is the base model of an adapter, whose weights are then left out.
-    """
-    model = bare(teacher)
-    config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
-    facts: dict[str, Any] = {"class": type(model).__name__, "config": repr(sorted(config.items()))}
-    facts["attention"] = model.config._attn_implementation
-    if isinstance(teacher, PeftModel):
-        facts["adapter"] = repr(teacher.peft_config)
-    if isinstance(processing_class, PreTrainedTokenizerBase):
-        facts["vocabulary"] = repr(sorted(processing_class.get_vocab().items()))
-        facts["special"] = repr(
-            sorted((name, str(token)) for name, token in processing_class.special_tokens_map.items())
-        )
-        facts["side"] = processing_class.padding_side
-    weights = teacher.state_dict()
-    if adapter_off:
-        weights = {name: value for name, value in weights.items() if not ADAPTED & set(name.split("."))}
-    return _digest([*facts.items(), *weights.items()])
 
 
 def check_dataset(dataset: Any) -> None:
@@ -245,19 +265,14 @@ def _folder(name: str) -> Path:
     return folder
 
 
+def _places(dataset: Any) -> np.ndarray[Any, Any]:
+    """Return the numbers of the rows of `dataset` in the table behind it, which `shuffle` and `select` keep."""
+    if dataset._indices is None:
+        return np.arange(len(dataset))
+    return np.asarray(dataset._indices.column(0).to_numpy().astype(np.int64))
+
+
 def _length(row: Mapping[str, Any], column: str) -> int:
     value = row.get(column, ())
     # In multiple choice, a row is a list of rows.
     return sum(map(len, value)) if len(value) and isinstance(value[0], list) else len(value)
-
-
-def _digest(items: Iterable[tuple[str, Any]]) -> str:
-    """Return a digest of named values; for tensors it covers dtype, shape and every byte."""
-    digest = hashlib.sha256()
-    for name, value in items:
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        else:
-            digest.update(f"{name} {value!s} ".encode())
-    return digest.hexdigest()[:32]

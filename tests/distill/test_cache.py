@@ -1,6 +1,8 @@
 """A teacher that is asked once teaches what a live one does, and no stale answer is ever met."""
 
 import copy
+import logging
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, Split
+from datasets import Dataset, Split, concatenate_datasets
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -315,6 +317,148 @@ def test_answers_that_were_not_written_to_the_end_are_not_read(tmp_path: Path, m
     assert same(kept.model.state_dict(), live.model.state_dict())
 
 
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def edit(file: Path) -> None:
+    changed = bytearray(file.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    file.write_bytes(changed)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def shorten(file: Path) -> None:
+    """Take bytes from the answers and keep the trailer."""
+    whole = file.read_bytes()
+    file.write_bytes(whole[:64] + whole[128:])
+
+
+def swap(file: Path) -> None:
+    """Put the answers of another teacher under the name of this file."""
+    trained(file.parent / "other", [KD], data=fixed(), teacher=bert(seed=2), **cached(file.parent / "others"))
+    shutil.copy(files(file.parent / "others")[0], file)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (cut, "its end is missing"),
+        (empty, "its end is missing"),
+        (edit, "the checksum of block 1 of 1 does not match"),
+        (shorten, "bytes instead of"),
+        (swap, "the answers of another teacher"),
+    ],
+)
+def test_a_damaged_cache_is_named_and_made_anew(
+    harm: Callable[[Path], None], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = trained(tmp_path / "first", [KD], data=fixed(), **cached(tmp_path / "cache"))
+    (file,) = files(tmp_path / "cache")
+    whole = file.read_bytes()
+    harm(file)
+    transformers_logger = logging.getLogger("transformers")
+    transformers_logger.addHandler(caplog.handler)
+    try:
+        again = trained(tmp_path / "again", [KD], data=fixed(), **cached(tmp_path / "cache"))
+    finally:
+        transformers_logger.removeHandler(caplog.handler)
+    assert same(first.model.state_dict(), again.model.state_dict())
+    assert f"{file} is damaged" in caplog.text and said in caplog.text
+    assert file.read_bytes() == whole
+    assert {path.suffix for path in file.parent.iterdir() if path.is_file()} == {".arrow", ".lock"}
+
+
+def test_a_teacher_retrained_at_the_same_path_is_asked(tmp_path: Path) -> None:
+    plan = {"model": bert(), "data": fixed()}
+    for seed, number in ((1, 1), (2, 2), (1, 2)):
+        bert(seed=seed).save_pretrained(tmp_path / "teacher")
+        options = DistillationArguments(
+            distill_teacher=str(tmp_path / "teacher"), distill_cache=str(tmp_path / "cache")
+        )
+        trained(tmp_path / "run", plan=Recipe(options), build={"distillation": options}, max_steps=1, **plan)
+        assert len(files(tmp_path / "cache")) == number
+
+
+def test_other_rows_with_the_same_fingerprint_are_asked_about(tmp_path: Path) -> None:
+    """As when the file of a data set is edited: `datasets` keeps the fingerprint."""
+    other = fixed().map(lambda row: {"input_ids": row["input_ids"][::-1], "attention_mask": [1] * 8})
+    given = fixed()
+    other._fingerprint = given._fingerprint
+    for data, number in ((given, 1), (other, 2), (given.select(range(63, -1, -1)), 3)):
+        trained(tmp_path / "run", [KD], data=data, max_steps=1, **cached(tmp_path / "cache"))
+        assert len(files(tmp_path / "cache")) == number
+
+
+@pytest.mark.parametrize(
+    "arranged",
+    [
+        lambda data: data,
+        lambda data: data.shuffle(seed=3),
+        lambda data: data.select([5, 60, 2, 5, 33]),
+        lambda data: data.select(range(7, 40)),
+        lambda data: data.shuffle(seed=3).with_format("torch", columns=["input_ids", "attention_mask", "label"]),
+        lambda data: concatenate_datasets([data, data.select([1, 2])]),
+    ],
+    ids=["whole", "shuffled", "selected", "range", "torch", "concatenated"],
+)
+def test_the_training_set_stays_the_training_set(arranged: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    """The file holds answers only, and each row keeps its columns and gets its own answer."""
+    teacher, build = bert(seed=1), {"data_collator": DataCollatorWithPadding(tiny_tokenizer)}
+    data = arranged(classed().add_column("text", [f"row {number}" * 9 for number in range(64)]))
+    run = make(tmp_path, [KD], data=data, teacher=teacher, build=cached(tmp_path / "cache")["build"] | build)
+    answered, _ = run._answered(data, run.data_collator)
+    assert len(answered) == len(data)
+    for row, given in zip(answered.with_format(None), data.with_format(None), strict=True):
+        expected = teacher(input_ids=torch.tensor([given["input_ids"]])).logits[0]
+        torch.testing.assert_close(torch.tensor(row.pop("teacher_logits")), expected, rtol=0, atol=1e-5)
+        assert row == given
+    (file,) = files(tmp_path / "cache")
+    assert b"row 1" not in file.read_bytes()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_planned_size_is_that_of_the_file(
+    name: str, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    auto_class, config, data, collator = HEADS[name]
+    model, planned = auto_class.from_config(copy.deepcopy(config)), []
+    size = teacher_cache.TeacherCache._bytes
+    monkeypatch.setattr(
+        teacher_cache.TeacherCache, "_bytes", lambda self, *given: planned.append(size(self, *given)) or planned[0]
+    )
+    build = cached(tmp_path)["build"] | {"data_collator": collator(tiny_tokenizer)}
+    given = concatenate_datasets([data()] * 20)
+    if "left" not in name:
+        trained(tmp_path, [KD], model=model, teacher=copy.deepcopy(model), data=given, build=build, max_steps=1)
+        (file,) = files(tmp_path)
+        assert file.stat().st_size == pytest.approx(planned[0], rel=0.05, abs=3000)
+
+
+def test_the_cache_is_filled_at_the_batch_size_that_fits(tmp_path: Path) -> None:
+    teacher = bert(seed=1)
+
+    def full(module: Any, arguments: Any, named: Any) -> None:
+        if len(named["input_ids"]) > 8:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    teacher.register_forward_pre_hook(full, with_kwargs=True)
+    run = trained(
+        tmp_path / "run",
+        [KD],
+        teacher=teacher,
+        data=fixed(),
+        auto_find_batch_size=True,
+        per_device_train_batch_size=16,
+        **cached(tmp_path / "cache"),
+    )
+    assert run.state.train_batch_size <= 8 and run.state.global_step == 12
+    assert all(loss > 0 for (loss,) in logged(run, "distill_loss"))
+
+
 def test_answers_are_a_memory_mapped_column_in_row_order(tiny_tokenizer: Any, tmp_path: Path) -> None:
     data, teacher = classed().shuffle(seed=1), bert(seed=1)
     build = {"data_collator": DataCollatorWithPadding(tiny_tokenizer), **cached(tmp_path)["build"]}
@@ -443,12 +587,13 @@ def test_answers_that_depend_on_the_padding_are_refused(tiny_tokenizer: Any, tmp
 
 
 def test_answers_that_need_too_much_space_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(teacher_cache, "LARGEST", 511)
+    size = 64 * (2 * 4 + 4)  # Two logits and an offset a row.
+    monkeypatch.setattr(teacher_cache, "LARGEST", size - 1)
     run = make(tmp_path / "run", [KD], data=fixed(), **cached(tmp_path / "cache"))
     with pytest.raises(ValueError, match=r"`--distill_cache` would take about 0.0 GiB in .* \(64 rows of 0.0 KiB\)"):
         run.train()
     assert not files(tmp_path / "cache")
-    monkeypatch.setattr(teacher_cache, "LARGEST", 512)
+    monkeypatch.setattr(teacher_cache, "LARGEST", size)
     run.train()
 
 
