@@ -3,14 +3,15 @@
 import copy
 import inspect
 import itertools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -20,7 +21,7 @@ from transformers import (
     Trainer,
     set_seed,
 )
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 from hf_compress.models.heads import Head, bare, has_own_forward
 
@@ -112,7 +113,8 @@ def logit_difference(
                 ours, theirs = (head.logits(model(**inputs)) for model in (trained, other))
             rows += len(ours[0])
             for one, two in zip(ours, theirs, strict=True):
-                difference = (one.double() - two.double()).abs().max().cpu()
+                # Models may put -inf where no class is allowed: equal values differ by 0, whatever they are.
+                difference = torch.where(one == two, 0.0, (one.double() - two.double()).abs()).max().cpu()
                 # torch.maximum keeps a NaN, max() can drop it: a broken model must not report parity.
                 largest = torch.maximum(largest, difference)
     finally:
@@ -128,11 +130,15 @@ class Origin:
         name: its name or path.
         revision: its commit on the Hub.
         trained: whether it was already a model for the task, with a trained head.
+        folder: its absolute path, if it is a folder.
+        files: name, size and time of change (in ns) of the files in that folder that hold the model.
     """
 
     name: str
     revision: str | None
     trained: bool
+    folder: Path | None = None
+    files: frozenset[tuple[str, int, int]] = frozenset()
 
     @classmethod
     def of(cls, model: nn.Module) -> "Origin":
@@ -142,7 +148,20 @@ class Origin:
         name = getattr(config, "name_or_path", "") or ""
         # A model whose head was added to a pretrained body has another class than the checkpoint was saved from.
         trained = bool(name) and type(inner).__name__ in (getattr(config, "architectures", None) or [])
-        return cls(name or type(inner).__name__, getattr(config, "_commit_hash", None), trained)
+        folder = Path(name).absolute() if name and Path(name).is_dir() else None
+        revision = getattr(config, "_commit_hash", None)
+        return cls(name or type(inner).__name__, revision, trained, folder, _model_files(folder))
+
+    def is_changed(self) -> bool:
+        """Whether the files of the model are no longer those that training started from."""
+        return _model_files(self.folder) != self.files
+
+
+def _model_files(folder: Path | None) -> frozenset[tuple[str, int, int]]:
+    if folder is None or not folder.is_dir():
+        return frozenset()
+    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin") or path.name == CONFIG_NAME]
+    return frozenset((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
 def evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> dict[str, float]:
@@ -154,22 +173,36 @@ def evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> di
     if isinstance(trainer.data_collator, DataCollatorForLanguageModeling):
         trainer.data_collator.generator = None
     with _unheard(trainer):
-        metrics = trainer.evaluate(**{**evaluation, **({"metric_key_prefix": prefix} if takes_prefix else {})})
+        arguments = {**evaluation, **({"metric_key_prefix": prefix} if takes_prefix else {})}
+        metrics = of_first_process(lambda: trainer.evaluate(**arguments))
     if not isinstance(metrics, Mapping):
         raise ValueError(
             f"`evaluate` of {type(trainer).__name__} must return a mapping from metric names to scores; got "
             f"{type(metrics).__name__}. Return what `super().evaluate()` returns."
         )
     numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Real) and name != "epoch"}
-    endless = [name for name, value in numbers.items() if not math.isfinite(value)]
-    if endless:
-        logger.warning(f"These scores are not finite and are left out of the report: {', '.join(endless)}.")
     # A script's own `evaluate` may add another prefix than the one it is given.
-    return {
-        f"eval_{name.removeprefix(f'{prefix}_').removeprefix('eval_')}": value
-        for name, value in numbers.items()
-        if name not in endless
-    }
+    return {f"eval_{name.removeprefix(f'{prefix}_').removeprefix('eval_')}": value for name, value in numbers.items()}
+
+
+def of_first_process(evaluate: Callable[[], Any]) -> Any:
+    """Call `evaluate` and return what process 0 got. Collective: every rank must call it.
+
+    The `evaluate` of some scripts computes scores on process 0 only.
+
+    Raises:
+        RuntimeError: `evaluate` failed on process 0. Other processes would otherwise wait for it without end.
+    """
+    shared: list[Any] = [None, False]
+    try:
+        shared = [evaluate(), True]
+    finally:
+        # Also after an error, because the other processes wait here.
+        shared = broadcast_object_list(shared)
+    metrics, complete = shared
+    if not complete:
+        raise RuntimeError("The evaluation failed on process 0. Its message is in the output of that process.")
+    return metrics
 
 
 @contextmanager
@@ -227,9 +260,15 @@ def dense_scores(trainer: Trainer, origin: Origin, evaluation: Mapping[str, Any]
     """The scores of the model that training started from, loaded again; None, with a warning, if it cannot be."""
     source: PreTrainedModel = bare(trainer.model)
     config = copy.deepcopy(getattr(trainer, "uncut", None) or source.config)
+    if origin.is_changed():
+        logger.warning(
+            f"The report has no dense baseline: the files in {origin.folder} have changed since the training started. "
+            "If this run wrote them, give it an `--output_dir` other than the folder of the model."
+        )
+        return None
     try:
         dense = type(source).from_pretrained(
-            origin.name, revision=origin.revision or "main", config=config, dtype=source.dtype
+            origin.folder or origin.name, revision=origin.revision or "main", config=config, dtype=source.dtype
         )
     except (OSError, ValueError, RuntimeError) as error:
         logger.warning(f"The report has no dense baseline: {origin.name} could not be loaded again. {error}")

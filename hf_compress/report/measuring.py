@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from hf_compress.models.heads import bare, find_head
 from hf_compress.recipe import Recipe
 from hf_compress.redaction import redact, redact_command
 from hf_compress.report import provenance
-from hf_compress.report.evaluation import can_evaluate, evaluating, logit_difference
+from hf_compress.report.divergence import PARITY, baseline, check_finite, finite_scores
+from hf_compress.report.evaluation import can_evaluate, evaluating, logit_difference, of_first_process
 from hf_compress.report.report import DatasetFacts, FormatFacts, Report
 from hf_compress.report.scores import clean_scores
 from hf_compress.report.scores import main_metric as find_main_metric
@@ -68,7 +70,8 @@ def measure(
         command: the command line for the card. The default is that of this process.
 
     Raises:
-        ValueError: the trainer has no evaluation set, `main_metric` is not a score, or the folder cannot be loaded.
+        ValueError: the trainer has no evaluation set, `main_metric` is not a score, the folder cannot be loaded, or
+            the model has diverged: its main score, loss or logits are not finite.
 
     Example:
         >>> from hf_compress import measure
@@ -86,6 +89,8 @@ def measure(
     with evaluating(trainer, reloaded):
         compressed = scores()
     parity, parity_rows = logit_difference(trainer, reloaded, head)
+    main = main_metric or find_main_metric(compressed, trainer.args.metric_for_best_model)
+    check_finite(trainer, reloaded, {"loss": compressed.get("loss"), main: compressed.get(main), PARITY: parity})
     zeros = Zeros.count(reloaded, recipe)
     packed = getattr(reloaded.config, "quantization_config", None)
     hub_id = base_model_hub_id or provenance.hub_id(base_model)
@@ -100,10 +105,10 @@ def measure(
         pipeline_tag=head.pipeline_tag,
         task=redact(task),
         dataset=replace(dataset, name=redact(dataset.name)),
-        main_metric=main_metric or find_main_metric(compressed, trainer.args.metric_for_best_model),
-        dense=None if dense is None else clean_scores(dense),
-        teacher=None if teacher is None else clean_scores(teacher),
-        compressed=compressed,
+        main_metric=main,
+        dense=baseline(dense, main, "dense model"),
+        teacher=baseline(teacher, main, "teacher"),
+        compressed=finite_scores(compressed, "compressed model"),
         size=_sizes(trainer, source, folder, recipe),
         sparsity=zeros.by_layer,
         achieved_sparsity=zeros.overall,
@@ -117,7 +122,7 @@ def measure(
         hardware=provenance.hardware(trainer.args.device),
         versions=provenance.versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        formats={name: _format_facts(trainer, folder, name, reloaded, scores) for name in written(folder)},
+        formats={name: _format_facts(trainer, folder, name, reloaded, scores, main) for name in written(folder)},
         vocabulary=VocabularyFacts.of(source.config),
         bits=packed.bits if isinstance(packed, CompressionConfig) else {},
     )
@@ -149,7 +154,8 @@ def _reloaded(source: PreTrainedModel, folder: Path, device: torch.device) -> Pr
 
 def _scores(trainer: Trainer, evaluate: Callable[[], Mapping[str, Any]] | None) -> Scores:
     if evaluate is None:
-        return lambda: clean_scores(trainer.evaluate(metric_key_prefix="compressed"), "compressed")
+        run = partial(trainer.evaluate, metric_key_prefix="compressed")
+        return lambda: clean_scores(of_first_process(run), "compressed")
     return lambda: clean_scores(evaluate())
 
 
@@ -170,7 +176,9 @@ def _train_seconds(trainer: Trainer) -> float:
     return float(seconds[-1]) if seconds else 0.0
 
 
-def _format_facts(trainer: Trainer, folder: Path, name: str, reloaded: PreTrainedModel, scores: Scores) -> FormatFacts:
+def _format_facts(
+    trainer: Trainer, folder: Path, name: str, reloaded: PreTrainedModel, scores: Scores, main: str
+) -> FormatFacts:
     head, kind = find_head(reloaded), FORMATS[name]
     other = kind.read(folder / kind.path, reloaded).to(trainer.args.device)
     found: dict[str, float] = {}
@@ -182,4 +190,5 @@ def _format_facts(trainer: Trainer, folder: Path, name: str, reloaded: PreTraine
     if isinstance(other, RuntimeModel):
         found.pop("loss", None)  # Runtimes get no labels.
     parity, _ = logit_difference(trainer, other, head, plain=reloaded)
-    return FormatFacts(kind.stored_bytes(folder), parity, found)
+    check_finite(trainer, reloaded, {f"{main} in the format {name}": found.get(main), f"{PARITY} of {name}": parity})
+    return FormatFacts(kind.stored_bytes(folder), parity, finite_scores(found, f"format {name}"))

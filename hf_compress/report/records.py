@@ -7,23 +7,34 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 
-def encode(value: Any) -> Any:
-    """`value` as JSON values: dataclasses become objects; floats that JSON cannot carry ("nan", "inf") strings.
+def encode(value: Any, where: str = "record") -> Any:
+    """`value` as JSON values. Dataclasses become objects.
+
+    Args:
+        value: a dataclass, mapping, list, tuple, str, bool, int, float or None.
+        where: the name of the value in errors.
 
     Raises:
-        ValueError: a value that is not a dataclass, mapping, list, tuple, str, bool, int, float or None.
+        ValueError: a value of another type, or a number that is not finite. The message names the path from the root.
+
+    Example:
+        >>> from hf_compress.report.records import encode
+        >>> encode({"parity": float("nan")}, "report")
+        Traceback (most recent call last):
+        ValueError: report.parity must be a finite number; got nan.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: encode(getattr(value, field.name), f"{where}.{field.name}") for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(name): encode(item) for name, item in value.items()}
+        return {str(name): encode(item, f"{where}.{name}") for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [encode(item) for item in value]
+        return [encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        _expect(math.isfinite(value), "a finite number", value, where)
+        return value
     if value is None or isinstance(value, str | bool | int):
         return value
-    raise ValueError(f"A record holds only JSON values; got {value!r} ({type(value).__name__}).")
+    raise ValueError(f"{where} must be a JSON value; got {value!r} ({type(value).__name__}).")
 
 
 def decode(hint: Any, value: Any, where: str) -> Any:
@@ -61,7 +72,7 @@ def decode(hint: Any, value: Any, where: str) -> Any:
         return [decode(get_args(hint)[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
     if hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        _expect(number or value in ("nan", "inf", "-inf"), "a number", value, where)
+        _expect(number and math.isfinite(value), "a finite number", value, where)
         return float(value)
     _expect(isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), hint.__name__, value, where)
     return value

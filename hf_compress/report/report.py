@@ -104,7 +104,7 @@ class Report:
         card_picture: the file name of the picture that `save_card` drew last; None if there is none.
 
     Raises:
-        ValueError: `main_metric` is not among the scores, or a format is unknown.
+        ValueError: `main_metric` is not among the scores, a number is not finite, or a format is unknown.
 
     Example:
         >>> from hf_compress import Report
@@ -154,6 +154,7 @@ class Report:
                     f"`main_metric` must be one of the `{name}` scores ({', '.join(scores) or 'there are none'}); got "
                     f"{self.main_metric!r}. Name a metric that `compute_metrics` returns."
                 )
+        records.encode(self, "report")  # Refuses numbers that are not finite.
         if unknown := sorted(set(self.formats) - set(FORMATS)):
             raise ValueError(
                 f"`formats` must be among {', '.join(FORMATS)}; got {', '.join(unknown)}. Import the code that adds "
@@ -166,7 +167,7 @@ class Report:
         for name in ("latency", "vocabulary", "bits", "card_template", "card_picture"):
             if not values[name]:
                 del values[name]
-        encoded: dict[str, Any] = records.encode(values)
+        encoded: dict[str, Any] = records.encode(values, "report")
         return {"schema": SCHEMA, **encoded}
 
     @classmethod

@@ -1,6 +1,7 @@
 """A report is lossless as JSON, and every number in it is measured on what was written."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from datasets import Dataset
@@ -104,16 +104,25 @@ def report_on(trainer: Trainer, folder: Path, recipe: Recipe, **changes: Any) ->
 
 
 def test_a_report_comes_back_from_json_as_it_was(golden: Report, tmp_path: Path) -> None:
-    odd = replace(golden, teacher=None, parity=float("inf"), train_seconds=0.1 + 0.2, command="run --name 'ü\n|'")
+    odd = replace(golden, teacher=None, train_seconds=0.1 + 0.2, command="run --name 'ü\n|'")
     for report in (golden, odd):
         report.save(tmp_path)
         assert Report.load(tmp_path) == report
 
 
-def test_a_score_that_is_not_finite_is_standard_json(golden: Report, tmp_path: Path) -> None:
-    path = replace(golden, compressed={"accuracy": float("nan")}).save(tmp_path)
-    json.loads(path.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert numpy.isnan(Report.load(tmp_path).compressed["accuracy"])
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"parity": math.nan}, "report.parity"),
+        ({"achieved_sparsity": math.inf}, "report.achieved_sparsity"),
+        ({"compressed": {"accuracy": math.nan}}, "report.compressed.accuracy"),
+        ({"sparsity": {"a.b": -math.inf}}, "report.sparsity.a.b"),
+        ({"hyperparameters": {"adam_beta": [0.9, math.nan]}}, r"report.hyperparameters.adam_beta\[1\]"),
+    ],
+)
+def test_a_report_holds_only_finite_numbers(golden: Report, change: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a finite number"):
+        replace(golden, **change)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +137,9 @@ def test_a_score_that_is_not_finite_is_standard_json(golden: Report, tmp_path: P
         (lambda values: values.update(seed="42"), "report.seed must be int; got '42'"),
         (lambda values: values.update(seed=True), "report.seed must be int; got True"),
         (lambda values: values.update(task=None), "report.task must be str; got None"),
-        (lambda values: values.update(parity="small"), "report.parity must be a number; got 'small'"),
+        (lambda values: values.update(parity="small"), "report.parity must be a finite number; got 'small'"),
+        (lambda values: values.update(parity="nan"), "report.parity must be a finite number; got 'nan'"),
+        (lambda values: values.update(parity=math.nan), "report.parity must be a finite number; got nan"),
         (lambda values: values.update(dense=[0.5]), "report.dense must be an object"),
         (lambda values: values.update(main_metric="f1"), "`main_metric` must be one of the `dense` scores"),
     ],
