@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
+from hf_compress.models.heads import LABELS
+
 # What Transformers takes for an input that a batch lacks: no padding, no second sentence.
 FILLS = {"attention_mask": 1, "token_type_ids": 0}
 
@@ -19,8 +21,9 @@ Run = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
 class RuntimeModel(nn.Module):
     """A model whose `forward` hands the inputs to a runtime.
 
-    It takes the batches of the Transformers model and returns logits under the same names. The loss is zero, because a
-    graph knows no labels. Missing inputs get the default of Transformers: no padding, no second sentence.
+    It takes the batches of the Transformers model and returns logits under the same names. If the batch has labels, it
+    returns a loss of zero with them, because a graph knows no labels. Missing inputs get the default of Transformers:
+    no padding, no second sentence.
 
     Args:
         config: of the model that the files were written from.
@@ -42,7 +45,9 @@ class RuntimeModel(nn.Module):
             name: torch.from_numpy(np.array(array)).to(main.device)
             for name, array in zip(self.outputs, arrays, strict=True)
         }
-        return ModelOutput(loss=torch.zeros((), device=main.device), **logits)
+        # As the model does: a loss only for labels. Trainer takes all else for predictions.
+        loss = {"loss": torch.zeros((), device=main.device)} if LABELS & given.keys() else {}
+        return ModelOutput(**loss, **logits)
 
     def _filled(self, name: str, main: Tensor) -> Tensor:
         """Return what Transformers takes for an input that a batch lacks.
