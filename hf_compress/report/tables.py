@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from hf_compress.recipe import Recipe
 from hf_compress.report.latency import Latency
+from hf_compress.report.markdown import one_line, text
 from hf_compress.report.report import Report
 from hf_compress.report.units import human_bytes
 
 
 def comparison_table(report: Report) -> Table:
     """A table of bytes on disk and of all scores of the dense model, the teacher and the reloaded model."""
-    table = Table(title=f"{report.task}: {report.recipe.name}", title_justify="left")
+    table = Table(title=_plain(f"{report.task}: {report.recipe.name}"), title_justify="left")
     table.add_column("")
     for heading in ("dense", *(["teacher"] if report.teacher else []), "compressed", "compressed to dense"):
         table.add_column(heading, justify="right")
@@ -28,7 +30,7 @@ def comparison_table(report: Report) -> Table:
     for name, score in report.compressed.items():
         dense = (report.dense or {}).get(name)
         table.add_row(
-            name,
+            _plain(name),
             "" if dense is None else f"{dense:.4f}",
             *([f"{report.teacher[name]:.4f}" if name in report.teacher else ""] if report.teacher else []),
             f"{score:.4f}",
@@ -42,14 +44,14 @@ def comparison_table(report: Report) -> Table:
 
 def recipe_table(recipe: Recipe) -> Table:
     """A table of the options of the methods that are on. A star marks options that are not the default."""
-    table = Table(title=f"Recipe: {recipe.name}", title_justify="left", caption="* not the default")
+    table = Table(title=_plain(f"Recipe: {recipe.name}"), title_justify="left", caption="* not the default")
     table.add_column("option")
     table.add_column("value", justify="right")
     for method, defaults in Recipe().to_dict().items():
         if getattr(recipe, method).enabled:
             for option, value in recipe.to_dict()[method].items():
                 said = " ".join(value) if isinstance(value, list) else str(value)
-                table.add_row(f"--{option}", said + (" *" if value != defaults[option] else "  "))
+                table.add_row(f"--{option}", _plain(said) + (" *" if value != defaults[option] else "  "))
     return table
 
 
@@ -89,7 +91,7 @@ def _against_dense(report: Report) -> tuple[str, str]:
 def markdown_table(reports: Sequence[Report]) -> str:
     """The rows of several reports as a Markdown table."""
     lines = [HEADINGS, ("---", "---", *(["---:"] * (len(HEADINGS) - 2))), *report_rows(reports)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(text, line)) + " |" for line in lines)
 
 
 def terminal_table(reports: Sequence[Report]) -> Table:
@@ -98,7 +100,7 @@ def terminal_table(reports: Sequence[Report]) -> Table:
     for index, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if index < 2 else "right")
     for row in report_rows(reports):
-        table.add_row(*row)
+        table.add_row(*map(_plain, row))
     return table
 
 
@@ -106,8 +108,10 @@ def latency_table(latency: Latency) -> Table:
     """A table of `latency` for the terminal."""
     table = Table(
         box=box.SIMPLE,
-        caption=f"Median of {latency.rounds} rounds in turns and their middle half; speed-up over {latency.baseline} "
-        f"with its 95 % interval. {latency.hardware}, {latency.threads} threads.",
+        caption=_plain(
+            f"Median of {latency.rounds} rounds in turns and their middle half; speed-up over {latency.baseline} with "
+            f"its 95 % interval. {latency.hardware}, {latency.threads} threads."
+        ),
         caption_justify="left",
     )
     table.add_column("variant", overflow="fold")
@@ -122,7 +126,7 @@ def latency_table(latency: Latency) -> Table:
         low, high = (1e3 * value for value in timing.quartiles)
         least, most = timing.speedup.interval
         table.add_row(
-            timing.variant,
+            _plain(timing.variant),
             human_bytes(variant.file_bytes),
             f"{variant.load_seconds:.2f}",
             f"{timing.batch_size}" if timing.length is None else f"{timing.batch_size} x {timing.length}",
@@ -133,3 +137,8 @@ def latency_table(latency: Latency) -> Table:
             f"{least:.2f} to {most:.2f}",
         )
     return table
+
+
+def _plain(words: str) -> str:
+    """The words for a table on the terminal: on one line, and without markup or control characters."""
+    return escape(one_line(words))
