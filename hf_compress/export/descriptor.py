@@ -1,15 +1,20 @@
 """What a format is: who writes and reads it, what it needs, and the words that flags and cards say about it."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_compress.checkpoint.aside import written_aside
-from hf_compress.export.parity import Parity, check_parity, load, random_batches
+from hf_compress.export.kernels import saturates
+from hf_compress.export.parity import BATCHES, Parity, check_parity, load, parity_of, random_batches
+
+logger = logging.get_logger(__name__)
 
 Batches = Iterable[Mapping[str, Any]]
 
@@ -30,6 +35,9 @@ class Format:
         card: one sentence for the model card.
         loading: lines of Python that load it, for the card. `folder` is the path of the compressed folder, and
             `{auto_class}` stands for the model's auto class.
+        native: as `read`, but with the fastest kernels of the machine, which saturate on x86 CPUs without VNNI. None
+            if `read` uses them.
+        exact: the option of the runtime that avoids such kernels, for users of the format.
 
     Example:
         >>> from hf_compress.export import FORMATS
@@ -45,6 +53,8 @@ class Format:
     help: str
     card: str
     loading: str
+    native: Callable[[Path, PreTrainedModel], nn.Module] | None = None
+    exact: str = ""
 
     def export(self, folder: str | Path, batches: Batches | None = None) -> Parity:
         """Write the format into `folder` if it computes what the packed file computes, and return how close it is.
@@ -66,9 +76,21 @@ class Format:
         reference = load(folder)
         with written_aside(folder, self.path, replace=True) as aside:
             self.write(folder, aside)
-            other = self.read(aside, reference)
-            compared = random_batches(reference) if batches is None else batches
-            return check_parity(reference, other, compared, self.name)
+            compared = list(itertools.islice(random_batches(reference) if batches is None else batches, BATCHES))
+            parity = check_parity(reference, self.read(aside, reference), compared, self.name)
+            if self.native is not None and saturates():
+                native = parity_of(reference, self.native(aside, reference), compared)
+                parity = replace(parity, native_deviation=native.deviation)
+                self._warn_of_saturation(parity)
+        return parity
+
+    def _warn_of_saturation(self, parity: Parity) -> None:
+        logger.warning(
+            "This CPU has no VNNI: its int8 kernels add products in 16 bits, which saturate. With them, the logits of "
+            f"the format `{self.name}` deviate by {parity.native_deviation:.3g}, with exact kernels by "
+            f"{parity.deviation:.3g}. On such CPUs run it with {self.exact}, or train with weights of 7 bits "
+            "(`--quant_bits .=7`), which cannot saturate."
+        )
 
     def stored_bytes(self, folder: str | Path) -> int:
         """Return the bytes of the weights (and graph) of the format in `folder`, without tokenizers and configs."""

@@ -15,7 +15,7 @@ from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.descriptor import Batches, Format
 from hf_compress.export.onnx_nodes import NARROW, to_graph_layers
 from hf_compress.export.parity import Parity, load, random_batches
-from hf_compress.export.runtimes import in_onnx_runtime
+from hf_compress.export.runtimes import ONNX_RUNTIME_EXACT, in_onnx_runtime
 from hf_compress.extras import extra
 from hf_compress.models.heads import Head, find_head
 
@@ -88,13 +88,15 @@ ONNX = Format(
     path=PATH,
     require=require_onnx,
     write=write_graph,
-    read=lambda path, reference: in_onnx_runtime(path, reference.config),
+    read=lambda path, reference: in_onnx_runtime(path, reference.config, exact=True),
     help="an int8 graph for ONNX Runtime, OpenVINO and transformers.js",
     card="`onnx`: ONNX Runtime and transformers.js run it, without hf_compress and without PyTorch.",
     loading="""\
 import onnxruntime
 
 session = onnxruntime.InferenceSession(folder + "/onnx/model_quantized.onnx")""",
+    native=lambda path, reference: in_onnx_runtime(path, reference.config),
+    exact="the session option `{}` set to {}".format(*ONNX_RUNTIME_EXACT),
 )
 
 

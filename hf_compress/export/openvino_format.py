@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hf_compress.export import onnx_format
 from hf_compress.export.descriptor import Format
-from hf_compress.export.runtimes import in_openvino
+from hf_compress.export.runtimes import OPENVINO_EXACT, in_openvino
 from hf_compress.extras import extra
 
 
@@ -35,11 +35,13 @@ OPENVINO = Format(
     path=Path("openvino", "openvino_model.xml"),
     require=_require,
     write=write_openvino,
-    read=lambda path, reference: in_openvino(path, reference.config),
+    read=lambda path, reference: in_openvino(path, reference.config, exact=True),
     help="the ONNX graph as OpenVINO's own files",
     card="`openvino`: OpenVINO runs it on CPUs, without hf_compress and without PyTorch.",
     loading="""\
 import openvino
 
 model = openvino.Core().compile_model(folder + "/openvino/openvino_model.xml", "CPU")""",
+    native=lambda path, reference: in_openvino(path, reference.config),
+    exact="the property `{}` set to {}".format(*OPENVINO_EXACT),
 )

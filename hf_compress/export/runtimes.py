@@ -1,6 +1,6 @@
 """Models that run in ONNX Runtime or OpenVINO, behind the interface of a Transformers model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
+from hf_compress.export.kernels import saturates
 from hf_compress.models.heads import LABELS
 
 # What Transformers takes for an input that a batch lacks: no padding, no second sentence.
 FILLS = {"attention_mask": 1, "token_type_ids": 0}
+
+# Options by which a runtime avoids kernels that saturate.
+ONNX_RUNTIME_EXACT = ("session.x64quantprecision", "1")
+OPENVINO_EXACT = ("LP_TRANSFORMS_MODE", "NO")
 
 Run = Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]]
 
@@ -61,7 +66,7 @@ class RuntimeModel(nn.Module):
 
 
 def in_onnx_runtime(
-    path: str | Path, config: PreTrainedConfig, threads: int | None = None, **options: str
+    path: str | Path, config: PreTrainedConfig, threads: int | None = None, *, exact: bool = False, **options: str
 ) -> RuntimeModel:
     """Load the ONNX file `path` in ONNX Runtime, on the CPU with all optimizations.
 
@@ -69,6 +74,7 @@ def in_onnx_runtime(
         path: the .onnx file.
         config: of the model that the file was written from.
         threads: number of threads of one operator. By default that of torch.
+        exact: whether integer kernels must not saturate. It costs speed only on x86 CPUs without VNNI.
         options: entries of the session's configuration, with underscores in place of dots.
 
     Example:
@@ -81,6 +87,8 @@ def in_onnx_runtime(
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
     settings.log_severity_level = 3
+    if exact:
+        settings.add_session_config_entry(*ONNX_RUNTIME_EXACT)
     for name, value in options.items():
         settings.add_session_config_entry(name.replace("_", "."), value)
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
@@ -93,13 +101,17 @@ def in_onnx_runtime(
     return RuntimeModel(config, [value.name for value in session.get_inputs()], outputs, run)
 
 
-def in_openvino(path: str | Path, config: PreTrainedConfig, threads: int | None = None) -> RuntimeModel:
+def in_openvino(
+    path: str | Path, config: PreTrainedConfig, threads: int | None = None, *, exact: bool = False
+) -> RuntimeModel:
     """Load the ONNX file or OpenVINO model `path` in OpenVINO, on the CPU, with float32 outside integer kernels.
 
     Args:
         path: the .onnx or .xml file.
         config: of the model that the file was written from.
         threads: number of threads. By default that of torch.
+        exact: whether products of integers must not saturate. They are then computed in floating point on x86 CPUs
+            without VNNI.
 
     Example:
         >>> from hf_compress.export import in_openvino
@@ -108,11 +120,13 @@ def in_openvino(path: str | Path, config: PreTrainedConfig, threads: int | None 
     """
     import openvino
 
-    settings: Mapping[str, Any] = {
+    settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads() if threads is None else threads,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
     }
+    if exact and saturates():
+        settings |= dict([OPENVINO_EXACT])
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
     # OpenVINO adds names of its own to an output.
     outputs = [next(name for name in output.get_names() if name.endswith("logits")) for output in compiled.outputs]
