@@ -124,4 +124,4 @@ def test_openvino_without_vnni_saturates_and_is_exact_on_demand(make_bert: Any, 
         [sys.executable, "-c", WITHOUT_VNNI, str(folder)], env=environment, capture_output=True, text=True, check=True
     )
     exact, native = map(float, done.stdout.split())
-    assert exact < 1e-3 and native > 0.01
+    assert 2 * exact < native
