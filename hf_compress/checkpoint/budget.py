@@ -251,7 +251,7 @@ def _packed(target: Target, grid: Grid, mask: Tensor | None) -> int:
     weight = target.weight.detach()
     rows = _rows(target, weight if mask is None else torch.where(mask, weight, 0.0))
     scale = symmetric_scale(rows, grid)
-    return len(pack(to_integers(rows, scale, grid).to(torch.int8), "", 0, scale, grid.group_size))
+    return len(pack(to_integers(rows, scale, grid).to(torch.int8), "", scale, grid.group_size))
 
 
 def _packed_floats(tensor: Tensor, mask: Tensor | None) -> int:

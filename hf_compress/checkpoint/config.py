@@ -3,9 +3,9 @@
 import copy
 import json
 import zlib
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, Literal, cast, get_args
 
 from transformers.quantizers import auto, register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -14,9 +14,11 @@ from hf_compress.layers.grids import BITS, Grid, Grids
 from hf_compress.models.targets import LayerKind
 
 METHOD = "hf_compress"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 Run = Literal["dense", "int8"]
+# What a scale may be shared by, and how many values a group may have.
+WEIGHTS_PER, INPUTS_PER, GROUPS = ("row", "group"), ("token", "tensor"), range(1, 1 << 31)
 
 
 @register_quantization_config(METHOD)
@@ -55,10 +57,16 @@ class CompressionConfig(QuantizationConfigMixin):
         **kwargs: Any,
     ) -> None:
         self.quant_method = METHOD
-        self.scheme, self.quantized, self.pruned, self.version = scheme, quantized or [], pruned or [], version
-        self.bits = bits or {}
-        self.attention = attention or []
-        if version != FORMAT_VERSION:
+        self.scheme, self.version = scheme, version
+        self.quantized = [] if quantized is None else quantized
+        self.pruned = [] if pruned is None else pruned
+        self.attention = [] if attention is None else attention
+        self.bits = {} if bits is None else bits
+        if kwargs.pop("quant_method", METHOD) != METHOD or kwargs:
+            raise ValueError(
+                f"`quantization_config` must have the fields of a packed checkpoint; got {[*kwargs] or 'no method'}."
+            )
+        if isinstance(version, bool) or version != FORMAT_VERSION:
             raise ValueError(
                 f"`quantization_config.version` must be {FORMAT_VERSION}; got {version!r}. If that is less, "
                 "save the model again; if it is more, upgrade hf_compress."
@@ -68,7 +76,7 @@ class CompressionConfig(QuantizationConfigMixin):
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ValueError(f"`quantization_config.{field}` must be a list of names; got {names!r}.")
         if not isinstance(self.bits, dict) or not all(
-            name in self.quantized and number in BITS for name, number in self.bits.items()
+            name in self.quantized and _is_number(number, BITS) for name, number in self.bits.items()
         ):
             raise ValueError(
                 f"`quantization_config.bits` must map names in `quantized` to numbers from {BITS[0]} to {BITS[-1]}; "
@@ -79,12 +87,7 @@ class CompressionConfig(QuantizationConfigMixin):
         self.run = run
         if self.quantized and scheme is None:
             raise ValueError("`quantization_config.scheme` must name the grids of the quantized layers; got None.")
-        try:
-            self.grids = None if scheme is None else _scheme(scheme)
-        except (AttributeError, TypeError) as error:
-            raise ValueError(
-                f"`quantization_config.scheme` must be a scheme of hf_compress; got {scheme!r}."
-            ) from error
+        self.grids = None if scheme is None else _scheme(scheme)
         if self.attention and (self.grids is None or self.grids.attention is None):
             raise ValueError(
                 "`quantization_config.scheme` must name the grid of the attention that is rounded; got None."
@@ -95,13 +98,16 @@ class CompressionConfig(QuantizationConfigMixin):
         names += [field for field in ("bits", "attention") if getattr(self, field)]
         return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
-    def seal(self, names: Iterable[str]) -> int:
-        """Return the CRC-32 of the configuration and the tensor names, which all tensors of a checkpoint share.
+    def seal(self, checksums: Mapping[str, int]) -> int:
+        """Return the CRC-32 of the configuration and of the names and contents of all tensors of a checkpoint.
 
-        It changes if a tensor is removed, added or renamed, or if the configuration is edited.
+        It changes if a tensor is removed, added, renamed or exchanged, or if the configuration is edited.
+
+        Args:
+            checksums: of all packed tensors, by name.
         """
         sealed = {field: value for field, value in self.to_dict().items() if field != "quant_method"}
-        described = [sealed, sorted(names)]
+        described = [sealed, sorted(checksums.items())]
         return zlib.crc32(json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
 
     def get_loading_attributes(self) -> dict[str, Any]:
@@ -120,6 +126,38 @@ class CompressionConfig(QuantizationConfigMixin):
 auto.LOADING_ATTRIBUTES_CONFIG_TYPES += (CompressionConfig,)
 
 
-def _scheme(values: dict[str, Any]) -> Grids:
-    grids: dict[str, Any] = {name: None if grid is None else Grid(**grid) for name, grid in values.items()}
-    return Grids(**grids)
+def _scheme(values: Any) -> Grids:
+    """Return the grids that `dataclasses.asdict` turned into `values`.
+
+    Raises:
+        ValueError: it is not a scheme. The message names the grid.
+    """
+    names = [field.name for field in fields(Grids)]
+    if not isinstance(values, dict) or not set(names[:2]) <= set(values) <= set(names):
+        raise ValueError(
+            f"`quantization_config.scheme` must be a scheme of hf_compress with {', '.join(names)}; got {values!r}."
+        )
+    grids = {name: None if values.get(name) is None else _grid(name, values[name]) for name in names}
+    return Grids(**cast(Any, grids))
+
+
+def _grid(name: str, values: Any) -> Grid:
+    known = {field.name for field in fields(Grid)}
+    grouped = isinstance(values, dict) and values.get("per") == "group"
+    valid = (
+        isinstance(values, dict)
+        and {"bits", "per"} <= set(values) <= known
+        and _is_number(values["bits"], BITS)
+        and values["per"] in (INPUTS_PER if name in ("activation", "attention") else WEIGHTS_PER)
+        and (_is_number(values.get("group_size"), GROUPS) if grouped else values.get("group_size") is None)
+    )
+    if not valid:
+        raise ValueError(
+            f"`quantization_config.scheme.{name}` must be a grid of hf_compress, of {BITS[0]} to {BITS[-1]} bits; got "
+            f"{values!r}."
+        )
+    return Grid(**values)
+
+
+def _is_number(value: Any, allowed: range) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value in allowed

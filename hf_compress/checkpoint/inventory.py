@@ -1,19 +1,18 @@
 """The facts of a checkpoint, tensor by tensor: bytes, bits per weight, zeros and entropy."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_compress.checkpoint.coding import CODECS, entropy_bytes
 from hf_compress.checkpoint.config import METHOD, CompressionConfig
 from hf_compress.checkpoint.packed import Packed
-from hf_compress.checkpoint.quantizer import located, opened, packed_tensors
-from hf_compress.layers.attention import restore_attention
+from hf_compress.checkpoint.quantizer import CompressionQuantizer, located, printable, safetensors_file
 from hf_compress.models.targets import kind, model_class, part
 
 
@@ -63,17 +62,19 @@ class TensorFacts:
 def tensors(folder: str | Path) -> list[TensorFacts]:
     """Return the facts of every tensor in the checkpoint `folder`, compressed or dense, in the order of the files.
 
+    A file from a stranger is held to the checks of loading before anything is decoded.
+
     Raises:
         ValueError: there is no safetensors checkpoint of a known architecture, or it is damaged.
     """
     folder = Path(folder)
-    architecture = model_class(folder)
-    with torch.device("meta"):
-        model = architecture(AutoConfig.from_pretrained(folder))
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} has no *.safetensors file. Give a folder that a model was saved to.")
-    return [facts for path in files for facts in _facts(path, model)]
+    files = _files(folder)
+    model = _declared(folder, files)
+    config = _compression(model.config)
+    if config is None:
+        return [facts for path in files for facts in _dense_facts(path, model)]
+    packed = CompressionQuantizer(config).opened(model, files)
+    return [located(folder, name, partial(_packed_facts, tensor, model, config)) for name, tensor in packed.items()]
 
 
 def bytes_by_codec(folder: str | Path) -> dict[str, dict[str, int | None]]:
@@ -82,34 +83,67 @@ def bytes_by_codec(folder: str | Path) -> dict[str, dict[str, int | None]]:
     None stands for a codec that cannot hold the tensor.
 
     Raises:
-        ValueError: a tensor is not packed, or it is damaged.
+        ValueError: the checkpoint is not packed, or it is damaged.
     """
-    return {
-        packed.key: {codec: packed.bytes_with(codec) for codec in CODECS}
-        for path in sorted(Path(folder).glob("*.safetensors"))
-        for packed in packed_tensors(path, {})
-    }
+    folder = Path(folder)
+    files = _files(folder)
+    model = _declared(folder, files)
+    config = _compression(model.config)
+    if config is None:
+        raise ValueError(f"{folder} is not a packed checkpoint, so it has no codecs.")
+    packed = CompressionQuantizer(config).opened(model, files)
+    return {name: located(folder, name, partial(_codec_bytes, tensor)) for name, tensor in packed.items()}
 
 
-def _facts(path: Path, model: PreTrainedModel) -> Iterator[TensorFacts]:
-    described = getattr(model.config, "quantization_config", None) or {}
-    if described.get("quant_method") != METHOD:
-        yield from _dense_facts(path, model)
-        return
-    config = CompressionConfig(**described)
-    if config.grids is not None and config.grids.attention is not None:
-        restore_attention(model, config.attention, config.grids.attention)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    for packed in packed_tensors(path, shapes):
-        yield located(path, packed.key, partial(_packed_facts, packed, model, config))
+def _codec_bytes(packed: Packed) -> dict[str, int | None]:
+    return {codec: packed.bytes_with(codec) for codec in CODECS}
 
 
-def _dense_facts(path: Path, model: PreTrainedModel) -> Iterator[TensorFacts]:
-    with opened(path) as file:
+def _files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} has no *.safetensors file. Give a folder that a model was saved to.")
+    return files
+
+
+def _declared(folder: Path, files: list[Path]) -> PreTrainedModel:
+    """Return the model that config.json declares, without memory for its weights.
+
+    Raises:
+        ValueError: config.json declares no model, or one with more layers than the files have tensors.
+    """
+    try:
+        architecture, config = model_class(folder), AutoConfig.from_pretrained(folder)
+        stored = sum(len(safetensors_file(path).keys()) for path in files)
+        layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+        if isinstance(layers, int) and layers > stored:
+            raise ValueError(
+                f"{folder}/config.json declares {layers} layers, but the files hold {stored} tensors. Download or "
+                "save the folder again."
+            )
+        with torch.device("meta"):
+            return architecture(config)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, StrictDataclassError) as error:
+        raise ValueError(f"{folder}/config.json does not describe a model: {error}") from error
+
+
+def _compression(config: PreTrainedConfig) -> CompressionConfig | None:
+    """Return the `quantization_config` of a packed checkpoint, None of any other."""
+    described = getattr(config, "quantization_config", None)
+    if not isinstance(described, dict) or described.get("quant_method") != METHOD:
+        return None
+    return CompressionConfig(**described)
+
+
+def _dense_facts(path: Path, model: PreTrainedModel) -> list[TensorFacts]:
+    facts = []
+    with safetensors_file(path) as file:
         for name in file.keys():  # noqa: SIM118 - the handle is no dict
             tensor = file.get_tensor(name)
             zeros, size = tensor.numel() - int(tensor.count_nonzero()), tensor.nbytes
-            yield TensorFacts(name, part(model, name), tuple(tensor.shape), "raw", size, size, zeros)
+            shape = tuple(tensor.shape)
+            facts.append(TensorFacts(printable(name), part(model, name), shape, "raw", size, size, zeros))
+    return facts
 
 
 def _packed_facts(packed: Packed, model: PreTrainedModel, config: CompressionConfig) -> TensorFacts:

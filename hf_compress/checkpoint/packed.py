@@ -24,7 +24,7 @@ from hf_compress.checkpoint.coding import (
     encode_shortest,
 )
 
-MAGIC = b"HFC3"
+MAGIC = b"HFC4"
 KINDS: tuple[torch.dtype, ...] = (
     torch.int8,
     torch.float32,
@@ -43,14 +43,13 @@ SMALL = 1 << 14  # Decoding this many values is faster than handing them to anot
 
 # Magic, CRC-32, seal, kind, dimensions, transposed, 0, values per scale, values per chunk.
 _HEAD = struct.Struct("<4sIIBBBBII")
-_CHECKED_FROM = 8
+_SEAL_AT, _CHECKED_FROM = 8, 12
 _CHUNK = struct.Struct("<IB")
 
 
 def pack(
     tensor: Shaped[Tensor, "*shape"],
     key: str = "",
-    seal: int = 0,
     scale: Float[Tensor, "*scales"] | None = None,
     group: int | None = None,
     transposed: bool = False,
@@ -60,7 +59,6 @@ def pack(
     Args:
         tensor: any shape, of one of the dtypes in `KINDS`.
         key: the name of the weight. The checksum covers it, so bytes cannot pass for another weight's.
-        seal: a number that all tensors of one checkpoint share.
         scale: float32 scales of shape (rows, groups) with bfloat16 values, if `tensor` is int8 of shape (rows, width).
             The weight is then the values times their scales.
         group: the number of consecutive values of a row that share a scale. By default the whole row.
@@ -86,10 +84,15 @@ def pack(
     for begin in range(0, len(words), step):
         codec, data = encode_shortest(words[begin : begin + step])
         parts.append(_CHUNK.pack(len(data), codec) + data)
-    head = _HEAD.pack(MAGIC, 0, seal, KINDS.index(tensor.dtype), tensor.dim(), transposed, 0, group, step)
+    head = _HEAD.pack(MAGIC, 0, 0, KINDS.index(tensor.dtype), tensor.dim(), transposed, 0, group, step)
     packed = bytearray(b"".join([head, *parts]))
     struct.pack_into("<I", packed, 4, _checksum(packed, key))
     return torch.frombuffer(packed, dtype=torch.uint8)
+
+
+def set_seal(packed: UInt8[Tensor, " bytes"], seal: int) -> None:
+    """Write the seal of its checkpoint into a packed tensor, in place."""
+    struct.pack_into("<I", packed.numpy().data, _SEAL_AT, seal)
 
 
 class _Parts(NamedTuple):
@@ -112,7 +115,8 @@ class Packed:
         data: all of its bytes.
         dtype: of the stored values.
         shape: of the stored values: the transpose of the weight if `transposed`.
-        seal: the number that all tensors of the checkpoint share.
+        checksum: of the key and of all bytes after the seal. It is checked when the values are read.
+        seal: a number that binds all tensors of the checkpoint together. `CompressionConfig.seal` computes it.
         transposed: whether the weight is the transpose of the stored values.
         group: how many values of a row share a scale. 0 if there are no scales.
         step: how many values make a chunk.
@@ -129,6 +133,7 @@ class Packed:
     data: memoryview
     dtype: torch.dtype
     shape: tuple[int, ...]
+    checksum: int
     seal: int
     transposed: bool
     group: int
@@ -155,7 +160,7 @@ class Packed:
                 f"a packed tensor must have at least {_HEAD.size} bytes, this has {len(packed)}: it is truncated"
             )
         data = packed.detach().cpu().contiguous().numpy().data.cast("B")
-        magic, _, seal, kind, dimensions, transposed, zero, group, step = _HEAD.unpack_from(data)
+        magic, checksum, seal, kind, dimensions, transposed, zero, group, step = _HEAD.unpack_from(data)
         if magic != MAGIC:
             raise ValueError(
                 f"a packed tensor must begin with {MAGIC!r}, this begins with {bytes(magic)!r}: it has another "
@@ -168,7 +173,7 @@ class Packed:
         scaled = KINDS[kind] == torch.int8 and dimensions == 2 and 0 < group <= width and step % width == 0
         if step < 1 or (group and not scaled) or (transposed and dimensions != 2):
             raise ValueError("the head of a packed tensor contradicts itself: it is damaged")
-        opened = cls(key, data, KINDS[kind], shape, seal, bool(transposed), group, step)
+        opened = cls(key, data, KINDS[kind], shape, checksum, seal, bool(transposed), group, step)
         if expected is not None and opened.weight_shape != tuple(expected):
             raise ValueError(f"the model needs shape {tuple(expected)}, the packed tensor has {opened.weight_shape}")
         return opened
@@ -266,11 +271,15 @@ class Packed:
         now = sum(len(chunk) - _CHUNK.size for _, chunk in chunks)
         return len(self.data) - now + sum(len(data or b"") for data in sizes)
 
+    def check(self) -> None:
+        """Refuse bytes whose checksum does not match, without decoding them."""
+        if _checksum(self.data, self.key) != self.checksum:
+            raise ValueError("the checksum of a packed tensor does not match: the file is damaged, download it again")
+
     @cached_property
     def _parts(self) -> "_Parts":
         """What follows the head, after checking the checksum."""
-        if _checksum(self.data, self.key) != struct.unpack_from("<I", self.data, 4)[0]:
-            raise ValueError("the checksum of a packed tensor does not match: the file is damaged, download it again")
+        self.check()
         sections, scale, order = Sections(self.data[_HEAD.size + 4 * len(self.shape) :]), None, None
         if self.group:
             rows, width = self.shape

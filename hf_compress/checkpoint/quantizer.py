@@ -1,5 +1,6 @@
 """The interface to Transformers: its `from_pretrained` and `save_pretrained` call this quantizer."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
@@ -15,7 +16,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.quantizers import HfQuantizer, register_quantizer
 
 from hf_compress.checkpoint.config import METHOD, CompressionConfig
-from hf_compress.checkpoint.packed import Packed, pack
+from hf_compress.checkpoint.packed import Packed, pack, set_seal
 from hf_compress.layers.attention import range_owners, restore_attention
 from hf_compress.layers.grids import Grid, symmetric_scale, to_integers
 from hf_compress.layers.integer import Integer, Loaded, keep_integers, note
@@ -80,8 +81,26 @@ class CompressionQuantizer(HfQuantizer):
         return [WeightConverter("(.+)", r"\1", [Unpack(self)], force_cpu=True)]
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        config = self.quantization_config
         self.failure = None
+        self.packed = self.opened(model, [Path(path) for path in kwargs.get("checkpoint_files") or []])
+        threads = torch.get_num_threads()
+        self.executor = ThreadPoolExecutor(threads) if threads > 1 else None
+        # Threads decode ahead only what stays on the CPU. Tensors for other devices are decoded one at a time,
+        # because all of them may not fit into memory.
+        ahead = self.executor is not None and kwargs.get("device_map") in (None, {"": torch.device("cpu")})
+        self.begun = {name: self._begin(model, name) for name in list(self.packed)} if ahead else {}
+        return model
+
+    def opened(self, model: PreTrainedModel, paths: Sequence[Path]) -> dict[str, Packed]:
+        """Give `model` the layers of the checkpoint, in place, and return the opened tensors of its files by name.
+
+        Every way to read a checkpoint goes through here: nothing is decoded before it is known that the files hold the
+        tensors of the model, in its shapes.
+
+        Raises:
+            ValueError: configuration, files and model do not fit together.
+        """
+        config = self.quantization_config
         if config.run == "int8" and not config.quantized:
             raise ValueError(
                 '`run="int8"` needs a quantized checkpoint; the weights of this one are floating point. Load it with '
@@ -97,14 +116,7 @@ class CompressionQuantizer(HfQuantizer):
             assert config.grids is not None and config.grids.attention is not None, "checked on construction"
             for operand in restore_attention(model, config.attention, config.grids.attention):
                 operand.quantizing = True
-        self.packed = self.check_files([Path(path) for path in kwargs.get("checkpoint_files") or []], model)
-        threads = torch.get_num_threads()
-        self.executor = ThreadPoolExecutor(threads) if threads > 1 else None
-        # Threads decode ahead only what stays on the CPU. Tensors for other devices are decoded one at a time,
-        # because all of them may not fit into memory.
-        ahead = self.executor is not None and kwargs.get("device_map") in (None, {"": torch.device("cpu")})
-        self.begun = {name: self._begin(model, name) for name in list(self.packed)} if ahead else {}
-        return model
+        return self._checked(model, paths)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.executor is not None:
@@ -129,7 +141,6 @@ class CompressionQuantizer(HfQuantizer):
             for name, tensor in remove_tied_weights_from_state_dict(model.state_dict(), model).items()
             if name not in ignored and not self._idle_range(name)
         }
-        seal = config.seal(tensors)
         state: dict[str, Tensor] = {}
         for name, tensor in whole_on_first(tensors):
             layer, _, leaf = name.rpartition(".")
@@ -139,11 +150,14 @@ class CompressionQuantizer(HfQuantizer):
                 grid = config.grid(layer, layer_kind)
                 integers, scale = self._integers(tensor, module, layer_kind, grid)
                 group, transposed = grid.group_size, layer_kind == "conv1d"
-                state[name] = pack(integers, name, seal, scale, group, transposed)
+                state[name] = pack(integers, name, scale, group, transposed)
             else:
                 # A masked negative weight is -0.0, and its sign bit would be stored. Adding zero makes it 0.0.
                 masked = leaf == "weight" and layer in config.pruned
-                state[name] = pack(tensor + 0 if masked else tensor, name, seal)
+                state[name] = pack(tensor + 0 if masked else tensor, name)
+        seal = config.seal({name: Packed.open(packed, name).checksum for name, packed in state.items()})
+        for packed in state.values():
+            set_seal(packed, seal)
         # No metadata: safetensors writes its entries in an order that changes from run to run.
         return state, {}
 
@@ -188,23 +202,33 @@ class CompressionQuantizer(HfQuantizer):
         finish = tensor.begin(None, self.executor)
         return (lambda: finish().t().contiguous()) if tensor.transposed else finish
 
-    def check_files(self, paths: Sequence[Path], model: PreTrainedModel) -> dict[str, Packed]:
+    def _checked(self, model: PreTrainedModel, paths: Sequence[Path]) -> dict[str, Packed]:
         """Return the opened tensors of the files that belong to the model, by name.
 
         Raises:
-            ValueError: the files do not hold the tensors that were saved together, or a shape is not the model's.
+            ValueError: the files do not hold the tensors that were saved together, or not the tensors of the model.
         """
         expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
         tensors = {tensor.key: tensor for path in paths for tensor in packed_tensors(path, expected)}
-        seal = self.quantization_config.seal(tensors)
-        for name, tensor in tensors.items():
-            if tensor.seal != seal:
-                raise ValueError(
-                    f"{model.config.name_or_path}: {name} was not saved together with the other tensors and the "
-                    "`quantization_config` in config.json: a file was changed, mixed with another or left out. "
-                    "Download or save the folder again."
-                )
+        self._check_seal(tensors, model)
+        if paths and type(model).__name__ in (model.config.architectures or [type(model).__name__]):
+            _check_names(tensors, expected, model)
         return {name: tensor for name, tensor in tensors.items() if name in expected}
+
+    def _check_seal(self, tensors: Mapping[str, Packed], model: PreTrainedModel) -> None:
+        """Refuse tensors that were not saved together, or not with this configuration."""
+        seal = self.quantization_config.seal({name: tensor.checksum for name, tensor in tensors.items()})
+        if all(tensor.seal == seal for tensor in tensors.values()):
+            return
+        for name, tensor in tensors.items():  # A damaged tensor is named first.
+            located(Path(model.config.name_or_path), name, tensor.check)
+        usual, _ = Counter(tensor.seal for tensor in tensors.values()).most_common(1)[0]
+        strange = next((name for name, tensor in tensors.items() if tensor.seal != usual), next(iter(tensors)))
+        raise ValueError(
+            f"{model.config.name_or_path}: {printable(strange)} was not saved together with the other tensors and the "
+            "`quantization_config` in config.json: a file was changed, mixed with another or left out. Download or "
+            "save the folder again."
+        )
 
 
 def packed_tensors(path: Path, expected: Mapping[str, Sequence[int]]) -> Iterator[Packed]:
@@ -223,7 +247,7 @@ def packed_tensors(path: Path, expected: Mapping[str, Sequence[int]]) -> Iterato
         >>> [tensor.key for tensor in packed_tensors(Path("compressed/model.safetensors"), {})]  # doctest: +SKIP
         ['bert.embeddings.LayerNorm.bias', ...]
     """
-    with opened(path) as file:
+    with safetensors_file(path) as file:
         for key in file.keys():  # noqa: SIM118 - the handle is no dict
             yield located(path, key, partial(Packed.open, file.get_tensor(key), key, expected.get(key)))
 
@@ -233,10 +257,15 @@ def located(path: Path, key: str, action: Callable[[], T]) -> T:
     try:
         return action()
     except ValueError as error:
-        raise ValueError(f"{path}: {key}: {error}.") from error
+        raise ValueError(f"{path}: {printable(key)}: {error}.") from error
 
 
-def opened(path: Path) -> Any:
+def printable(name: str) -> str:
+    """Return a name from a file with control characters escaped, so that it is safe to print."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
+
+
+def safetensors_file(path: Path) -> Any:
     """Open the safetensors file `path` for reading.
 
     Raises:
@@ -246,6 +275,20 @@ def opened(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise ValueError(f"{path} is not an intact safetensors file: {error}. Download or save it again.") from error
+
+
+def _check_names(tensors: Mapping[str, Packed], expected: Mapping[str, Any], model: PreTrainedModel) -> None:
+    """Refuse files that lack tensors of the model, or hold others. The model is of the class that was saved."""
+    # Tied weights are stored once, under the name that others are tied to.
+    optional = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
+    missing = [name for name in expected if name not in tensors and name not in optional]
+    foreign = [name for name in tensors if name not in expected]
+    if missing or foreign:
+        lacks = f"lacks {missing[0]}" if missing else f"holds {printable(foreign[0])}, which the model lacks"
+        raise ValueError(
+            f"{model.config.name_or_path}: the checkpoint {lacks} ({len(missing) + len(foreign)} such tensors). "
+            "config.json describes another model than the files hold: download or save the folder again."
+        )
 
 
 def _layer(model: PreTrainedModel, name: str) -> nn.Module:

@@ -97,7 +97,7 @@ def model_class(folder: str | Path) -> type[PreTrainedModel]:
     """
     names = AutoConfig.from_pretrained(folder).architectures or [""]
     found: type[PreTrainedModel] | None = getattr(transformers, names[0], None)
-    if found is None:
+    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
         raise ValueError(f"{folder}/config.json names the architecture {names[0]!r}, not one of Transformers'.")
     return found
 

@@ -36,8 +36,8 @@ class Reader:
         magic, checksum, own_seal, kind, dimensions, self.transposed, zero, self.group, self.step = struct.unpack(
             "<4sIIBBBBII", data[:24]
         )
-        assert magic == b"HFC3" and zero == 0 and own_seal == seal
-        assert checksum == zlib.crc32(name.encode() + data[8:])
+        assert magic == b"HFC4" and zero == 0 and own_seal == seal
+        assert checksum == zlib.crc32(name.encode() + data[12:])
         self.shape = struct.unpack(f"<{dimensions}I", data[24 : 24 + 4 * dimensions])
         self.data, self.at, self.kind = data, 24 + 4 * dimensions, KINDS[kind]
         self.width = 2 if self.kind == "bfloat16" else np.dtype(self.kind).itemsize
@@ -112,7 +112,8 @@ def read(folder: Path) -> dict[str, np.ndarray]:
         files |= load_file(path)
     tensors = {name: data.tobytes() for name, data in files.items()}
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    sealed = [{key: value for key, value in config.items() if key != "quant_method"}, sorted(tensors)]
+    checksums = sorted([name, int.from_bytes(data[4:8], "little")] for name, data in tensors.items())
+    sealed = [{key: value for key, value in config.items() if key != "quant_method"}, checksums]
     seal = zlib.crc32(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode())
     return {name: Reader(name, data, seal).weight() for name, data in tensors.items()}
 

@@ -17,6 +17,7 @@ import zstandard
 from safetensors.torch import save
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
+from hf_compress.checkpoint import inventory
 from hf_compress.checkpoint import packed as packed_module
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.quantizer import CompressionQuantizer
@@ -65,6 +66,21 @@ def _edited(file: bytes, rng: random.Random, edit: Callable[[bytearray, random.R
     edit(data, rng)
     tensors[key] = bytes(_forge(data, key) if forge and len(data) >= 8 else data)
     values = {key: torch.frombuffer(bytearray(data or b"0"), dtype=torch.uint8) for key, data in tensors.items()}
+    return save(values, metadata={"format": "pt"})
+
+
+def _resealed(file: bytes, config: CompressionConfig) -> bytes:
+    """The file with the seal that its contents should have, so that the checks behind the seal are reached."""
+    header, begin = _header(file)
+    tensors = {
+        key: bytearray(file[begin + facts["data_offsets"][0] : begin + facts["data_offsets"][1]])
+        for key, facts in header
+    }
+    whole = [data for data in tensors.values() if len(data) >= 12]
+    seal = config.seal({key: int.from_bytes(data[4:8], "little") for key, data in tensors.items()})
+    for data in whole:
+        struct.pack_into("<I", data, 8, seal)
+    values = {key: torch.frombuffer(data, dtype=torch.uint8) for key, data in tensors.items()}
     return save(values, metadata={"format": "pt"})
 
 
@@ -246,11 +262,13 @@ def _fuzz(
 ) -> None:
     """Every mutated file is refused, or has the very weights of the whole one; forged ones at least their shapes."""
     rng, file = random.Random(f"{mutation.__name__} {seed}"), (folder / NAME).read_bytes()
-    expected = load(folder)
+    expected, config = load(folder), CompressionConfig(**AutoConfig.from_pretrained(folder).quantization_config)
     before, refused = _memory("VmRSS"), 0
     Path("/proc/self/clear_refs").write_text("5")  # The peak starts again from here.
     for _ in range(rounds):
         mutated = mutation(file, rng)
+        if mutation is forged_tensor:
+            mutated = _resealed(mutated, config)
         # A new file each time: the old one may still be mapped.
         (folder / NAME).unlink()
         (folder / NAME).write_bytes(mutated)
@@ -274,6 +292,98 @@ def test_a_mutated_file_is_refused_or_harmless(mutation: Callable[..., bytes], f
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
 def test_100_mutated_files_are_refused_or_harmless(mutation: Callable[..., bytes], folder: Path) -> None:
     _fuzz(folder, mutation, seed=2, rounds=100, load=Door(folder))
+
+
+def inspected(folder: Path) -> dict[str, torch.Tensor]:
+    """What `hf-compress inspect` reads; of each tensor the shape and the zeros."""
+    inventory.bytes_by_codec(folder)
+    return {facts.name: torch.zeros(facts.shape) for facts in inventory.tensors(folder)}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
+def test_inspection_refuses_what_loading_refuses(mutation: Callable[..., bytes], folder: Path) -> None:
+    _fuzz(folder, mutation, seed=3, rounds=12, load=inspected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
+def test_inspection_of_2000_mutated_files_is_harmless(mutation: Callable[..., bytes], folder: Path) -> None:
+    _fuzz(folder, mutation, seed=4, rounds=2000 // len(MUTATIONS) + 1, load=inspected)
+
+
+@pytest.mark.parametrize("size", ["", "0" * 30], ids=["bytes", "declared"])
+def test_a_foreign_tensor_is_named_and_asks_for_no_memory(size: str, folder: Path) -> None:
+    """A tensor that the model does not have may claim any size; its name may hold escape sequences."""
+    file, config = (folder / NAME).read_bytes(), AutoConfig.from_pretrained(folder)
+    header, begin = _header(file)
+    tensors = {
+        key: torch.frombuffer(bytearray(file[begin:][slice(*facts["data_offsets"])]), dtype=torch.uint8)
+        for key, facts in header
+    }
+    head = packed_module._HEAD.pack(packed_module.MAGIC, 0, 0, 0, 2, 0, 0, 0, 1 << 30)
+    bomb = bytearray(head + struct.pack("<2I", 1 << 16, 1 << 16))
+    name = "bert\x1b[31m[/red]" + size
+    tensors[name] = torch.frombuffer(_forge(bomb, name), dtype=torch.uint8)
+    mutated = _resealed(save(tensors), CompressionConfig(**config.quantization_config))
+    (folder / NAME).unlink()
+    (folder / NAME).write_bytes(mutated)
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    for load in (inspected, loaded):
+        with pytest.raises(ValueError, match="which the model lacks") as raised:
+            load(folder)
+        assert "\x1b" not in str(raised.value)
+    assert _memory("VmHWM") - before < BOMB // 2
+
+
+@pytest.mark.parametrize("layers", [0, 2, 10**7])
+def test_another_number_of_layers_than_the_file_has_is_refused(layers: int, folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": layers}))
+    with pytest.raises(ValueError, match="names the layer|lacks|declares 10000000 layers"):
+        inspected(folder)
+    if layers < 10:
+        with pytest.raises(ValueError, match="names the layer|lacks"):
+            loaded(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": "x"},
+        {"hidden_act": "no such function"},
+        {"hidden_size": 10**30},
+        {"num_attention_heads": 0},
+        {"architectures": ["AutoConfig"]},
+    ],
+    ids=str,
+)
+def test_a_config_of_no_model_is_refused_in_one_sentence(change: dict[str, Any], folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        inspected(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bits": 10**30, "per": "row"}, r"scheme\.weight` must be a grid"),
+        ({"bits": True, "per": "row"}, r"scheme\.weight` must be a grid"),
+        ({"bits": 8, "per": "tensor"}, r"scheme\.weight` must be a grid"),
+        ({"bits": 4, "per": "group", "group_size": 0}, r"scheme\.weight` must be a grid"),
+        ({"bits": 8, "per": "row", "zero": 1}, r"scheme\.weight` must be a grid"),
+    ],
+)
+def test_a_grid_out_of_bounds_is_refused_by_name(change: dict[str, Any], said: str) -> None:
+    scheme = asdict(SCHEMES["int8"]) | {"weight": change}
+    with pytest.raises(ValueError, match=said):
+        CompressionConfig(scheme=scheme, quantized=["layer"])
+
+
+def test_an_unknown_field_of_the_configuration_is_refused() -> None:
+    with pytest.raises(ValueError, match="must have the fields of a packed checkpoint; got \\['prunedx'\\]"):
+        CompressionConfig(prunedx=["layer"])
 
 
 @pytest.mark.slow

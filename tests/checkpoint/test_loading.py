@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_compress.checkpoint.config import CompressionConfig
+from hf_compress.checkpoint.inventory import tensors
 from hf_compress.checkpoint.quantizer import CompressionQuantizer
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.layers.grids import SCHEMES
@@ -79,6 +80,22 @@ def test_shards_load_and_a_foreign_one_is_refused(
     files[1].write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match="was not saved together with the other tensors"):
         AutoModelForSequenceClassification.from_pretrained(shards)
+
+
+def test_shards_of_two_runs_of_one_recipe_are_refused(make_bert: Any, tmp_path: Path) -> None:
+    """The seal binds contents: same names, same shapes and same configuration are not enough."""
+    folders = []
+    for seed in (0, 1):
+        save_compressed(_pruned(make_bert(seed=seed)), tmp_path / f"one{seed}", RECIPE)
+        folders.append(tmp_path / f"shards{seed}")
+        whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / f"one{seed}")
+        whole.save_pretrained(folders[-1], max_shard_size="6KB")
+    mine, theirs = (sorted(folder.glob("*.safetensors")) for folder in folders)
+    mine[1].write_bytes(theirs[1].read_bytes())
+    with pytest.raises(ValueError, match="was not saved together with the other tensors"):
+        AutoModelForSequenceClassification.from_pretrained(folders[0])
+    with pytest.raises(ValueError, match="was not saved together with the other tensors"):
+        tensors(folders[0])
 
 
 @pytest.mark.parametrize("size", ["5GB", "6KB"], ids=["one file", "shards"])

@@ -51,13 +51,13 @@ def test_a_weight_is_its_integers_times_their_scales(
     grid, rows = SCHEMES[scheme].weight, torch.randn(33, 100)
     scale = symmetric_scale(rows, grid)
     integers = to_integers(rows, scale, grid).to(torch.int8)
-    opened = Packed.open(pack(integers, "name", 7, scale, grid.group_size, transposed), "name")
+    opened = Packed.open(pack(integers, "name", scale, grid.group_size, transposed), "name")
     expected = from_integers(integers, scale, grid).to(dtype)
     with ThreadPoolExecutor(threads) as executor:
         weight = opened.begin(dtype, executor if threads > 1 else None)()
     assert torch.equal(weight, expected.t() if transposed else expected) and weight.is_contiguous()
     assert torch.equal(opened.values(), integers) and torch.equal(opened.scale(), scale)  # type: ignore[arg-type]
-    assert opened.weight_shape == tuple(weight.shape) and opened.seal == 7
+    assert opened.weight_shape == tuple(weight.shape)
 
 
 def test_floats_are_rounded_to_the_dtype_that_is_asked_for() -> None:
@@ -145,8 +145,8 @@ def test_every_damaged_packed_tensor_is_refused(sparsity: float) -> None:
     rng, packed = random.Random(0), pack(_integers(sparsity, 20, 30))
     for _ in range(1000):
         damaged = _damaged(packed, rng)
-        if torch.equal(damaged, packed):
-            continue
+        if torch.equal(damaged[:8], packed[:8]) and torch.equal(damaged[12:], packed[12:]):
+            continue  # The seal belongs to the whole checkpoint, which checks it.
         with pytest.raises(ValueError):
             Packed.open(damaged).values()
 
