@@ -376,7 +376,7 @@ def test_a_config_of_no_model_is_refused_in_one_sentence(change: dict[str, Any],
     ],
 )
 def test_a_grid_out_of_bounds_is_refused_by_name(change: dict[str, Any], said: str) -> None:
-    scheme = asdict(SCHEMES["int8"]) | {"weight": change}
+    scheme = asdict(SCHEMES["int8"].grids) | {"weight": change}
     with pytest.raises(ValueError, match=said):
         CompressionConfig(scheme=scheme, quantized=["layer"])
 
