@@ -96,10 +96,7 @@ def set_seal(packed: UInt8[Tensor, " bytes"], seal: int) -> None:
 
 
 class _Parts(NamedTuple):
-    """What follows the head: scales, the order of the runs that share a scale, chunks with the place of their start.
-
-    The order is None without scales, or if runs differ in length. Values then keep their own order.
-    """
+    """What follows the head: scales, the order of the runs that share one (None: as they are), placed chunks."""
 
     scale: Tensor | None
     order: np.ndarray | None
@@ -111,15 +108,11 @@ class Packed:
     """An opened packed tensor: what its head says, and its values on demand.
 
     Args:
-        key: the name that it was packed under.
-        data: all of its bytes.
-        dtype: of the stored values.
-        shape: of the stored values: the transpose of the weight if `transposed`.
+        key, data: the name that it was packed under, and all of its bytes.
+        dtype, shape: of the stored values. They are the transpose of the weight if `transposed`.
         checksum: of the key and of all bytes after the seal. It is checked when the values are read.
         seal: a number that binds all tensors of the checkpoint together. `CompressionConfig.seal` computes it.
-        transposed: whether the weight is the transpose of the stored values.
-        group: how many values of a row share a scale. 0 if there are no scales.
-        step: how many values make a chunk.
+        group, step: how many values share a scale (0 without scales), and how many make a chunk.
 
     Example:
         >>> import torch
@@ -190,8 +183,7 @@ class Packed:
         """Return the tensor that was packed, bit for bit.
 
         Raises:
-            ValueError: the bytes are damaged, hostile, or those of another weight. All methods that read behind the
-                head raise it.
+            ValueError: the bytes are damaged, or those of another weight. All methods that decode raise it.
         """
         return self.begin(None)()
 

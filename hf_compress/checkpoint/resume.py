@@ -51,10 +51,8 @@ def is_complete(checkpoint: str | Path) -> bool:
     It reads the ends of the files only, so it is fast. Subfolders, where frameworks that shard write, are not checked.
     """
     checkpoint = Path(checkpoint)
-    try:
-        state = json.loads((checkpoint / STATE_NAME).read_text("utf-8"))
-        state["global_step"]
-    except (OSError, ValueError, KeyError):
+    state = _json_object(checkpoint / STATE_NAME)
+    if not isinstance(state.get("global_step"), int) or not _is_config(checkpoint / "config.json"):
         return False
     if not _has_masks(checkpoint, state):
         return False
@@ -63,14 +61,33 @@ def is_complete(checkpoint: str | Path) -> bool:
         return False
     if not any(any(checkpoint.glob(pattern)) for pattern in WEIGHTS):
         return False
-    return all(_is_whole(path) for path in checkpoint.iterdir())
+    try:
+        return all(_is_whole(path) for path in checkpoint.iterdir())
+    except OSError:  # A file that cannot be read cannot be resumed from.
+        return False
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one if there is none."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_config(path: Path) -> bool:
+    """Return whether the configuration of the model is a JSON object. Adapters and plain modules have none."""
+    return not path.exists() or bool(_json_object(path))
 
 
 def _has_masks(checkpoint: Path, state: dict[str, Any]) -> bool:
     """Return whether the masks are there, if the criterion of the run saves them. They are written last."""
-    recipe = state.get("stateful_callbacks", {}).get(RecipeCallback.RECORD, {})
-    criterion = CRITERIA.get(recipe.get("pruning", {}).get("prune_criterion", ""))
-    on = recipe.get("pruning", {}).get("prune_sparsity", 0) > 0
+    try:
+        pruning = state.get("stateful_callbacks", {}).get(RecipeCallback.RECORD, {}).get("pruning", {})
+        criterion, on = CRITERIA.get(pruning.get("prune_criterion", "")), pruning.get("prune_sparsity", 0) > 0
+    except (AttributeError, TypeError):
+        return False  # The state of the Trainer is damaged.
     return not (on and criterion is not None and criterion.has_state) or (checkpoint / STATE_FILE).is_file()
 
 
@@ -81,11 +98,8 @@ def _is_whole(path: Path) -> bool:
     if path.suffix in (".pt", ".pth", ".bin"):
         return zipfile.is_zipfile(path)  # The directory of a zip archive is at its end.
     if path.name.endswith(".index.json"):
-        try:
-            shards = set(json.loads(path.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError):
-            return False
-        return all((path.parent / shard).is_file() for shard in shards)
+        shards = _json_object(path).get("weight_map")
+        return isinstance(shards, dict) and all((path.parent / str(shard)).is_file() for shard in shards.values())
     return True
 
 
@@ -94,6 +108,9 @@ def _is_whole_safetensors(path: Path) -> bool:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= path.stat().st_size - 8:
             return False
-        header = json.loads(file.read(length))
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return path.stat().st_size == 8 + length + max(ends, default=0)
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return path.stat().st_size == 8 + length + max(ends, default=0)
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            return False  # The header is damaged.
