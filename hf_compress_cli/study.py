@@ -101,11 +101,9 @@ def collect(
 ) -> None:
     """Write all results of a study into one file."""
     with _study_errors():
-        from hf_compress.study.run.results import read_results, write_results
-        from hf_compress.study.run.store import Store
+        from hf_compress.study.run.collect import collect_results
 
-        also = [result for name in results or [] for result in read_results(name)]
-        typer.echo(f"{write_results([*also, *Store(folder).results()], file)} results written to {file}")
+        typer.echo(f"{collect_results(folder, file, results or [])} results written to {file}")
 
 
 @app.command()

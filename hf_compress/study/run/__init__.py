@@ -5,6 +5,7 @@ a run that was stopped continues where it was. `read_results` and `write_results
 one file.
 """
 
+from hf_compress.study.run.collect import collect_results as collect_results
 from hf_compress.study.run.engine import run_plan as run_plan
 from hf_compress.study.run.program import StudyOptions as StudyOptions
 from hf_compress.study.run.program import run_study as run_study

@@ -1,7 +1,7 @@
 """Results of a study in one file, one line of JSON per finished cell."""
 
-import io
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from hf_compress.study.grid.plan import Cell
 
 with extra("study", "A study"):
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
 ZSTD = ".zst"
 
@@ -48,7 +49,29 @@ class Result:
             raise ValueError("A result must have exactly `cell`, `report` and `seconds`.")
         if not isinstance(values["report"], dict) or values["report"].get("schema") != SCHEMA:
             raise ValueError(f"The report of a result must have the schema {SCHEMA!r}.")
-        return cls(Cell.from_dict(values["cell"]), values["report"], float(values["seconds"]))
+        return cls(Cell.from_dict(values["cell"]), values["report"], _seconds(values["seconds"]))
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"`seconds` of a result must be a number from 0; got {value!r}.")
+    return float(value)
+
+
+def decompressed(content: bytes) -> bytes:
+    """Return the content of a zstd file.
+
+    Raises:
+        ValueError: the file is cut, or is not compressed by zstd.
+    """
+    decompressor = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        found = decompressor.decompress(content)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"it is not compressed by zstd ({error}).") from error
+    if not decompressor.eof:
+        raise ValueError("it ends too early.")
+    return found
 
 
 def write_results(results: Iterable[Result], file: str | Path) -> int:
@@ -63,8 +86,17 @@ def write_results(results: Iterable[Result], file: str | Path) -> int:
     content = "".join(lines).encode()
     if str(file).endswith(ZSTD):
         content = zstandard.ZstdCompressor(level=19).compress(content)
-    with fsspec.open(str(file), "wb") as stream:
-        stream.write(content)
+    files, path = fsspec.core.url_to_fs(str(file))
+    if isinstance(files, LocalFileSystem):
+        # Aside first, so that a full disk does not cost the results of before.
+        partial = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    else:
+        files.pipe_file(path, content)
     return len(lines)
 
 
@@ -83,9 +115,9 @@ def read_results(file: str | Path) -> list[Result]:
         ) from error
     try:
         if str(file).endswith(ZSTD):
-            content = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content)).read()
+            content = decompressed(content)
         return [Result.from_dict(json.loads(line)) for line in content.decode().splitlines() if line.strip()]
-    except (ValueError, zstandard.ZstdError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"{file} is not a file of results: {error} Write one with `hf-compress study collect`."
         ) from error

@@ -34,6 +34,11 @@ class Store:
         address: a folder, or a URL that fsspec knows (`s3://...`). Claims, copies of dense models and cached
             answers of teachers are always on a local disk: in the folder itself, or, for a URL, in the folder for
             temporary files.
+
+    Nothing is created before the first node runs.
+
+    Raises:
+        ValueError: the address is that of a file.
     """
 
     def __init__(self, address: str | Path) -> None:
@@ -44,7 +49,8 @@ class Store:
             if self._remote
             else Path(address).resolve()
         )
-        self.local.mkdir(parents=True, exist_ok=True)
+        if self.local.exists() and not self.local.is_dir():
+            raise ValueError(f"{self.address} must be the folder of a study; it is a file.")
 
     @property
     def teachers(self) -> Path:
@@ -61,7 +67,7 @@ class Store:
 
         The operating system releases the claim of a process that was killed.
         """
-        (self.local / key).mkdir(exist_ok=True)
+        (self.local / key).mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.local / key / "lock", blocking=False)
         try:
             lock.acquire()
@@ -119,7 +125,7 @@ class Store:
         """Return a local folder with the weights of a dense model. Download it if it is elsewhere."""
         folder = self.local / key / MODEL_FOLDER
         if self._remote:
-            (self.local / key).mkdir(exist_ok=True)
+            (self.local / key).mkdir(parents=True, exist_ok=True)
             with FileLock(self.local / key / "fetching"):
                 if not folder.is_dir():
                     files, root = fsspec.core.url_to_fs(f"{self.address}/{key}/{MODEL_FOLDER}")
@@ -181,7 +187,7 @@ class Store:
             files.pipe_file(path, text.encode())
             return
         path = self.local / key / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{name}.partial")
         partial.write_text(text, "utf-8")
         partial.replace(path)
