@@ -63,10 +63,10 @@ def test_what_is_wrong_is_named_before_anything_runs(changes: dict[str, Any], na
 
 
 def test_a_missing_file_and_broken_yaml_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match="there is no such file"):
         StudyGrid.read(tmp_path / "none.yaml")
     (tmp_path / "broken.yaml").write_text("models: [")
-    with pytest.raises(ValueError, match="is not YAML"):
+    with pytest.raises(ValueError, match="cannot be read as YAML"):
         StudyGrid.read(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("- models")
     with pytest.raises(ValueError, match="mapping"):

@@ -1,21 +1,33 @@
 """The grid file of a study: its entries, read from YAML and checked before any training."""
 
 import itertools
-import re
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import yaml
 from transformers import TrainingArguments
 
 from hf_compress.distill import DistillationArguments
 from hf_compress.distill.teacher import SELF
+from hf_compress.documents import YAML, read_document
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.study.grid.combinations import COMBINATIONS, methods_in
 from hf_compress.study.grid.glue import TASKS
+from hf_compress.study.grid.values import (
+    distinct,
+    entries,
+    fits,
+    in_words,
+    is_number,
+    is_whole,
+    keys,
+    seed_list,
+    shown,
+    text,
+)
 
 METHOD_ARGUMENTS: dict[str, type[Any]] = {
     "kd": DistillationArguments,
@@ -31,16 +43,17 @@ SET_ELSEWHERE = {
 }
 # Training arguments that the study sets itself.
 SET_BY_STUDY = ("output_dir", "seed", "data_seed", "do_train", "do_eval", "do_predict", "push_to_hub", "report_to")
+# The least legal values of training arguments that Transformers itself checks in training only, or never.
+LOWEST = {
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+}
 MAX_LENGTH = 512
-
-
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads 1e-4 as a number. YAML 1.1 takes it for text unless it is written 1.0e-4."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
-)
+MOST_CELLS = 100_000
 
 
 @dataclass(frozen=True)
@@ -120,8 +133,20 @@ class StudyGrid:
     dense_training: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
+    @property
+    def cells(self) -> int:
+        """How many cells the grid has, some of which may be the same."""
+        starts = sum(len(model.layers) * len(model.seeds or self.seeds) for model in self.models) * len(self.tasks)
+        return starts * sum(math.prod(map(len, self._axes(methods).values())) for methods in self.methods)
+
     def recipes(self, methods: str) -> Iterator[dict[str, Any]]:
         """Yield the options of each recipe of a combination, all but the name of the teacher."""
+        axes = self._axes(methods)
+        for values in itertools.product(*axes.values()):
+            yield dict(zip(axes, values, strict=True))
+
+    def _axes(self, methods: str) -> dict[str, tuple[Any, ...]]:
+        """Return the values of each option of a combination."""
         chosen = methods_in(methods)
         known = {option.name for part in chosen for option in fields(METHOD_ARGUMENTS[part])}
         axes = {name: values for name, values in self.recipe.items() if name in known}
@@ -129,8 +154,7 @@ class StudyGrid:
             axes["prune_sparsity"] = self.sparsities
         if "int8" in chosen:
             axes.setdefault("quant_scheme", ("int8",))
-        for values in itertools.product(*axes.values()):
-            yield dict(zip(axes, values, strict=True))
+        return axes
 
     @classmethod
     def read(cls, path: str | Path) -> "StudyGrid":
@@ -140,12 +164,9 @@ class StudyGrid:
             ValueError: the file is missing or no YAML, or its grid is invalid.
         """
         path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"GRID must be a YAML file; {path} is not a file. See `examples/study/` for examples.")
-        try:
-            values = yaml.load(path.read_text("utf-8"), _Loader)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {error}") from error
+        if path.suffix not in YAML:
+            raise ValueError(f"GRID must be a YAML file, named *.yaml or *.yml; got {path.name}.")
+        values = read_document(path)
         return cls.from_dict(values, path.stem)
 
     @classmethod
@@ -155,37 +176,41 @@ class StudyGrid:
         Raises:
             ValueError: a key is unknown or missing, or a value is out of range. The message names it.
         """
-        given = _keys(values, "the grid", cls, ("models", "tasks"))
+        given = keys(values, "the grid", cls, ("models", "tasks"))
         grid: dict[str, Any] = {"name": name} | given
-        grid["models"] = tuple(_model(entry) for entry in _list(given["models"], "models"))
-        grid["tasks"] = tuple(_task(entry) for entry in _list(given["tasks"], "tasks"))
+        grid["models"] = tuple(_model(entry) for entry in entries(given["models"], "models"))
+        grid["tasks"] = tuple(_task(entry) for entry in entries(given["tasks"], "tasks"))
         grid["recipe"] = _recipe(given.get("recipe", {}))
         for option in ("training", "dense_training"):
             grid[option] = _training(given.get(option, {}), option)
-        for option in {"methods", "sparsities", "seeds"} & given.keys():
-            grid[option] = tuple(_list(given[option], option))
+        for option in {"methods", "sparsities"} & given.keys():
+            grid[option] = tuple(entries(given[option], option))
+        if "seeds" in given:
+            grid["seeds"] = seed_list(given["seeds"], "seeds")
         result = cls(**grid)
         _check(result)
         return result
 
 
 def _check(grid: StudyGrid) -> None:
-    _distinct(grid.methods, "methods")
+    text(grid.name, "`name` of the grid"), text(grid.data, "`data`")
     unknown = [method for method in grid.methods if method not in COMBINATIONS]
     if unknown:
         raise ValueError(
-            f"`methods` must be some of {', '.join(COMBINATIONS)}; got {unknown[0]!r}. Leave it out for all."
+            f"`methods` must be some of {', '.join(COMBINATIONS)}; got {shown(unknown[0])}. Leave it out for all."
         )
-    _distinct(grid.sparsities, "sparsities")
+    distinct(grid.methods, "methods")
     for sparsity in grid.sparsities:
-        if not (_is_number(sparsity) and 0 < sparsity < 1):
+        if not (is_number(sparsity) and 0 < sparsity < 1):
             raise ValueError(
-                f"`sparsities` must be shares of weights above 0 and below 1; got {sparsity!r}. Give 0.6 for 60 %. "
-                "For cells without pruning, use `methods`."
+                f"`sparsities` must be shares of weights above 0 and below 1; got {shown(sparsity)}. Give 0.6 for "
+                "60 %. For cells without pruning, use `methods`."
             )
-    _seeds(grid.seeds, "seeds")
-    if not (_is_whole(grid.max_length) and 8 <= grid.max_length <= MAX_LENGTH):
-        raise ValueError(f"`max_length` must be a number of tokens from 8 to {MAX_LENGTH}; got {grid.max_length!r}.")
+    distinct(grid.sparsities, "sparsities")
+    if not (is_whole(grid.max_length) and 8 <= grid.max_length <= MAX_LENGTH):
+        raise ValueError(
+            f"`max_length` must be a number of tokens from 8 to {MAX_LENGTH}; got {shown(grid.max_length)}."
+        )
     paths: dict[str, ModelEntry] = {}
     for model in grid.models:
         first = paths.setdefault(model.name, model)
@@ -196,9 +221,12 @@ def _check(grid: StudyGrid) -> None:
             )
     if grid.teacher not in (SELF, *paths):
         raise ValueError(
-            f"`teacher` must be {SELF!r} or the name of one of `models` ({', '.join(paths)}); got {grid.teacher!r}."
+            f"`teacher` must be {SELF!r} or the name of one of `models` ({', '.join(paths)}); got "
+            f"{shown(grid.teacher)}."
         )
-    _distinct([task.name for task in grid.tasks], "tasks")
+    distinct([task.name for task in grid.tasks], "tasks")
+    if grid.cells > MOST_CELLS:
+        raise ValueError(f"The grid has {grid.cells:,} cells; at most {MOST_CELLS:,} are allowed. Make two grids.")
     for methods in grid.methods:
         for options in grid.recipes(methods):
             for method in methods_in(methods):
@@ -207,107 +235,75 @@ def _check(grid: StudyGrid) -> None:
 
 
 def _model(entry: Any) -> ModelEntry:
-    given = _keys(entry, "an entry of `models`", ModelEntry, ("name", "path"))
+    given = keys(entry, "an entry of `models`", ModelEntry, ("name", "path"))
+    name = text(given["name"], "`name` of a model")
+    for option in ("path", "revision", "hub_id", "attn_implementation"):
+        if given.get(option) is not None or option == "path":
+            text(given[option], f"`{option}` of the model {name!r}")
     layers = given.get("layers")
     counts = tuple(layers) if isinstance(layers, list) else (layers,)
     for count in counts:
-        if not (count is None or (_is_whole(count) and count >= 1)):
+        if not (count is None or (is_whole(count) and count >= 1)):
             raise ValueError(
-                f"`layers` of the model {given['name']!r} must be numbers of layers from 1, or null for all; got "
-                f"{count!r}. Give [6, 3, 1], for instance."
+                f"`layers` of the model {name!r} must be numbers of layers from 1, or null for all; got "
+                f"{shown(count)}. For example, give [6, 3, 1]."
             )
-    _distinct(counts, f"layers of {given['name']}")
+    distinct(counts, f"layers of {name}")
     seeds = given.get("seeds")
     return ModelEntry(
         **given
         | {
             "layers": counts,
-            "seeds": None if seeds is None else _seeds(tuple(_list(seeds, "seeds")), f"seeds of {given['name']}"),
-            "training": _training(given.get("training", {}), f"training of the model {given['name']}"),
+            "seeds": None if seeds is None else seed_list(seeds, f"seeds of {name}"),
+            "training": _training(given.get("training", {}), f"training of the model {name}"),
         }
     )
 
 
 def _task(entry: Any) -> TaskEntry:
     entry = {"name": entry} if isinstance(entry, str) else entry
-    given = _keys(entry, "an entry of `tasks`", TaskEntry, ("name",))
-    if given["name"] not in TASKS:
-        raise ValueError(f"`tasks` must be some of {', '.join(TASKS)}; got {given['name']!r}.")
+    given = keys(entry, "an entry of `tasks`", TaskEntry, ("name",))
+    name = given["name"]
+    if not isinstance(name, str) or name not in TASKS:
+        raise ValueError(f"`tasks` must be some of {', '.join(TASKS)}; got {shown(name)}.")
     for option in ("train_rows", "eval_rows"):
         rows = given.get(option)
-        if not (rows is None or (_is_whole(rows) and rows >= 1)):
+        if not (rows is None or (is_whole(rows) and rows >= 1)):
             raise ValueError(
-                f"`{option}` of the task {given['name']} must be at least 1; got {rows!r}. Leave it out for all rows."
+                f"`{option}` of the task {name} must be at least 1; got {shown(rows)}. Leave it out for all rows."
             )
-    return TaskEntry(
-        **given | {"training": _training(given.get("training", {}), f"training of the task {given['name']}")}
-    )
+    return TaskEntry(**given | {"training": _training(given.get("training", {}), f"training of the task {name}")})
 
 
 def _recipe(values: Any) -> dict[str, tuple[Any, ...]]:
-    known = {option.name: option for kind in METHOD_ARGUMENTS.values() for option in fields(kind)}
-    for name in _keys(values, "`recipe`", known):
+    hints = {
+        option.name: get_type_hints(kind)[option.name] for kind in METHOD_ARGUMENTS.values() for option in fields(kind)
+    }
+    for name in keys(values, "`recipe`", hints):
         if name in SET_ELSEWHERE:
             raise ValueError(f"`recipe` of a grid cannot set `{name}`. Use {SET_ELSEWHERE[name]}.")
     axes = {}
     for name, value in values.items():
         # For an option that takes a list, only a list of lists is an axis.
-        several = isinstance(value, list) and (
-            known[name].type != list[str] or all(isinstance(v, list) for v in value)
-        )
+        several = isinstance(value, list) and not fits(value, hints[name])
         axes[name] = tuple(value) if several else (value,)
         if not axes[name]:
             raise ValueError(f"`recipe`: `{name}` has no value. Give one, or several as a list.")
+        for one in axes[name]:
+            if not fits(one, hints[name]):
+                raise ValueError(f"`recipe`: `{name}` must be {in_words(hints[name])}; got {shown(one)}.")
     return axes
 
 
 def _training(values: Any, where: str) -> dict[str, Any]:
-    known = {option.name for option in fields(TrainingArguments) if option.init}
-    for name in _keys(values, f"`{where}`", known):
+    hints = get_type_hints(TrainingArguments)
+    for name in keys(values, f"`{where}`", [option.name for option in fields(TrainingArguments) if option.init]):
+        value = values[name]
         if name in SET_BY_STUDY:
             raise ValueError(f"`{where}` cannot set `{name}`, which the study sets itself. Leave it out.")
+        if not fits(value, hints[name]):
+            raise ValueError(f"`{where}`: `{name}` must be {in_words(hints[name])}; got {shown(value)}.")
+        if (name in LOWEST and not value >= LOWEST[name]) or (name == "num_train_epochs" and not value > 0):
+            least = f"at least {LOWEST[name]}" if name in LOWEST else "above 0"
+            raise ValueError(f"`{where}`: `{name}` must be {least}; got {shown(value)}.")
     return dict(values)
-
-
-def _seeds(seeds: tuple[Any, ...], where: str) -> tuple[int, ...]:
-    _distinct(seeds, where)
-    for seed in seeds:
-        if not (_is_whole(seed) and 0 <= seed < 2**32):
-            raise ValueError(f"`{where}` must be whole numbers from 0; got {seed!r}. Give [0, 1, 2], for instance.")
-    return seeds
-
-
-def _keys(values: Any, where: str, known: Any, required: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the mapping `values` after a check of its keys."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} must be a mapping of names to values; got {values!r}.")
-    names = [option.name for option in fields(known)] if isinstance(known, type) else list(known)
-    unknown = [f"`{name}`" for name in values if name not in names]
-    if unknown:
-        raise ValueError(f"{where} has no {', '.join(unknown)}. It may have {', '.join(names)}.")
-    missing = [f"`{name}`" for name in required if name not in values]
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}. `examples/study/` shows whole grids.")
-    return values
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"`{where}` must be a list with at least one entry; got {value!r}.")
-    return value
-
-
-def _distinct(values: Iterable[Any], where: str) -> None:
-    seen = []
-    for value in values:
-        if value in seen:
-            raise ValueError(f"`{where}` has {value!r} twice. Drop one of the two.")
-        seen.append(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

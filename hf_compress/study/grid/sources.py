@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from hf_compress.study.grid.glue import TASKS
@@ -21,6 +22,10 @@ from hf_compress.study.grid.plan import Identities, digest
 PACKAGE = "package:"
 # Files that determine a model's outputs. Cards and training arguments do not.
 IDENTITY_FILES = ("*.safetensors", "*.bin", "config.json", "*token*.json", "vocab*", "merges.txt", "spiece.model")
+
+
+class UnreachableError(ValueError):
+    """A model or data set is not on this machine, and the Hub did not return it."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,9 @@ class Sources:
         Raises:
             ValueError: the data has no such task or split.
         """
-        source = self.grid.data if self.data is None else str(Path(self.data).resolve())
+        source = self._source()
         kind = TASKS[task.name]
-        loaded = datasets.load_dataset(source, task.name)
+        loaded = self._loaded(source, task.name)
         limits = {"train": task.train_rows, kind.validation: task.eval_rows}
         missing = [split for split in limits if split not in loaded]
         if missing:
@@ -101,28 +106,57 @@ class Sources:
             for split, part in rows.items()
         }, names
 
-    def identities(self, *, guess: bool = False) -> Identities:
+    def identities(self, unreached: list[str] | None = None) -> Identities:
         """Return digests of the models and the data of the grid.
 
         Args:
-            guess: whether to use names where the Hub cannot be reached. Only for a plan that is not run.
+            unreached: for a plan that is not run. What the Hub does not return is then known by its name, and a line
+                on it is appended here. Folders are checked in any case.
 
         Raises:
-            ValueError: a model or a data set is missing.
+            ValueError: a model or a data set is missing, or has too few layers.
         """
 
         def found(identify: Callable[[], str], name: str) -> str:
             try:
                 return identify()
-            except (ValueError, OSError):
-                if not guess:
+            except UnreachableError as error:
+                if unreached is None:
                     raise
+                unreached.append(str(error))
                 return f"unknown:{name}"
 
         return Identities(
             {model.path: found(partial(model_identity, model), model.path) for model in self.grid.models},
             {task.name: found(partial(self._identity, task), task.name) for task in self.grid.tasks},
         )
+
+    def _source(self) -> str:
+        """Return the folder or Hub id of the data."""
+        if self.data is None and not is_local(self.grid.data):
+            return self.grid.data
+        option = f"`data: {self.grid.data}`" if self.data is None else f"`--data {self.data}`"
+        folder = Path(self.grid.data if self.data is None else self.data)
+        if not folder.is_dir():
+            raise ValueError(
+                f"{option} must be a folder with GLUE, in the layout of nyu-mll/glue. It is not a folder."
+            )
+        return str(folder.resolve())
+
+    def _loaded(self, source: str, task: str) -> Any:
+        try:
+            return datasets.load_dataset(source, task)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            reason = " ".join(str(error).split())
+            if Path(source).is_dir():
+                option = f"`data: {self.grid.data}`" if self.data is None else f"`--data {self.data}`"
+                raise ValueError(f"{option} has no readable data of the task {task}: {reason}") from error
+            if isinstance(error, datasets.exceptions.DatasetNotFoundError) and not datasets.config.HF_HUB_OFFLINE:
+                raise ValueError(f"`data: {source}` is not on the Hub: {reason}") from error
+            raise UnreachableError(
+                f"`data: {source}`: the Hub did not return the task {task}: {reason} Give `--data FOLDER`, or run "
+                "where the Hub can be reached."
+            ) from error
 
     def _identity(self, task: TaskEntry) -> str:
         return _rows_digest(self.rows(task))
@@ -151,31 +185,47 @@ def located(path: str) -> str:
         ) from error
 
 
+def is_local(path: str) -> bool:
+    """Return whether a path means a folder rather than a Hub id."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists()
+
+
 def model_identity(model: ModelEntry) -> str:
     """Return a digest of a local model's files, or the commit of a model on the Hub.
 
     Raises:
-        ValueError: there is no such model.
+        UnreachableError: the Hub cannot be reached.
+        ValueError: there is no such model, or it has fewer layers than the grid asks for.
     """
     place = located(model.path)
+    said = f"`path: {model.path}` of the model {model.name!r}"
     folder = Path(place)
-    if folder.is_dir():
-        parts = sorted({path for pattern in IDENTITY_FILES for path in folder.glob(pattern)})
-        if not parts:
-            raise ValueError(f"`path: {model.path}` of the model {model.name!r} is a folder without model files.")
-        found = hashlib.sha256()
-        for part in parts:
-            with part.open("rb") as file:
-                found.update(f"{part.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
-        return found.hexdigest()
+    parts = sorted({path for pattern in IDENTITY_FILES for path in folder.glob(pattern)}) if folder.is_dir() else []
+    if is_local(place) and not any(part.suffix in (".safetensors", ".bin") for part in parts):
+        raise ValueError(f"{said} is {'a folder without model files' if folder.is_dir() else 'not a folder'}.")
     try:
         config = AutoConfig.from_pretrained(place, revision=model.revision or "main")
     except OSError as error:
-        raise ValueError(
-            f"`path: {model.path}` of the model {model.name!r} is not a folder, and the Hub did not return it: "
-            f"{error}. Give a folder, or run where the Hub can be reached."
+        reason = " ".join(str(error).split())
+        if is_local(place):
+            raise ValueError(f"{said} has no readable configuration: {reason}") from error
+        if isinstance(error.__cause__, RepositoryNotFoundError | RevisionNotFoundError):
+            raise ValueError(f"{said} is not on the Hub: {reason}") from error
+        raise UnreachableError(
+            f"{said} is not a folder, and the Hub did not return it: {reason} Give a folder, or run where the Hub can "
+            "be reached."
         ) from error
-    return f"{place}@{config._commit_hash}"
+    most = getattr(config.get_text_config(), "num_hidden_layers", None)
+    for layers in model.layers:
+        if layers is not None and most is not None and layers > most:
+            raise ValueError(f"`layers` of the model {model.name!r} must be from 1 to {most}; got {layers}.")
+    if not parts:
+        return f"{place}@{config._commit_hash}"
+    found = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as file:
+            found.update(f"{part.name} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode())
+    return found.hexdigest()
 
 
 def _rows_digest(rows: Mapping[str, datasets.Dataset]) -> str:

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from hf_compress.report.report import REPORT_NAME
 from hf_compress.study.grid.grid import StudyGrid
-from hf_compress.study.grid.plan import Cell, DenseModel, Plan, make_plan
+from hf_compress.study.grid.plan import DenseModel, Plan, make_plan
 from hf_compress.study.grid.sources import Sources
+from hf_compress.study.grid.values import shown
 from hf_compress.study.run.cell import Training, training_arguments
 from hf_compress.study.run.display import Display, label
 from hf_compress.study.run.engine import run_plan
@@ -20,6 +21,9 @@ from hf_compress.study.run.ray_cluster import RayWorkers
 from hf_compress.study.run.results import read_results
 from hf_compress.study.run.store import ERROR_FILE, Store
 from hf_compress.study.run.workers import ProcessWorkers, SerialWorkers, Workers, quiet, visible_gpus
+
+MOST_PARTS = 10_000
+MOST_PROCESSES = 1024
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,16 @@ class StudyOptions:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise ValueError(f"`--jobs` must be at least 1; got {self.jobs}. Start with one per core or GPU.")
+        for name, least, most in (("jobs", 1, MOST_PROCESSES), ("threads", 0, MOST_PROCESSES), ("retries", 0, 1000)):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"`--{name}` must be from {least} to {most}; got {getattr(self, name)}.")
         if self.jobs > 1 and self.ray is not None:
             raise ValueError(
                 "`--jobs` and `--ray` cannot be combined. On a cluster, `--cpus` and `--gpus` set how many nodes run."
             )
-        if self.threads < 0:
-            raise ValueError(f"`--threads` must be at least 1, or 0 to leave the choice to torch; got {self.threads}.")
-        for name in ("cpus", "gpus", "retries"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`--{name}` must be 0 or more; got {getattr(self, name)}.")
+        for name in ("cpus", "gpus"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`--{name}` must be a number from 0; got {getattr(self, name)}.")
 
 
 def run_study(grid_file: Path, out: str, options: StudyOptions) -> bool:
@@ -81,15 +84,17 @@ def run_study(grid_file: Path, out: str, options: StudyOptions) -> bool:
         ValueError: the grid cannot be run. Nothing is written then.
     """
     quiet()
-    sources = Sources(StudyGrid.read(grid_file), options.data)
-    whole = make_plan(sources.grid, sources.identities(guess=options.dry_run))
+    sources, store = Sources(StudyGrid.read(grid_file), options.data), Store(out)
+    check_training(sources.grid)
+    unreached: list[str] | None = [] if options.dry_run else None
+    whole = make_plan(sources.grid, sources.identities(unreached))
     chosen = chosen_cells(whole, options.part)
     took = {result.cell.key: result.seconds for name in options.results for result in read_results(name)}
     if options.dry_run:
-        show_plan(Console(), whole, chosen, took, out, options)
+        show_plan(Console(), whole, chosen, took, store, options)
+        for line in unreached or []:
+            Console(stderr=True).print(f"not checked: {line}", highlight=False, soft_wrap=True, markup=False)
         return True
-    check_training(whole)
-    store = Store(out)
     console = Console(stderr=True)
     workers = _workers(Training(sources), store, options)
     started = time.monotonic()
@@ -129,11 +134,12 @@ def chosen_cells(whole: Plan, part: str) -> list[str]:
     Raises:
         ValueError: `part` is invalid.
     """
-    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", part)
     number, count = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= number <= count:
+    if not 1 <= number <= count <= MOST_PARTS:
         raise ValueError(
-            f"`--cells` must be I/N, the I-th of N parts from 1 to N; got {part!r}. For example, give 1/2."
+            f"`--cells` must be I/N, the I-th of N parts, with N from I to {MOST_PARTS}; got {shown(part)}. For "
+            "example, give 1/2."
         )
     groups: dict[str, list[str]] = {}
     for cell in whole.cells.values():
@@ -145,25 +151,28 @@ def chosen_cells(whole: Plan, part: str) -> list[str]:
     return parts[number - 1]
 
 
-def check_training(whole: Plan) -> None:
+def check_training(grid: StudyGrid) -> None:
     """Check the training arguments of all nodes before any training.
 
     Raises:
         ValueError: Transformers refuses a value.
     """
-    checked: list[Mapping[str, object]] = []
-    nodes: list[DenseModel | Cell] = [*whole.dense.values(), *whole.cells.values()]
-    for node in nodes:
-        if not any(node.training is seen or node.training == seen for seen in checked):
-            checked.append(node.training)
-            training_arguments(node, Path("unused"))
+    for model in ({}, *(model.training for model in grid.models)):
+        for task in grid.tasks:
+            for own in ({}, grid.dense_training):
+                training = {**grid.training, **model, **task.training, **own}
+                training_arguments(DenseModel("", "", None, task.name, 0, training), Path("unused"))
 
 
 def show_plan(
-    console: Console, whole: Plan, chosen: Collection[str], took: Mapping[str, float], out: str, options: StudyOptions
+    console: Console,
+    whole: Plan,
+    chosen: Collection[str],
+    took: Mapping[str, float],
+    store: Store,
+    options: StudyOptions,
 ) -> None:
     """Print the cells with their state, and an estimate of the time that the rest takes."""
-    store = Store(out)
     reports, failed = store.listed(REPORT_NAME), store.listed(ERROR_FILE)
     found = {key: result.seconds for key in reports & whole.cells.keys() if (result := store.result(key)) is not None}
     took = found | {key: seconds for key, seconds in took.items() if key in whole.cells}
@@ -171,7 +180,7 @@ def show_plan(
     needed = {need for key in to_do for need in whole.cells[key].needs}
     for key in chosen:
         state = "done" if key in took else "failed" if key in failed else "to do"
-        console.print(f"{key} {state:6} {label(whole.cells[key])}", highlight=False, soft_wrap=True)
+        console.print(f"{key} {state:6} {label(whole.cells[key])}", highlight=False, soft_wrap=True, markup=False)
     seconds = seconds_left(whole, [*to_do, *needed], took)
     words = in_words(None if seconds is None else seconds / options.jobs)
     console.print(
