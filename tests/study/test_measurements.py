@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hf_compress.study.analysis.measurements import FIELDS, read_measurements, to_row
+from hf_compress.study.run.results import read_results
 
 Make = Callable[..., Path]
 
@@ -114,3 +115,56 @@ def test_a_missing_or_wrong_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text("{\n")
     with pytest.raises(ValueError, match="broken.jsonl:1 is not JSON"):
         read_measurements(tmp_path / "broken.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_spoilt(lambda line: line["report"]["size"].update(packed_bytes=0)), "`packed_bytes` must be .*got 0"),
+        (_spoilt(lambda line: line["report"]["size"].update(analytic_bytes=-5)), "`analytic_bytes` must be"),
+        (_spoilt(lambda line: line["report"]["dataset"].update(eval_rows=0)), "`rows` must be at least 1 .*got 0"),
+        (_spoilt(lambda line: line.update(seconds=float("nan"))), "`seconds` must be a finite number"),
+        (_spoilt(lambda line: line["cell"].update(sparsity=float("nan"))), "`sparsity` must be"),
+        (_spoilt(lambda line: line["cell"].update(layers="six")), "`layers` must be of type int; got 'six'"),
+        (_spoilt(lambda line: line["cell"].update(teacher=["x"])), "`teacher` must be of type str"),
+        (_spoilt(lambda line: line["report"].update(dense=[1])), "`dense` must be of type dict"),
+        (_spoilt(lambda line: line["report"]["size"].update(packed_bytes=10**400)), "`packed_bytes` must be"),
+        (_spoilt(lambda line: line["report"]["compressed"].update(accuracy=10**400)), "`accuracy` must be a number"),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_study_has_are_refused(
+    make_results: Make, spoil: Callable[[Make], Path], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_measurements(spoil(make_results))
+
+
+def test_a_nan_in_a_table_of_cells_is_refused(make_results: Make, tmp_path: Path) -> None:
+    row = to_row(read_measurements(make_results())[0])
+    for name, value in (("score", "nan"), ("seconds", "inf"), ("start", "nan"), ("packed_bytes", "1e400")):
+        with (tmp_path / "cells.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerow(row | {name: value})
+        with pytest.raises(ValueError, match=f"`{name}` must be a"):
+            read_measurements(tmp_path / "cells.csv")
+
+
+def test_a_score_of_nan_in_json_is_that_of_a_diverged_model(make_results: Make) -> None:
+    spoil = _spoilt(lambda line: line["report"]["compressed"].update(accuracy=float("nan")))
+    assert [measurement.score for measurement in read_measurements(spoil(make_results))].count(0.0) == 1
+
+
+@pytest.mark.parametrize("name", ["cut.jsonl.zst", "cut.jsonl", "bytes.jsonl", "folder.jsonl", "deep.jsonl"])
+def test_a_cut_or_edited_file_of_results_is_refused(make_results: Make, tmp_path: Path, name: str) -> None:
+    whole = make_results(f"whole{name[name.index('.') :]}").read_bytes()
+    file = tmp_path / name
+    if name.startswith("folder"):
+        file.mkdir()
+    else:
+        deep = b"[" * 100_000
+        file.write_bytes({"cut": whole[:-20], "bytes": b"\xff\xfe" + whole, "deep": deep}[name.partition(".")[0]])
+    with pytest.raises(ValueError, match=r"cut\.|bytes\.|folder\.|deep\."):
+        read_measurements(file)
+    with pytest.raises(ValueError, match=r"cut\.|bytes\.|folder\.|deep\."):
+        read_results(file)

@@ -1,7 +1,6 @@
 """A report holds the numbers that were found, in every form, and says where there are too few."""
 
 import csv
-import html.parser
 import json
 import re
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from hf_compress.study.report.plots import PLOTS
 from hf_compress.study.report.reporting import quote_tables
 from hf_compress.study.report.tables import Column, Table
 from hf_compress_cli import app
+from tests.study.pages import Page
 
 Write = Callable[..., Path]
 Make = Callable[..., list[Measurement]]
@@ -72,28 +72,9 @@ def test_the_same_results_give_the_same_files(written: Path, results: Path, tmp_
         assert (written / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
-class _Page(html.parser.HTMLParser):
-    """What a page loads, and the open elements at its end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loaded: list[str] = []
-        self.open: list[str] = []
-        self.cells = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loaded += [value or "" for name, value in attrs if name == "src" or (name == "href" and tag != "a")]
-        self.cells += tag == "td"
-        if tag not in ("meta", "input", "link", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}>"
-
-
 def test_the_page_needs_nothing_but_itself(written: Path, findings: Findings) -> None:
     text = (written / "index.html").read_text()
-    read = _Page()
+    read = Page()
     read.feed(text)
     assert read.loaded == [] and read.open == []
     assert not re.search(r"url\(|@import|fetch\(|XMLHttp|https?://(?!www\.w3\.org/)", text)
@@ -121,7 +102,7 @@ def test_names_in_results_cannot_break_out_of_the_page(make_measurements: Make) 
     measurements = make_measurements(tasks=("</script><b>", "cola", "sst2"))
     findings = Findings(measurements)
     text = page(findings, contents(findings), "<i>")
-    read = _Page()
+    read = Page()
     read.feed(text)
     assert read.open == [] and "<b>" not in text and "<i>" not in text
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -126,32 +127,39 @@ def _read(file: Path, metric: str) -> Iterator[Measurement]:
     if file.name == "cell.json":
         report = file.with_name("report.json")
         if report.is_file():
-            values = _parsed(file.read_text("utf-8"), str(file))
-            yield _measurement(values | {"report": _parsed(report.read_text("utf-8"), str(report))}, metric, str(file))
+            values = _parsed(_text(file), str(file))
+            yield _measurement(values | {"report": _parsed(_text(report), str(report))}, metric, str(file))
     elif file.suffix == ".csv":
-        lines = [line for line in file.read_text("utf-8").splitlines() if not line.startswith("#")]
-        for number, row in enumerate(csv.DictReader(lines), 2):
+        text = _text(file)
+        while text.startswith("#"):
+            text = text.partition("\n")[2]
+        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 2):
             yield _from_row(row, f"{file}:{number}")
     else:
-        for number, line in enumerate(_text(file).splitlines(), 1):
+        for number, line in enumerate(_text(file).split("\n"), 1):
             if line.strip():
                 yield _measurement(_parsed(line, f"{file}:{number}"), metric, f"{file}:{number}")
 
 
 def _text(file: Path) -> str:
     content = file.read_bytes()
-    if file.suffix != ".zst":
-        return content.decode()
     try:
-        return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content)).read().decode()
+        if file.suffix == ".zst":
+            decompressor = zstandard.ZstdDecompressor().decompressobj()
+            content = decompressor.decompress(content)
+            if not decompressor.eof:
+                raise ValueError(f"{file} ends too early. Collect the results again.")
+        return content.decode()
     except zstandard.ZstdError as error:
         raise ValueError(f"{file} is not compressed by zstd: {error}. Collect the results again.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8: {error}.") from error
 
 
 def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold a JSON object; got {type(values).__name__}.")
@@ -164,7 +172,7 @@ def _measurement(values: Mapping[str, Any], metric: str, where: str) -> Measurem
     combination = _get(cell, "methods", str, f"{where} cell")
     main, compressed = _get(report, "main_metric", str, where), _get(report, "compressed", dict, where)
     name = "accuracy" if metric == PAPER and "accuracy" in compressed else main
-    family, layers = _get(cell, "model", str, where), cell.get("layers")
+    family, layers = _get(cell, "model", str, where), _get(cell, "layers", int | None, where, None)
     size = _get(report, "size", dict, where)
     return _checked(
         Measurement(
@@ -176,11 +184,11 @@ def _measurement(values: Mapping[str, Any], metric: str, where: str) -> Measurem
             combination=combination,
             sparsity=float(_get(cell, "sparsity", int | float, where)),
             seed=_get(cell, "seed", int, where),
-            teacher=cell.get("teacher"),
+            teacher=_get(cell, "teacher", str | None, where, None),
             metric=name,
             score=_points(compressed, name, where),
-            start=_points(report.get("dense"), name, where, required=False),
-            teacher_score=_points(report.get("teacher"), name, where, required=False),
+            start=_points(_get(report, "dense", dict | None, where, None), name, where, required=False),
+            teacher_score=_points(_get(report, "teacher", dict | None, where, None), name, where, required=False),
             **{kind: _get(size, kind, int, where) for kind in FIELDS if kind.endswith("_bytes")},
             rows=_get(_get(report, "dataset", dict, where), "eval_rows", int, where),
             seconds=float(_get(values, "seconds", int | float, where)),
@@ -207,6 +215,12 @@ def _from_row(row: Mapping[str, str], where: str) -> Measurement:
 
 
 def _checked(measurement: Measurement, where: str) -> Measurement:
+    for name in FIELDS:
+        value = getattr(measurement, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{where} `{name}` must be a finite number; got {value}.")
+        if isinstance(value, int) and name != "seed" and not 1 <= value < 2**63:
+            raise ValueError(f"{where} `{name}` must be at least 1 and have 64 bits; got {str(value)[:20]}.")
     if measurement.combination not in COMBINATIONS:
         raise ValueError(
             f"{where} `methods` must be one of {', '.join(COMBINATIONS)}; got {measurement.combination!r}."
@@ -219,11 +233,13 @@ def _checked(measurement: Measurement, where: str) -> Measurement:
     return measurement
 
 
-def _get(values: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
+def _get(values: Mapping[str, Any], name: str, kind: Any, where: str, *default: Any) -> Any:
+    if name not in values and default:
+        return default[0]
     if name not in values:
         raise ValueError(f"{where} lacks `{name}`. A result of a study has `cell`, `report` and `seconds`.")
     if not isinstance(values[name], kind) or isinstance(values[name], bool):
-        said = getattr(kind, "__name__", str(kind))
+        said = getattr(kind, "__name__", str(kind)).removesuffix(" | None")
         raise ValueError(f"{where} `{name}` must be of type {said}; got {values[name]!r}.")
     return values[name]
 
@@ -233,9 +249,9 @@ def _points(scores: Mapping[str, Any] | None, name: str, where: str, *, required
     if scores is None and not required:
         return None
     value = (scores or {}).get(name)
-    if value in ("nan", "inf", "-inf"):
+    if value in ("nan", "inf", "-inf") or (isinstance(value, float) and not math.isfinite(value)):
         return 0.0
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > 1e6:
         raise ValueError(f"{where} the score `{name}` must be a number; got {value!r}.")
     return 100 * float(value)
 

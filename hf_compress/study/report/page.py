@@ -1,6 +1,7 @@
 """A study as one HTML page that needs no network and no other file."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence, Sized
 from importlib.resources import files
@@ -67,11 +68,27 @@ def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
         prose=_prose,
         css=folder.joinpath("page.css").read_text("utf-8").strip(),
         script=folder.joinpath("page.js").read_text("utf-8").strip(),
-        # `</` would end the script element that holds the JSON.
-        data=json.dumps(_data(findings, by_name), ensure_ascii=False).replace("</", "<\\/"),
+        data=Markup(_script_json(_data(findings, by_name))),
         footer=f"Made by hf-compress study report from {made_from}. Each table is also in this folder as CSV and "
         f"Parquet.",
     )
+
+
+def _script_json(values: Any) -> str:
+    """Return JSON for a script element. HTML has no escapes there, so JSON escapes what could end or change it."""
+    text = json.dumps(_finite(values), ensure_ascii=False, allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _finite(values: Any) -> Any:
+    """Return JSON values with None in place of NaN and infinity. Charts leave such values out."""
+    if isinstance(values, dict):
+        return {name: _finite(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _counted(things: Sized, noun: str) -> str:
@@ -141,7 +158,7 @@ def _data(findings: Findings, tables: Mapping[str, Table]) -> dict[str, Any]:
 def _mark(row: Mapping[str, Any], name: str, key: str) -> dict[str, Any]:
     value, low, high = row[key], row[key + LOW], row[key + HIGH]
     words = "not measured" if value is None else Column(key, "", ".2f", interval=True).text(row)
-    interval = None if low is None else [low, high]
+    interval = None if low is None or not math.isfinite(high - low) else [low, high]
     text = f"{row[name]}\n{words}"
     return {"name": row[name], "value": value, "interval": interval, "paper": row["paper"], "text": text}
 

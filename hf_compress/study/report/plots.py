@@ -83,10 +83,15 @@ def _curves(axes: "Axes", curves: dict[str, list[tuple[float, float]]], label: s
     axes.grid(axis="y", alpha=0.25, linewidth=0.6)
 
 
+def _plain(text: str) -> str:
+    """Return text that matplotlib draws as it is: on one line, without mathematics between dollar signs."""
+    return " ".join(text.split()).replace("$", r"\$")
+
+
 def _figure1(findings: Findings) -> "Figure":
     figure, (left, right) = _figure(10.5, 4.6, 2)
     _curves(left, lines(findings, ANALYTIC), "analytic MB")
-    left.set_title(f"ours: mean of {', '.join(findings.full.tasks)}", fontsize=9, loc="left")
+    left.set_title(f"ours: mean of {_plain(', '.join(findings.full.tasks))}", fontsize=9, loc="left")
     left.set_ylabel("mean score")
     _curves(right, paper_lines(), "analytic MB")
     right.set_title("paper: mean of eight GLUE tasks", fontsize=9, loc="left")

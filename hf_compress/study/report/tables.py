@@ -79,8 +79,14 @@ class Table:
         """Return the table in Markdown, with its note below."""
         lines = ["| " + " | ".join(column.heading for column in self.columns) + " |"]
         lines.append("| " + " | ".join("---" if column.form is None else "---:" for column in self.columns) + " |")
-        lines += ["| " + " | ".join(column.text(row) for column in self.columns) + " |" for row in self.rows]
-        return "\n".join([*lines, "", self.note, ""])
+        lines += ["| " + " | ".join(_inert(column.text(row)) for column in self.columns) + " |" for row in self.rows]
+        return "\n".join([*lines, "", _inert(self.note), ""])
+
+
+def _inert(text: str) -> str:
+    """Return text on one line that is neither HTML nor the end of a Markdown cell."""
+    text = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def spread(key: str, value: float | None, interval: tuple[float, float] | None) -> dict[str, float | None]:

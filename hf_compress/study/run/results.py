@@ -109,6 +109,8 @@ def read_results(file: str | Path) -> list[Result]:
     try:
         with fsspec.open(str(file), "rb") as stream:
             content = stream.read()
+    except IsADirectoryError as error:
+        raise ValueError(f"{file} is a folder, not a file of results.") from error
     except FileNotFoundError as error:
         raise ValueError(
             f"There is no file of results at {file}. Write one with `hf-compress study collect`."
@@ -116,8 +118,8 @@ def read_results(file: str | Path) -> list[Result]:
     try:
         if str(file).endswith(ZSTD):
             content = decompressed(content)
-        return [Result.from_dict(json.loads(line)) for line in content.decode().splitlines() if line.strip()]
-    except (ValueError, TypeError) as error:
+        return [Result.from_dict(json.loads(line)) for line in content.decode().split("\n") if line.strip()]
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{file} is not a file of results: {error} Write one with `hf-compress study collect`."
         ) from error

@@ -61,7 +61,7 @@ function steps(low, high, most) {
 function scatter(holder) {
   const paper = holder.dataset.chart === "paper";
   const size = paper ? "analytic" : document.querySelector("input[name=size]:checked").value;
-  const all = data[holder.dataset.chart];
+  const all = data[holder.dataset.chart].filter((point) => point[size] > 0 && point.score !== null);
   const points = all.filter((point) => shown.has(point.combination));
   holder.replaceChildren();
   if (!all.length) return;
