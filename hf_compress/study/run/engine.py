@@ -98,7 +98,8 @@ class _Engine:
 
     def begin(self, retry_failed: bool) -> None:
         """Find out what to do, with one look at the store."""
-        reports, present = self.store.listed(REPORT_NAME), self.store.listed(DENSE_FILE)
+        reports, listed = self.store.listed(REPORT_NAME), self.store.listed(DENSE_FILE)
+        present = {key for key in listed & self.plan.dense.keys() if self.store.dense(key) is not None}
         failed = self.store.listed(ERROR_FILE)
         if retry_failed:
             for key in failed & (self.plan.cells.keys() | self.plan.dense.keys()):

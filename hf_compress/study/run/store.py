@@ -5,14 +5,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from hf_compress.extras import extra
-from hf_compress.report.report import REPORT_NAME
+from hf_compress.report import records
+from hf_compress.report.report import REPORT_NAME, Report
 from hf_compress.study.grid.plan import Cell, DenseModel, digest
 from hf_compress.study.run.results import Result
 
@@ -87,19 +90,32 @@ class Store:
         return {path.rsplit("/", 2)[1] for path in files.glob(f"{root.rstrip('/')}/*/{name}")}
 
     def is_done(self, node: DenseModel | Cell) -> bool:
-        """Whether the node has a valid result."""
-        return (self.dense(node.key) if isinstance(node, DenseModel) else self.result(node.key)) is not None
+        """Whether the node has a valid result of its own."""
+        if isinstance(node, DenseModel):
+            return self.dense(node.key) is not None
+        result = self.result(node.key)
+        if result is None:
+            return False
+        # The same cell may have other names, for example after a model was renamed in the grid.
+        named = replace(result.cell, model=node.model, teacher=node.teacher, recipe=node.recipe)
+        if named != node:
+            logger.warning(f"{self.address}/{node.key} has the result of another cell, so the cell runs again.")
+        return named == node
 
     def result(self, key: str) -> Result | None:
         """Return the result of a cell; None if it is not finished or its files are invalid."""
-        cell, report = self._read(key, CELL_FILE), self._read(key, REPORT_NAME)
-        if cell is None or report is None:
-            return None
         try:
-            return Result.from_dict(json.loads(cell) | {"report": json.loads(report)})
-        except (ValueError, TypeError) as error:
+            cell, report = self._read(key, CELL_FILE), self._read(key, REPORT_NAME)
+            if cell is None or report is None:
+                return None
+            result = Result.from_dict(json.loads(cell) | {"report": json.loads(report)})
+            Report.from_dict(result.report)
+            if result.cell.key != key:
+                raise ValueError(f"it is the cell {result.cell.key}.")
+        except (ValueError, TypeError, RecursionError) as error:
             logger.warning(f"{self.address}/{key} has no valid result, so the cell runs again: {error}")
             return None
+        return result
 
     def results(self) -> Iterator[Result]:
         """Yield all finished cells, by key."""
@@ -118,8 +134,16 @@ class Store:
 
     def dense(self, key: str) -> dict[str, float] | None:
         """Return the scores of a dense model; None if there is no valid one."""
-        text = self._read(key, DENSE_FILE)
-        return None if text is None else json.loads(text)
+        try:
+            text = self._read(key, DENSE_FILE)
+            if text is None:
+                return None
+            scores: dict[str, float] = records.decode(dict[str, float], json.loads(text), DENSE_FILE)
+            self._check_weights(self.local / key / MODEL_FOLDER)
+        except (ValueError, RecursionError) as error:
+            logger.warning(f"{self.address}/{key} has no valid dense model, so it is trained again: {error}")
+            return None
+        return scores
 
     def model(self, key: str) -> Path:
         """Return a local folder with the weights of a dense model. Download it if it is elsewhere."""
@@ -159,7 +183,7 @@ class Store:
 
     def error(self, key: str) -> str | None:
         """Return the traceback of a node that failed; None if it did not."""
-        return self._read(key, ERROR_FILE)
+        return self._read(key, ERROR_FILE, errors="replace")
 
     def save_error(self, key: str, traceback: str) -> None:
         """Keep the traceback of a node that failed."""
@@ -169,14 +193,31 @@ class Store:
         """Remove the traceback of a node, so that it can run again."""
         self._remove(key, ERROR_FILE)
 
-    def _read(self, key: str, name: str) -> str | None:
+    def _check_weights(self, folder: Path) -> None:
+        """Check that a dense model has its files, each of the length that its header says.
+
+        Raises:
+            ValueError: a file is missing or cut.
+        """
+        if self._remote and not folder.exists():
+            return  # It is downloaded when a cell needs it.
+        if not folder.is_dir() or not any(folder.iterdir()):
+            raise ValueError(f"{folder} has no files.")
+        for file in folder.glob("*.safetensors"):
+            try:
+                with safe_open(file, "numpy"):
+                    pass  # The reader compares the header with the length of the file.
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{file} is damaged: {error}") from error
+
+    def _read(self, key: str, name: str, errors: str = "strict") -> str | None:
         try:
             if not self._remote:
-                return (self.local / key / name).read_text("utf-8")
+                return (self.local / key / name).read_text("utf-8", errors)
             files, path = fsspec.core.url_to_fs(f"{self.address}/{key}/{name}")
             content: Any = files.cat_file(path)
-            return str(content, "utf-8")
-        except FileNotFoundError:
+            return str(content, "utf-8", errors)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
     def _write(self, key: str, name: str, text: str) -> None:
@@ -190,12 +231,17 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{name}.partial")
         partial.write_text(text, "utf-8")
+        if path.is_dir():
+            shutil.rmtree(path)
         partial.replace(path)
 
     def _remove(self, key: str, name: str) -> None:
         if not self._remote:
-            (self.local / key / name).unlink(missing_ok=True)
+            path = self.local / key / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
             return
-        files, path = fsspec.core.url_to_fs(f"{self.address}/{key}/{name}")
-        if files.exists(path):
-            files.rm_file(path)
+        files, address = fsspec.core.url_to_fs(f"{self.address}/{key}/{name}")
+        if files.exists(address):
+            files.rm_file(address)
