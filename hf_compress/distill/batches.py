@@ -1,14 +1,20 @@
 """How much each micro-batch counts under gradient accumulation and on several processes."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher, IterableDatasetShard, SkipBatchSampler
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import PreTrainedModel, Trainer
+from transformers.utils import logging
 
+from hf_compress.distill.foreign import owner, refuse_other_means
 from hf_compress.models.heads import Head
+
+logger = logging.get_logger(__name__)
 
 
 class WeighingMixin(Trainer):
@@ -16,17 +22,53 @@ class WeighingMixin(Trainer):
 
     teacher: PreTrainedModel | None
     head: Head | None
+    _answer_names: tuple[str, ...]
+    _checked_mean: bool = False
     _borrows: bool = False  # Whether the last micro-batch of this step has no row of its own.
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
-        """Return the micro-batches of one optimizer step, and the number of positions that count on all processes."""
+        """Return the micro-batches of one optimizer step, and the number of positions that count on all processes.
+
+        Raises:
+            ValueError: in the first step, if the loss of another Trainer class is no mean over these positions.
+        """
         if self.state.global_step >= self.state.max_steps:
             return [], None  # Training resumed after its last step; Trainer would take another.
         batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
         if not self._weighs_batches:
             return batches, num_items_in_batch
-        batches, self._borrows = without_borrowed(batches, self.args.train_batch_size, self.accelerator)
+        self._check_mean(batches)
+        batches, self._borrows = without_borrowed(batches, self.accelerator)
         return batches, self._total(batches)
+
+    def _check_mean(self, batches: list[Any]) -> None:
+        """Refuse the loss of another Trainer class if it is no mean over the positions that count. Once is enough."""
+        other = owner(type(self), WeighingMixin)
+        several = self.args.gradient_accumulation_steps > 1 or self.accelerator.num_processes > 1
+        if other is Trainer or self._checked_mean or not several:
+            return
+        assert self.head is not None and isinstance(self.model, nn.Module)
+        head, model, training = self.head, self.model, self.model.training
+
+        def loss(batch: dict[str, Any]) -> Tensor:
+            inputs = {name: value for name, value in batch.items() if name not in self._answer_names}
+            inputs = head.relabelled(self._prepare_inputs(inputs), fill_empty=True)
+            with self.compute_loss_context_manager():
+                found = super(WeighingMixin, self).compute_loss(model, inputs, num_items_in_batch=None)
+            return cast(Tensor, found)
+
+        model.eval()
+        try:
+            refuse_other_means(loss, [batch for batch in batches if isinstance(batch, Mapping)], head, other)
+        finally:
+            model.train(training)
+        self._checked_mean = True
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches to train on, and warn if rows may repeat at the end of an epoch."""
+        loader = super().get_train_dataloader()
+        warn_of_borrowed(loader, self.accelerator.num_processes)
+        return loader
 
     def _total(self, batches: list[Any]) -> Tensor | None:
         """Return the number of positions that count in the micro-batches, over all processes if Trainer averages so.
@@ -57,8 +99,10 @@ class WeighingMixin(Trainer):
 
     def _weight(self, model: nn.Module, inputs: Mapping[str, Any], total: Tensor | int | None) -> Tensor | float:
         """Return the weight of a micro-batch's mean; put the model in evaluation mode if all its rows are borrowed."""
+        assert self.head is not None
         if not self._weighs_batches:
-            return 1.0
+            count = self.head.count(inputs)
+            return 1.0 if count is None else count > 0  # As a factor: a batch without counted positions has no loss.
         # Set here rather than in `__init__`: a subclass that overrides `compute_loss` answers for its own loss.
         self.loss_is_scaled_for_ga = True
         if self._borrows and self.accelerator.sync_gradients:
@@ -78,29 +122,59 @@ class WeighingMixin(Trainer):
         return count.to(self.args.device) * processes / total.clamp(min=1)
 
 
-def without_borrowed(batches: list[Any], limit: int, accelerator: Accelerator) -> tuple[list[Any], bool]:
+def without_borrowed(batches: list[Any], accelerator: Accelerator) -> tuple[list[Any], bool]:
     """Return the micro-batches of an optimizer step without borrowed rows, and whether the last had only such rows.
 
     If the rows of an epoch do not divide evenly, accelerate fills the last batch of each process with the first rows
     of the epoch, which then count twice. One process alone has a shorter last batch instead. A process whose last
     batch is all borrowed keeps one row of it, because the other processes wait for its forward and backward.
-
-    Args:
-        limit: the rows of a full micro-batch of this process.
     """
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not batches or not isinstance(batches[-1], Mapping):
         return batches, False
-    size = _size(batches[-1])
-    # Rows that a collator has packed into fewer cannot be told apart.
-    if size != limit or not state.end_of_dataloader or state.remainder <= 0:
+    if not state.end_of_dataloader:
         return batches, False
-    own = min(max(state.remainder - accelerator.process_index * size, 0), size)
+    size = _size(batches[-1])
+    own = _own_rows(state.active_dataloader, size, accelerator.process_index)
+    if own is None or own >= size:
+        return batches, False
     last = {
         name: value[: max(own, 1)] if isinstance(value, Tensor) and value.ndim and len(value) == size else value
         for name, value in batches[-1].items()
     }
     return [*batches[:-1], last], own == 0
+
+
+def warn_of_borrowed(loader: Any, processes: int) -> None:
+    """Warn if accelerate may repeat rows at the end of an epoch in a way that nobody can tell them apart."""
+    if processes > 1 and isinstance(getattr(loader, "dataset", None), IterableDatasetShard) and not loader.drop_last:
+        logger.warning(
+            "With `dispatch_batches=False`, accelerate fills the last batch of an epoch of streamed data with "
+            "repeated rows, which will count twice. Leave the setting out, or set `dataloader_drop_last=True`."
+        )
+
+
+def _own_rows(loader: Any, size: int, rank: int) -> int | None:
+    """Return how many of the `size` rows of this process's last batch are its own, or None if that is unknown.
+
+    accelerate's `remainder` is not enough: it is unset once batches are skipped to resume training. The arguments are
+    not either: `split_batches`, `dispatch_batches` and `auto_find_batch_size` change the size that is in force.
+    """
+    if isinstance(loader, DataLoaderDispatcher):
+        # One process reads all rows of the step, `remainder` in number, and sends each process its slice.
+        return max(min(loader.remainder - rank * size, size), 0)
+    sampler = loader.sampler if isinstance(loader.sampler, BatchSampler) else loader.batch_sampler
+    while isinstance(sampler, SkipBatchSampler):
+        sampler = sampler.batch_sampler
+    if not isinstance(sampler, BatchSamplerShard) or sampler.batch_size is None or sampler.drop_last:
+        return None
+    rows = len(getattr(sampler.batch_sampler, "sampler", loader.dataset))
+    total = sampler.batch_size * (1 if sampler.split_batches else sampler.num_processes)
+    limit = total // sampler.num_processes
+    # Rows that a collator has packed into fewer cannot be told apart.
+    if size != limit or rows % total == 0:
+        return None
+    return max(min(rows % total - sampler.process_index * limit, limit), 0)
 
 
 def _size(batch: Mapping[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -16,10 +16,10 @@ from hf_compress.distill.arguments import DistillationArguments
 from hf_compress.distill.asking import AskingMixin
 from hf_compress.distill.batches import WeighingMixin
 from hf_compress.distill.cache import check_dataset
-from hf_compress.distill.features import features
-from hf_compress.distill.losses import LOSSES, REGRESSION, Loss
+from hf_compress.distill.distance import distance, form
+from hf_compress.distill.foreign import loss_and_outputs, owner
 from hf_compress.distill.teacher import SELF, check_choice, freeze, load_teacher, match_teacher, own_teacher
-from hf_compress.models.heads import LABELS, Problem, bare, find_head
+from hf_compress.models.heads import LABELS, bare, find_head
 
 REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
 TERMS = ("distill_loss", "label_loss")
@@ -41,7 +41,9 @@ class DistillationMixin(AskingMixin, WeighingMixin):
     several processes, a model with a known head returns its mean, and that mean is weighted by the micro-batch's share
     of the counted positions. So 4 x 4 equals 16 x 1, even if the counts are uneven, and rows with which accelerate
     fills up the last batch of an epoch do not count. Two cases stay as in Transformers: a causal language model
-    without a teacher, which is right there, and a `compute_loss_func` of yours.
+    without a teacher, which is right there, and a `compute_loss_func` of yours. A Trainer class behind the mixin may
+    compute another loss, if that is a mean over the same positions: class weights, whose mean is over weights, are
+    refused in the first step, because small batches would not add up to a large one.
 
     Example:
         >>> from transformers import Trainer
@@ -55,6 +57,7 @@ class DistillationMixin(AskingMixin, WeighingMixin):
     uncut: PreTrainedConfig | None  # The configuration that the student had before it was cut.
     _sums: Tensor | None  # Of the two terms, over the steps since the last log line.
     _summed_steps: int
+    _taught: bool  # Whether the teacher has been asked in training.
     _teacher_classes: Tensor | None  # The teacher's class for each of the student's; None if the order is the same.
 
     def __init__(
@@ -120,16 +123,36 @@ class DistillationMixin(AskingMixin, WeighingMixin):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         answers, inputs = self._split_answers(inputs)
         share = self._weight(model, inputs, num_items_in_batch)
-        label_loss, outputs = self._label_loss(model, inputs, num_items_in_batch)
+        # A micro-batch whose labels are all -100 has no mean, even with weight 0: 0 * NaN is NaN.
+        assert self.head is not None
+        labelled = self.head.relabelled(inputs, fill_empty=True)
         if self.teacher is None:
-            loss = label_loss * share
-        else:
-            label_loss = label_loss.mean() * share  # `nn.DataParallel` returns one loss per device.
-            distill_loss = self._distance(outputs, answers or self._teach(model, inputs), inputs) * share
-            alpha = self.distillation.distill_alpha
-            loss = alpha * distill_loss + (1 - alpha) * label_loss
-            self._record(distill_loss, label_loss)
+            found = super().compute_loss(model, labelled, return_outputs, num_items_in_batch=None)
+            return (found[0] * share, found[1]) if return_outputs else found * share
+        self._taught = True
+        label_loss, outputs = self._label_loss(model, labelled, num_items_in_batch)
+        label_loss = label_loss.mean() * share  # `nn.DataParallel` returns one loss per device.
+        distill_loss = self._distance(outputs, answers or self._teach(model, inputs), inputs) * share
+        alpha = self.distillation.distill_alpha
+        loss = alpha * distill_loss + (1 - alpha) * label_loss
+        self._record(distill_loss, label_loss)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Train on one micro-batch.
+
+        Raises:
+            ValueError: in the first step, if the teacher was not asked because of another class's `compute_loss`.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if self.teacher is not None and not self._taught:
+            name = owner(type(self)).__name__
+            raise ValueError(
+                f"The teacher is never asked, because `compute_loss` of {name} does not call that of "
+                "DistillationMixin. Put the mixin in front of the class with your loss, as in `class "
+                f"Mine(DistillationMixin, YourTrainer)`, or call `super().compute_loss(...)` in {name}."
+            )
+        return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log `distill_loss` and `label_loss` beside `loss`: means over the steps since the last such line."""
@@ -179,7 +202,7 @@ class DistillationMixin(AskingMixin, WeighingMixin):
             # Transformers trains models with heads that are unknown here. Without a teacher that is no problem.
             with contextlib.suppress(ValueError):
                 self.head = find_head(self.model)
-        self._sums, self._summed_steps = None, 0
+        self._sums, self._summed_steps, self._taught = None, 0, False
         # What sends logs away (TensorBoard, ...) must see what other callbacks add to them.
         self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, REPORTERS))
 
@@ -189,11 +212,11 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         if self.compute_loss_func is not None:
             raise ValueError(
                 "`compute_loss_func` cannot be combined with a teacher, because it does not say whether it returns a "
-                "mean or a share of the accumulated batch. Drop it, or override `compute_loss` in a subclass of the "
-                "trainer."
+                "mean or a share of the accumulated batch. Override `compute_loss` in a Trainer class instead, and "
+                "put the mixin in front of it: `class Mine(DistillationMixin, YourTrainer)`."
             )
         if self.head.problem_type is not None:
-            self._form(self.head.problem_type)
+            form(self.distillation.loss, self.head.problem_type)
         if self.teacher is None:
             assert self.distillation.distill_teacher is not None
             self.teacher = load_teacher(self.distillation.distill_teacher, self.head, self.processing_class)
@@ -213,14 +236,15 @@ class DistillationMixin(AskingMixin, WeighingMixin):
     ) -> tuple[Tensor, Any]:
         """Return the loss on the labels, as the Trainer class computes it, and the student's outputs."""
         assert self.head is not None
-        # A micro-batch whose labels are all -100 has no mean, even with weight 0: 0 * NaN is NaN.
-        inputs = self.head.relabelled(inputs, fill_empty=self._weighs_batches)
-        if self.teacher is not None:
-            inputs |= self._feature_flags
+        inputs = inputs | self._feature_flags
         total = None if self._weighs_batches else num_items_in_batch
         # By name, as Trainer does: many override this method with `**kwargs` behind `return_outputs`.
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch=total)
-        return loss, outputs if self.teacher is None else self._with_gradients(outputs, model, inputs)
+        loss, outputs = loss_and_outputs(
+            super().compute_loss(model, inputs, True, num_items_in_batch=total),
+            self.head,
+            owner(type(self), DistillationMixin),
+        )
+        return loss, self._with_gradients(outputs, model, inputs)
 
     def _with_gradients(self, outputs: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
         """Return the student's outputs with gradients; a `compute_loss` may return some made only for scoring."""
@@ -230,52 +254,10 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         return model(**{name: value for name, value in inputs.items() if name not in LABELS | set(self.label_names)})
 
     def _distance(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:
-        """Return the distillation loss: a mean over the positions that count, and over the two ends of an answer."""
+        """Return the distillation loss: a mean over the positions that count."""
         assert self.head is not None
-        loss, function = self._form(self.head.problem(inputs))
-        temperature = self.distillation.distill_temperature
-        if loss.needs:
-            pair = [
-                features(outputs, inputs, loss, who) for outputs, who in ((student, "student"), (teacher, "teacher"))
-            ]
-            return self._mean_over_rows(function(*pair, temperature), inputs)
-        means = []
-        both = (self.head.positions(outputs, inputs) for outputs in (student, teacher))
-        for ours, theirs in zip(*both, strict=True):
-            theirs = theirs.to(ours)
-            if self._teacher_classes is not None:
-                theirs = theirs[:, self._teacher_classes]
-            distances = function(ours, theirs, temperature)
-            means.append(distances.sum() / max(len(distances), 1))
-        return torch.stack(means).mean()
-
-    def _form(self, problem: Problem) -> tuple[Loss, Callable[..., Tensor]]:
-        """Return the loss in use and its function for what the head predicts.
-
-        Raises:
-            ValueError: the labels are independent, and the loss has no form for them.
-        """
-        loss = self.distillation.loss
-        if problem == "regression" and not loss.needs:
-            return REGRESSION, REGRESSION.function
-        if problem != "multi_label_classification":
-            return loss, loss.function
-        if loss.independent is None:
-            able = ", ".join(name for name, other in LOSSES.items() if other.independent is not None)
-            raise ValueError(
-                f"`--distill_loss {loss.name}` has no form for independent labels (multi-label classification). "
-                f"Choose one of {able}."
-            )
-        return loss, loss.independent
-
-    def _mean_over_rows(self, values: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Return the mean of one value per row, each row counted as often as it has positions that count."""
-        assert self.head is not None
-        counted = self.head.counted(inputs)
-        assert counted is not None, "the label loss needs labels"
-        counts = counted.reshape(len(counted), -1).sum(-1).to(values)
-        means = values.reshape(len(counts), -1).mean(-1)  # The choices of a row are rows of their own inside.
-        return (means * counts).sum() / counts.sum().clamp(min=1)
+        loss, temperature = self.distillation.loss, self.distillation.distill_temperature
+        return distance(student, teacher, inputs, self.head, loss, temperature, self._teacher_classes)
 
     def _record(self, *terms: Tensor) -> None:
         """Add the terms to the sums for the next log line, on the device: reading them would stall it every step."""

@@ -95,7 +95,7 @@ def make(
     return trainer_class(
         args=TrainingArguments(output_dir=str(folder), **SETTINGS | settings),
         train_dataset=data,
-        eval_dataset=data[:16],
+        eval_dataset=data[:16] if hasattr(data, "__len__") else rows(16),
         callbacks=[*callbacks, *(plan or recipe(methods)).callbacks()],
         **more,
     )
