@@ -609,24 +609,3 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 def test_a_cache_without_a_teacher_has_no_effect_and_it_is_said(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="`--distill_cache somewhere` has no effect without a teacher"):
         make(tmp_path, plan=recipe(()), build={"distillation": DistillationArguments(distill_cache="somewhere")})
-
-
-def test_a_batch_size_that_fits_is_found_with_a_cache(tmp_path: Path) -> None:
-    class Small(DistillationTrainer):
-        def _teach(self, model: Any, inputs: Any) -> Any:
-            if len(inputs["input_ids"]) > 8:
-                raise RuntimeError("CUDA out of memory.")
-            return super()._teach(model, inputs)
-
-    run = make(
-        tmp_path / "run",
-        (KD,),
-        data=Dataset.from_list([{name: value.tolist() for name, value in row.items()} for row in rows()]),
-        trainer_class=Small,
-        build={"distillation": DistillationArguments(distill_cache=str(tmp_path / "cache"))},
-        per_device_train_batch_size=9,
-        auto_find_batch_size=True,
-        max_steps=2,
-    )
-    run.train()
-    assert run.state.global_step == 2 and run.state.train_batch_size == 8
