@@ -1,8 +1,7 @@
 """A complete run without any download: synthetic sentences, a small BERT, and all three methods at once."""
 
 import random
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from transformers import (
     set_seed,
 )
 
+from hf_compress.checkpoint.aside import written_aside
 from hf_compress.distill import DistillationArguments
 from hf_compress.launch.run import compress, finish
 from hf_compress.prune.arguments import PruningArguments
@@ -136,60 +136,36 @@ def main(
     """
     folder = Path(folder).resolve()
     _check_free(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     console = Console()
     set_seed(seed)
-
     text, labels = zip(*sentences(rows + eval_rows, seed), strict=True)
-    tokenizer = build_tokenizer(list(text[:rows]))
-    data = Dataset.from_dict({**tokenizer(list(text), return_token_type_ids=False), "label": labels})
-    common: dict[str, Any] = {
-        "train_dataset": data.select(range(rows)),
-        "eval_dataset": data.select(range(rows, rows + eval_rows)),
-        "processing_class": tokenizer,
-        "data_collator": DataCollatorWithPadding(tokenizer),
-        "compute_metrics": _accuracy,
-    }
     console.print(f'{rows:,} synthetic sentences such as "{text[0]}" ({LABELS[labels[0]]}).')
+    common = _parts(text, labels, rows)
 
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=max(1, width // 64),
-            intermediate_size=4 * width,
-            max_position_embeddings=48,
-            # Training is too short to overfit, and dropout would only slow it down.
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            id2label=dict(enumerate(LABELS)),
-            label2id={label: number for number, label in enumerate(LABELS)},
+    with written_aside(folder, COMPRESSED, replace=True) as aside:
+        work = aside.parent  # All that is written here moves to `folder` in the end.
+        console.print(f"\n[bold]1. Train the dense model[/bold] ({layers} layers, width {width}, {dense_steps} steps)")
+        model = _model(len(common["processing_class"]), layers, width)
+        trainer = Trainer(model=model, args=_arguments(work, dense_steps, 1e-3, seed), **common)
+        trainer.train()
+        dense = trainer.evaluate()
+        trainer.save_model(str(work / DENSE))
+
+        console.print(f"\n[bold]2. Compress it[/bold] ({RECIPE.name}, {steps} steps, the dense model is the teacher)")
+        # Loaded again, because a second Trainer would not prepare a model that the first one has prepared.
+        model = BertForSequenceClassification.from_pretrained(work / DENSE)
+        trainer = Trainer(model=model, args=_arguments(work, steps, 5e-4, seed), **common)
+        compress(trainer, RECIPE)
+        trainer.train()
+        report = finish(
+            trainer,
+            base_model=f"bert-{layers}x{width}",
+            task=TASK,
+            dataset=DatasetFacts(TASK, None, "train", rows, "validation", eval_rows),
+            main_metric="accuracy",
+            dense=dense,
         )
-    )
-    console.print(f"\n[bold]1. Train the dense model[/bold] ({layers} layers, width {width}, {dense_steps} steps)")
-    dense_trainer = Trainer(model=model, args=_arguments(partial, dense_steps, 1e-3, seed), **common)
-    dense_trainer.train()
-    dense = dense_trainer.evaluate()
-    dense_trainer.save_model(str(partial / DENSE))
-
-    console.print(f"\n[bold]2. Compress it[/bold] ({RECIPE.name}, {steps} steps, the dense model is the teacher)")
-    # Loaded again, because a second Trainer would not prepare a model that the first one has prepared.
-    model = BertForSequenceClassification.from_pretrained(partial / DENSE)
-    trainer = Trainer(model=model, args=_arguments(partial, steps, 5e-4, seed), **common)
-    compress(trainer, RECIPE)
-    trainer.train()
-    report = finish(
-        trainer,
-        base_model=f"bert-{layers}x{width}",
-        task=TASK,
-        dataset=DatasetFacts(TASK, None, "train", rows, "validation", eval_rows),
-        main_metric="accuracy",
-        dense=dense,
-    )
     assert report is not None, "there is an evaluation set"
-    _replace(folder, partial)
 
     console.print("\n[bold]3. Compare[/bold]")
     console.print(comparison_table(report))
@@ -200,6 +176,37 @@ def main(
     console.print(f"  hf-compress inspect {folder / COMPRESSED}", soft_wrap=True)
     console.print("  hf-compress run --help", soft_wrap=True)
     return report
+
+
+def _parts(text: Sequence[str], labels: Sequence[int], rows: int) -> dict[str, Any]:
+    """Return what a Trainer needs besides model and arguments; the first `rows` sentences are to train on."""
+    tokenizer = build_tokenizer(list(text[:rows]))
+    data = Dataset.from_dict({**tokenizer(list(text), return_token_type_ids=False), "label": labels})
+    return {
+        "train_dataset": data.select(range(rows)),
+        "eval_dataset": data.select(range(rows, len(data))),
+        "processing_class": tokenizer,
+        "data_collator": DataCollatorWithPadding(tokenizer),
+        "compute_metrics": _accuracy,
+    }
+
+
+def _model(tokens: int, layers: int, width: int) -> BertForSequenceClassification:
+    """Return a small BERT with random weights."""
+    config = BertConfig(
+        vocab_size=tokens,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),
+        intermediate_size=4 * width,
+        max_position_embeddings=48,
+        # Training is too short to overfit, and dropout would only slow it down.
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        id2label=dict(enumerate(LABELS)),
+        label2id={label: number for number, label in enumerate(LABELS)},
+    )
+    return BertForSequenceClassification(config)
 
 
 def _arguments(folder: Path, steps: int, learning_rate: float, seed: int) -> TrainingArguments:
@@ -228,12 +235,3 @@ def _check_free(folder: Path) -> None:
     ours = folder / COMPRESSED
     if not (ours / REPORT_NAME).is_file() or Report.load(ours).task != TASK:
         raise ValueError(f"`--out {folder}` holds something other than an earlier demonstration. Name a new folder.")
-
-
-def _replace(folder: Path, partial: Path) -> None:
-    """Move the finished results into `folder`, in place of earlier ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (DENSE, COMPRESSED):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (partial / name).rename(folder / name)
-    shutil.rmtree(partial)
