@@ -19,8 +19,9 @@ from transformers.utils import logging
 from hf_compress.checkpoint.resume import last_complete_checkpoint
 from hf_compress.launch.arguments import descriptions
 from hf_compress.launch.flags import Flags, help_text, take_flags
+from hf_compress.launch.preconditions import recipe_of
 from hf_compress.launch.result import RESUME, Result, how_to_resume
-from hf_compress.launch.run import compress, finish, recipe_of
+from hf_compress.launch.run import compress, finish
 from hf_compress.launch.script import Script
 from hf_compress.report import provenance
 from hf_compress.report.tables import comparison_table, recipe_table

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 from transformers.utils import logging
 
 from hf_compress.checkpoint.budget import fit_budget
@@ -16,6 +16,7 @@ from hf_compress.distill import DistillationMixin
 from hf_compress.distill.teacher import SELF
 from hf_compress.export.formats import exported, write_formats
 from hf_compress.launch.claim import claim
+from hf_compress.launch.preconditions import check_compressible, recipe_of, warn_of_untrained_teacher
 from hf_compress.launch.result import Plan, Result
 from hf_compress.models.heads import bare, find_head
 from hf_compress.models.targets import transformer
@@ -53,56 +54,16 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
         ['DistillationMixin', 'Trainer']
     """
     Result(trainer.args.output_dir).check_free()
-    _check_compressible(trainer, recipe)
+    check_compressible(trainer, recipe)
     if trainer.is_world_process_zero():
         claim(trainer.args.output_dir)
     origin = Origin.of(trainer.model)
-    _warn_of_untrained_teacher(trainer, recipe, origin)
+    warn_of_untrained_teacher(trainer, recipe, origin)
     distilling = _distilling(trainer)
     distilling.begin_distillation(recipe.distillation)
     _install(distilling, _fitted(distilling, recipe))
     distilling.origin = origin
     return distilling
-
-
-def recipe_of(trainer: Trainer) -> Recipe | None:
-    """Return the recipe that `trainer` compresses by, or None if it does not compress."""
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, RecipeCallback):
-            return callback.recipe
-    return None
-
-
-def _check_compressible(trainer: Trainer, recipe: Recipe) -> None:
-    present = recipe_of(trainer)
-    if (present is not None and present.name != "dense") or getattr(trainer, "teacher", None) is not None:
-        raise ValueError(
-            f"This {type(trainer).__name__} already compresses. Either its script sets that up, or the launcher and "
-            "`compress` do: remove one of the two."
-        )
-    inner = bare(trainer.model)
-    if not isinstance(inner, PreTrainedModel):
-        raise ValueError(
-            f"Only Transformers models can be saved and reported on; this {type(trainer).__name__} trains a "
-            f"{type(inner).__name__}. In code, pass `callbacks=recipe.callbacks()` to the Trainer, and call "
-            "`save_compressed` with the Transformers model inside."
-        )
-    if recipe.vocabulary.enabled and VocabularyFacts.of(inner.config) is None:
-        raise ValueError(
-            "`--compress_vocabulary` must remove tokens before any text is tokenized, and the rows of this "
-            f"{type(trainer).__name__} are tokenized already. Let the script call `model, tokenizer = "
-            "hf_compress.cut_vocabulary(model, tokenizer, texts)` first, as examples/run_glue.py does, or drop the "
-            "flag."
-        )
-
-
-def _warn_of_untrained_teacher(trainer: Trainer, recipe: Recipe, origin: Origin) -> None:
-    if recipe.distillation.distill_teacher == SELF and origin.name and not origin.trained:
-        logger.warning(
-            f"`--distill_teacher {SELF}` uses the model as it is before training, and {origin.name} was not saved as "
-            f"a {type(bare(trainer.model)).__name__}: unless the script has trained its head, this teacher is noise. "
-            "Start from a fine-tuned model, or name one as the teacher."
-        )
 
 
 def _distilling(trainer: Trainer) -> DistillationMixin:

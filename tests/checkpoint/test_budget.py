@@ -19,7 +19,7 @@ from transformers import (
 from hf_compress import PruningArguments, QuantizationArguments, Recipe, compress, finish
 from hf_compress.checkpoint.budget import LEAST_BITS, MOST_SPARSITY, RESERVE, SIZE_POWER, expected_bytes, fit_budget
 from hf_compress.launch.flags import take_flags
-from hf_compress.launch.run import recipe_of
+from hf_compress.launch.preconditions import recipe_of
 from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import fake_quantize_symmetric
 from hf_compress.models.targets import prunable, quantizable

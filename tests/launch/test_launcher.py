@@ -638,3 +638,16 @@ def test_two_processes_write_one_report_and_repeatable_weights(
         weights.append((folder / "model.safetensors").read_bytes())
         (tmp_path / "out").rename(tmp_path / f"out{attempt}")
     assert weights[0] == weights[1]
+
+
+def test_text_in_place_of_a_number_is_refused_at_once(
+    text_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = zip(text_options, [*text_options[1:], "--"], strict=True)
+    values: dict[str, Any] = {n[2:]: True if v.startswith("--") else v for n, v in pairs if n.startswith("--")}
+    values |= {"max_steps": 8, "logging_steps": 2, "per_device_train_batch_size": 8, "disable_tqdm": True}
+    values |= {"do_train": True, "learning_rate": "fast", "prune_sparsity": 0.5}
+    file = write(tmp_path / "arguments.json", json.dumps(values))
+    assert launch.main([str(SCRIPTS / "train_text.py"), file]) == 1
+    assert "`--learning_rate` must be a number; got 'fast'" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "compressed").exists()

@@ -1,0 +1,72 @@
+"""What must hold before a Trainer can compress: checked before training starts."""
+
+from dataclasses import fields
+
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.utils import logging
+
+from hf_compress.cut.vocabulary import VocabularyFacts
+from hf_compress.distill.teacher import SELF
+from hf_compress.models.heads import bare
+from hf_compress.recipe import Recipe, RecipeCallback
+from hf_compress.report.evaluation import Origin
+
+logger = logging.get_logger(__name__)
+
+NUMBERS = (int, float, "int | None", "float | None")
+
+
+def recipe_of(trainer: Trainer) -> Recipe | None:
+    """Return the recipe that `trainer` compresses by, or None if it does not compress."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, RecipeCallback):
+            return callback.recipe
+    return None
+
+
+def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
+    """Check that `trainer` can compress by `recipe`.
+
+    Raises:
+        ValueError: it compresses already, its model is not a Transformers model, its rows are tokenized although the
+            vocabulary is to be cut, or one of its arguments is text in place of a number.
+    """
+    _check_numbers(trainer.args)
+    present = recipe_of(trainer)
+    if (present is not None and present.name != "dense") or getattr(trainer, "teacher", None) is not None:
+        raise ValueError(
+            f"This {type(trainer).__name__} already compresses. Either its script sets that up, or the launcher and "
+            "`compress` do: remove one of the two."
+        )
+    inner = bare(trainer.model)
+    if not isinstance(inner, PreTrainedModel):
+        raise ValueError(
+            f"Only Transformers models can be saved and reported on; this {type(trainer).__name__} trains a "
+            f"{type(inner).__name__}. In code, pass `callbacks=recipe.callbacks()` to the Trainer, and call "
+            "`save_compressed` with the Transformers model inside."
+        )
+    if recipe.vocabulary.enabled and VocabularyFacts.of(inner.config) is None:
+        raise ValueError(
+            "`--compress_vocabulary` must remove tokens before any text is tokenized, and the rows of this "
+            f"{type(trainer).__name__} are tokenized already. Let the script call `model, tokenizer = "
+            "hf_compress.cut_vocabulary(model, tokenizer, texts)` first, as examples/run_glue.py does, or drop the "
+            "flag."
+        )
+
+
+def warn_of_untrained_teacher(trainer: Trainer, recipe: Recipe, origin: Origin) -> None:
+    """Warn if the model is its own teacher although its head was not trained, as far as its checkpoint tells."""
+    if recipe.distillation.distill_teacher == SELF and origin.name and not origin.trained:
+        logger.warning(
+            f"`--distill_teacher {SELF}` uses the model as it is before training, and {origin.name} was not saved as "
+            f"a {type(bare(trainer.model)).__name__}: unless the script has trained its head, this teacher is noise. "
+            "Start from a fine-tuned model, or name one as the teacher."
+        )
+
+
+def _check_numbers(arguments: TrainingArguments) -> None:
+    """Refuse text in place of a number: a YAML or JSON file can hold it, and Trainer notices in its first step only."""
+    for field in fields(arguments):
+        value = getattr(arguments, field.name, None)
+        if field.type in NUMBERS and isinstance(value, str):
+            raise ValueError(f"`--{field.name}` must be a number; got {value[:60]!r}.")
