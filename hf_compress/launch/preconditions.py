@@ -65,7 +65,7 @@ def warn_of_untrained_teacher(trainer: Trainer, recipe: Recipe, origin: Origin) 
 
 
 def _check_numbers(arguments: TrainingArguments) -> None:
-    """Refuse text in place of a number: a YAML or JSON file can hold it, and Trainer notices in its first step only."""
+    """Refuse text in place of a number: files can hold it, and Trainer notices it only in its first step."""
     for field in fields(arguments):
         value = getattr(arguments, field.name, None)
         if field.type in NUMBERS and isinstance(value, str):
