@@ -105,7 +105,7 @@ def test_a_dense_model_is_trained_and_then_compressed(
     assert report.achieved_sparsity >= 0.5
     assert report.parity == 0
     assert report.size.packed_bytes < report.size.dense_bytes / 3
-    assert report.base_model == str(encoder)
+    assert report.base_model == encoder.name
     card = (out / "compressed" / "README.md").read_text()
     assert "kd+mp50+int8" in card
 

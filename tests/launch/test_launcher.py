@@ -95,7 +95,7 @@ def test_a_plain_script_is_compressed_scored_and_carded(
     folder = tmp_path / "out" / "compressed"
     report = Report.load(folder)
     assert report.recipe.name == "kd+mp50+int8"
-    assert report.base_model == str(model)
+    assert report.base_model == model.name
     assert report.main_metric == "accuracy"
     assert report.dense == report.teacher, "the teacher is the model that training began with"
     assert (
