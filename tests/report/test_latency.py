@@ -1,11 +1,13 @@
 """Variants are timed in turns and compared pair by pair; what a folder can be run with is found, measured, kept."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,19 +147,24 @@ def test_a_report_takes_its_own_variants_and_the_baseline(folders: tuple[Path, P
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
-        (["--batch-size", "0"], "`--batch-size` must be positive; got 0"),
-        (["--threads", "0"], "`--threads` must be positive; got 0"),
-        (["--length", "33"], "`--length` may be at most 32 for this model; got 33"),
-        (["--variants", "tensorrt"], "`--variants` must be among torch-fp32, torch-dense"),
-        (["--length", "4", "--variants", "openvino"], "`--variants` leaves nothing to measure"),
+        ({"batch_sizes": [0]}, "`--batch-size` must be positive; got 0"),
+        ({"threads": 0}, "`--threads` must be positive; got 0"),
+        ({"rounds": -1}, "`--rounds` must be positive; got -1"),
+        ({"lengths": [33]}, "`--length` may be at most 32 for this model; got 33"),
+        ({"variants": ["tensorrt"]}, "`--variants` must be among torch-fp32, torch-dense"),
+        ({"lengths": [4], "variants": ["openvino"]}, "`--variants` leaves nothing to measure"),
     ],
 )
-def test_a_mistake_is_named(folders: tuple[Path, Path], arguments: list[str], message: str) -> None:
-    result = CliRunner().invoke(app, ["bench", str(folders[0]), *arguments])
-    assert result.exit_code == 1
-    assert message in result.stderr
+def test_a_mistake_is_named(folders: tuple[Path, Path], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        bench(folders[:1], **options)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no \*.safetensors file"):
+        bench([tmp_path])
 
 
 def test_the_command_prints_a_table_or_json(folders: tuple[Path, Path]) -> None:

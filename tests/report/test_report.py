@@ -192,7 +192,8 @@ def test_a_trained_model_unlike_its_file_shows_in_parity(
     assert after.parity == pytest.approx(100.0)
     with torch.no_grad():
         trainer.model.classifier.bias.fill_(float("nan"))
-    assert numpy.isnan(report_on(trainer, folder, recipe).parity)
+    with pytest.raises(ValueError, match=r"no result: .* = nan.* trained model: classifier.bias\."):
+        report_on(trainer, folder, recipe)
 
 
 def test_sizes_are_those_of_files_and_formulas(compressed_run: tuple[Trainer, Path, Recipe], tmp_path: Path) -> None:
