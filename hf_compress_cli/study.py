@@ -127,7 +127,7 @@ def report(
     with _study_errors():
         from hf_compress.study.report import reporting
 
-        tables = reporting.write_report(results, out, metric=metric)
+        tables = reporting.write_report(results, out, metric=metric, documents=document or [])
         typer.echo(f"{len(tables)} tables, plots and {out / reporting.PAGE}")
         for path in document or []:
             typer.echo(f"{path}: {reporting.quote_tables(path, tables)} tables replaced")

@@ -202,6 +202,33 @@ def test_a_document_quotes_tables_and_keeps_the_rest(results: Path, tmp_path: Pa
     assert document.read_text() == text
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!-- study nothing: begin -->", "quotes the table nothing"),
+        (b"<!-- study points: begin -->", "has no `<!-- study points: end -->`"),
+        (b"\xff", "is not text in UTF-8"),
+        (None, "is not a file"),
+    ],
+)
+def test_a_bad_document_is_refused_before_writing(
+    results: Path, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    document = tmp_path / "study.md"
+    if content is not None:
+        document.write_bytes(content)
+    arguments = ["study", "report", str(results), "--out", str(tmp_path / "out"), "--document", str(document)]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_is_a_file_is_refused(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    result = runner.invoke(app, ["study", "report", str(results), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1 and "`--out`" in result.stderr and "Traceback" not in result.output
+
+
 def test_quoting_a_missing_table_is_refused(tmp_path: Path) -> None:
     table = Table("known", "Known", "A note.", (Column("a", "a"),), [{"a": 1}])
     document = tmp_path / "study.md"

@@ -18,7 +18,7 @@ Harm = Callable[[Path], object]
 WHOLE = planned(methods=["dense", "mp"], tasks=["sst2"])
 
 
-def go(folder: Path, work: Stub, cells: list[str] | None = None, **options: bool) -> bool:
+def go(folder: Path | str, work: Stub, cells: list[str] | None = None, **options: bool) -> bool:
     store = Store(folder)
     return run_plan(WHOLE, store, SerialWorkers(work, store), cells=cells, **options).finished
 
@@ -129,3 +129,23 @@ def test_strange_things_in_the_folder_are_left_alone(work: Stub, tmp_path: Path)
     assert go(folder, work)
     assert (folder / "notes" / REPORT_NAME).read_text() == "{}" and (folder / "README.md").read_text() == "mine"
     assert len(list(Store(folder).results())) == len(WHOLE.cells)
+
+
+def test_a_prepared_temporary_folder_is_refused(work: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    Store("memory://prepared").local.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link or belongs to another user"):
+        go("memory://prepared", work)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_the_temporary_folder_of_a_url_is_private(work: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert go("memory://private", work)
+    assert Store("memory://private").local.stat().st_mode & 0o077 == 0
+
+
+def test_an_unknown_address_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing://"):
+        Store("nothing://here")

@@ -179,7 +179,7 @@ def _check(max_bytes: float | None, max_drop: float | None) -> None:
     if max_bytes is None and max_drop is None:
         raise ValueError("Give a limit: `--max-size 10MB`, `--max-drop 0.5` (points of score), or both.")
     for option, value in (("--max-size", max_bytes), ("--max-drop", max_drop)):
-        if value is not None and value < 0:
+        if value is not None and not 0 <= value < float("inf"):
             raise ValueError(f"`{option}` must be 0 or more; got {value:g}.")
 
 

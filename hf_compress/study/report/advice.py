@@ -70,7 +70,7 @@ def size_in_bytes(words: str) -> float:
         >>> size_in_bytes("10MB")
         10000000.0
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmg]?)b?", words.strip().lower())
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]{1,2})?)\s*([kmg]?)b?", words.strip().lower())
     if match is None:
         raise ValueError(f"`--max-size` must be a number of bytes, kB, MB or GB, as in 10MB; got {words!r}.")
     return float(match[1]) * UNITS[match[2]]

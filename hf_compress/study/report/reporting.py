@@ -14,16 +14,23 @@ from hf_compress.study.report.tables import Table
 PAGE = "index.html"
 
 
-def write_report(source: str | Path | Sequence[str | Path], folder: str | Path, *, metric: str = PAPER) -> list[Table]:
+def write_report(
+    source: str | Path | Sequence[str | Path],
+    folder: str | Path,
+    *,
+    metric: str = PAPER,
+    documents: Sequence[str | Path] = (),
+) -> list[Table]:
     """Write tables, plots and page of the results in `source` to `folder`, and return the tables.
 
     Args:
         source: as for `read_measurements`.
         folder: created if missing; files with the same names are replaced.
         metric: as for `read_measurements`.
+        documents: Markdown files that will quote the tables. They are checked before anything is written.
 
     Raises:
-        ValueError: there are no results, or no cell has its dense control.
+        ValueError: there are no results, no cell has its dense control, or a document is invalid.
     """
     findings = Findings(read_measurements(source, metric))
     if not findings.full.points:
@@ -31,9 +38,12 @@ def write_report(source: str | Path | Sequence[str | Path], folder: str | Path, 
             "No cell has a control: the same model and task trained without any method (`dense`). There is nothing to "
             "compare. Continue the study, or add `dense` to its `methods`."
         )
-    folder = Path(folder)
+    folder, tables = Path(folder), contents(findings)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`--out` must be a folder; {folder} is a file.")
+    for document in documents:
+        _filled(Path(document), tables)
     folder.mkdir(parents=True, exist_ok=True)
-    tables = contents(findings)
     for table in tables:
         table.save(folder)
     draw_all(findings, folder)
@@ -51,10 +61,21 @@ def quote_tables(document: str | Path, tables: Sequence[Table]) -> int:
     Raises:
         ValueError: the file or a table does not exist, or a mark has no end.
     """
-    path, by_name = Path(document), {table.name: table for table in tables}
+    path = Path(document)
+    text, number = _filled(path, tables)
+    path.write_text(text, "utf-8")
+    return number
+
+
+def _filled(path: Path, tables: Sequence[Table]) -> tuple[str, int]:
+    """Return the text of a document with its tables replaced, and how many there are."""
+    by_name = {table.name: table for table in tables}
     if not path.is_file():
         raise ValueError(f"`--document` must be a Markdown file; {path} is not a file.")
-    text = path.read_text("utf-8")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`--document` must be a Markdown file; {path} is not text in UTF-8: {error}.") from error
     for name in re.findall(r"<!-- study (\S+): begin -->", text):
         if name not in by_name:
             raise ValueError(f"{path} quotes the table {name}, which does not exist. Tables are {', '.join(by_name)}.")
@@ -65,6 +86,4 @@ def quote_tables(document: str | Path, tables: Sequence[Table]) -> int:
         return f"{match[1]}\n{by_name[match[2]].markdown()}{match[3]}"
 
     pattern = re.compile(r"(<!-- study (\S+): begin -->)\n.*?(<!-- study \2: end -->)", re.DOTALL)
-    text, number = pattern.subn(filled, text)
-    path.write_text(text, "utf-8")
-    return number
+    return pattern.subn(filled, text)

@@ -66,6 +66,9 @@ def attempt(work: Work, node: DenseModel | Cell, store: Store) -> Outcome:
                 store.save_dense(node.key, *work.dense(node, store, folder))
             else:
                 report = work.cell(node, store, folder)
+                shutil.rmtree(
+                    folder, ignore_errors=True
+                )  # Before the result: a finished node is never looked at again.
                 store.save(Result(node, report, time.perf_counter() - start))
         shutil.rmtree(folder, ignore_errors=True)
         seconds = time.perf_counter() - start

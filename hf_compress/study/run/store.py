@@ -1,6 +1,7 @@
 """The folder of a study: one folder per node, named by its key, on a disk or at a URL."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -52,7 +53,12 @@ class Store:
             if self._remote
             else Path(address).resolve()
         )
-        if self.local.exists() and not self.local.is_dir():
+        if self._remote:
+            try:
+                fsspec.core.url_to_fs(self.address)
+            except ValueError as error:
+                raise ValueError(f"{self.address} must be a folder or a URL that fsspec knows: {error}.") from error
+        elif self.local.exists() and not self.local.is_dir():
             raise ValueError(f"{self.address} must be the folder of a study; it is a file.")
 
     @property
@@ -70,6 +76,7 @@ class Store:
 
         The operating system releases the claim of a process that was killed.
         """
+        self._make_local()
         (self.local / key).mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.local / key / "lock", blocking=False)
         try:
@@ -164,6 +171,7 @@ class Store:
         folder = self.local / key / MODEL_FOLDER
         shutil.rmtree(folder, ignore_errors=True)
         model.replace(folder)
+        shutil.rmtree(self.scratch(key), ignore_errors=True)  # Before the scores, after which nobody looks here again.
         if self._remote:
             files, root = fsspec.core.url_to_fs(f"{self.address}/{key}/{MODEL_FOLDER}")
             if files.exists(root):  # Left by an attempt that was killed; `put` would copy into it.
@@ -192,6 +200,12 @@ class Store:
     def forget_error(self, key: str) -> None:
         """Remove the traceback of a node, so that it can run again."""
         self._remove(key, ERROR_FILE)
+
+    def _make_local(self) -> None:
+        """Make the folder on this disk. For a URL it has a predictable name in a shared place, so it must be ours."""
+        self.local.mkdir(mode=0o700 if self._remote else 0o777, parents=True, exist_ok=True)
+        if self._remote and (self.local.is_symlink() or self.local.stat().st_uid != os.getuid()):
+            raise ValueError(f"{self.local} is a link or belongs to another user. Remove it, or set TMPDIR.")
 
     def _check_weights(self, folder: Path) -> None:
         """Check that a dense model has its files, each of the length that its header says.
