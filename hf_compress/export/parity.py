@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_compress.checkpoint.config import CompressionConfig
-from hf_compress.models.heads import LABELS, find_head
+from hf_compress.models.heads import LABELS, Head, find_head
 from hf_compress.models.targets import model_class
 
 BATCHES = 8
-# Rows and length of the random batches.
-SHAPES = ((2, 6), (1, 3), (4, 8))
+# Rows, length and decoder length of the random batches. A graph that is traced with equal lengths needs equal ones.
+SHAPES = ((2, 6, 4), (1, 3, 5), (4, 8, 2))
 # Largest deviation that rounding explains. In floating point only the order of sums differs. With integers, a sum that
 # differs in its last bit sometimes rounds to the neighbouring integer, and every later layer rounds that difference
 # again: on 872 rows of SST-2 a MiniLM in float64 deviates by 0.009 from itself in float32, ONNX Runtime by 0.008 and
@@ -80,10 +80,7 @@ def parity_of(reference: PreTrainedModel, other: nn.Module, batches: Iterable[Ma
         ValueError: there is no batch.
     """
     head = find_head(reference)
-    taken = [
-        {name: value.to(reference.device) for name, value in batch.items() if _is_input(name, value)}
-        for batch in itertools.islice(batches, BATCHES)
-    ]
+    taken = [_inputs(reference, head, batch) for batch in itertools.islice(batches, BATCHES)]
     if not taken:
         raise ValueError("`batches` is empty, so that nothing can be compared. Give some batches, or leave it out.")
     first_row = {name: value[:1] for name, value in taken[0].items()}
@@ -104,8 +101,15 @@ def parity_of(reference: PreTrainedModel, other: nn.Module, batches: Iterable[Ma
     )
 
 
-def _is_input(name: str, value: Any) -> bool:
-    return isinstance(value, Tensor) and name not in LABELS
+def _inputs(model: PreTrainedModel, head: Head, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the inputs of a batch without labels, on the device of the model.
+
+    If a sequence-to-sequence model would make its `decoder_input_ids` from the labels, they are made here.
+    """
+    tensors = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, Tensor)}
+    if head.descriptor.decodes and "labels" in tensors and "decoder_input_ids" not in tensors:
+        tensors["decoder_input_ids"] = cast(Any, model).prepare_decoder_input_ids_from_labels(labels=tensors["labels"])
+    return {name: value for name, value in tensors.items() if name not in LABELS}
 
 
 def load(folder: Path) -> PreTrainedModel:
@@ -120,5 +124,8 @@ def load(folder: Path) -> PreTrainedModel:
 def random_batches(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
     """Yield random batches for `model`: one and several rows of several lengths, the later rows padded."""
     head = find_head(model)
-    for seed, (rows, length) in enumerate(SHAPES):
-        yield head.example_batch(model, rows, length, seed)
+    for seed, (rows, length, decoder_length) in enumerate(SHAPES):
+        batch = head.example_batch(model, rows, length, seed)
+        if "decoder_input_ids" in batch:
+            batch["decoder_input_ids"] = head.example_batch(model, rows, decoder_length, seed)["decoder_input_ids"]
+        yield batch

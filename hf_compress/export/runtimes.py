@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from hf_compress.export.kernels import saturates
-from hf_compress.models.heads import LABELS
+from hf_compress.models.heads import IGNORED, LABELS
 
 # What Transformers takes for an input that a batch lacks: no padding, no second sentence.
 FILLS = {"attention_mask": 1, "token_type_ids": 0}
@@ -44,7 +44,7 @@ class RuntimeModel(nn.Module):
     def forward(self, **inputs: Any) -> ModelOutput:
         given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         main = given[next(name for name in self.inputs if name not in FILLS)]
-        feeds = {name: given[name] if name in given else self._filled(name, main) for name in self.inputs}
+        feeds = {name: given[name] if name in given else self._filled(name, main, given) for name in self.inputs}
         arrays = self.run({name: value.cpu().numpy() for name, value in feeds.items()})
         logits = {
             name: torch.from_numpy(np.array(array)).to(main.device)
@@ -54,15 +54,24 @@ class RuntimeModel(nn.Module):
         loss = {"loss": torch.zeros((), device=main.device)} if LABELS & given.keys() else {}
         return ModelOutput(**loss, **logits)
 
-    def _filled(self, name: str, main: Tensor) -> Tensor:
+    def _filled(self, name: str, main: Tensor, given: dict[str, Tensor]) -> Tensor:
         """Return what Transformers takes for an input that a batch lacks.
 
         Raises:
             ValueError: it takes nothing for it.
         """
+        if name == "decoder_input_ids" and "labels" in given:
+            return _shifted_right(given["labels"], self.config)
         if name not in FILLS:
             raise ValueError(f"The graph needs `{name}`, which the batch lacks. Add it to the batch.")
         return torch.full(main.shape, FILLS[name], dtype=torch.long, device=main.device)
+
+
+def _shifted_right(labels: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Return the inputs of a decoder that predicts `labels`: the start token, then all labels but the last one."""
+    start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
+    shifted = torch.cat([start, labels[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == IGNORED, config.pad_token_id)
 
 
 def in_onnx_runtime(
@@ -87,7 +96,9 @@ def in_onnx_runtime(
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
     settings.log_severity_level = 3
-    if exact:
+    # Only where it is needed: the option breaks graphs whose output layer shares its integers with embeddings
+    # (ONNX Runtime 1.32 gives their `DequantizeLinear` a zero point of the wrong shape).
+    if exact and saturates():
         settings.add_session_config_entry(*ONNX_RUNTIME_EXACT)
     for name, value in options.items():
         settings.add_session_config_entry(name.replace("_", "."), value)

@@ -80,7 +80,8 @@ def test_a_cpu_that_saturates_is_compared_on_exact_kernels(
     folder = quantized(tiny_bert, tmp_path / "compressed", "int8")
     warnings: list[str] = []
     monkeypatch.setattr(descriptor.logger, "warning", warnings.append)
-    monkeypatch.setattr(descriptor, "saturates", lambda: True)
+    for module in (descriptor, runtimes):
+        monkeypatch.setattr(module, "saturates", lambda: True)
     parity = FORMATS["onnx"].export(folder)
     assert entries == [("session.x64quantprecision", "1")]
     assert parity.deviation < 0.02

@@ -371,3 +371,35 @@ def test_a_graph_names_the_input_that_a_batch_lacks(exported: Callable[..., Path
     runtime.inputs.append("decoder_input_ids")
     with pytest.raises(ValueError, match="The graph needs `decoder_input_ids`"):
         runtime(input_ids=torch.arange(8).view(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("t5", T5Config(**SPECIAL, **T5)),
+        pytest.param("bart", BartConfig(**SPECIAL, **BART), marks=pytest.mark.slow),
+    ],
+)
+def test_a_seq2seq_graph_is_right_at_every_length(name: str, config: Any, tmp_path: Path) -> None:
+    """Traced with equal lengths, the graph would compute wrong logits, or fail, wherever they differ."""
+    folder = quantized(build(AutoModelForSeq2SeqLM, config), tmp_path / "compressed", "int8")
+    export_onnx(folder)
+    model = load(folder)
+    runtime, draw = in_onnx_runtime(folder / PATH, model.config), torch.Generator().manual_seed(0)
+    for rows, length, decoder_length in ((1, 6, 6), (1, 5, 3), (3, 9, 2), (2, 4, 11), (1, 1, 1), (2, 7, 1)):
+        ids = torch.randint(4, 40, (rows, length), generator=draw)
+        mask = torch.ones_like(ids)
+        mask[1:, length // 2 + 1 :] = 0
+        labels = torch.randint(4, 40, (rows, decoder_length), generator=draw)
+        labels[:, decoder_length // 2 + 1 :] = -100
+        with torch.no_grad():
+            ours = model(input_ids=ids, attention_mask=mask, labels=labels).logits
+        theirs = runtime(input_ids=ids, attention_mask=mask, labels=labels).logits
+        torch.testing.assert_close(theirs, ours, atol=0.05, rtol=0.05)
+
+
+def test_seq2seq_batches_with_labels_only_are_compared(tmp_path: Path) -> None:
+    model = build(AutoModelForSeq2SeqLM, T5Config(**SPECIAL, **T5))
+    ids = torch.randint(4, 40, (2, 5), generator=torch.Generator().manual_seed(0))
+    parity = check_parity(model, model, [{"input_ids": ids, "labels": ids[:, :3]}], "itself")
+    assert parity.deviation == 0 and parity.rows == 3
