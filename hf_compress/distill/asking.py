@@ -1,14 +1,16 @@
 """A Trainer that asks a teacher: at every step, or once about every row."""
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
+from transformers.utils import logging
 
 from hf_compress.distill.answers import AnswerCollator
 from hf_compress.distill.arguments import DistillationArguments
@@ -16,7 +18,10 @@ from hf_compress.distill.cache import TeacherCache
 from hf_compress.distill.features import flags
 from hf_compress.distill.fingerprints import identity
 from hf_compress.distill.teacher import adapter_off
-from hf_compress.models.heads import Head, bare
+from hf_compress.models.examples import longest_text
+from hf_compress.models.heads import LABELS, Head, bare
+
+logger = logging.get_logger(__name__)
 
 
 class AskingMixin(Trainer):
@@ -32,6 +37,7 @@ class AskingMixin(Trainer):
     _adapted: PeftModel | None
     _teacher_inputs: set[str]
     _teacher_caches: bool
+    _teacher_limit: int | None  # The longest text that the teacher reads, in tokens.
     _train_batch_size: int
     _answer_names: tuple[str, ...] = ()  # The columns with the answers; empty without a cache.
 
@@ -91,6 +97,29 @@ class AskingMixin(Trainer):
         }
         return answers, {name: value for name, value in inputs.items() if name not in self._answer_names}
 
+    def _find_what_the_teacher_reads(self) -> None:
+        """Find the inputs that the teacher takes and the longest text that it reads, and warn of differences."""
+        assert self.head is not None
+        teacher, student = bare(cast(nn.Module, self.teacher)), bare(self.model)
+        arguments = set(inspect.signature(teacher.forward).parameters)
+        self._teacher_inputs = arguments - LABELS - set(self.label_names)
+        self._teacher_caches = "use_cache" in arguments
+        self._teacher_limit = longest_text(teacher) if self.head.takes_text else None
+        limit = longest_text(student)
+        if self._teacher_limit is not None and (limit is None or limit > self._teacher_limit):
+            logger.warning(
+                f"The teacher ({type(teacher).__name__}) reads at most {self._teacher_limit} tokens, the student "
+                f"{'any number' if limit is None else limit}. Longer rows will end the training: truncate them."
+            )
+        columns = set(getattr(self.train_dataset, "column_names", None) or ())
+        dropped = columns & self._teacher_inputs - set(inspect.signature(student.forward).parameters)
+        if dropped and self.args.remove_unused_columns:
+            names = ", ".join(f"`{name}`" for name in sorted(dropped))
+            logger.warning(
+                f"The teacher ({type(teacher).__name__}) reads {names} of the training set, which Trainer removes because "
+                "the student does not take it. The teacher will do without; without `token_type_ids`, for example, it reads a pair of sentences as one."
+            )
+
     def _teacher_reads(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs that the teacher's forward takes, without labels."""
         assert self.head is not None
@@ -102,10 +131,22 @@ class AskingMixin(Trainer):
     def _teach(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
         """Return the teacher's outputs for a batch, with the features that the loss needs."""
         taken = self._teacher_reads(model, inputs) | self._feature_flags
+        self._check_length(taken)
         if self._teacher_caches:
             taken["use_cache"] = False
         with self.teaching() as teacher, torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
             return teacher(**taken)
+
+    def _check_length(self, inputs: Mapping[str, Any]) -> None:
+        """Refuse rows that are longer than the teacher's positions, which torch would report as an index error."""
+        for name in ("input_ids", "decoder_input_ids"):
+            length = inputs[name].shape[-1] if name in inputs else 0
+            if self._teacher_limit is not None and length > self._teacher_limit:
+                raise ValueError(
+                    f"The teacher ({type(bare(cast(nn.Module, self.teacher))).__name__}) reads at most "
+                    f"{self._teacher_limit} tokens, and `{name}` has rows of {length}. Truncate the rows, or use a "
+                    "teacher with more positions."
+                )
 
     @property
     def _feature_flags(self) -> dict[str, bool]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import inspect
 import warnings
 from collections.abc import Iterator
 from typing import Any, cast
@@ -20,7 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_compress.cut.vocabulary import keep_tokens
 from hf_compress.models.classes import class_order, has_default_labels
-from hf_compress.models.examples import fits
+from hf_compress.models.examples import fits, pools_by_padding
 from hf_compress.models.heads import Head, bare, find_head, has_own_forward
 from hf_compress.options import changed
 
@@ -61,11 +60,15 @@ def check_choice(settings: Any, model: Any, teacher: PreTrainedModel | None) -> 
         check_separate(model, teacher)
 
 
-def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrainedModel:
+def load_teacher(name: str, head: Head, processing_class: Any = None, rows: int | None = None) -> PreTrainedModel:
     """Return the model at a path or Hub id, with the student's kind of head, in the dtype that it was saved in.
 
     An adapter's folder gives its base model with the adapter, merged if it is LoRA. If `processing_class` is the
-    teacher's own tokenizer with fewer tokens (`cut_vocabulary`), the teacher's vocabulary is cut in the same way.
+    teacher's own tokenizer with fewer tokens (`cut_vocabulary`), the teacher's vocabulary is cut in the same way. If
+    it is the same tokenizer, embeddings that were padded to another size are resized.
+
+    Args:
+        rows: the rows of the student's embeddings; None to leave the teacher's as they are.
 
     Raises:
         ValueError: nothing can be loaded, the model has no trained head of that kind, or its tokenizer differs from
@@ -102,8 +105,25 @@ def load_teacher(name: str, head: Head, processing_class: Any = None) -> PreTrai
         )
     if config is not None and config.peft_type == PeftType.LORA:
         teacher = teacher.merge_and_unload()
-    kept = check_tokenizer(name, processing_class)
-    return keep_tokens(teacher, kept) if kept is not None else cast(PreTrainedModel, teacher)
+    same, kept = check_tokenizer(name, processing_class)
+    if kept is not None:
+        return keep_tokens(teacher, kept)
+    if same and rows is not None:
+        _pad_alike(teacher, rows, len(processing_class), head)
+    return cast(PreTrainedModel, teacher)
+
+
+def _pad_alike(teacher: PreTrainedModel, rows: int, tokens: int, head: Head) -> None:
+    """Resize the teacher's embeddings to `rows`, in place, if only rows without a token are removed or added.
+
+    A language model is not enlarged: it would give the new rows random logits.
+    """
+    own = teacher.config.get_text_config().vocab_size
+    enlarged = rows > own and head.descriptor.predicts_tokens
+    if own == rows or min(own, rows) < tokens or enlarged or hasattr(teacher.config, "quantization_config"):
+        return
+    with torch.random.fork_rng(devices=[]):
+        teacher.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _adapter_names(name: str) -> set[str]:
@@ -179,24 +199,24 @@ def adapter_off(model: PeftModel) -> Iterator[None]:
             parameter.requires_grad_(required)
 
 
-def check_tokenizer(name: str, processing_class: Any) -> list[int] | None:
-    """Return the teacher's numbers for the student's tokens, in order, if the student has fewer tokens.
+def check_tokenizer(name: str, processing_class: Any) -> tuple[bool, list[int] | None]:
+    """Return whether the tokenizers are equal, and the teacher's numbers for the student's tokens if those are fewer.
 
-    The result is None if the vocabularies are equal, or if the teacher's folder has no tokenizer.
+    The result is (False, None) if there is no tokenizer to compare.
 
     Raises:
         ValueError: the vocabularies differ in another way.
     """
     if not isinstance(processing_class, PreTrainedTokenizerBase):
-        return None
+        return False, None
     files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
     if not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in files):
-        return None
+        return False, None
     theirs, ours = AutoTokenizer.from_pretrained(name).get_vocab(), processing_class.get_vocab()
     if len(ours) < len(theirs) and ours.keys() <= theirs.keys():
         kept = [theirs[token] for token in sorted(ours, key=lambda token: ours[token])]
         if kept == sorted(kept):
-            return kept
+            return False, kept
     if theirs != ours:
         differing = sorted(token for token, _ in theirs.items() ^ ours.items())
         raise ValueError(
@@ -204,7 +224,7 @@ def check_tokenizer(name: str, processing_class: Any) -> list[int] | None:
             f"{len(set(differing))} tokens, such as {differing[0]!r}, so the teacher would read other words than the "
             "student. Use a teacher with the student's tokenizer."
         )
-    return None
+    return True, None
 
 
 def check_separate(student: nn.Module, teacher: nn.Module) -> None:
@@ -257,12 +277,14 @@ def match_teacher(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     reason = fits(student_config, teacher_config, ours.main_input)
     if reason is not None:
         raise ValueError(reason)
-    read = [inspect.signature(bare(model).forward).parameters for model in (student, teacher)]
-    if "token_type_ids" in read[1] and "token_type_ids" not in read[0] and teacher_config.type_vocab_size > 1:
-        logger.warning(
-            "The teacher distinguishes the two sentences of a pair by `token_type_ids`, which the student does not "
-            "take. The teacher will read a pair as one sentence."
-        )
+    if ours.kind == "sequence" and ours.takes_text and pools_by_padding(teacher_config):
+        padding = [config.get_text_config().pad_token_id for config in (student_config, teacher_config)]
+        if padding[0] != padding[1]:
+            raise ValueError(
+                f"The teacher's `config.pad_token_id` is {padding[1]}, the student's {padding[0]}. The teacher "
+                "predicts at the last token that is not padding, so it would predict elsewhere. Set the same number "
+                "in both."
+            )
     if not ours.classifies:
         return None
     order = class_order(student_config, teacher_config)

@@ -1,7 +1,6 @@
 """Knowledge distillation: the mixin that makes any Trainer learn from a teacher."""
 
 import contextlib
-import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -219,14 +218,13 @@ class DistillationMixin(AskingMixin, WeighingMixin):
             form(self.distillation.loss, self.head.problem_type)
         if self.teacher is None:
             assert self.distillation.distill_teacher is not None
-            self.teacher = load_teacher(self.distillation.distill_teacher, self.head, self.processing_class)
+            rows = bare(self.model).config.get_text_config().vocab_size if self.head.takes_text else None
+            self.teacher = load_teacher(self.distillation.distill_teacher, self.head, self.processing_class, rows)
         order = match_teacher(self.model, self.teacher)
         self._teacher_classes = None if order is None else torch.tensor(order, device=self.args.device)
         if self._adapted is None:
             freeze(self.teacher, self.args.device)
-        arguments = set(inspect.signature(bare(self.teacher).forward).parameters)
-        self._teacher_inputs = arguments - LABELS - set(self.label_names)
-        self._teacher_caches = "use_cache" in arguments
+        self._find_what_the_teacher_reads()
         if self.distillation.distill_cache is not None:
             check_dataset(self.train_dataset)
             self._answer_names = answer_columns(self.head)

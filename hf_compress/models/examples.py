@@ -5,11 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 # Inputs that change what a text model computes, besides its labels and caches.
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "decoder_input_ids"}
+# What models call their learned positions.
+POSITIONS = {"position_embeddings", "position_embedding", "embed_positions", "wpe"}
 # Image models without a size in their configuration are convolutional: any size will do.
 DEFAULT_IMAGE_SIZE = 64
 
@@ -114,6 +117,22 @@ def random_batch(
     return {name: batch[name] for name in names}
 
 
+def longest_text(model: nn.Module) -> int | None:
+    """Return how many tokens the learned positions of a model allow, or None if they set no limit."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
+            # RoBERTa counts from behind its padding token; Bart and OPT leave out the first two.
+            offset = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - offset
+    return None
+
+
+def pools_by_padding(config: PreTrainedConfig) -> bool:
+    """Return whether a classifier with this configuration reads its prediction at the last token before padding."""
+    kinds = (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    return config.model_type in kinds[0] and config.model_type not in kinds[1]
+
+
 def fits(student: PreTrainedConfig, teacher: PreTrainedConfig, main_input: str) -> str | None:
     """Return why a teacher cannot read the student's inputs, or None if it can.
 
@@ -122,10 +141,13 @@ def fits(student: PreTrainedConfig, teacher: PreTrainedConfig, main_input: str) 
     if main_input == "input_ids":
         sizes = [config.get_text_config().vocab_size for config in (student, teacher)]
         if sizes[0] != sizes[1]:
+            larger, smaller = ("teacher", sizes[0]) if sizes[1] > sizes[0] else ("student", sizes[1])
             return (
-                f"The teacher has a vocabulary of {sizes[1]} tokens, the student one of {sizes[0]}, so the teacher "
-                "would read other words than the student. Use a teacher with the student's tokenizer. If that "
-                "tokenizer was cut, cut the teacher with `hf_compress.cut_vocabulary` and the same texts."
+                f"The teacher's embeddings have rows for {sizes[1]} tokens, the student's for {sizes[0]}. If both "
+                f"have the same tokenizer, the {larger}'s rows are only padded: call "
+                f"`resize_token_embeddings({smaller})` on the {larger}, if that is no fewer than the tokenizer's tokens. If the student's tokenizer was "
+                "cut, cut the teacher with `hf_compress.cut_vocabulary` and the same texts. Otherwise use a teacher "
+                "with the student's tokenizer."
             )
         return None
     shapes = [SHAPES[main_input](config, 1) for config in (student, teacher)]

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import (
     BartConfig,
@@ -436,8 +437,13 @@ def test_a_teacher_may_take_fewer_inputs_than_the_student(student, tmp_path):
 
 
 def test_a_teacher_that_reads_pairs_differently_is_mentioned(teacher, tmp_path, caplog):
-    make(DistillationTrainer, build(DistilBertForSequenceClassification), tmp_path, teacher=teacher)
-    assert "token_type_ids" in caplog.text
+    data = Dataset.from_list([{name: value.tolist() for name, value in row.items()} for row in rows()])
+    student = build(DistilBertForSequenceClassification)
+    make(DistillationTrainer, student, tmp_path, data, teacher=teacher)
+    assert "token_type_ids" not in caplog.text, "nothing is lost"
+    pairs = data.add_column("token_type_ids", [[0] * LENGTH] * len(data))
+    make(DistillationTrainer, student, tmp_path, pairs, teacher=teacher)
+    assert "The teacher (BertForSequenceClassification) reads `token_type_ids`" in caplog.text
 
 
 def test_the_mixin_goes_before_any_trainer(student, teacher, tmp_path):
@@ -653,7 +659,7 @@ def named(model, *names):
         (
             lambda: build(BertForSequenceClassification),
             lambda: build(BertForSequenceClassification, vocab_size=101),
-            "101 tokens",
+            "rows for 101 tokens, .* for 100.*resize_token_embeddings\\(100\\)` on the teacher",
         ),
         (lambda: build(BertForSequenceClassification), lambda: build(BertModel), "no known head"),
         (lambda: build(BertModel), lambda: build(BertForSequenceClassification), "cannot be used as is|no known head"),
