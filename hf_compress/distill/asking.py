@@ -116,8 +116,9 @@ class AskingMixin(Trainer):
         if dropped and self.args.remove_unused_columns:
             names = ", ".join(f"`{name}`" for name in sorted(dropped))
             logger.warning(
-                f"The teacher ({type(teacher).__name__}) reads {names} of the training set, which Trainer removes because "
-                "the student does not take it. The teacher will do without; without `token_type_ids`, for example, it reads a pair of sentences as one."
+                f"The teacher ({type(teacher).__name__}) reads {names} of the training set. Trainer removes that, "
+                "because the student does not take it. Without `token_type_ids`, for example, the teacher reads a pair of "
+                "sentences as one."
             )
 
     def _teacher_reads(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:

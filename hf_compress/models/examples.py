@@ -145,9 +145,9 @@ def fits(student: PreTrainedConfig, teacher: PreTrainedConfig, main_input: str) 
             return (
                 f"The teacher's embeddings have rows for {sizes[1]} tokens, the student's for {sizes[0]}. If both "
                 f"have the same tokenizer, the {larger}'s rows are only padded: call "
-                f"`resize_token_embeddings({smaller})` on the {larger}, if that is no fewer than the tokenizer's tokens. If the student's tokenizer was "
-                "cut, cut the teacher with `hf_compress.cut_vocabulary` and the same texts. Otherwise use a teacher "
-                "with the student's tokenizer."
+                f"`resize_token_embeddings({smaller})` on the {larger}, if that is no fewer than the tokenizer's "
+                "tokens. If the student's tokenizer was cut, cut the teacher with `hf_compress.cut_vocabulary` and "
+                "the same texts. Otherwise use a teacher with the student's tokenizer."
             )
         return None
     shapes = [SHAPES[main_input](config, 1) for config in (student, teacher)]
