@@ -117,8 +117,8 @@ class AskingMixin(Trainer):
             names = ", ".join(f"`{name}`" for name in sorted(dropped))
             logger.warning(
                 f"The teacher ({type(teacher).__name__}) reads {names} of the training set. Trainer removes that, "
-                "because the student does not take it. Without `token_type_ids`, for example, the teacher reads a pair of "
-                "sentences as one."
+                "because the student does not take it. Without `token_type_ids`, for example, the teacher reads a "
+                "pair of sentences as one."
             )
 
     def _teacher_reads(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
