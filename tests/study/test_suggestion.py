@@ -98,6 +98,10 @@ def test_an_unknown_model_uses_the_nearest_in_size(make_measurements: Make) -> N
         (["--model", "synthetic-6"], "Give a limit: `--max-size 10MB`"),
         (["--model", "synthetic-6", "--max-size", "small"], "`--max-size` must be a number of bytes, kB, MB or GB"),
         (["--model", "synthetic-6", "--max-drop", "-1"], "`--max-drop` must be 0 or more; got -1"),
+        (["--model", "synthetic-6", "--max-drop", "nan"], "`--max-drop` must be 0 or more; got nan"),
+        (["--model", "synthetic-6", "--max-drop", "inf"], "`--max-drop` must be 0 or more; got inf"),
+        (["--model", "synthetic-6", "--max-size", "1e999"], "`--max-size` must be a number of bytes, kB, MB or GB"),
+        (["--model", "synthetic-6", "--max-size", "٣MB"], "`--max-size` must be a number of bytes, kB, MB or GB"),
         (
             ["--model", "some/where", "--max-drop", "1"],
             "`--model` must be a model of the study (synthetic, synthetic-1",
