@@ -1,4 +1,4 @@
-"""Results of a study that never was: from a seed, with effects that are known because they were put in."""
+"""Simulated results of a study, from a seed, with known effects."""
 
 import json
 from collections.abc import Callable
@@ -27,10 +27,10 @@ def synthetic_results(
     noise: float = 0.4,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Lines of results, as the engine writes them, of models cut from one that does not exist.
+    """Return lines of results, as the engine writes them, of models cut from an imaginary one.
 
-    `seeds` is the number of seeds by layers, one where it is silent. The score of a cell is that of its task and
-    model, plus `EFFECTS` and `TOGETHER`, plus normal noise of that standard deviation.
+    `seeds` is the number of seeds by layers; one if not given. The score of a cell is that of its task and model, plus
+    `EFFECTS` and `TOGETHER`, plus normal noise with this standard deviation.
     """
     generator, lines = np.random.default_rng(seed), []
     for number, task in enumerate(tasks):
@@ -83,7 +83,7 @@ def _line(task: str, kept: int, run: int, methods: str, sparsity: float, base: f
 
 @pytest.fixture(scope="session")
 def write_results() -> Callable[..., Path]:
-    """A function that writes `synthetic_results` into the file named, compressed if its name says so."""
+    """A function that writes `synthetic_results` to a file, compressed if its name ends in `.zst`."""
 
     def write(file: Path, **changes: Any) -> Path:
         content = "".join(json.dumps(line) + "\n" for line in synthetic_results(**changes)).encode()
@@ -95,7 +95,7 @@ def write_results() -> Callable[..., Path]:
 
 @pytest.fixture
 def make_results(tmp_path: Path, write_results: Callable[..., Path]) -> Callable[..., Path]:
-    """The same into the test's own folder."""
+    """A function that writes `synthetic_results` to the folder of the test."""
 
     def make(name: str = "results.jsonl.zst", **changes: Any) -> Path:
         return write_results(tmp_path / name, **changes)

@@ -1,10 +1,10 @@
-"""A reader of pages, for tests."""
+"""A reader of HTML pages."""
 
 import html.parser
 
 
 class Page(html.parser.HTMLParser):
-    """What a page loads, and the open elements at its end."""
+    """What a page loads, counts of its elements, and the elements that are open at its end."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A study that trains nothing: a small grid, and work that writes down what it was asked to do."""
+"""A study without training: a small grid, and work that records what it was asked to do."""
 
 import json
 import os
@@ -21,12 +21,12 @@ VALUES: dict[str, Any] = {
 
 
 def grid(**changes: Any) -> StudyGrid:
-    """The grid of `VALUES` with `changes`."""
+    """Return the grid of `VALUES` with changes."""
     return StudyGrid.from_dict(VALUES | changes)
 
 
 def planned(**changes: Any) -> Plan:
-    """The plan of such a grid, for models and data that are called by their names."""
+    """Return the plan of such a grid, with names in place of digests."""
     return make_plan(made := grid(**changes), identities(made))
 
 
@@ -36,7 +36,7 @@ def identities(of: StudyGrid) -> Identities:
 
 @dataclass(frozen=True)
 class Stub:
-    """Work that takes `seconds` a node, fails at those whose keys are `failing`, and dies at those in `deadly`."""
+    """Work that takes `seconds` per node, fails for the keys in `failing`, and kills its process for those in `deadly`."""
 
     diary: Path
     seconds: float = 0.0
@@ -55,7 +55,7 @@ class Stub:
         return REPORT | {"task": node.task, "seed": node.seed, "base_model": json.dumps(read)}
 
     def begun(self) -> list[str]:
-        """The keys of the nodes that were begun, in order."""
+        """Return the keys of the nodes that were started, in order."""
         return self.diary.read_text().split() if self.diary.exists() else []
 
     def _live(self, node: DenseModel | Cell) -> None:

@@ -1,4 +1,4 @@
-"""One tiny grid is really trained, through the command, from a local copy of the data."""
+"""A tiny grid is trained through the command, from a local copy of the data."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def place(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """The working directory: a model, SST-2 of tiny sentences in the Hub's layout, and a grid of them."""
+    """The working directory, with a model, SST-2 in the Hub's layout, and a grid."""
     monkeypatch.chdir(tmp_path)
     tiny_bert.save_pretrained(tmp_path / "bert")
     tiny_tokenizer.save_pretrained(tmp_path / "bert")
@@ -55,7 +55,7 @@ def place(
 
 @pytest.fixture(autouse=True)
 def loud(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command silences libraries for as long as its process lives, which here is that of other tests, too."""
+    """Keep the libraries' messages: the command silences them for the rest of the process."""
     monkeypatch.setattr("hf_compress.study.run.program.quiet", lambda: None)
 
 

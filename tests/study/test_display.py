@@ -1,4 +1,4 @@
-"""What is shown of a run adds up, and the time left is judged by what is most alike."""
+"""The displayed progress adds up, and the remaining time follows the most similar nodes."""
 
 import io
 from collections import Counter

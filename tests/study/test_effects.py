@@ -1,4 +1,4 @@
-"""The linear model against plain least squares, textbook intervals, and effects that were put in."""
+"""The linear model, compared with plain least squares, textbook intervals and simulated effects."""
 
 from collections.abc import Callable
 

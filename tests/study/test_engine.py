@@ -1,4 +1,4 @@
-"""The engine runs each cell once to its end, whatever happens to it, to its work and to its folder."""
+"""The engine runs each cell once, despite failures, kills and damaged folders."""
 
 import json
 import multiprocessing
@@ -103,7 +103,7 @@ def test_a_failed_dense_model_blocks_only_its_own_cells(work: Stub, tmp_path: Pa
     whole = planned(teacher="self")
     unlucky = next(iter(whole.dense))
     waiting = {key for key, cell in whole.cells.items() if unlucky in cell.needs}
-    for _ in range(2):  # Where it fails, and where it has failed before.
+    for _ in range(2):  # Once when it fails, once when it has failed before.
         progress = go(whole, Stub(work.diary, failing=frozenset({unlucky})), tmp_path / "out")
         assert progress.blocked == waiting and list(progress.failed) == [unlucky]
         assert len(reports(tmp_path / "out")) == len(whole.cells) - len(waiting)
@@ -191,7 +191,7 @@ def test_a_machine_fetches_dense_models_of_another(
     whole, address = planned(methods=["dense", "kd"], tasks=["sst2"]), f"memory://fetched-{os.getpid()}"
     go(whole, work, address, cells=[key for key in whole.cells if whole.cells[key].methods == "dense"])
     trained = [key for key in work.begun() if key in whole.dense]
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # As on another machine: nothing is here yet.
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # Acts as another machine, which has nothing yet.
     assert go(whole, work, address).finished
     assert [key for key in work.begun() if key in whole.dense] == trained
 

@@ -1,4 +1,4 @@
-"""Names and numbers of any kind are escaped where they enter a page, a plot or a document."""
+"""Names and numbers are escaped on the page, in plots and in Markdown."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A grid says in one line what is wrong with it, and names all that it holds."""
+"""The example grids are valid, and each mistake in a grid is named in one line."""
 
 from pathlib import Path
 from typing import Any

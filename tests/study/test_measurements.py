@@ -1,4 +1,4 @@
-"""Results become measurements, or an error that names what is wrong with them."""
+"""Results are read as measurements, or refused with an error that names the problem."""
 
 import csv
 import json

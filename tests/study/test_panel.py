@@ -1,4 +1,4 @@
-"""A panel compares like with like, and its draws scatter as the runs did."""
+"""A panel compares the same tasks, and its draws have the variance of the runs."""
 
 from collections.abc import Callable
 

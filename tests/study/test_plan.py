@@ -1,4 +1,4 @@
-"""The cells of a grid: what they share, what makes one another, and what does not."""
+"""The cells of a grid: what they share, and what changes their keys."""
 
 import dataclasses
 import json
@@ -72,7 +72,12 @@ def test_other_weights_and_other_data_are_other_cells() -> None:
     data = dataclasses.replace(known, data={"sst2": "changed"})
     assert not before.cells.keys() & make_plan(of, data).cells.keys()
     kept = {before.cells[key].methods for key in before.cells.keys() & make_plan(of, models).cells.keys()}
-    assert kept == {"dense", "mp", "int8", "mp+int8"}  # Of the smaller models; what the large one teaches is new.
+    assert kept == {
+        "dense",
+        "mp",
+        "int8",
+        "mp+int8",
+    }  # Cells of the smaller models. Cells that the large one teaches are new.
 
 
 def test_names_places_and_defaults_do_not_change_the_key() -> None:
@@ -82,7 +87,7 @@ def test_names_places_and_defaults_do_not_change_the_key() -> None:
 
 
 def test_the_keys_of_results_that_exist_stay_as_they_are() -> None:
-    """Who changes this on purpose raises `plan.VERSION`, and all results of all studies are to be made anew."""
+    """A change on purpose must raise `plan.VERSION`; all results of all studies are then made again."""
     cells = planned(tasks=["sst2"]).cells.values()
     first = next(cell for cell in cells if cell.methods == "kd+mp+int8")
     assert first.key == "0a407645a484e8dc0f00"

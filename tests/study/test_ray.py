@@ -1,4 +1,4 @@
-"""On a real Ray cluster of two nodes of this machine, one of which is lost half-way, each cell gets its report."""
+"""Each cell gets its report on a real Ray cluster, although one of its two nodes is lost half-way."""
 
 import time
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_losing_a_machine_costs_no_report(tmp_path: Path) -> None:
     whole = planned(tasks=["sst2"])
     calm, store = Store(tmp_path / "undisturbed"), Store(tmp_path / "out")
     assert run_plan(whole, calm, SerialWorkers(Stub(tmp_path / "other"), calm)).finished
-    # The head runs nothing, so that it is a machine with work that is lost.
+    # The head runs nothing, so the lost machine is one with work.
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         machines = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -40,13 +40,13 @@ def test_losing_a_machine_costs_no_report(tmp_path: Path) -> None:
 
         def lose(progress: Progress, outcome: Outcome | None) -> None:
             if not lost and len(progress.done) >= 6:
-                time.sleep(0.1)  # Into the next cells.
+                time.sleep(0.1)  # Let the next cells start.
                 lost.append(machines.pop())
                 cluster.remove_node(lost[0], allow_graceful=False)
 
         progress = run_plan(whole, store, workers, listener=lose)
         assert lost
-        # What fails by itself is not tried again; what died with its machine is.
+        # A failure is not retried; a node that died with its machine is.
         assert list(progress.failed) == [next(reversed(whole.cells))]
         assert work.begun().count(next(reversed(whole.cells))) == 1
     finally:

@@ -1,4 +1,4 @@
-"""Table 1's arithmetic by hand, and on the paper's own figures."""
+"""The arithmetic of Table 1, by hand and on the paper's figures."""
 
 import itertools
 
@@ -63,7 +63,7 @@ def test_the_papers_interactions_follow_from_its_figure(pair: str, low: float, h
 
 
 def test_the_papers_table_roughly_follows_its_figure() -> None:
-    """Of means over tasks, where the table has means of ratios: alike, not equal."""
+    """The figure has means over tasks, the table means of ratios: similar, not equal."""
     figure, errors = published.figure1(), []
     for model, name in itertools.product(published.models(), COMBINATIONS):
         if name != DENSE:

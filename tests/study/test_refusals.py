@@ -1,4 +1,4 @@
-"""Whatever is wrong with a study is refused in one sentence, before anything is written."""
+"""Each mistake is refused in one sentence, before anything is written."""
 
 from collections.abc import Callable
 from pathlib import Path

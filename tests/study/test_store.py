@@ -1,4 +1,4 @@
-"""A store takes nothing for done that was cut, edited or swapped, and ends with the reports of an undisturbed run."""
+"""A store takes no cut, edited or swapped file for a result."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The advice fulfils the wish, says what it rests on, and refuses what the study cannot answer."""
+"""The advice meets its limits, names its sources, and refuses what the study cannot answer."""
 
 from collections.abc import Callable
 from pathlib import Path
