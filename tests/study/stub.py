@@ -36,7 +36,7 @@ def identities(of: StudyGrid) -> Identities:
 
 @dataclass(frozen=True)
 class Stub:
-    """Work that takes `seconds` per node, fails for the keys in `failing`, and kills its process for those in `deadly`."""
+    """Work that takes `seconds` per node, fails for keys in `failing`, and kills its process for keys in `deadly`."""
 
     diary: Path
     seconds: float = 0.0
