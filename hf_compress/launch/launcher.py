@@ -125,14 +125,14 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
 def _checkpoint(trainer: Trainer, asked: str | bool | None) -> str | bool | None:
     """Return the checkpoint to resume from: for `last` or True, the last complete one, or None if there is none.
 
-    `--resume_from_checkpoint` also counts if the script does not hand it to `train`.
+    `--resume_from_checkpoint last` also counts if the script hands nothing to `train`.
     """
-    asked = asked or trainer.args.resume_from_checkpoint
-    if str(asked).lower() not in ("last", "true"):
+    wanted = trainer.args.resume_from_checkpoint if asked is None else asked
+    if str(wanted).lower() not in ("last", "true"):
         return asked
     found = last_complete_checkpoint(trainer.args.output_dir)
     if found is None:
-        logger.warning(f"`{RESUME} {asked}`: {trainer.args.output_dir} has no checkpoint, so training starts anew.")
+        logger.warning(f"`{RESUME} {wanted}`: {trainer.args.output_dir} has no checkpoint, so training starts anew.")
     return found
 
 

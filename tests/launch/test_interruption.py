@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,3 +128,24 @@ def test_a_full_disk_is_one_message_and_can_be_repeated(
 def test_last_starts_anew_without_a_checkpoint(command: Callable[..., list[str]], tmp_path: Path) -> None:
     assert launcher.main([*command("out"), "--resume_from_checkpoint", "last"]) == 0
     hub.check(tmp_path / "out" / "compressed")
+
+
+@pytest.mark.parametrize(
+    ("handed", "given", "resumed"),
+    [
+        ("last", None, True),
+        (True, None, True),
+        (None, "last", True),
+        (None, "true", True),
+        (None, "elsewhere", None),
+        ("elsewhere", "last", "elsewhere"),
+        (False, "last", False),
+        (None, None, None),
+    ],
+)
+def test_last_means_the_last_complete_checkpoint(
+    handed: str | bool | None, given: str | None, resumed: str | bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "last_complete_checkpoint", lambda folder: f"{folder}/checkpoint-6")
+    trainer = SimpleNamespace(args=SimpleNamespace(output_dir="out", resume_from_checkpoint=given))
+    assert launcher._checkpoint(trainer, handed) == ("out/checkpoint-6" if resumed is True else resumed)  # type: ignore[arg-type]
