@@ -1,4 +1,4 @@
-"""A teacher's answers, computed once and kept as a column of the training set.
+"""A teacher's answers, computed once, kept in a file, and joined to the training set as columns.
 
 A digest of everything that the answers depend on names the file.
 """
