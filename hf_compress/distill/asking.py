@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from hf_compress.distill.answers import AnswerCollator
 from hf_compress.distill.arguments import DistillationArguments
-from hf_compress.distill.cache import TeacherCache
+from hf_compress.distill.cache import TeacherCache, check_dataset
 from hf_compress.distill.features import flags
 from hf_compress.distill.fingerprints import identity
 from hf_compress.distill.teacher import adapter_off
@@ -62,6 +62,7 @@ class AskingMixin(Trainer):
     def _answered(self, dataset: Any, collator: Any) -> tuple[Any, AnswerCollator]:
         """Return the training set with the teacher's answers, and the collator that makes batches of it."""
         assert self.head is not None and self.teacher is not None and self.distillation.distill_cache is not None
+        check_dataset(dataset, self.head)  # Again: `train_dataset` may have been replaced since.
         head, shown = self.head, self._remove_unused_columns(dataset).column_names
         tokenizer = getattr(collator, "tokenizer", self.processing_class)
         visible = dataset.format["columns"]

@@ -223,16 +223,22 @@ class TeacherCache:
         for batch, logits in zip(batches, asked, strict=True):
             for column, tensor in zip(columns, logits, strict=True):
                 full = (tensor if tensor.element_size() >= 4 else tensor.float()).cpu().numpy()
+                if np.isnan(full).any():
+                    raise ValueError(
+                        f"{OPTION}: the teacher's answers to some rows are NaN. Check its weights and its dtype "
+                        "(float16 overflows; load it in float32), or use another teacher."
+                    )
                 for number, answer in zip(batch, full, strict=True):
                     answers[column][number] = answer if tokens is None else own(answer, lengths[number], self.side)
         return answers
 
 
-def check_dataset(dataset: Any) -> None:
+def check_dataset(dataset: Any, head: Head) -> None:
     """Refuse training data to which no column can be added.
 
     Raises:
-        ValueError: the data is not a `datasets.Dataset`, or its rows are made when they are read.
+        ValueError: the data is not a `datasets.Dataset`, its rows are made when they are read, or it has a column
+            of the same name.
     """
     from datasets import Dataset
 
@@ -248,6 +254,12 @@ def check_dataset(dataset: Any) -> None:
         raise ValueError(
             f"{OPTION} cannot be used with `Dataset.set_transform`, which may return different rows every time. "
             "Prepare them with `Dataset.map`, or leave the option out."
+        )
+    taken = sorted(set(answer_columns(head)) & set(dataset.column_names))
+    if taken:
+        raise ValueError(
+            f"{OPTION} adds the column{'s' * (len(taken) > 1)} {', '.join(f'`{name}`' for name in taken)}, which the "
+            "`train_dataset` already has. Rename or remove it (`Dataset.remove_columns`), or leave the option out."
         )
 
 

@@ -226,7 +226,7 @@ class DistillationMixin(AskingMixin, WeighingMixin):
             freeze(self.teacher, self.args.device)
         self._find_what_the_teacher_reads()
         if self.distillation.distill_cache is not None:
-            check_dataset(self.train_dataset)
+            check_dataset(self.train_dataset, self.head)
             self._answer_names = answer_columns(self.head)
 
     def _label_loss(

@@ -557,11 +557,40 @@ def test_rows_without_columns_are_refused_before_training(tmp_path: Path) -> Non
         (rows(), "`datasets.Dataset`; got builtins.list"),
         (fixed().to_iterable_dataset(), "`datasets.Dataset`; got datasets.IterableDataset"),
         (fixed().with_transform(lambda row: row), "`Dataset.set_transform`"),
+        (fixed().add_column("teacher_logits", [[0.0, 1.0]] * 64), "the column `teacher_logits`, which .* already has"),
     ):
         teacher = {"teacher": bert(seed=1), "train_dataset": data, "model": bert()}
         args = make(tmp_path, data=rows()).args
         with pytest.raises(ValueError, match=f"`--distill_cache`.*{said}"):
             DistillationTrainer(args=args, **teacher, **cached(tmp_path)["build"])
+        run = make(tmp_path, [KD], data=fixed(), **cached(tmp_path))
+        run.train_dataset = data  # Put in later.
+        with pytest.raises(ValueError, match=f"`--distill_cache`.*{said}"):
+            run.train()
+
+
+def test_a_teacher_that_is_not_finite_is_named_first(tmp_path: Path) -> None:
+    teacher = bert(seed=1)
+    with torch.no_grad():
+        teacher.bert.encoder.layer[1].output.dense.weight[0, 0] = float("nan")
+    for settings in ({}, cached(tmp_path / "cache")):
+        with pytest.raises(ValueError, match=r"teacher's weights are not finite.*layer.1.output.dense.weight"):
+            make(tmp_path / "run", [KD], teacher=teacher, data=fixed(), **settings)
+
+
+def test_answers_that_are_nan_are_not_cached(tmp_path: Path) -> None:
+    """As a teacher in float16 gives where it overflows, for some rows only."""
+    teacher = bert(seed=1)
+
+    def overflow(module: Any, arguments: Any, named: Any, output: Any) -> Any:
+        output.logits[(named["input_ids"] == fixed()[37]["input_ids"][0]).any(1)] = float("nan")
+        return output
+
+    teacher.register_forward_hook(overflow, with_kwargs=True)
+    run = make(tmp_path / "run", [KD], teacher=teacher, data=fixed(), **cached(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="`--distill_cache`: the teacher's answers to some rows are NaN"):
+        run.train()
+    assert not files(tmp_path / "cache")
 
 
 def test_a_collator_that_draws_is_refused(tiny_tokenizer: Any, tmp_path: Path) -> None:
