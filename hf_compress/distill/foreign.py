@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from hf_compress.models.heads import Head
+from hf_compress.models.heads import IGNORED, Head
 
 # Relative; mixed precision rounds each mean.
 TOLERANCE = 1e-2
@@ -39,6 +40,35 @@ def loss_and_outputs(found: Any, head: Head, of: type) -> tuple[Tensor, Any]:
         f"`compute_loss` of {of.__name__} must return `(loss, outputs)` if `return_outputs=True`, where `outputs` are "
         f"the model's with {names}; it returned {_described(found)}. Return the model's own outputs."
     )
+
+
+@torch.no_grad()
+def refuse_unshifted(loss: Tensor, outputs: Any, inputs: Mapping[str, Any], head: Head, of: type) -> None:
+    """Check that a causal language model compares its logits with the following token.
+
+    `models.kinds` lists the classes of Transformers that do not; this check is for those that it does not know.
+
+    Args:
+        loss: the model's own loss for the batch.
+        of: the class of the model, for the error.
+
+    Raises:
+        ValueError: the loss is the mean over the labels as they are.
+    """
+    labels = inputs.get("labels")
+    if head.descriptor.position != "next token" or "shift_labels" in inputs or not isinstance(labels, Tensor):
+        return
+    (logits,) = head.logits(outputs)
+    same, following = (
+        functional.cross_entropy(scores.flatten(0, -2).float(), target.flatten(), ignore_index=IGNORED)
+        for scores, target in ((logits, labels), (logits[..., :-1, :], labels[..., 1:]))
+    )
+    own = loss.detach().mean().float()
+    if torch.isclose(own, same, rtol=1e-4) and not torch.isclose(own, following, rtol=1e-3):
+        raise ValueError(
+            f"{of.__name__} compares its logits with the labels as they are, not with the following token. Use a "
+            "causal language model whose forward shifts the labels."
+        )
 
 
 @torch.no_grad()

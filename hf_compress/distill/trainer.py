@@ -16,7 +16,7 @@ from hf_compress.distill.asking import AskingMixin
 from hf_compress.distill.batches import WeighingMixin
 from hf_compress.distill.cache import check_dataset
 from hf_compress.distill.distance import distance, form
-from hf_compress.distill.foreign import loss_and_outputs, owner
+from hf_compress.distill.foreign import loss_and_outputs, owner, refuse_unshifted
 from hf_compress.distill.teacher import SELF, check_choice, freeze, load_teacher, match_teacher, own_teacher
 from hf_compress.models.heads import LABELS, bare, find_head
 
@@ -128,8 +128,10 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         if self.teacher is None:
             found = super().compute_loss(model, labelled, return_outputs, num_items_in_batch=None)
             return (found[0] * share, found[1]) if return_outputs else found * share
-        self._taught = True
         label_loss, outputs = self._label_loss(model, labelled, num_items_in_batch)
+        if not self._taught and self.label_smoother is None:
+            refuse_unshifted(label_loss, outputs, labelled, self.head, type(bare(self.model)))
+        self._taught = True
         label_loss = label_loss.mean() * share  # `nn.DataParallel` returns one loss per device.
         distill_loss = self._distance(outputs, answers or self._teach(model, inputs), inputs) * share
         alpha = self.distillation.distill_alpha

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
 from hf_compress.distill import DistillationArguments, DistillationMixin, DistillationTrainer
 from hf_compress.distill.losses import kl
 from tests.invariants.harness import KD, logged, make, rows
-from tests.tiny import NO_DROPOUT, bert
+from tests.tiny import NO_DROPOUT, VOCABULARY, bert
 
 
 class Weighted(Trainer):
@@ -133,6 +133,23 @@ def test_a_batch_without_labels_has_a_finite_loss(tmp_path: Path) -> None:
     trainer.train()
     found = [value for line in logged(trainer, "loss", "label_loss", "distill_loss", "grad_norm") for value in line]
     assert torch.tensor(found).isfinite().all() and min(found[:2]) > 0
+
+
+def test_an_unknown_model_that_does_not_shift_is_refused(tmp_path: Path) -> None:
+    class Unshifted(GPT2LMHeadModel):
+        def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **more: Any) -> Any:
+            outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask)
+            outputs["loss"] = nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+            return outputs
+
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    data = [row | {"labels": row["input_ids"]} for row in rows()]
+    plain = make(tmp_path, (KD,), model=GPT2LMHeadModel(config), teacher=GPT2LMHeadModel(config), data=data)
+    plain.train()
+    odd = make(tmp_path, (KD,), model=Unshifted(config), teacher=GPT2LMHeadModel(config), data=data)
+    with pytest.raises(ValueError, match="Unshifted compares its logits with the labels as they are"):
+        odd.train()
+    assert odd.state.global_step == 0
 
 
 class Summed(Weighted):
