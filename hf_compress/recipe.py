@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_compress.callbacks import refuse_diverged
 from hf_compress.cut.vocabulary import VocabularyArguments
 from hf_compress.distill import DistillationArguments
+from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import whole
 from hf_compress.options import warn_idle
 from hf_compress.prune.arguments import PruningArguments
@@ -193,6 +194,7 @@ class RecipeCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Compare the recipe with that of the checkpoint, and have it written into later checkpoints."""
+        self._refuse_rounding_model(kwargs["model"])
         planned = self.recipe.to_dict()
         if state.global_step > 0:
             begun = state.stateful_callbacks.get(self.RECORD, {})
@@ -210,6 +212,17 @@ class RecipeCallback(TrainerCallback):
                     "with another `--output_dir`."
                 )
         state.stateful_callbacks[self.RECORD] = planned
+
+    def _refuse_rounding_model(self, model: Any) -> None:
+        """Refuse a model that rounds, because it was loaded from a quantized file, for a recipe that does not."""
+        on = self.recipe.distillation.enabled or self.recipe.pruning.enabled
+        layers = compressed_layers(whole(model)).values()
+        if on and not self.recipe.quantization.enabled and any(one.weight_grid and one.quantizing for one in layers):
+            raise ValueError(
+                f"`{self.recipe.name}` does not quantize, but the model was loaded from a quantized file and rounds "
+                "its weights: the result would not be what was trained. Give the `--quant_scheme` of the file, or "
+                "start from the model before it was quantized."
+            )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

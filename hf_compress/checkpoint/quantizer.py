@@ -18,9 +18,10 @@ from transformers.quantizers import HfQuantizer, register_quantizer
 from hf_compress.checkpoint.config import METHOD, CompressionConfig
 from hf_compress.checkpoint.packed import Packed, pack, set_seal
 from hf_compress.layers.attention import range_owners, restore_attention
-from hf_compress.layers.grids import Grid, symmetric_scale, to_integers
+from hf_compress.layers.grids import Grid, from_integers, symmetric_scale, to_integers
 from hf_compress.layers.integer import Integer, Loaded, keep_integers, note
-from hf_compress.layers.rounded import CompressedLayer, restore_layers
+from hf_compress.layers.loaded import keep_compression, restore_layers
+from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.models.sharding import whole_on_first
 from hf_compress.models.targets import LayerKind, kind
 
@@ -109,9 +110,7 @@ class CompressionQuantizer(HfQuantizer):
         for name in {*config.quantized, *config.pruned}:
             if kind(_layer(model, name)) is None:
                 raise ValueError(f"`quantization_config` names {name}, a layer that hf_compress cannot pack.")
-        if config.grids is not None and config.grids.activation is not None:
-            linear = [name for name in config.quantized if kind(_layer(model, name)) != "embedding"]
-            restore_layers(model, linear, config.grids.activation)
+        restore_layers(model, self._grids(model))
         if config.attention:
             assert config.grids is not None and config.grids.attention is not None, "checked on construction"
             for operand in restore_attention(model, config.attention, config.grids.attention):
@@ -128,7 +127,21 @@ class CompressionQuantizer(HfQuantizer):
         model._weight_conversions = []
         if self.quantization_config.run == "int8":
             keep_integers(model)
+        else:
+            keep_compression(model, self.quantization_config.pruned)
         return model
+
+    def _grids(self, model: PreTrainedModel) -> dict[str, tuple[Grid | None, Grid | None]]:
+        """Return the grids of weight and input of every layer to restore, by its name."""
+        config, grids = self.quantization_config, dict[str, tuple[Grid | None, Grid | None]]()
+        for name in config.quantized:
+            assert config.grids is not None, "checked on construction"
+            layer_kind = kind(_layer(model, name)) or "linear"
+            inputs = None if layer_kind == "embedding" else config.grids.activation
+            weights = config.grid(name, layer_kind) if config.run == "dense" else None
+            if weights is not None or inputs is not None:
+                grids[name] = weights, inputs
+        return grids
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return the tensors of the file: every tensor packed, tied ones once, quantized layers as integers.
@@ -172,6 +185,12 @@ class CompressionQuantizer(HfQuantizer):
         rows = weight.t() if layer_kind == "conv1d" else weight
         if isinstance(layer, CompressedLayer) and layer.rounded:
             rows = rows.to(layer.rounded)
+        loaded = layer.__dict__.get("loaded_scale")
+        if loaded is not None:
+            # The scale of values cast to 16 bits may differ from the one that they were loaded with.
+            integers = to_integers(rows, loaded.to(rows.device), grid)
+            if torch.equal(from_integers(integers, loaded.to(rows.device), grid).to(rows.dtype), rows):
+                return integers.to(torch.int8), loaded
         scale = symmetric_scale(rows, grid)
         return to_integers(rows, scale, grid).to(torch.int8), scale
 
@@ -194,10 +213,13 @@ class CompressionQuantizer(HfQuantizer):
         """Start to decode the tensor `name`, and return a function that returns it."""
         tensor, dtype = self.packed.pop(name), model.get_parameter_or_buffer(name).dtype
         scale = located(Path(model.config.name_or_path), name, tensor.scale)
-        if self.quantization_config.run == "dense" or scale is None:
-            return tensor.begin(dtype, self.executor)
         owner = name.removesuffix(".weight")
+        if scale is None:
+            return tensor.begin(dtype, self.executor)
         layer = _layer(model, owner)
+        if self.quantization_config.run == "dense":
+            layer.__dict__["loaded_scale"] = scale
+            return tensor.begin(dtype, self.executor)
         note(layer, Loaded(scale, self.quantization_config.grid(owner, kind(layer) or "linear"), dtype))
         finish = tensor.begin(None, self.executor)
         return (lambda: finish().t().contiguous()) if tensor.transposed else finish

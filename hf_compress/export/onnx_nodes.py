@@ -14,7 +14,7 @@ from hf_compress.checkpoint.coding import NIBBLE
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.layers.attention import OPERANDS, Operand, Probabilities
 from hf_compress.layers.grids import SMALLEST_SCALE, Grid, affine_parameters, symmetric_scale, to_integers
-from hf_compress.layers.rounded import LAYERS, CompressedLayer
+from hf_compress.layers.rounded import LAYERS, CompressedLayer, plain_class
 from hf_compress.models.targets import LayerKind, Target, kind, tied
 
 # Marks an operator whose integers are stored in four bits, a type that torch lacks.
@@ -193,7 +193,7 @@ def _pairs(integers: Int8[Tensor, "rows width"]) -> UInt8[Tensor, "rows half"]:
 def _turn(target: Target, grid: Grid, integers: Tensor, scale: Tensor) -> None:
     layer = target.module
     input_grid = layer.input_grid if isinstance(layer, CompressedLayer) else None
-    plain = cast(Hashable, type(layer))
+    plain = cast(Hashable, plain_class(type(layer)) if isinstance(layer, CompressedLayer) else type(layer))
     if target.kind == "embedding":
         expanded = fits_nibble(grid) and integers.dtype == torch.int8
         layer.__class__ = _embedding_class(plain, GraphTiedEmbedding if expanded else GraphEmbedding)

@@ -1,4 +1,4 @@
-"""The layers of a model that is loaded with `run="int8"`: their weights stay integers in memory."""
+"""The layers of a model loaded with `run="int8"`: their weights stay integers in memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from hf_compress.layers.rounded import (
 )
 from hf_compress.models.targets import LayerKind, kind
 
-# Rows that are multiplied at once: so few that their sums stay in the cache.
+# Rows to multiply at once: few enough that their sums stay in the cache.
 BLOCK = 512
-# Of the input of one layer: beyond it the sums of 8-bit products could leave int32.
+# The widest input of a layer: beyond it, sums of 8-bit products could overflow int32.
 WIDEST = 2**31 // (255 * 127)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a file says of an int8 weight beside its integers; `dtype` is the one its dense weight would have."""
+    """What a file says about an integer weight besides its integers. `dtype` is that of its dense weight."""
 
     scale: Tensor
     grid: Grid
@@ -41,11 +41,11 @@ class Loaded:
 
 
 class Integer(CompressedLayer):
-    """What the integer layers share: int8 weights, their scales, and no training.
+    """The base of integer layers: int8 weights with their scales, for inference only.
 
-    `weight` holds the integers in the layer's own shape, of int4 too one in a byte; `weight_scale` has the float32
-    scale of each row or group. No scale is in the state dict: saving packs both into one. `dtype` is that of the
-    dense weight and follows `model.to(dtype)`; scales and ranges do not.
+    `weight` holds the integers in the layer's own shape, one per byte for int4 too. `weight_scale` has the float32
+    scale of each row or group; it is not in the state dict, because saving packs both into one tensor. `dtype` is that
+    of the dense weight. It follows `model.to(dtype)`; scales and ranges do not.
     """
 
     weight_scale: Tensor
@@ -53,20 +53,20 @@ class Integer(CompressedLayer):
     dtype: torch.dtype
 
     def rows(self) -> Tensor:
-        """The integers with one row per output or entry of the vocabulary."""
+        """Return the integers with one row per output or vocabulary entry."""
         return self.weight
 
     def dense_weight(self, dtype: torch.dtype) -> Tensor:
-        """The weight that `run="dense"` loads, bit for bit."""
+        """Return the weight that `run="dense"` loads, bit for bit."""
         return from_integers(self.rows(), self.weight_scale, self.integer_grid).to(dtype)
 
     def keep(self, loaded: Loaded) -> None:
-        """Take over what belongs to the integers."""
+        """Store what belongs to the integers."""
         self.integer_grid, self.dtype, self.quantizing = loaded.grid, loaded.dtype, True
         self.register_buffer("weight_scale", loaded.scale.to(self.weight.device), persistent=False)
 
     def train(self, mode: bool = True) -> Self:
-        """Refuses to train."""
+        """Refuse to train."""
         if mode:
             raise ValueError(
                 'a model loaded with `run="int8"` holds integers and cannot be trained. Load it with '
@@ -75,12 +75,8 @@ class Integer(CompressedLayer):
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # In half precision scales and ranges would be others: they go to the device, and stay in float32.
-        probe = fn(torch.empty(0, dtype=self.dtype, device=self.weight.device))
-        exact = {name: self._buffers[name] for name in ("weight_scale", "input_range") if name in self._buffers}
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.weight.device)).dtype
         super()._apply(fn, recurse)
-        self._buffers.update({name: cast(Tensor, buffer).to(probe.device) for name, buffer in exact.items()})
-        self.dtype = probe.dtype
         return self
 
 
@@ -93,14 +89,14 @@ class IntegerEmbedding(Integer, CompressedEmbedding):
 
 
 class _Product(Integer):
-    """A linear layer on integers: multiplied as such if `multiplies`, or else with the dequantized weight.
+    """A linear layer on integers. It multiplies integers if `multiplies`, and the dequantized weight otherwise.
 
-    Inputs are rounded to the integers that training rounded them to, and the sums of products are exact in int32: from
-    the dense layer's result differs only how that is rounded.
+    Inputs are rounded to the same integers as in training, and the sums of products are exact in int32. The result
+    differs from that of the dense layer only by floating-point rounding.
     """
 
-    row_sums: Tensor | None  # Of the integers: what a zero point adds to the sums of products is a multiple of them.
-    static: tuple[Tensor, Tensor]  # Scale and zero point of the inputs, if they have a range.
+    row_sums: Tensor | None  # Sums of the integers. A zero point adds a multiple of them to the products.
+    static: tuple[Tensor, Tensor]  # Scale and zero point of the inputs, if they have a static range.
 
     def keep(self, loaded: Loaded) -> None:
         super().keep(loaded)
@@ -111,13 +107,13 @@ class _Product(Integer):
             self.static = affine_parameters(low, high, cast(Grid, self.input_grid))
 
     def multiplies(self, values: Tensor) -> bool:
-        """Whether to multiply `values` as integers: the scheme rounds them, it is fast, and no gradient passes."""
+        """Return whether to multiply integers: the scheme rounds inputs, it is fast, and no gradient is needed."""
         rounds = self.input_grid is not None and self.integer_grid.per == "row" and values.shape[-1] < WIDEST
         return rounds and multiplies_fast(values.device) and not (torch.is_grad_enabled() and values.requires_grad)
 
     @torch.no_grad()
     def product(self, values: Tensor) -> Tensor:
-        """The layer's result for `values`, in their dtype, multiplied as integers."""
+        """Return the layer's result for `values`, in their dtype, computed with integers."""
         inputs, weight = values.reshape(-1, values.shape[-1]), self.rows().t()
         scale = self.weight_scale.view(-1)
         bias = scale.new_zeros(()) if self.bias is None else cast(Tensor, self.bias).float()
@@ -125,7 +121,7 @@ class _Product(Integer):
         grid = cast(Grid, self.input_grid)
         if self.row_sums is not None:
             step, zero_point = self.static
-            # From unsigned integers to signed ones, which all processors multiply.
+            # Shift unsigned integers to signed ones, which all processors multiply.
             shift = int(zero_point) - 2 ** (grid.bits - 1)
             offset = shift * self.row_sums
         for block, out in zip(inputs.split(BLOCK), result.split(BLOCK), strict=True):
@@ -172,12 +168,12 @@ LAYERS: dict[LayerKind, type[CompressedLayer]] = {
 
 
 def note(layer: nn.Module, loaded: Loaded) -> None:
-    """Leaves with `layer`, whose integers are about to be set, what `keep_integers` will want of them."""
-    layer.__dict__["loaded"] = loaded  # Transformers copies the operations of a loading: they cannot keep anything.
+    """Attach to `layer`, whose integers are about to be loaded, what `keep_integers` needs."""
+    layer.__dict__["loaded"] = loaded  # Transformers copies load operations, so they cannot keep state.
 
 
 def keep_integers(model: nn.Module) -> None:
-    """Turns the noted layers of `model`, and those tied to them, into integer layers, and all gradients off."""
+    """Turn the noted layers of `model`, and layers tied to them, into integer layers, and switch gradients off."""
     noted = [module for module in model.modules() if "loaded" in module.__dict__]
     owned = {id(module.weight): module.__dict__.pop("loaded") for module in noted}
     for module in model.modules():
@@ -189,8 +185,9 @@ def keep_integers(model: nn.Module) -> None:
 
 
 def multiplies_fast(device: torch.device) -> bool:
-    """Whether PyTorch multiplies int8 matrices on `device` faster than float32 ones, with exact sums.
+    """Return whether PyTorch multiplies int8 matrices on `device` faster than float32 ones, with exact sums.
 
-    True of a CPU with VNNI. Without it oneDNN may sum in 16 bits, which saturate, or PyTorch takes its slowest loop.
+    This holds for a CPU with VNNI. Without VNNI, oneDNN may sum in 16 bits, which saturate, or PyTorch falls back to
+    its slowest loop.
     """
     return device.type == "cpu" and torch.cpu._is_vnni_supported() and bool(torch.backends.mkldnn.enabled)

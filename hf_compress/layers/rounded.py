@@ -1,9 +1,9 @@
-"""The fake-quantized layers: linear layers and embeddings that compute with numbers on their grids."""
+"""Compressed layers: linear layers and embeddings that compute with masked weights, or with numbers on grids."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
-from typing import cast
+from typing import Any, Self, cast
 
 import torch
 from peft import PeftModel
@@ -16,66 +16,102 @@ from transformers.pytorch_utils import Conv1D
 from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import Grid, Grids, affine_parameters, fake_quantize_affine, fake_quantize_symmetric
 from hf_compress.layers.shared_inputs import Siblings
-from hf_compress.models.targets import LAYER_KINDS, LayerKind, Target, kind, named_modules, quantizable, tied
+from hf_compress.models.targets import LAYER_KINDS, LayerKind, Target, named_modules, quantizable, tied
+
+# Buffers that stay float32 when the model is cast.
+EXACT = ("input_range", "weight_scale")
 
 
 class CompressedLayer(nn.Module):
-    """What the fake-quantized layers share: their grids, the switches and the observed range of their input.
+    """The base of compressed layers: their grids and switches, the observed range of their input, and a mask.
 
-    Layers are never built but turned into (`quantize_layers`), so that parameters, hooks and names stay. The one
-    addition to the state dict is the buffer `input_range` (2,) of layers whose input has a static range: the float32
-    moving average of its least and largest value, infinite and crossed before the first observation.
+    Existing layers are turned into this class in place (`quantize_layers`), so parameters, hooks and names stay. Only
+    the buffer `input_range` (2,) is added to the state dict, for layers whose input has a static range: the moving
+    average of the smallest and the largest value, infinite and crossed before the first observation. It stays float32
+    under `model.to(dtype)`: in half precision it would stand for other integers.
 
-    Beside a PEFT adapter (`adapters`) the layer carries its own mask, since the weight that is pruned, merged with the
-    adapter, is computed anew in every forward and cannot be set to zero. While the adapter is disabled the layer is
-    the plain one that it was made from. A layer that is only masked has no grids.
+    Beside a PEFT adapter the layer carries a mask, because the merged weight is computed anew in every forward and
+    cannot be set to zero. While the adapter is disabled the layer computes as the plain layer it was made from. Layers
+    that are only masked have no grids.
+
+    A layer loaded from a compressed file has its weight on the grid already. It rounds as soon as it was trained or
+    its weight was changed, so that what it computes is what saving stores.
     """
 
     weight: Tensor
     weight_grid: Grid | None
     input_grid: Grid | None
     input_range: Tensor
-    step_range: Tensor | None  # Extremes since the last optimizer step. No buffer: DDP would overwrite it from rank 0.
+    step_range: Tensor | None  # Extremes since the last optimizer step. Not a buffer: DDP would broadcast rank 0's.
     observing: bool
     quantizing: bool
-    # The dtype in which the layer's own forward, and no other code, rounded the weight: its own, unless FSDP casts it
-    # for computing. None if it never did.
+    # The dtype in which the layer's own forward rounded the weight: the weight's, unless FSDP casts it for computing.
+    # None if it never did, or if other code read the weight.
     rounded: torch.dtype | None
-    mask: Tensor | None = None  # True where a weight is kept. No buffer: DDP would send it round at every step.
-    adapter: tuple[LoraLayer, ...] = ()  # In a tuple, or it would become a submodule: this layer's own, or any other.
+    mask: Tensor | None = None  # True where a weight is kept. Not a buffer: DDP would broadcast it in every step.
+    adapter: tuple[LoraLayer, ...] = ()  # This layer's own or any other; a tuple, or it would become a submodule.
     siblings: Siblings  # The same for all layers of a model.
+    on_grid: int | None = None  # The version of a loaded weight that is on its grid; None if it may not be.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        exact = {name: buffer for name in EXACT if (buffer := self._buffers.get(name)) is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = cast(Tensor, self._buffers[name])
+            if moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        if self.on_grid is not None:
+            self.on_grid = self.weight._version  # The same numbers, elsewhere or in another dtype.
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"on_grid": self.on_grid if self.is_on_grid() else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.on_grid is not None:
+            self.on_grid = self.weight._version  # Of a copy.
+
+    def is_on_grid(self) -> bool:
+        """Return whether the weight is the loaded one, which needs no rounding."""
+        if self.on_grid is None or torch.compiler.is_compiling():
+            return False
+        if (self.training and torch.is_grad_enabled()) or self.weight._version != self.on_grid:
+            self.on_grid = None
+        return self.on_grid is not None
 
     @property
     def plain(self) -> bool:
-        """Whether neither mask nor grids are in force, because the adapter is disabled."""
+        """Whether neither mask nor grids apply, because the adapter is disabled."""
         return any(adapter.disable_adapters for adapter in self.adapter)
 
     def masked(self, weight: Tensor) -> Tensor:
-        """`weight`, this layer's or what stands for it, with zeros where it is pruned."""
+        """Return `weight`, this layer's or the merged one, with zeros where it is pruned."""
         if self.mask is None or self.plain:
             return weight
-        # Unlike a product it leaves no negative zeros, and no NaN.
+        # Unlike a product this leaves no negative zeros and no NaN.
         return torch.where(self.mask.to(weight.device), weight, 0.0)
 
     @property
     def has_range(self) -> bool:
+        """Whether the input has a static range."""
         return self.input_grid is not None and self.input_grid.per == "tensor"
 
     @property
     def ready(self) -> bool:
-        """Whether the layer was trained on its grids: rounding was on and the range, if it has one, was observed."""
+        """Whether the layer was trained on its grids: rounding is on and the range, if any, was observed."""
         return self.quantizing and not (self.has_range and bool(self.input_range.isinf().any()))
 
     def rounded_weight(self) -> Tensor:
-        """The weight as a matrix of rows, on its grid once quantization has begun."""
+        """Return the weight as a matrix of rows, on its grid once rounding has begun."""
         weight = self.masked(self.weight)
-        if not self.quantizing or self.plain or self.weight_grid is None:
+        if not self.quantizing or self.plain or self.weight_grid is None or self.is_on_grid():
             return weight
         self.rounded = weight.dtype
         return fake_quantize_symmetric(weight, self.weight_grid)
 
     def rounded_input(self, values: Tensor) -> Tensor:
-        """The layer's input, observed while ranges move, on its grid once quantization has begun."""
+        """Return the input, observed while ranges move, on its grid once rounding has begun."""
         if self.input_grid is None or self.plain:
             return values
         if self.has_range and self.training and self.observing:
@@ -85,7 +121,7 @@ class CompressedLayer(nn.Module):
         return self.siblings.rounded(values, self._grid_of_input, lambda known: self._round_input(values, known))
 
     def _grid_of_input(self) -> Hashable:
-        """What tells the grid of the input from that of another layer's."""
+        """Return a key that differs for different grids of the input."""
         return self.input_grid, *(self.input_range.tolist() if self.has_range else ())
 
     def _round_input(self, values: Tensor, known: Tensor | None) -> Tensor:
@@ -99,15 +135,15 @@ class CompressedLayer(nn.Module):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
-        """What PEFT puts in the layer's place when it unloads its adapters: the layer, its mask gone into the weight.
+        """Return the layer that PEFT puts here when it unloads its adapters, with the mask applied to the weight.
 
         Args:
-            merge: False to get back the plain layer of the model that the adapter was made for.
+            merge: False to get back the plain layer that the adapter was added to.
         """
         if merge and self.mask is not None:
             self.weight.copy_(self.masked(self.weight))
         if not merge or self.weight_grid is None:
-            cast(nn.Module, self).__class__ = _plain_class(type(self))
+            cast(nn.Module, self).__class__ = plain_class(type(self))
         self.mask, self.adapter = None, ()
         return self
 
@@ -122,24 +158,24 @@ class CompressedLayer(nn.Module):
 
 
 class CompressedLinear(CompressedLayer, nn.Linear):
-    """A linear layer that computes with its weight, and its input if the scheme says so, on their grids."""
+    """A linear layer with its weight, and its input if the scheme says so, on grids."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(self.rounded_input(input), self.rounded_weight(), self.bias)
 
 
 class CompressedConv1D(CompressedLayer, Conv1D):
-    """GPT-2's linear layer, whose weight has shape (inputs, outputs), on its grids."""
+    """GPT-2's linear layer, whose weight has shape (inputs, outputs), on grids."""
 
     bias: Tensor
     nf: int
 
     def rounded_weight(self) -> Tensor:
         weight = self.masked(self.weight)
-        if not self.quantizing or self.plain or self.weight_grid is None:
+        if not self.quantizing or self.plain or self.weight_grid is None or self.is_on_grid():
             return weight
         self.rounded = weight.dtype
-        # Contiguous as the stored weight will be: another layout may make the matrix product differ in the last bit.
+        # Contiguous like the stored weight: another layout may change the last bit of the product.
         return fake_quantize_symmetric(weight.t(), self.weight_grid).t().contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,11 +184,11 @@ class CompressedConv1D(CompressedLayer, Conv1D):
 
 
 class CompressedEmbedding(CompressedLayer, nn.Embedding):
-    """An embedding that returns its rows on their grid; only the rows looked up are rounded."""
+    """An embedding that returns its rows on their grid. Only the rows looked up are rounded."""
 
     def forward(self, input: Tensor) -> Tensor:
         rows = super().forward(input)
-        if not self.quantizing or self.plain or self.weight_grid is None:
+        if not self.quantizing or self.plain or self.weight_grid is None or self.is_on_grid():
             return rows
         self.rounded = rows.dtype
         return fake_quantize_symmetric(rows, self.weight_grid)
@@ -171,17 +207,17 @@ def quantize_layers(
     exclude: Sequence[str] = (),
     bits: Sequence[str] = (),
 ) -> list[CompressedLayer]:
-    """The layers of `model` that `scheme` rounds, turned in place into fake-quantized ones, still switched off.
+    """Turn the layers that `scheme` rounds into compressed layers in place, still switched off, and return them.
 
-    Parameters, hooks, names and ties stay as they are. A head tied to an embedding computes with the embedding's grid.
-    Layers turned before keep their ranges.
+    Parameters, hooks, names and ties stay. A head tied to an embedding computes with the embedding's grid. Layers that
+    were turned before keep their ranges. Layers that a loaded file rounds and `scheme` does not become plain again.
 
     Args:
-        exclude: patterns of what is left in floating point.
-        bits: items `PATTERN=BITS` for weights of other bits than the scheme's (`bits.weight_grids`).
+        exclude: regular expressions of the layers to leave in floating point.
+        bits: items `PATTERN=BITS` for weights with other bits than the scheme's (see `bits.weight_grids`).
 
     Raises:
-        ValueError: a pattern matches nothing, nothing is left to quantize, or an item means nothing.
+        ValueError: a pattern matches nothing, nothing is left to quantize, or an item is malformed.
     """
     targets, siblings = quantizable(model, exclude), Siblings()
     grids = {id(target.weight): grid for target, grid in weight_grids(targets, scheme, bits)}
@@ -190,37 +226,31 @@ def quantize_layers(
         input_grid = None if target.shares_embedding else scheme.activation
         layers.append(turn(target.module, target.kind, grids[id(target.weight)], input_grid))
         layers[-1].siblings = siblings
+    turned = {id(layer) for layer in layers}
+    for layer in compressed_layers(model).values():
+        if id(layer) not in turned and layer.weight_grid is not None:
+            switched_off(layer, None, None, layer.weight.device)
     return layers
 
 
 def maskable_layers(targets: Sequence[Target]) -> list[CompressedLayer]:
-    """The layers of `targets`, turned in place into ones that may carry a mask, where they are not yet."""
+    """Turn the layers of `targets` in place into ones that can carry a mask, if they are not yet, and return them."""
     return [
         target.module if isinstance(target.module, CompressedLayer) else turn(target.module, target.kind, None, None)
         for target in targets
     ]
 
 
-def restore_layers(model: PreTrainedModel, names: Sequence[str], input_grid: Grid) -> None:
-    """Turn the linear layers `names` into ones that round their inputs; their weights are on their grids already."""
-    for name in names:
-        module = model.get_submodule(name)
-        layer_kind = kind(module)
-        assert layer_kind is not None, "checked by `CompressionQuantizer`"
-        layer = turn(module, layer_kind, weight_grid=None, input_grid=input_grid)
-        layer.quantizing = True
-
-
 def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
-    """The fake-quantized layers of `model` by name."""
+    """Return the compressed layers of `model` by name."""
     return {name: module for name, module in named_modules(model) if isinstance(module, CompressedLayer)}
 
 
 def rounded(model: PreTrainedModel, targets: Sequence[Target]) -> list[Target]:
-    """Those of `targets` whose weight some layer has computed with on its grid.
+    """Return those of `targets` whose weight some layer has computed with on its grid.
 
-    The others are never called: an unused pooler, or DeBERTa's `rel_embeddings`, whose weight the encoder reads past
-    their forward. Training has not seen them rounded, so that they must not be stored so.
+    The others are never called: an unused pooler, or DeBERTa's `rel_embeddings`, whose weight the encoder reads
+    directly. Training has not seen them rounded, so they must not be stored rounded.
     """
     used = {id(layer.weight) for layer in compressed_layers(model).values() if layer.rounded}
     return [target for target in targets if id(target.weight) in used]
@@ -233,7 +263,7 @@ def turn(
     input_grid: Grid | None,
     classes: Mapping[LayerKind, type[CompressedLayer]] = LAYERS,
 ) -> CompressedLayer:
-    """`layer`, turned in place into its kind's class of `classes`, with these grids and switched off."""
+    """Turn `layer` in place into its kind's class of `classes`, with these grids, switched off, and return it."""
     layer.__class__ = _grafted(cast(Hashable, type(layer)), cast(Hashable, classes[layer_kind]))
     assert isinstance(layer, CompressedLayer)
     return switched_off(layer, weight_grid, input_grid, layer.weight.device)
@@ -242,11 +272,13 @@ def turn(
 def switched_off(
     layer: CompressedLayer, weight_grid: Grid | None, input_grid: Grid | None, device: torch.device
 ) -> CompressedLayer:
-    """`layer` with these grids, neither rounding nor observing; a range that it has stays."""
+    """Give `layer` these grids, without rounding and observing, and return it. A range that it has is kept."""
     layer.weight_grid, layer.input_grid = weight_grid, input_grid
     layer.observing = layer.quantizing = False
-    layer.rounded = layer.step_range = None
+    layer.rounded = layer.step_range = layer.on_grid = None
     layer.siblings = Siblings()
+    if not layer.has_range:
+        layer._buffers.pop("input_range", None)
     if layer.has_range and "input_range" not in layer._buffers:
         unseen = torch.tensor([math.inf, -math.inf], device=device, dtype=torch.float32)
         layer.register_buffer("input_range", unseen)
@@ -255,16 +287,16 @@ def switched_off(
 
 @cache
 def _grafted(layer_class: type[nn.Module], ours: type[CompressedLayer]) -> type[nn.Module]:
-    """The class `ours` for layers of `layer_class`; a `forward` of its own, as of Bart's embeddings, stays."""
+    """Return the class `ours` for layers of `layer_class`, whose own `forward` stays, for example Bart's."""
     if issubclass(layer_class, ours):
         return layer_class
     if issubclass(ours, layer_class):
         return ours
-    # Ours comes last, so that it is what their `super().forward` calls.
+    # Ours comes last, so that their `super().forward` calls it.
     return type(f"{ours.__name__}As{layer_class.__name__}", (layer_class, ours), {})
 
 
-def _plain_class(layer_class: type[CompressedLayer]) -> type[nn.Module]:
-    """The class that `_grafted` made the given one from."""
-    plain = {LAYERS[layer_kind]: plain_class for plain_class, layer_kind in LAYER_KINDS.items()}
+def plain_class(layer_class: type[CompressedLayer]) -> type[nn.Module]:
+    """Return the class of the layer that was turned into `layer_class`."""
+    plain = {LAYERS[layer_kind]: known for known, layer_kind in LAYER_KINDS.items()}
     return plain[layer_class] if layer_class in plain else layer_class.__bases__[0]

@@ -102,7 +102,7 @@ class PruningCallback(TrainerCallback):
         self._warn_of_one_leap(state.max_steps)
         if self._scope == "global" and state.global_step == 0 and not self.criterion.has_state:
             self._warn_of_emptied(self._masking)
-        self._reached = progress(state).get(REACHED, 0.0) if state.global_step > 0 else 0.0
+        self._reached = self._initial(model) if state.global_step == 0 else progress(state).get(REACHED, 0.0)
         if self.criterion.has_state and state.global_step > 0:
             self._sparsity = self._masking.load(load_state(args, state, self.criterion.name))
         else:
@@ -179,6 +179,19 @@ class PruningCallback(TrainerCallback):
         refuse_diverged(whole(kwargs["model"]), state)
         if masking is not None:
             self._refuse_lost_zeros(masking)
+
+    def _initial(self, model: nn.Module) -> float:
+        """Return the sparsity that a model loaded from a pruned file has already; 0 for any other model."""
+        known = getattr(getattr(transformer(model), "hf_quantizer", None), "quantization_config", None)
+        pruned = set(getattr(known, "pruned", []))
+        targets = cast(Masking, self._masking).targets
+        if not all(target.name in pruned for target in targets):
+            return 0.0
+        zeros = count_zeros([target.weight for target in targets])
+        sizes = [target.weight.numel() for target in targets]
+        if self._scope == "global":
+            return sum(zeros) / sum(sizes)
+        return min(found / size for found, size in zip(zeros, sizes, strict=True))
 
     def _new_masking(self, model: nn.Module) -> Masking:
         selected = prunable(transformer(model), self.arguments.prune_exclude)

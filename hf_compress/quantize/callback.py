@@ -182,7 +182,7 @@ class QuantizationCallback(TrainerCallback):
             return  # The search gives up on this trial; its model is thrown away.
         if state.global_step <= self._begin:
             raise RuntimeError(
-                f"training stopped at step {state.global_step} of {state.max_steps}, but rounding begins after step "
+                f"training stopped at step {state.global_step} of {state.max_steps}, but quantization begins after step "
                 f"{self._begin}. Lower `--quant_begin` (now {self.arguments.quant_begin}), or let training go on for "
                 "longer, for example with a greater `early_stopping_patience`."
             )

@@ -1,0 +1,123 @@
+"""A model loaded from a compressed file keeps its zeros, grids and ranges, whatever is done to it next."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
+
+from hf_compress import PruningArguments, QuantizationArguments, Recipe, save_compressed
+from hf_compress.layers.rounded import compressed_layers
+from hf_compress.models.targets import prunable
+from tests.invariants.harness import SETTINGS, bert, rows
+
+SCHEMES = ["int8", "int8-dynamic", "int8-weight", "int4-weight", "int8-attention"]
+
+
+def train(model: PreTrainedModel, folder: Path, plan: Recipe | None = None, **settings: Any) -> Trainer:
+    arguments = TrainingArguments(output_dir=str(folder), **SETTINGS | {"seed": 5} | settings)
+    run = Trainer(model, arguments, train_dataset=rows(), callbacks=plan.callbacks() if plan else [])
+    run.train()
+    return run
+
+
+def plan(sparsity: float = 0.0, scheme: str | None = None) -> Recipe:
+    pruning = PruningArguments(prune_sparsity=sparsity, **{"prune_every": 2} if sparsity else {})
+    return Recipe(pruning=pruning, quantization=QuantizationArguments(quant_scheme=scheme))
+
+
+def compressed(folder: Path, wanted: Recipe) -> Path:
+    run = train(bert(), folder / "run", wanted)
+    return save_compressed(run.model, folder / "compressed", wanted)
+
+
+def load(folder: Path, **settings: Any) -> PreTrainedModel:
+    return AutoModelForSequenceClassification.from_pretrained(folder, **settings).eval()
+
+
+def logits(model: PreTrainedModel) -> Tensor:
+    batch = {name: torch.stack([row[name] for row in rows()[:8]]) for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+
+def zeros(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {target.name: target.weight.detach() == 0 for target in prunable(model)}
+
+
+@pytest.mark.parametrize("scheme", [None, *SCHEMES])
+def test_fine_tuning_keeps_zeros_and_grids(scheme: str | None, tmp_path: Path) -> None:
+    folder = compressed(tmp_path, plan(0.6, scheme))
+    model = load(folder)
+    before, start = zeros(model), logits(model)
+    run = train(model, tmp_path / "again")
+    assert not torch.equal(logits(model), start)
+    assert all((found >= before[name]).all() for name, found in zeros(model).items())
+    run.save_model(str(tmp_path / "saved"))
+    reloaded = load(tmp_path / "saved")
+    assert torch.equal(logits(reloaded), logits(model))
+    sizes = [(path / "model.safetensors").stat().st_size for path in (folder, tmp_path / "saved")]
+    assert sizes[1] <= 1.05 * sizes[0]
+
+
+def test_quantizing_a_pruned_file_keeps_its_zeros(tmp_path: Path) -> None:
+    model = load(compressed(tmp_path, plan(0.6)))
+    before = zeros(model)
+    train(model, tmp_path / "again", plan(scheme="int8"))
+    assert all((found >= before[name]).all() for name, found in zeros(model).items())
+    folder = save_compressed(model, tmp_path / "both", plan(scheme="int8"))
+    assert torch.equal(logits(load(folder)), logits(model))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_more_sparsity_starts_from_the_zeros_there(scope: str, tmp_path: Path) -> None:
+    model = load(compressed(tmp_path, plan(0.6)))
+    before, wanted = zeros(model), plan(0.8)
+    wanted.pruning.prune_scope = scope
+    run = train(model, tmp_path / "again", wanted)
+    after = zeros(model)
+    assert all((after[name] >= before[name]).all() for name in before)
+    sparsity = [line["sparsity"] for line in run.state.log_history if "loss" in line]
+    assert sparsity[0] == pytest.approx(0.6, abs=0.01) and sparsity == sorted(sparsity)
+    assert sum(int(one.sum()) for one in after.values()) >= round(0.8 * sum(one.numel() for one in after.values())) - 9
+
+
+def test_a_recipe_that_would_drop_the_grids_is_refused(tmp_path: Path) -> None:
+    model = load(compressed(tmp_path, plan(scheme="int8-weight")))
+    with pytest.raises(ValueError, match="`mp50` does not quantize, but the model was loaded from a quantized file"):
+        train(model, tmp_path / "again", plan(0.5))
+
+
+def test_another_scheme_replaces_grids_and_ranges(tmp_path: Path) -> None:
+    model = load(compressed(tmp_path, plan(scheme="int8")))
+    wanted = Recipe(quantization=QuantizationArguments(quant_scheme="int8-weight", quant_exclude=["pooler"]))
+    train(model, tmp_path / "again", wanted)
+    assert not any("input_range" in name for name in model.state_dict())
+    folder = save_compressed(model, tmp_path / "other", wanted)
+    assert torch.equal(logits(load(folder)), logits(model))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_cast_computes_what_loading_in_that_dtype_does(scheme: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = compressed(tmp_path, plan(0.5, scheme))
+    model, expected = load(folder).to(dtype), load(folder, dtype=dtype)
+    ranges = [layer.input_range for layer in compressed_layers(model).values() if layer.has_range]
+    assert all(one.dtype == torch.float32 for one in ranges)
+    assert torch.equal(logits(model), logits(expected))
+    model.save_pretrained(tmp_path / "again")
+    first, second = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
+    quantized = [f"{name}.weight" for name in load(folder).hf_quantizer.quantization_config.quantized]
+    assert quantized and all(torch.equal(first[name], second[name]) for name in quantized)
+    assert torch.equal(logits(load(tmp_path / "again", dtype=dtype)), logits(model))
+
+
+def test_evaluation_in_half_precision_leaves_ranges_alone(tmp_path: Path) -> None:
+    run = train(bert(), tmp_path / "run", plan(scheme="int8"), bf16_full_eval=True)
+    before = [layer.input_range.clone() for layer in compressed_layers(run.model).values() if layer.has_range]
+    run.evaluate(rows()[:8])
+    after = [layer.input_range for layer in compressed_layers(run.model).values() if layer.has_range]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
