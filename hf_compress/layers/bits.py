@@ -1,4 +1,4 @@
-"""How many bits the weights of each layer have: items `PATTERN=BITS`, and the grids that a scheme becomes by them."""
+"""Bits per layer: items `PATTERN=BITS`, and the grids of a scheme with these bits."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,21 @@ from hf_compress.models.targets import Target
 
 
 def parsed(item: str) -> tuple[re.Pattern[str], int]:
-    """The regular expression and the number of bits that an item `PATTERN=BITS` has.
+    """Return the regular expression and the bits of an item `PATTERN=BITS`.
 
     Raises:
-        ValueError: it is no such item.
+        ValueError: the item is malformed.
+
+    Example:
+        >>> from hf_compress.layers.bits import parsed
+        >>> parsed("embeddings=4")
+        (re.compile('embeddings'), 4)
     """
     pattern, separator, number = item.rpartition("=")
     if not separator or not pattern or not number.isdecimal() or int(number) not in BITS:
         raise ValueError(
             f"`--quant_bits` must be items PATTERN=BITS, with BITS from {BITS[0]} to {BITS[-1]}; got {item!r}. Give "
-            "embeddings=4, for instance, for four bits in every layer in whose name `embeddings` is found."
+            "embeddings=4, for example, for four bits in every layer whose name contains `embeddings`."
         )
     try:
         return re.compile(pattern), int(number)
@@ -27,13 +32,15 @@ def parsed(item: str) -> tuple[re.Pattern[str], int]:
 
 
 def weight_grids(targets: Sequence[Target], scheme: Grids, items: Sequence[str]) -> list[tuple[Target, Grid]]:
-    """Each of the layers `targets` with the grid of its weight.
+    """Return each of the layers `targets` with the grid of its weight.
 
-    That is the one that `scheme` has for its kind, with the bits of the last of `items` whose pattern is found in its
-    name. A weight of several names has the bits that any of them is given.
+    The grid is that of `scheme` for the kind of layer, with the bits of the last of `items` whose pattern matches its
+    name. A weight with several names gets the bits of any of them.
 
     Args:
-        targets: the layers that the scheme rounds, as `targets.quantizable` finds them.
+        targets: the layers that the scheme rounds, from `targets.quantizable`.
+        scheme: the grids.
+        items: items `PATTERN=BITS`.
 
     Raises:
         ValueError: an item is malformed, matches nothing, or matches a layer whose weights share scales by groups.
@@ -61,10 +68,10 @@ def weight_grids(targets: Sequence[Target], scheme: Grids, items: Sequence[str])
 
 
 def items_of(bits: Mapping[str, int], usual: Mapping[str, int]) -> list[str]:
-    """Items that give the layers of these names these `bits`, where they have the `usual` ones without.
+    """Return items that give the named layers these `bits` instead of their `usual` ones.
 
-    Layers whose names differ in numbers only, those of the same place in every block, share an item with the bits that
-    most of them have; each of the others has its own behind it.
+    Layers whose names differ only in numbers, such as the same layer of every block, share an item with the bits that
+    most of them have. Each of the others has an item of its own behind it.
     """
     alike: dict[str, list[str]] = {}
     for name in bits:

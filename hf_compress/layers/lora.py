@@ -1,4 +1,4 @@
-"""Compression beside a LoRA adapter: what is masked, rounded and stored is the weight merged with the adapter."""
+"""Compression beside a LoRA adapter: the weight merged with the adapter is masked, rounded and stored."""
 
 from typing import Any, cast
 
@@ -15,19 +15,19 @@ from hf_compress.layers.rounded import CompressedLayer, compressed_layers
 from hf_compress.models.targets import kind
 
 STATE = "compression"
-PREFIX = "base_model.model."  # In front of the model's own names.
+PREFIX = "base_model.model."  # PEFT puts it in front of the names of the model.
 MASK, RANGE = ".mask", ".input_range"
 
 
 class MergedLora(lora.Linear):
-    """A LoRA layer that computes with one weight, `W + scaling * B @ A`, and leaves the rest to its base layer.
+    """A LoRA layer that computes with one weight, `W + scaling * B @ A`, in the forward of its base layer.
 
-    The base layer may mask that weight and round it, which the sum of two outputs, PEFT's way, does not allow. While
-    the adapter is disabled it is the base layer alone. Layers are turned into this class (`merge_in_forward`).
+    The base layer can then mask and round that weight; PEFT's sum of two outputs does not allow it. While the adapter
+    is disabled only the base layer computes. Layers are turned into this class in place (`merge_in_forward`).
     """
 
     def merged_weight(self) -> Tensor:
-        """The weight of the base layer with the adapter added, as `merge` would leave it: never in 16-bit autocast."""
+        """Return the base weight plus the adapter, as `merge` computes it, without 16-bit autocast."""
         weight = cast(Tensor, self.base_layer.weight)
         if self.merged:
             return weight
@@ -39,7 +39,7 @@ class MergedLora(lora.Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if kwargs.get("adapter_names") is not None:
-            raise ValueError("`adapter_names` cannot differ by row while a model is compressed. Leave it out.")
+            raise ValueError("`adapter_names` cannot differ by row while a model is being compressed. Leave it out.")
         if self.disable_adapters and self.merged:
             self.unmerge()
         if self.disable_adapters or self.merged:
@@ -52,7 +52,7 @@ class MergedLora(lora.Linear):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
-        """The base layer that stays when PEFT unloads its adapters: merged, and zero where it is pruned."""
+        """Return the base layer that stays when PEFT unloads its adapters: merged, and zero where it is pruned."""
         base = self.get_base_layer()
         if merge and adapter_names is None and not safe_merge:
             cast(Tensor, base.weight).copy_(self.merged_weight())
@@ -66,15 +66,15 @@ class MergedLora(lora.Linear):
 
 
 class CompressionState(nn.Module):
-    """The masks and ranges of all layers, as an adapter's checkpoint holds them: PEFT leaves out what is the base's.
+    """Puts the masks and ranges of all layers into an adapter's checkpoint; PEFT saves nothing of the base model.
 
-    It stands beside the adapter, in PEFT's tuner, whose every other module PEFT saves and loads. It holds no tensors:
-    the layers do, and it reads and writes theirs. A mask takes one bit per weight in the file.
+    It is a module of PEFT's tuner, because PEFT saves and loads those. It holds no tensors itself: it reads and writes
+    those of the layers. A mask takes one bit per weight in the file.
     """
 
     def __init__(self, layers: dict[str, CompressedLayer]) -> None:
         super().__init__()
-        self.layers = layers  # A dict, which nn.Module does not look into: the layers are the model's.
+        self.layers = layers  # In a dict, so that the layers do not become submodules.
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, layer in self.layers.items():
@@ -94,12 +94,12 @@ class CompressionState(nn.Module):
 
 
 def merge_in_forward(model: PeftModel) -> None:
-    """Make every LoRA layer of `model`, in place, compute with one weight, which its base layer masks and rounds.
+    """Make every LoRA layer of `model` compute with one weight, in place, which its base layer masks and rounds.
 
-    To be called after layers were turned, and again after more were. Parameters, hooks and names stay.
+    Call it after turning layers, and again after turning more. Parameters, hooks and names stay.
 
     Raises:
-        ValueError: an adapter that is no plain LoRA of linear layers, or more than one at a time.
+        ValueError: an adapter is not plain LoRA of linear layers, or more than one is active.
     """
     adapters: dict[str, Any] = {
         name.removeprefix(PREFIX): module
@@ -107,7 +107,7 @@ def merge_in_forward(model: PeftModel) -> None:
         if isinstance(module, BaseTunerLayer)
     }
     if not adapters:
-        raise _unsupported("has no LoRA layers", "Compress with a LoRA adapter, or none.")
+        raise _unsupported("has no LoRA layers", "Use a LoRA adapter, or no adapter.")
     for name, module in adapters.items():
         _check(name, module)
     for name, module in model.named_modules():
@@ -135,7 +135,7 @@ def merge_in_forward(model: PeftModel) -> None:
 
 
 def current_weight(layer: nn.Module) -> Tensor:
-    """The weight that `layer` computes with, before rounding: merged with its adapter, zero where it is pruned."""
+    """Return the weight that `layer` computes with before rounding: merged with its adapter, and masked."""
     weight = cast(Tensor, layer.weight)
     if not isinstance(layer, CompressedLayer):
         return weight
@@ -157,11 +157,11 @@ def unpacked_mask(bits: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _check(name: str, adapter: Any) -> None:
-    """Refuse an adapter that does not amount to one weight, the same in training as in evaluation."""
+    """Refuse an adapter whose effect is not one weight, the same in training and in evaluation."""
     if type(adapter) not in (lora.Linear, MergedLora) or kind(adapter.get_base_layer()) is None:
         raise _unsupported(
             f"has a {type(adapter).__module__}.{type(adapter).__name__} at {name}",
-            "Give LoRA linear layers in full precision as `target_modules`.",
+            "Set `target_modules` to linear layers in full precision.",
         )
     active = [one for one in adapter.active_adapters if one in adapter.lora_A]
     if len(active) > 1:
@@ -171,14 +171,15 @@ def _check(name: str, adapter: Any) -> None:
     for one in active:
         if one in adapter.lora_variant:
             raise _unsupported(
-                f"uses {type(adapter.lora_variant[one]).__name__} at {name}", "Use plain LoRA: no DoRA or the like."
+                f"uses {type(adapter.lora_variant[one]).__name__} at {name}",
+                "Use plain LoRA, without variants.",
             )
         if adapter.lora_bias[one]:
             raise _unsupported(f"trains a bias in the adapter of {name}", "Set `lora_bias=False`.")
         if not isinstance(adapter.lora_dropout[one], nn.Identity):
             raise _unsupported(
-                f"drops inputs of the adapter at {name} (`lora_dropout={adapter.lora_dropout[one].p}`), which then "
-                "has no merged weight",
+                f"drops inputs of the adapter at {name} (`lora_dropout={adapter.lora_dropout[one].p}`), so that "
+                "there is no merged weight",
                 "Set `lora_dropout=0`.",
             )
 

@@ -1,4 +1,4 @@
-"""Layers that are given the same tensor, as query, key and value are: what one found out about it, all may use."""
+"""Cache shared by layers that receive the same tensor, as query, key and value do."""
 
 import weakref
 from collections.abc import Callable, Hashable
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Siblings:
-    """What was last computed of an input, for the layers of a model that are given the same one right afterwards.
+    """The last results computed from an input, for the layers of a model that receive the same tensor next.
 
-    It keeps no activation in memory: a rounded one is found again for as long as autograd needs it. Each layer has a
-    gradient of its own, so that nothing changes by a bit. Compilers trace the layers one by one, and know this from
-    the same operations.
+    It holds weak references only, so it keeps no activation in memory: a rounded input is found while autograd needs
+    it. Each layer keeps a gradient of its own, so no bit of a result changes. Compilers bypass the cache, because they
+    find common operations by themselves.
     """
 
     def __init__(self) -> None:
@@ -21,10 +21,10 @@ class Siblings:
         self._extremes: tuple[weakref.ref[Tensor], int, Tensor] | None = None
 
     def __reduce__(self) -> Any:
-        return Siblings, ()  # In a copy of the model, or a pickle, there is nothing to find.
+        return Siblings, ()  # A copy of the model, or a pickle, starts empty.
 
     def extremes(self, values: Tensor) -> Tensor:
-        """The least and the largest of `values`, (2,) in float32."""
+        """Return the smallest and the largest of `values`, (2,) in float32."""
         shared = _comparable(values)
         if shared and self._extremes is not None:
             seen, version, extremes = self._extremes
@@ -38,10 +38,11 @@ class Siblings:
     def rounded(
         self, values: Tensor, grid: Callable[[], Hashable], round_: Callable[[Tensor | None], Tensor]
     ) -> Tensor:
-        """`round_(known)`, where `known` is what it returned for the same tensor on the same grid, or None.
+        """Return `round_(known)`; `known` is its last result for the same tensor and grid, or None.
 
         Args:
-            grid: tells grids apart; asked on a CPU only, where reading a range costs nothing.
+            grid: returns a key that differs for different grids. It is called on a CPU only, where reading a range is
+                free.
         """
         if not _comparable(values) or values.device.type != "cpu" or not torch.is_grad_enabled():
             return round_(None)
@@ -57,5 +58,5 @@ class Siblings:
 
 
 def _comparable(values: Tensor) -> bool:
-    """Whether it can be told that a tensor is another one's object and was not changed in between."""
+    """Return whether identity and version of the tensor can be compared."""
     return not torch.compiler.is_compiling() and not values.is_inference()

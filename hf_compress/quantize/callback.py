@@ -182,9 +182,9 @@ class QuantizationCallback(TrainerCallback):
             return  # The search gives up on this trial; its model is thrown away.
         if state.global_step <= self._begin:
             raise RuntimeError(
-                f"training stopped at step {state.global_step} of {state.max_steps}, but quantization begins after step "
-                f"{self._begin}. Lower `--quant_begin` (now {self.arguments.quant_begin}), or let training go on for "
-                "longer, for example with a greater `early_stopping_patience`."
+                f"training stopped at step {state.global_step} of {state.max_steps}, but quantization begins after "
+                f"step {self._begin}. Lower `--quant_begin` (now {self.arguments.quant_begin}), or let training go on "
+                "for longer, for example with a greater `early_stopping_patience`."
             )
         if args.load_best_model_at_end and state.best_model_checkpoint is None:
             raise RuntimeError(
