@@ -120,6 +120,20 @@ class CompressionConfig(QuantizationConfigMixin):
         grid = self.grids.of(layer == "embedding")
         return replace(grid, bits=self.bits.get(name, grid.bits))
 
+    def layer_grids(self, kinds: Mapping[str, LayerKind]) -> dict[str, tuple[Grid | None, Grid | None]]:
+        """Return the grids of weight and input of the layers that compute on grids when loaded, by name.
+
+        Args:
+            kinds: the kinds of the quantized layers.
+        """
+        found: dict[str, tuple[Grid | None, Grid | None]] = {}
+        for name, layer_kind in kinds.items():
+            inputs = None if self.grids is None or layer_kind == "embedding" else self.grids.activation
+            weights = self.grid(name, layer_kind) if self.run == "dense" else None
+            if weights is not None or inputs is not None:
+                found[name] = weights, inputs
+        return found
+
 
 # Transformers respects a configuration passed to `from_pretrained` for these classes only, and has no function to add
 # one.

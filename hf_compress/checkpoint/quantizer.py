@@ -110,7 +110,8 @@ class CompressionQuantizer(HfQuantizer):
         for name in {*config.quantized, *config.pruned}:
             if kind(_layer(model, name)) is None:
                 raise ValueError(f"`quantization_config` names {name}, a layer that hf_compress cannot pack.")
-        restore_layers(model, self._grids(model))
+        kinds = {name: kind(_layer(model, name)) or "linear" for name in config.quantized}
+        restore_layers(model, config.layer_grids(kinds))
         if config.attention:
             assert config.grids is not None and config.grids.attention is not None, "checked on construction"
             for operand in restore_attention(model, config.attention, config.grids.attention):
@@ -130,18 +131,6 @@ class CompressionQuantizer(HfQuantizer):
         else:
             keep_compression(model, self.quantization_config.pruned)
         return model
-
-    def _grids(self, model: PreTrainedModel) -> dict[str, tuple[Grid | None, Grid | None]]:
-        """Return the grids of weight and input of every layer to restore, by its name."""
-        config, grids = self.quantization_config, dict[str, tuple[Grid | None, Grid | None]]()
-        for name in config.quantized:
-            assert config.grids is not None, "checked on construction"
-            layer_kind = kind(_layer(model, name)) or "linear"
-            inputs = None if layer_kind == "embedding" else config.grids.activation
-            weights = config.grid(name, layer_kind) if config.run == "dense" else None
-            if weights is not None or inputs is not None:
-                grids[name] = weights, inputs
-        return grids
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return the tensors of the file: every tensor packed, tied ones once, quantized layers as integers.
