@@ -161,6 +161,10 @@ class Head:
         labels = inputs.get(self.descriptor.target)
         if not isinstance(labels, Tensor):
             return None
+        if self.kind == "question" and self.main_input in inputs:
+            # The models ignore an end of the answer that lies outside of the text.
+            length = inputs[self.main_input].shape[-1]
+            return (labels.reshape(-1) < length) & (inputs["end_positions"].reshape(-1) < length)
         if self.kind == "question" or self.problem(inputs) != "single_label_classification":
             return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
         if self.descriptor.position == "row":
@@ -209,7 +213,7 @@ class Head:
         return selected
 
     def relabelled(self, inputs: Mapping[str, Any], fill_empty: bool) -> dict[str, Any]:
-        """Return the inputs with labels of -100 wherever a token classifier's position does not count.
+        """Return the inputs with labels that a model ignores wherever a position does not count.
 
         Args:
             fill_empty: whether a batch without any counted position gets labels of class 0, so that the mean over its
@@ -217,6 +221,12 @@ class Head:
         """
         inputs = dict(inputs)
         counted = self.counted(inputs)
+        if counted is not None and self.kind == "question" and self.main_input in inputs:
+            outside = inputs[self.main_input].shape[-1]
+            for name in ("start_positions", "end_positions"):
+                kept = inputs[name].reshape(-1).masked_fill(~counted, outside)
+                inputs[name] = torch.where(counted.any(), kept, torch.zeros_like(kept)) if fill_empty else kept
+            return inputs
         if counted is None or self.kind == "question" or self.problem(inputs) != "single_label_classification":
             return inputs
         if self.kind == "token":

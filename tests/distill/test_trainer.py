@@ -555,6 +555,20 @@ def test_accumulation_with_label_smoothing_is_one_large_batch(teacher, student, 
     assert results[1] == pytest.approx(results[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("taught", [False, True], ids=["plain", "taught"])
+def test_answers_outside_of_the_text_do_not_count(taught, tmp_path):
+    model, data = build(BertForQuestionAnswering), rows(BertForQuestionAnswering)[:16]
+    for row in data[2:9]:
+        row["end_positions"] = torch.tensor(LENGTH)
+    more = {"teacher": build(BertForQuestionAnswering, seed=1)} if taught else {}
+    if not taught:  # One batch of sixteen is the plain Trainer's, which counts the ends one by one.
+        for row in data[2:9]:
+            row["start_positions"] = torch.tensor(LENGTH)
+    once, fourfold = (accumulated(model, data, tmp_path, accumulation, steps=1, **more) for accumulation in (1, 4))
+    assert fourfold[0] == pytest.approx(once[0], rel=1e-5)
+    assert fourfold[1] == pytest.approx(once[1], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "model_class", [BertForTokenClassification, BertForMaskedLM, GPT2LMHeadModel, T5ForConditionalGeneration]
 )
