@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_compress.extras import extra
-
 LOW, HIGH = "_low", "_high"
 
 
@@ -62,9 +60,8 @@ class Table:
 
     def save(self, folder: Path) -> None:
         """Write the table to `folder` as NAME.csv and NAME.parquet, without rounding."""
-        with extra("study", "A Parquet file"):
-            import pyarrow
-            from pyarrow import parquet
+        import pyarrow
+        from pyarrow import parquet
 
         names = [key for column in self.columns for key in column.values()]
         with (folder / f"{self.name}.csv").open("w", encoding="utf-8", newline="") as file:
