@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_compress.layers.grids import Grid
-from hf_compress.layers.rounded import CompressedLayer, compressed_layers, turn
+from hf_compress.layers.rounded import CompressedLayer, compressed_layers, turn, version_of
 from hf_compress.models.targets import kind
 
 
@@ -35,7 +35,7 @@ def keep_compression(model: PreTrainedModel, pruned: Sequence[str]) -> None:
             turn(module, layer_kind, owner.weight_grid, None).quantizing = True
     for layer in compressed_layers(model).values():
         if layer.weight_grid is not None:
-            layer.on_grid = layer.weight._version
+            layer.on_grid = version_of(layer.weight)
     for weight in {id(weight): weight for weight in (model.get_submodule(name).weight for name in pruned)}.values():
         if cast(Tensor, weight).requires_grad:
             cast(Tensor, weight).register_hook(partial(_without_zeros, weight))

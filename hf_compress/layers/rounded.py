@@ -61,7 +61,7 @@ class CompressedLayer(nn.Module):
             if moved.dtype != buffer.dtype:
                 self._buffers[name] = buffer.to(moved.device)
         if self.on_grid is not None:
-            self.on_grid = self.weight._version  # The same numbers, elsewhere or in another dtype.
+            self.on_grid = version_of(self.weight)  # The same numbers, elsewhere or in another dtype.
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,13 +70,13 @@ class CompressedLayer(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self.on_grid is not None:
-            self.on_grid = self.weight._version  # Of a copy.
+            self.on_grid = version_of(self.weight)  # Of a copy.
 
     def is_on_grid(self) -> bool:
         """Return whether the weight is the loaded one, which needs no rounding."""
         if self.on_grid is None or torch.compiler.is_compiling():
             return False
-        if (self.training and torch.is_grad_enabled()) or self.weight._version != self.on_grid:
+        if (self.training and torch.is_grad_enabled()) or version_of(self.weight) != self.on_grid:
             self.on_grid = None
         return self.on_grid is not None
 
@@ -192,6 +192,11 @@ class CompressedEmbedding(CompressedLayer, nn.Embedding):
             return rows
         self.rounded = rows.dtype
         return fake_quantize_symmetric(rows, self.weight_grid)
+
+
+def version_of(weight: Tensor) -> int:
+    """Return how often `weight` was changed in place; -1 for a tensor of inference mode, which does not count."""
+    return -1 if weight.is_inference() else weight._version
 
 
 LAYERS: dict[LayerKind, type[CompressedLayer]] = {
