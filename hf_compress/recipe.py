@@ -13,7 +13,8 @@ from hf_compress.callbacks import refuse_diverged
 from hf_compress.cut.vocabulary import VocabularyArguments
 from hf_compress.distill import DistillationArguments
 from hf_compress.layers.rounded import compressed_layers
-from hf_compress.models.targets import whole
+from hf_compress.models.heads import bare
+from hf_compress.models.targets import undeclared_ties, whole
 from hf_compress.options import warn_idle
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.callback import PruningCallback
@@ -194,6 +195,7 @@ class RecipeCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Compare the recipe with that of the checkpoint, and have it written into later checkpoints."""
+        self._refuse_undeclared_ties(kwargs["model"])
         self._refuse_rounding_model(kwargs["model"])
         planned = self.recipe.to_dict()
         if state.global_step > 0:
@@ -212,6 +214,16 @@ class RecipeCallback(TrainerCallback):
                     "with another `--output_dir`."
                 )
         state.stateful_callbacks[self.RECORD] = planned
+
+    def _refuse_undeclared_ties(self, model: Any) -> None:
+        """Refuse a model that cannot be saved, because it shares weights that it does not declare as tied."""
+        inner = bare(whole(model))
+        if self.recipe.name != "dense" and (groups := undeclared_ties(inner)):
+            raise ValueError(
+                f"{type(inner).__name__} shares one weight between {' and '.join(groups[0])}, but does not declare "
+                "that in `_tied_weights_keys`, so it cannot be saved. Declare it there, or give each module its own "
+                "weight."
+            )
 
     def _refuse_rounding_model(self, model: Any) -> None:
         """Refuse a model that rounds, because it was loaded from a quantized file, for a recipe that does not."""

@@ -102,8 +102,12 @@ def redact_arguments(arguments: Sequence[str], *, keep_paths: bool = False) -> l
     return found
 
 
-def redact_command(command: str) -> str:
+def redact_command(command: str, *, keep_paths: bool = False) -> str:
     """A command line, quoted for a shell, without secrets and without absolute paths of this machine.
+
+    Args:
+        command: the command line.
+        keep_paths: whether absolute paths stay.
 
     Example:
         >>> from hf_compress.redaction import redact_command
@@ -111,7 +115,7 @@ def redact_command(command: str) -> str:
         'python train.py --hub_token=REDACTED'
     """
     try:
-        return shlex.join(redact_arguments(shlex.split(command)))
+        return shlex.join(redact_arguments(shlex.split(command), keep_paths=keep_paths))
     except ValueError:  # An open quote: a command that no shell takes.
         return redact(command)
 

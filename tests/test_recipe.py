@@ -2,12 +2,15 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import HfArgumentParser
+import torch
+from transformers import BertForSequenceClassification, HfArgumentParser, Trainer, TrainingArguments
 
+from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.callback import PruningCallback
 from hf_compress.quantize.callback import QuantizationCallback
 from hf_compress.recipe import ARGUMENTS, Recipe, RecipeCallback
@@ -82,3 +85,18 @@ def test_an_idle_option_warns_unless_a_budget_turns_it_on(
         Recipe.from_dict({method: {option: value}})
     Recipe.from_dict({method: {option: value}, "budget": {"compress_budget_mb": 10}})
     assert not recwarn.list
+
+
+def test_undeclared_shared_weights_fail_before_training(
+    make_bert: Callable[..., BertForSequenceClassification], tmp_path: Path
+) -> None:
+    model = make_bert()
+    first, second = (layer.attention.self for layer in model.bert.encoder.layer[:2])
+    second.query.weight = first.query.weight
+    recipe = Recipe(pruning=PruningArguments(prune_sparsity=0.5))
+    arguments = TrainingArguments(tmp_path, max_steps=4, report_to="none", use_cpu=True)
+    rows = [{"input_ids": torch.tensor([1, 2]), "labels": torch.tensor(0)}] * 4
+    with pytest.raises(ValueError, match=r"layer\.0\S+ and \S+layer\.1\S+, but .*`_tied_weights_keys`"):
+        Trainer(model, arguments, train_dataset=rows, callbacks=recipe.callbacks()).train()
+    second.query.weight = torch.nn.Parameter(first.query.weight.detach().clone())
+    Trainer(model, arguments, train_dataset=rows, callbacks=recipe.callbacks()).train()

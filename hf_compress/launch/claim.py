@@ -1,10 +1,14 @@
 """The claim of a run on its output folder, so that a second run is refused at its start and not at its end."""
 
-import fcntl
 import os
 from pathlib import Path
 
 from transformers.utils import logging
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks.
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 
@@ -16,7 +20,7 @@ def claim(folder: str | Path) -> None:
     """Claim `folder`, which is created if needed, for this process, until it ends or calls `release`.
 
     The claim is a lock on the folder itself, so it leaves no file behind and ends with a killed process. Claims of one
-    process do not conflict. A file system without locks has no claims.
+    process do not conflict. A file system or a system without such locks has no claims.
 
     Raises:
         ValueError: another process has claimed the folder.
@@ -32,6 +36,8 @@ def claim(folder: str | Path) -> None:
     if path in _CLAIMED:
         return
     path.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        return
     opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,6 +21,7 @@ from hf_compress.launch.result import Plan, Result
 from hf_compress.models.heads import bare, find_head
 from hf_compress.models.targets import transformer
 from hf_compress.recipe import Recipe, RecipeCallback
+from hf_compress.redaction import redact_command
 from hf_compress.report import dataset as dataset_facts
 from hf_compress.report import provenance
 from hf_compress.report.evaluation import Origin, dense_scores, evaluate, evaluation_batches, teacher_scores
@@ -149,7 +150,13 @@ def finish(
     evaluation, rows = _evaluation(trainer, evaluation)
     obstacle = _obstacle(trainer.model, rows)
     result, command = Result(trainer.args.output_dir), command or provenance.command()
-    plan = Plan(command, list(formats), obstacle is None, hub_id, bool(trainer.args.hub_private_repo))
+    plan = Plan(
+        redact_command(command, keep_paths=True),
+        list(formats),
+        obstacle is None,
+        hub_id,
+        bool(trainer.args.hub_private_repo),
+    )
     _save(trainer, result, plan, recipe)
     report = None
     with _evaluating_on(trainer, rows):
