@@ -66,7 +66,7 @@ class DistillationArguments:
         metadata={
             "nargs": "?",
             "const": AUTO,
-            "help": "Ask the teacher once and keep its answers as a column of the training set, in this folder; "
+            "help": "Ask the teacher once, before training, and keep its answers in a file in this folder; "
             f"`{AUTO}`, or no value, means beside the caches of datasets. By default the teacher is asked at every "
             "step.",
         },
