@@ -1,14 +1,13 @@
 """The claim of a run on its output folder, so that a second run is refused at its start and not at its end."""
 
 import os
+import sys
 from pathlib import Path
 
 from transformers.utils import logging
 
-try:
+if sys.platform != "win32":  # It has no such locks.
     import fcntl
-except ImportError:  # Windows has no such locks.
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.get_logger(__name__)
 
@@ -36,7 +35,7 @@ def claim(folder: str | Path) -> None:
     if path in _CLAIMED:
         return
     path.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
+    if sys.platform == "win32":
         return
     opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
