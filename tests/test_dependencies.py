@@ -140,6 +140,7 @@ def test_a_fault_of_ours_is_no_missing_extra() -> None:
     assert not isinstance(raised.value, MissingExtraError)
 
 
+@pytest.mark.slow
 def test_the_package_works_without_any_extra(tmp_path: Path) -> None:
     hide = f"import sys; sys.modules.update(dict.fromkeys({HIDDEN!r}))"
     code = (

@@ -161,7 +161,7 @@ def _check(name: str, adapter: Any) -> None:
     if type(adapter) not in (lora.Linear, MergedLora) or kind(adapter.get_base_layer()) is None:
         raise _unsupported(
             f"has a {type(adapter).__module__}.{type(adapter).__name__} at {name}",
-            "Set `target_modules` to linear layers in full precision.",
+            "Use LoRA, with `target_modules` set to linear layers in full precision.",
         )
     active = [one for one in adapter.active_adapters if one in adapter.lora_A]
     if len(active) > 1:

@@ -290,8 +290,8 @@ def test_a_mutated_file_is_refused_or_harmless(mutation: Callable[..., bytes], f
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
-def test_100_mutated_files_are_refused_or_harmless(mutation: Callable[..., bytes], folder: Path) -> None:
-    _fuzz(folder, mutation, seed=2, rounds=100, load=Door(folder))
+def test_mutated_files_are_refused_or_harmless(mutation: Callable[..., bytes], folder: Path) -> None:
+    _fuzz(folder, mutation, seed=2, rounds=40, load=Door(folder))
 
 
 def inspected(folder: Path) -> dict[str, torch.Tensor]:

@@ -212,6 +212,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its peak from /proc")
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_loading_takes_little_more_memory_than_the_dense_model(
     threads: str, folder: Path, large: tuple[Path, list[int]]

@@ -115,6 +115,7 @@ print(parity.deviation, parity.native_deviation)
 
 
 @pytest.mark.skipif("avx512_vnni" not in kernels.cpu_flags(), reason="needs a CPU whose VNNI can be switched off")
+@pytest.mark.slow
 def test_openvino_without_vnni_saturates_and_is_exact_on_demand(make_bert: Any, tmp_path: Path) -> None:
     """oneDNN, which OpenVINO computes with, leaves VNNI alone on demand: no simulation is closer."""
     pytest.importorskip("openvino")

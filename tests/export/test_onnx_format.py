@@ -266,13 +266,13 @@ def test_attention_is_rounded_before_it_is_reshaped(exported: Callable[..., Path
     [
         (None,),
         ("int8",),
-        ("int8-dynamic",),
-        ("int8-weight",),
-        ("int4-weight",),
+        pytest.param(("int8-dynamic",), marks=pytest.mark.slow),
+        pytest.param(("int8-weight",), marks=pytest.mark.slow),
+        pytest.param(("int4-weight",), marks=pytest.mark.slow),
         ("int8-attention",),
         EMBEDDING4,
-        MIXED,
-        ("int8-dynamic", *MIXED[1:]),
+        pytest.param(MIXED, marks=pytest.mark.slow),
+        pytest.param(("int8-dynamic", *MIXED[1:]), marks=pytest.mark.slow),
     ],
 )
 def test_every_scheme_runs_at_any_batch_and_length(

@@ -139,6 +139,7 @@ def gradients(model: torch.nn.Module, forward: Any, inputs: dict[str, torch.Tens
     return [weight.grad for weight in model.parameters() if weight.grad is not None]
 
 
+@pytest.mark.slow
 def test_every_scheme_is_one_graph_with_the_same_gradients() -> None:
     assert in_a_process(check_schemes) == 0
 

@@ -82,9 +82,7 @@ def test_resuming_with_ranges_that_nothing_could_load_is_refused(tmp_path: Path)
     settings = {"save_strategy": "steps", "save_steps": 6}
     trained(tmp_path, (QUANT,), build={"model_init": lambda: bert()}, **settings)
     run = make(tmp_path, (QUANT,), build={"model_init": lambda: bert()}, **settings)
-    with pytest.raises(
-        ValueError, match=r"`--quant_scheme int8` cannot resume here.*`model` in place of `model_init`"
-    ):
+    with pytest.raises(ValueError, match=r"`--quant_scheme int8` cannot resume here.*`model` instead of `model_init`"):
         run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
 
 

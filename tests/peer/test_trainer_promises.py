@@ -169,8 +169,15 @@ def test_without_a_method_ours_is_the_plain_trainer(name: str, tmp_path: Path) -
     assert ours.state.num_input_tokens_seen == ordinary.state.num_input_tokens_seen
 
 
+# One setting of each kind; the others take as long, and run with the slow tests.
+OF_EACH_KIND = {"nothing", "accumulation", "label smoothing", "evaluation", "checkpoints", "noise on embeddings"}
+OF_EACH_KIND |= {"iterable data", "cosine schedule", "schedule by plateau", "gradient checkpointing"}
+
+
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated")
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [name if name in OF_EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS]
+)
 def test_all_methods_keep_the_plain_trainers_rhythm(name: str, tmp_path: Path) -> None:
     kind = either(name)
     ordinary = fresh(plain, tmp_path / "plain", name)
