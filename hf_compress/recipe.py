@@ -183,6 +183,13 @@ class RecipeCallback(TrainerCallback):
     Raises:
         ValueError: at the start of training, if the checkpoint was trained by another recipe.
         RuntimeError: at the end of training, if a parameter is not finite.
+
+    Example:
+        >>> from transformers import Trainer
+        >>> from hf_compress import PruningArguments, PruningCallback, Recipe, RecipeCallback
+        >>> pruning = PruningArguments(prune_sparsity=0.6)
+        >>> callbacks = [PruningCallback(pruning), RecipeCallback(Recipe(pruning=pruning))]
+        >>> trainer = Trainer(model, args, callbacks=callbacks)  # doctest: +SKIP
     """
 
     # Not the name of the class: Trainer would try to rebuild the callback from it.

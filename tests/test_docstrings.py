@@ -1,4 +1,4 @@
-"""Every example in a docstring runs, and shows what it prints.
+"""Every public function and class has an example, and every example in a docstring prints what it shows.
 
 All examples run in the test's own process, so they cost no further import of torch. An example imports what it uses:
 a reader can copy it. One that needs an optional package is skipped where the package is missing.
@@ -51,27 +51,32 @@ def documented(node: ast.AST, name: str) -> Iterator[tuple[str, ast.AST]]:
             yield from documented(child, f"{name}.{child.name}")
 
 
+def modules() -> Iterator[tuple[Path, str, ast.Module]]:
+    """All modules of the package and the command line: the file, the dotted name and the syntax tree."""
+    for folder in ("hf_compress", "hf_compress_cli"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            yield path, dotted, ast.parse(path.read_text("utf-8"), str(path))
+
+
 def examples() -> list[object]:
     """One case for each docstring with an example: the parsed doctest, and the optional packages that it needs.
 
     Docstrings are read from the source, so that collecting them imports nothing.
     """
     cases = []
-    for folder in ("hf_compress", "hf_compress_cli"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            tree = ast.parse(path.read_text("utf-8"), str(path))
-            dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            for name, node in documented(tree, dotted):
-                if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                    continue
-                text = ast.get_docstring(node, clean=False)
-                if text is None or ">>>" not in text:
-                    continue
-                line = node.body[0].lineno - 1
-                found = doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, name, str(path), line)
-                code = ast.parse("".join(example.source for example in found.examples))
-                needs = sorted((imported(tree) | imported(code)) & OPTIONAL)
-                cases.append(pytest.param(found, needs, id=name.partition(".")[2]))
+    for path, dotted, tree in modules():
+        for name, node in documented(tree, dotted):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            text = ast.get_docstring(node, clean=False)
+            if text is None or ">>>" not in text:
+                continue
+            line = node.body[0].lineno - 1
+            found = doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, name, str(path), line)
+            code = ast.parse("".join(example.source for example in found.examples))
+            needs = sorted((imported(tree) | imported(code)) & OPTIONAL)
+            cases.append(pytest.param(found, needs, id=name.partition(".")[2]))
     return cases
 
 
@@ -86,3 +91,19 @@ def test_the_example_prints_what_it_shows(
     printed: list[str] = []
     doctest.DocTestRunner(optionflags=FLAGS).run(example, out=printed.append)
     assert not printed, "".join(printed)
+
+
+def test_every_public_name_has_an_example() -> None:
+    """A public name is a function or class that an `__init__` exports. A constant has no docstring."""
+    exported: set[str] = set()
+    docstrings: dict[str, str] = {}
+    for path, dotted, tree in modules():
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom) and path.name == "__init__.py":
+                exported |= {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                docstrings[f"{dotted}.{node.name}"] = ast.get_docstring(node) or ""
+    public = exported & docstrings.keys()
+    assert public, "no `__init__` exports a function or class"
+    without = sorted(name for name in public if ">>>" not in docstrings[name])
+    assert not without, "public names without an example:\n" + "\n".join(without)

@@ -22,6 +22,14 @@ class Features:
         hidden_states: the embeddings' output and each layer's, of shape (rows, tokens, width); None if not needed.
         attentions: each layer's attention probabilities, of shape (rows, heads, queries, keys); None if not needed.
         mask: which tokens (or patches, or frames) are not padding, of shape (rows, tokens).
+
+    Example:
+        >>> import torch
+        >>> from hf_compress.distill import Features
+        >>> embeddings, layer = torch.zeros(1, 3, 4), torch.ones(1, 3, 4)
+        >>> features = Features((embeddings, layer), attentions=None, mask=torch.tensor([[True, True, False]]))
+        >>> features.hidden_states[-1][features.mask].shape
+        torch.Size([2, 4])
     """
 
     hidden_states: tuple[Tensor, ...] | None

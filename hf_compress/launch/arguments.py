@@ -20,7 +20,16 @@ def _shipped() -> Any:
 
 @dataclass
 class CompressionArguments:
-    """Options of where the recipe comes from besides the flags, and of what becomes of the result."""
+    """Options of where the recipe comes from besides the flags, and of what becomes of the result.
+
+    Example:
+        >>> from transformers import HfArgumentParser
+        >>> from hf_compress import CompressionArguments
+        >>> flags = ["--compress_recipe", "kd-int8", "--compress_hub_id", "someone/minilm-sst2"]
+        >>> (options,) = HfArgumentParser(CompressionArguments).parse_args_into_dataclasses(flags)
+        >>> options.compress_recipe, options.compress_formats
+        ('kd-int8', ['packed'])
+    """
 
     compress_recipe: str | None = field(
         default=None,

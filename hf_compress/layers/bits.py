@@ -44,6 +44,16 @@ def weight_grids(targets: Sequence[Target], scheme: Grids, items: Sequence[str])
 
     Raises:
         ValueError: an item is malformed, matches nothing, or matches a layer whose weights share scales by groups.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress.layers import SCHEMES, weight_grids
+        >>> from hf_compress.models import quantizable
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))
+        >>> grids = weight_grids(quantizable(model), SCHEMES["int8"].grids, ["embeddings=4", "position=6"])
+        >>> {target.name: grid.bits for target, grid in grids if target.kind == "embedding"}
+        {'bert.embeddings.word_embeddings': 4, 'bert.embeddings.position_embeddings': 6, ...: 4}
     """
     grids = {id(target.weight): scheme.of(target.shares_embedding) for target in targets}
     for item in items:

@@ -50,6 +50,11 @@ class Grids:
 
     `attention` is the grid of the operands of the products inside attention: queries, keys, values and probabilities.
     `config.json` of a compressed model stores these fields.
+
+    Example:
+        >>> from hf_compress.layers import Grid, Grids
+        >>> Grids(weight=Grid(4, "row"), embedding=Grid(8, "row")).of(embedding=True).bits
+        8
     """
 
     weight: Grid
@@ -235,10 +240,7 @@ def fake_quantize_affine(
 ) -> Float[Tensor, "*shape"]:
     """Return `values` rounded to the affine grid and clipped to its range, in their own dtype.
 
-    The gradient is straight-through inside the range and zero outside it.
-
-    Args:
-        known: see `fake_quantize_symmetric`.
+    The gradient is straight-through inside the range and zero outside it. `known` is as in `fake_quantize_symmetric`.
     """
     return _RoundAffine.apply(values, scale, zero_point, grid.levels, known)
 

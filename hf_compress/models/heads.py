@@ -37,6 +37,12 @@ class Head:
         main_input: the model's main input: `input_ids`, `pixel_values`, `input_values` or `input_features`.
         num_labels: the number of classes; None if the configuration does not say.
         problem_type: what a position predicts; None if the labels of a batch decide.
+
+    Example:
+        >>> from hf_compress.models import Head
+        >>> head = Head("sequence", main_input="input_ids", num_labels=1, problem_type="regression")
+        >>> head.name, head.auto_class.__name__
+        ('regression', 'AutoModelForSequenceClassification')
     """
 
     kind: str

@@ -59,6 +59,12 @@ class HeadKind:
         predicts_tokens: whether the classes are the tokens of the vocabulary.
         decodes: whether the model needs `decoder_input_ids`.
         has_choices: whether a row holds several texts to choose from.
+
+    Example:
+        >>> from hf_compress.models import HEAD_KINDS
+        >>> kind = HEAD_KINDS["token"]
+        >>> kind.task, kind.pipeline_tag, "BertForTokenClassification" in kind.architectures()
+        ('token classification', 'token-classification', True)
     """
 
     task: str

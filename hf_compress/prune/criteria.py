@@ -28,6 +28,12 @@ class Evidence:
             `needs_optimizer`.
         memory: tensors of the criterion's own, in the weight's shape, by name. `observe` may add and change them in
             place; they are saved in training checkpoints.
+
+    Example:
+        >>> import torch
+        >>> from hf_compress.prune import CRITERIA, Evidence
+        >>> CRITERIA["magnitude"].scores(Evidence(weight=torch.tensor([0.5, -2.0])))
+        tensor([0.5000, 2.0000])
     """
 
     weight: Tensor

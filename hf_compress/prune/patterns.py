@@ -23,6 +23,19 @@ class Pattern:
         joins_inputs: whether values of different inputs depend on each other. Such a pattern is refused where inputs
             are sharded.
         citation: a BibTeX entry, or "".
+
+    Example:
+        >>> import torch
+        >>> from hf_compress.prune import PATTERNS, Pattern
+        >>> def pairs(scores, input_dim):
+        ...     grouped = scores.movedim(input_dim, -1).unflatten(-1, (-1, 2))
+        ...     largest = grouped.argmax(-1, keepdim=True)
+        ...     return grouped.scatter(-1, largest, torch.inf).flatten(-2).movedim(-1, input_dim)
+        >>> words = {"help": "one of two inputs", "card": "Of two inputs one is zero."}
+        >>> half = Pattern("1:2", pairs, most=0.5, joins_inputs=True, **words)
+        >>> half.restrict(torch.tensor([[0.1, 0.2, 0.4, 0.3]]), 1)
+        tensor([[0.1000,    inf,    inf, 0.3000]])
+        >>> PATTERNS["1:2"] = half  # doctest: +SKIP
     """
 
     name: str

@@ -84,6 +84,16 @@ def analytic_bytes(model: PreTrainedModel, recipe: Recipe) -> int:
 
     The sparsity is that of the recipe. The formula leaves out masks, scales and indices; no file has this size.
     Weights with their own number of bits count with that number. The values of `model` do not matter.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress import QuantizationArguments, Recipe
+        >>> from hf_compress.report import analytic_bytes
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))
+        >>> int8 = Recipe(quantization=QuantizationArguments(quant_scheme="int8"))
+        >>> analytic_bytes(model, Recipe()) / analytic_bytes(model, int8)
+        4.0
     """
     numbers, options = _weights(model), recipe.quantization
     embeddings = numbers.get("embeddings", 0)

@@ -105,7 +105,14 @@ def terminal_table(reports: Sequence[Report]) -> Table:
 
 
 def latency_table(latency: Latency) -> Table:
-    """A table of `latency` for the terminal."""
+    """A table of `latency` for the terminal.
+
+    Example:
+        >>> from rich.console import Console
+        >>> from hf_compress.report import bench, latency_table
+        >>> latency = bench(["run/compressed"], batch_sizes=[1], rounds=5)  # doctest: +SKIP
+        >>> Console().print(latency_table(latency))  # doctest: +SKIP
+    """
     table = Table(
         box=box.SIMPLE,
         caption=_plain(

@@ -44,6 +44,13 @@ class Measurement:
         entropy_bytes: entropy of the stored values.
         rows: evaluation rows.
         seconds: time of the cell.
+
+    Example:
+        >>> from hf_compress.study.analysis import read_measurements
+        >>> from hf_compress.study.report.advice import shipped
+        >>> first = read_measurements(shipped())[0]
+        >>> first.model, first.task, first.combination, first.sparsity
+        ('minilm-1', 'cola', 'dense', 0.0)
     """
 
     key: str

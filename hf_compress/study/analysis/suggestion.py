@@ -41,6 +41,13 @@ class Suggestion:
         difference: points of score against the dense `compared_to` after the same training, with an interval.
         over: what the interval is over, or why there is none.
         cells: keys of the cells it comes from; those of the control are last.
+
+    Example:
+        >>> from hf_compress.study.analysis import read_measurements, suggest
+        >>> from hf_compress.study.report.advice import shipped
+        >>> advice = suggest(read_measurements(shipped()), "minilm-1", "sst2", max_bytes=14e6)
+        >>> advice.point.combination, advice.task_known, advice.size <= 14e6
+        ('kd+int8', True, True)
     """
 
     asked: str

@@ -24,7 +24,13 @@ RECIPE_SECTIONS = {
 
 @dataclass(frozen=True)
 class DenseModel:
-    """A model fine-tuned on a task without any method. Cells start from it, and it can teach them."""
+    """A model fine-tuned on a task without any method. Cells start from it, and it can teach them.
+
+    Example:
+        >>> from hf_compress.study.grid import DenseModel
+        >>> DenseModel("a1b2", "tiny", None, "sst2", seed=1, training={"num_train_epochs": 3}).task
+        'sst2'
+    """
 
     key: str
     model: str
@@ -51,6 +57,16 @@ class Cell:
         training: training arguments.
         starts_from: key of the dense model that training starts from.
         taught_by: key of the dense model that teaches, or None.
+
+    Example:
+        >>> from hf_compress.study.grid import Cell, Identities, StudyGrid, make_plan
+        >>> grid = StudyGrid.from_dict({"models": [{"name": "tiny", "path": "tiny"}], "tasks": ["sst2"]})
+        >>> plan = make_plan(grid, Identities(models={"tiny": "digest"}, data={"sst2": "digest"}))
+        >>> cell = next(cell for cell in plan.cells.values() if cell.methods == "mp")
+        >>> cell.sparsity, cell.teacher, cell.needs == tuple(plan.dense)
+        (0.6, None, True)
+        >>> Cell.from_dict(cell.to_dict()) == cell
+        True
     """
 
     key: str
@@ -90,7 +106,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Identities:
-    """Digests of models by path and of data by task. They depend on contents, not on names or places."""
+    """Digests of models by path and of data by task. They depend on contents, not on names or places.
+
+    Example:
+        >>> from hf_compress.study.grid import Identities
+        >>> Identities(models={"owner/tiny": "0f3a"}, data={"sst2": "77c1"}).models["owner/tiny"]
+        '0f3a'
+    """
 
     models: Mapping[str, str]
     data: Mapping[str, str]
@@ -98,7 +120,17 @@ class Identities:
 
 @dataclass(frozen=True)
 class Plan:
-    """All nodes of a study by key: dense models, and cells in the order to run them."""
+    """All nodes of a study by key: dense models, and cells in the order to run them.
+
+    Example:
+        >>> from hf_compress.study.grid import Identities, StudyGrid, make_plan
+        >>> grid = StudyGrid.from_dict({"models": [{"name": "tiny", "path": "tiny"}], "tasks": ["sst2"]})
+        >>> plan = make_plan(grid, Identities(models={"tiny": "digest"}, data={"sst2": "digest"}))
+        >>> [cell.methods for cell in plan.cells.values()]
+        ['dense', 'kd', 'mp', 'int8', 'kd+mp', 'kd+int8', 'mp+int8', 'kd+mp+int8']
+        >>> [model.model for model in plan.dense.values()]
+        ['tiny']
+    """
 
     dense: Mapping[str, DenseModel]
     cells: Mapping[str, Cell]

@@ -35,6 +35,12 @@ class Sources:
     Args:
         grid: the grid.
         data: folder with a copy of the data; by default `grid.data`.
+
+    Example:
+        >>> from hf_compress.study.grid import Sources, StudyGrid
+        >>> grid = StudyGrid.from_dict({"models": [{"name": "tiny", "path": "tiny"}], "tasks": ["sst2"]})
+        >>> Sources(grid).model("tiny").path, Sources(grid).task("sst2").name
+        ('tiny', 'sst2')
     """
 
     grid: StudyGrid

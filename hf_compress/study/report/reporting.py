@@ -31,6 +31,12 @@ def write_report(
 
     Raises:
         ValueError: there are no results, no cell has its dense control, or a document is invalid.
+
+    Example:
+        >>> from hf_compress.study.report import write_report
+        >>> from hf_compress.study.report.advice import shipped
+        >>> [table.name for table in write_report(shipped(), "page")]
+        ['claims', ..., 'cells']
     """
     findings = Findings(read_measurements(source, metric))
     if not findings.full.points:
@@ -54,12 +60,25 @@ def write_report(
 
 
 def quote_tables(document: str | Path, tables: Sequence[Table]) -> int:
-    """Replace the tables in a Markdown file, and return how many.
+    r"""Replace the tables in a Markdown file, and return how many.
 
     A table stands between `<!-- study NAME: begin -->` and `<!-- study NAME: end -->`.
 
     Raises:
         ValueError: the file or a table does not exist, or a mark has no end.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hf_compress.study.analysis import Findings, read_measurements
+        >>> from hf_compress.study.report import quote_tables
+        >>> from hf_compress.study.report.advice import shipped
+        >>> from hf_compress.study.report.contents import contents
+        >>> tables = contents(Findings(read_measurements(shipped())))
+        >>> _ = Path("RESULTS.md").write_text("<!-- study claims: begin -->\n<!-- study claims: end -->\n")
+        >>> quote_tables("RESULTS.md", tables)
+        1
+        >>> Path("RESULTS.md").read_text().splitlines()[1]
+        "| the paper's claim | paper | here | verdict |"
     """
     path = Path(document)
     text, number = _filled(path, tables)

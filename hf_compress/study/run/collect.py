@@ -21,6 +21,11 @@ def collect_results(folder: str | Path, file: str | Path, results: Iterable[str 
 
     Raises:
         ValueError: the folder has no results, or the file has results that would be lost. Nothing is written then.
+
+    Example:
+        >>> from hf_compress.study.run import collect_results
+        >>> collect_results("study", "results.jsonl.zst")  # doctest: +SKIP
+        120
     """
     store = Store(folder)
     own = list(store.results())

@@ -68,6 +68,18 @@ def run_plan(
         known: keys of cells that count as done although the store has no result.
         retry_failed: whether to run nodes again that failed in an earlier run.
         listener: called before the first node, when a node ends, and once a second.
+
+    Example:
+        >>> from hf_compress.study.grid import Identities, Sources, StudyGrid, make_plan
+        >>> from hf_compress.study.run import SerialWorkers, Store, run_plan
+        >>> from hf_compress.study.run.cell import Training
+        >>> grid = StudyGrid.from_dict({"models": [{"name": "tiny", "path": "tiny"}], "tasks": ["sst2"]})
+        >>> plan = make_plan(grid, Identities(models={"tiny": "digest"}, data={"sst2": "digest"}))
+        >>> store = Store("study")
+        >>> workers = SerialWorkers(Training(Sources(grid)), store)
+        >>> progress = run_plan(plan, store, workers, known=plan.cells)  # all cells are done elsewhere
+        >>> progress.finished, len(progress.found), len(progress.done)
+        (True, 8, 0)
     """
     engine = _Engine(plan, store, workers, tuple(plan.cells if cells is None else cells), set(known))
     engine.begin(retry_failed)

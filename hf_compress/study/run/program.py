@@ -45,6 +45,12 @@ class StudyOptions:
 
     Raises:
         ValueError: a value is out of range.
+
+    Example:
+        >>> from hf_compress.study.run import StudyOptions
+        >>> options = StudyOptions(jobs=2, part="1/4")
+        >>> options.jobs, options.part, options.dry_run
+        (2, '1/4', False)
     """
 
     data: str | None = None
@@ -82,6 +88,12 @@ def run_study(grid_file: Path, out: str, options: StudyOptions) -> bool:
 
     Raises:
         ValueError: the grid cannot be run. Nothing is written then.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hf_compress.study.run import StudyOptions, run_study
+        >>> run_study(Path("grid.yaml"), "study", StudyOptions(jobs=2))  # doctest: +SKIP
+        True
     """
     quiet()
     sources, store = Sources(StudyGrid.read(grid_file), options.data), Store(out)

@@ -28,6 +28,16 @@ class Result:
         cell: the cell.
         report: its report, as `Report.to_dict` returns it. Counting thousands of cells then needs no decoding.
         seconds: time of the whole node, evaluation and files included.
+
+    Example:
+        >>> from hf_compress.study.grid import Identities, StudyGrid, make_plan
+        >>> from hf_compress.study.run import Result
+        >>> grid = StudyGrid.from_dict({"models": [{"name": "tiny", "path": "tiny"}], "tasks": ["sst2"]})
+        >>> plan = make_plan(grid, Identities(models={"tiny": "digest"}, data={"sst2": "digest"}))
+        >>> cell = next(iter(plan.cells.values()))
+        >>> result = Result(cell, report={"schema": "hf_compress.report/1"}, seconds=60.0)
+        >>> Result.from_dict(result.to_dict()) == result
+        True
     """
 
     cell: Cell
@@ -80,6 +90,16 @@ def write_results(results: Iterable[Result], file: str | Path) -> int:
     Args:
         results: the results.
         file: a path or URL; compressed if its name ends in `.zst`.
+
+    Example:
+        >>> from hf_compress.study.grid import Identities, StudyGrid, make_plan
+        >>> from hf_compress.study.run import Result, write_results
+        >>> grid = StudyGrid.from_dict({"models": [{"name": "tiny", "path": "tiny"}], "tasks": ["sst2"]})
+        >>> plan = make_plan(grid, Identities(models={"tiny": "digest"}, data={"sst2": "digest"}))
+        >>> cell = next(iter(plan.cells.values()))
+        >>> result = Result(cell, report={"schema": "hf_compress.report/1"}, seconds=60.0)
+        >>> write_results([result, result], "results.jsonl")
+        1
     """
     by_key = {result.cell.key: result.to_dict() for result in results}
     lines = [json.dumps(by_key[key], ensure_ascii=False, allow_nan=False) + "\n" for key in sorted(by_key)]
@@ -105,6 +125,17 @@ def read_results(file: str | Path) -> list[Result]:
 
     Raises:
         ValueError: the file is missing, or holds something else.
+
+    Example:
+        >>> from hf_compress.study.grid import Identities, StudyGrid, make_plan
+        >>> from hf_compress.study.run import Result, read_results, write_results
+        >>> grid = StudyGrid.from_dict({"models": [{"name": "tiny", "path": "tiny"}], "tasks": ["sst2"]})
+        >>> plan = make_plan(grid, Identities(models={"tiny": "digest"}, data={"sst2": "digest"}))
+        >>> cell = next(iter(plan.cells.values()))
+        >>> result = Result(cell, report={"schema": "hf_compress.report/1"}, seconds=60.0)
+        >>> _ = write_results([result], "results.jsonl.zst")
+        >>> read_results("results.jsonl.zst") == [result]
+        True
     """
     try:
         with fsspec.open(str(file), "rb") as stream:

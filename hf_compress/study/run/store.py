@@ -43,6 +43,15 @@ class Store:
 
     Raises:
         ValueError: the address is that of a file.
+
+    Example:
+        >>> from hf_compress.study.grid import DenseModel
+        >>> from hf_compress.study.run import Store
+        >>> store = Store("study")
+        >>> store.is_done(DenseModel("a1b2", "tiny", None, "sst2", seed=1, training={}))
+        False
+        >>> list(store.results())
+        []
     """
 
     def __init__(self, address: str | Path) -> None:

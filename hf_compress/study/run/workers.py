@@ -36,7 +36,17 @@ class Workers(Protocol):
 
 
 class SerialWorkers:
-    """Runs nodes in this process, one at a time, when `outcomes` is called."""
+    """Runs nodes in this process, one at a time, when `outcomes` is called.
+
+    Example:
+        >>> from hf_compress.study.grid import Sources, StudyGrid
+        >>> from hf_compress.study.run import SerialWorkers, Store
+        >>> from hf_compress.study.run.cell import Training
+        >>> grid = StudyGrid.from_dict({"models": [{"name": "tiny", "path": "tiny"}], "tasks": ["sst2"]})
+        >>> workers = SerialWorkers(Training(Sources(grid)), Store("study"))
+        >>> workers.slots, workers.outcomes(timeout=0.0)
+        (1, [])
+    """
 
     slots = 1
 
@@ -65,6 +75,16 @@ class ProcessWorkers:
         jobs: number of processes.
         threads: compute threads per process; 0 leaves the choice to torch.
         gpus: names as in CUDA_VISIBLE_DEVICES. Each process sees one of them, in turn.
+
+    Example:
+        >>> from hf_compress.study.grid import Sources, StudyGrid
+        >>> from hf_compress.study.run import ProcessWorkers, Store
+        >>> from hf_compress.study.run.cell import Training
+        >>> grid = StudyGrid.from_dict({"models": [{"name": "tiny", "path": "tiny"}], "tasks": ["sst2"]})
+        >>> workers = ProcessWorkers(Training(Sources(grid)), Store("study"), jobs=2, threads=1)
+        >>> workers.slots
+        2
+        >>> workers.close()
     """
 
     def __init__(self, work: Work, store: Store, jobs: int, *, threads: int = 0, gpus: Sequence[str] = ()) -> None:
