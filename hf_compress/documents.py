@@ -69,7 +69,7 @@ def _from_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `1e-4` as a number (YAML 1.1 reads text), and refuses repeated keys, of which the last would win."""
+    """Reads `1e-4` as a number (YAML 1.1 reads text), and refuses repeated keys (YAML would keep the last)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]

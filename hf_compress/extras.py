@@ -35,7 +35,7 @@ Run: pip install 'hf-compress[study]'
     except (ModuleNotFoundError, MissingExtraError) as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "hf_compress"):
-            raise  # A fault of ours, which no extra repairs.
+            raise  # Our own bug: no extra would fix it.
         raise MissingExtraError(
             f"{purpose} needs the package `{package}`, which is not installed. Run: pip install 'hf-compress[{name}]'",
             name=package,

@@ -70,9 +70,9 @@ PLACES = ("distill_cache",)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run does to a model: any combination of distillation, pruning and quantization.
+    """The plan of a run: any combination of distillation, pruning and quantization.
 
-    It also says whether the vocabulary is cut to the words of the training set before, and the file size that bits and
+    It also says whether the vocabulary is first cut to the words of the training set, and the file size that bits and
     sparsity are chosen for. The fields have the order of `ARGUMENTS`, so `Recipe(*parsed)` takes what
     `HfArgumentParser` returns.
 

@@ -1,7 +1,7 @@
 """The program `hf-compress`: one file per command.
 
-It stands beside the package because importing anything of `hf_compress` imports torch and Transformers, which takes
-seconds. Each command imports what it needs when it runs, so that `hf-compress --help` answers at once.
+It is a separate package because importing anything of `hf_compress` imports torch and Transformers, which takes
+seconds. Each command imports what it needs when it runs, so that `hf-compress --help` is fast.
 """
 
 import typer

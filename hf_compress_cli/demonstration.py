@@ -143,7 +143,7 @@ def main(
     common = _parts(text, labels, rows)
 
     with written_aside(folder, COMPRESSED, replace=True) as aside:
-        work = aside.parent  # All that is written here moves to `folder` in the end.
+        work = aside.parent  # Everything written here moves to `folder` at the end.
         console.print(f"\n[bold]1. Train the dense model[/bold] ({layers} layers, width {width}, {dense_steps} steps)")
         model = _model(len(common["processing_class"]), layers, width)
         trainer = Trainer(model=model, args=_arguments(work, dense_steps, 1e-3, seed), **common)

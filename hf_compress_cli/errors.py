@@ -1,4 +1,4 @@
-"""How a command reports what its user has to fix."""
+"""Report errors that the user of a command can fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ def clean_errors() -> Iterator[None]:
     try:
         yield
     except (BrokenPipeError, ModuleNotFoundError):
-        raise  # The reader of a pipe has gone: typer ends without a word.
+        raise  # The reader of a pipe has closed it: typer exits silently.
     except (ValueError, ImportError, OSError) as error:
         typer.echo(f"Error: {message(error)}", err=True)
         raise typer.Exit(1) from error

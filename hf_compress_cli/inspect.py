@@ -1,4 +1,4 @@
-"""`hf-compress inspect`: what one compressed model consists of, or how several compare."""
+"""`hf-compress inspect`: show the parts of one compressed model, or compare several."""
 
 import json
 import sys

@@ -12,7 +12,7 @@ from hf_compress_cli.errors import clean_errors
 
 
 class _RunByDefault(TyperGroup):
-    """A group of commands that takes a first word that is no command as the grid for `run`."""
+    """A group of commands. If the first word is not a command, it is taken as the grid for `run`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         first = next((word for word in args if not word.startswith("-")), None)

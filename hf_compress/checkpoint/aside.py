@@ -34,7 +34,7 @@ def check_free(folder: str | Path) -> Path:
 def written_aside(root: Path, name: str | Path, *, replace: bool) -> Iterator[Path]:
     """Yield a path to write `root / name` to; what was written there is moved into place when the block ends.
 
-    The path lies in a new folder inside `root`, with a name that no other process knows. All that the block writes
+    The path is in a new folder inside `root`, with a name that no other process knows. All that the block writes
     beside it is moved too, the path itself last. If the block raises, nothing is left behind.
 
     Args:

@@ -114,10 +114,10 @@ class _Plan:
 def _first_that_fits(
     count: int, estimate: Callable[[int], float], exact: Callable[[int], int], limit: float
 ) -> int | None:
-    """Return the number of the first of ever smaller files with at most `limit` bytes, or None. Few files are made.
+    """Return the number of the first file with at most `limit` bytes, or None; each file is smaller than the last.
 
-    The search starts at the place that the estimate gives, and moves until it reaches the border between files that
-    fit and files that do not. A greater limit therefore never gives a later file.
+    The search makes few files: it starts at the place that the estimate gives, and moves to the border between files
+    that fit and files that do not. A greater limit therefore never gives a later file.
     """
     at = min(bisect_left(range(count), -limit, key=lambda at: -estimate(at)), count - 1)
     while at > 0 and exact(at - 1) <= limit:
@@ -131,7 +131,7 @@ class _OneShot:
     """The packed file of a model that is pruned and rounded in one shot: its bytes, and the plans worth making.
 
     `given` holds the grids of the rounded weights by the recipe alone. `free` holds the layers whose bits the recipe
-    leaves open; layers that share a weight stand together.
+    leaves open; layers that share a weight form one entry.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, recipe: Recipe) -> None:

@@ -14,7 +14,7 @@ import zstandard
 from jaxtyping import Shaped, UInt
 from torch import Tensor
 
-# In the order of their numbers in the file. The last word says how values are written, the first how their places are.
+# In the order of their numbers in the file. The last word tells how values are coded, the first how positions are.
 CODECS: tuple[str, ...] = ("planes", "pairs", "mask planes", "mask pairs", "gaps planes", "gaps pairs")
 LEVEL = 1  # The rest is Huffman coding, which is the same at all levels of zstandard.
 # Sizes of a zstandard block, each with its own Huffman code. Short blocks win where the spread of values changes, long

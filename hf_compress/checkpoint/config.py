@@ -17,7 +17,7 @@ METHOD = "hf_compress"
 FORMAT_VERSION = 4
 
 Run = Literal["dense", "int8"]
-# What a scale may be shared by, and how many values a group may have.
+# The sets of values that may share a scale, and the legal sizes of a group.
 WEIGHTS_PER, INPUTS_PER, GROUPS = ("row", "group"), ("token", "tensor"), range(1, 1 << 31)
 
 
@@ -32,7 +32,7 @@ class CompressionConfig(QuantizationConfigMixin):
         bits: the number of bits of quantized layers that differ from the scheme, by layer name.
         attention: names of the attention modules whose products are rounded.
         version: of the format. Any other version is refused.
-        run: what loading makes of the integers. "dense" gives floating-point weights, which can be trained again.
+        run: how loading treats the integers. "dense" gives floating-point weights, which can be trained again.
             "int8" keeps integers in a quarter of the memory, for inference. It is not stored in the file: pass it as
             `from_pretrained(..., quantization_config=CompressionConfig(run="int8"))`.
 

@@ -62,7 +62,7 @@ class TensorFacts:
 def tensors(folder: str | Path) -> list[TensorFacts]:
     """Return the facts of every tensor in the checkpoint `folder`, compressed or dense, in the order of the files.
 
-    A file from a stranger is held to the checks of loading before anything is decoded.
+    A file from an untrusted source must pass the checks of loading before anything is decoded.
 
     Raises:
         ValueError: there is no safetensors checkpoint of a known architecture, or it is damaged.

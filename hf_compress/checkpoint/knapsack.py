@@ -1,4 +1,4 @@
-"""Distribute bytes: of several things, each with smaller and worse options, find the choices on the Pareto front."""
+"""Distribute bytes over several things with smaller, worse options: find the choices on the Pareto front."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

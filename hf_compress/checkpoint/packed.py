@@ -37,7 +37,7 @@ KINDS: tuple[torch.dtype, ...] = (
     torch.int64,
     torch.bool,
 )
-# Values per chunk: enough that the overhead of chunks is nothing, few enough that a decoded chunk stays in the cache.
+# Values per chunk: so many that chunks add no overhead, and so few that a decoded chunk stays in the cache.
 CHUNK = 1 << 18
 SMALL = 1 << 14  # Decoding this many values is faster than handing them to another thread.
 
@@ -96,7 +96,7 @@ def set_seal(packed: UInt8[Tensor, " bytes"], seal: int) -> None:
 
 
 class _Parts(NamedTuple):
-    """What follows the head: scales, the order of the runs that share one (None: as they are), placed chunks."""
+    """The contents after the head: scales, the order of the runs that share one (None: as they are), placed chunks."""
 
     scale: Tensor | None
     order: np.ndarray | None
@@ -139,8 +139,8 @@ class Packed:
         Args:
             packed: a row of bytes.
             key: the name that it was packed under.
-            expected: the shape of the weight that is needed. Give it wherever the bytes come from a stranger, because
-                later allocations are as large as the head says.
+            expected: the shape of the weight that is needed. Give it if the bytes come from an untrusted source,
+                because the head decides the size of later allocations.
 
         Raises:
             ValueError: the bytes are not a packed tensor of this version, or its shape is not the expected one.
@@ -238,10 +238,10 @@ class Packed:
             stored = torch.from_numpy(words.copy().view(np.uint8)).view(self.dtype)
             return words if dtype == self.dtype else _words(stored.to(dtype))
         width = self.shape[1] if order is None else self.group
-        # Products are float32 whatever `dtype` is, and are rounded once.
+        # Products are computed in float32 for every `dtype`, and rounded once.
         runs = words.view(np.int8).reshape(-1, width).astype(np.float32)
         rows = slice(begin // width, begin // width + len(runs))
-        with np.errstate(over="ignore"):  # With scales that nobody trained.
+        with np.errstate(over="ignore"):  # Scales that were never trained may overflow.
             if order is None:
                 runs *= np.repeat(scale.numpy()[rows], self.group, axis=1)[:, :width]
             else:

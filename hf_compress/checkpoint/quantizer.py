@@ -95,8 +95,8 @@ class CompressionQuantizer(HfQuantizer):
     def opened(self, model: PreTrainedModel, paths: Sequence[Path]) -> dict[str, Packed]:
         """Give `model` the layers of the checkpoint, in place, and return the opened tensors of its files by name.
 
-        Every way to read a checkpoint goes through here: nothing is decoded before it is known that the files hold the
-        tensors of the model, in its shapes.
+        Every way to read a checkpoint calls this. It checks that the files hold the tensors of the model, in its
+        shapes, before anything is decoded.
 
         Raises:
             ValueError: configuration, files and model do not fit together.

@@ -164,9 +164,9 @@ def _config(model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Target, Gr
 
 
 def _view(model: PreTrainedModel, config: CompressionConfig | None) -> PreTrainedModel:
-    """Return a model with the modules and weights of `model`, and a config of its own that saving may change.
+    """Return a model with the modules and weights of `model`, and a separate config that saving may change.
 
-    `copy.copy` would build a model that FSDP shards anew.
+    `copy.copy` would build a model that FSDP shards again.
     """
     view = object.__new__(type(model))
     vars(view).update(vars(model))

@@ -22,7 +22,7 @@ _END = struct.Struct("<I4s")
 
 
 def write(path: Path, key: str, batches: Iterator[pyarrow.RecordBatch]) -> None:
-    """Write `batches` to `path`. The file gets its name when it is complete; nothing is left of one that is not."""
+    """Write `batches` to `path`. The file gets its name when it is complete; an incomplete one is removed."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     partial = Path(name)
     try:

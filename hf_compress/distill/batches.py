@@ -24,13 +24,13 @@ class WeighingMixin(Trainer):
     head: Head | None
     _answer_names: tuple[str, ...]
     _checked_mean: bool = False
-    _borrows: bool = False  # Whether the last micro-batch of this step has no row of its own.
+    _borrows: bool = False  # Whether the last micro-batch of this step has borrowed rows only.
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
         """Return the micro-batches of one optimizer step, and the number of positions that count on all processes.
 
         Raises:
-            ValueError: in the first step, if the loss of another Trainer class is no mean over these positions.
+            ValueError: in the first step, if the loss of another Trainer class is not a mean over these positions.
         """
         if self.state.global_step >= self.state.max_steps:
             return [], None  # Training resumed after its last step; Trainer would take another.
@@ -42,7 +42,7 @@ class WeighingMixin(Trainer):
         return batches, self._total(batches)
 
     def _check_mean(self, batches: list[Any]) -> None:
-        """Refuse the loss of another Trainer class if it is no mean over the positions that count. Once is enough."""
+        """Check once that another Trainer class's loss is a mean over the positions that count; else refuse it."""
         other = owner(type(self), WeighingMixin)
         several = self.args.gradient_accumulation_steps > 1 or self.accelerator.num_processes > 1
         if other is Trainer or self._checked_mean or not several:
@@ -146,7 +146,7 @@ def without_borrowed(batches: list[Any], accelerator: Accelerator) -> tuple[list
 
 
 def warn_of_borrowed(loader: Any, processes: int) -> None:
-    """Warn if accelerate may repeat rows at the end of an epoch in a way that nobody can tell them apart."""
+    """Warn if accelerate may repeat rows at the end of an epoch and nothing tells which rows are repeats."""
     if processes > 1 and isinstance(getattr(loader, "dataset", None), IterableDatasetShard) and not loader.drop_last:
         logger.warning(
             "With `dispatch_batches=False`, accelerate fills the last batch of an epoch of streamed data with "

@@ -65,7 +65,7 @@ class TeacherCache:
 
         The file holds the answers only. A digest of the content and order of the rows, their split, the teacher, and
         a batch of sample rows names it. The first process that does not find the file writes it under a lock, and
-        others wait. A file that is found is read once and compared with its checksums; a damaged one is written anew.
+        others wait. A file that is found is read once and compared with its checksums; a damaged one is written again.
 
         Raises:
             ValueError: the answers depend on chance or on the other rows of a batch, would take too much space, or

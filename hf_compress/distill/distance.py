@@ -66,5 +66,5 @@ def _mean_over_rows(values: Tensor, inputs: Mapping[str, Any], head: Head) -> Te
     counted = head.counted(inputs)
     assert counted is not None, "the label loss needs labels"
     counts = counted.reshape(len(counted), -1).sum(-1).to(values)
-    means = values.reshape(len(counts), -1).mean(-1)  # The choices of a row are rows of their own inside.
+    means = values.reshape(len(counts), -1).mean(-1)  # Inside the model, each choice of a row is a separate row.
     return (means * counts).sum() / counts.sum().clamp(min=1)

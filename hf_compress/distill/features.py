@@ -1,4 +1,4 @@
-"""What a loss with `needs` gets of each model: its hidden states or attentions, and which tokens are padding."""
+"""The inputs of a loss with `needs`: each model's hidden states or attentions, and which tokens are padding."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def features(outputs: Mapping[str, Any], inputs: Mapping[str, Any], loss: Loss, 
         who: "student" or "teacher", for the error.
 
     Raises:
-        ValueError: the model does not return it, or its attention mask counts other places than its hidden states.
+        ValueError: the model does not return it, or its attention mask covers other positions than its hidden states.
     """
     found: dict[str, tuple[Tensor, ...] | None] = {"hidden_states": None, "attentions": None}
     for name in loss.needs:
@@ -47,4 +47,4 @@ def _mask(inputs: Mapping[str, Any], rows: int, places: int, like: Tensor, loss:
             f"`--distill_loss {loss.name}` needs a mask of {places} places for the {who}'s features, but the "
             f"`attention_mask` of the batch has {mask.shape[-1]}. Choose a loss on the logits."
         )
-    return mask.reshape(rows, places).to(like.device).bool()  # The choices of a row are rows of their own inside.
+    return mask.reshape(rows, places).to(like.device).bool()  # Inside the model, each choice is a separate row.

@@ -1,4 +1,4 @@
-"""The `compute_loss` of other Trainer classes: whose it is, what it returns, and what it averages over."""
+"""The `compute_loss` of other Trainer classes: which class defines it, what it returns, and what it averages over."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any

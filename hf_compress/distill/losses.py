@@ -16,7 +16,7 @@ FEATURES = ("hidden_states", "attentions")
 
 @dataclass(frozen=True)
 class Features:
-    """What one model computed on the way to its logits, for losses with `needs`.
+    """The intermediate results of one model, for losses with `needs`.
 
     Args:
         hidden_states: the embeddings' output and each layer's, of shape (rows, tokens, width); None if not needed.

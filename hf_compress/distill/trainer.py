@@ -40,7 +40,7 @@ class DistillationMixin(AskingMixin, WeighingMixin):
     several processes, a model with a known head returns its mean, and that mean is weighted by the micro-batch's share
     of the counted positions. So 4 x 4 equals 16 x 1, even if the counts are uneven, and rows with which accelerate
     fills up the last batch of an epoch do not count. Two cases stay as in Transformers: a causal language model
-    without a teacher, which is right there, and a `compute_loss_func` of yours. A Trainer class behind the mixin may
+    without a teacher, which is correct there, and your own `compute_loss_func`. A Trainer class behind the mixin may
     compute another loss, if that is a mean over the same positions: class weights, whose mean is over weights, are
     refused in the first step, because small batches would not add up to a large one.
 
@@ -116,7 +116,7 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         the whole accumulated batch: the shares add up to that mean.
         """
         if not model.training and self._weighs_batches:
-            # Trainer multiplies by the number of processes what a model should have divided by the count; most do not.
+            # Trainer multiplies by the number of processes, as if the model had divided by the count; most have not.
             return super().compute_loss(model, inputs, return_outputs)
         if not model.training or (self.teacher is None and not self._weighs_batches):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
@@ -200,11 +200,11 @@ class DistillationMixin(AskingMixin, WeighingMixin):
             self.head = find_head(self.model)
             self._set_up_teacher()
         else:
-            # Transformers trains models with heads that are unknown here. Without a teacher that is no problem.
+            # Transformers trains models with heads that are unknown here. Without a teacher that works.
             with contextlib.suppress(ValueError):
                 self.head = find_head(self.model)
         self._sums, self._summed_steps, self._taught = None, 0, False
-        # What sends logs away (TensorBoard, ...) must see what other callbacks add to them.
+        # Callbacks that send logs away (TensorBoard, ...) must see what other callbacks add.
         self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, REPORTERS))
 
     def _set_up_teacher(self) -> None:

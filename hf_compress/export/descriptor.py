@@ -1,4 +1,4 @@
-"""What a format is: who writes and reads it, what it needs, and the words that flags and cards say about it."""
+"""The descriptor of a format: how to write and read it, what it needs, and its words for flags and cards."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -25,12 +25,12 @@ class Format:
 
     Args:
         name: the choice of `--compress_formats`.
-        path: where it lies in the compressed folder: the file or folder that `read` takes.
+        path: its path in the compressed folder: the file or folder that `read` takes.
         require: raises a `MissingExtraError` if a library of the format is missing.
         write: takes the compressed folder and a path, and writes the format to that path. None for the packed file,
             which `save_compressed` writes and all others are written from.
         read: takes the path and the reloaded model, and returns a model that computes from the files at the path
-            alone. The reloaded model lends its configuration.
+            alone, with the configuration of the reloaded model.
         help: one clause for `--help`, after the name.
         card: one sentence for the model card.
         loading: lines of Python that load it, for the card. `folder` is the path of the compressed folder, and

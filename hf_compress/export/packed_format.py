@@ -1,4 +1,4 @@
-"""The packed file as a format: always there, and what all other formats are written from."""
+"""The packed file as a format: it is always there, and all other formats are written from it."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from hf_compress.export.kernels import saturates
 from hf_compress.models.heads import IGNORED, LABELS
 
-# What Transformers takes for an input that a batch lacks: no padding, no second sentence.
+# The values that Transformers uses for an input that a batch lacks: no padding, no second sentence.
 FILLS = {"attention_mask": 1, "token_type_ids": 0}
 
 # Options by which a runtime avoids kernels that saturate.
@@ -50,15 +50,15 @@ class RuntimeModel(nn.Module):
             name: torch.from_numpy(np.array(array)).to(main.device)
             for name, array in zip(self.outputs, arrays, strict=True)
         }
-        # As the model does: a loss only for labels. Trainer takes all else for predictions.
+        # Like the model, return a loss only for labels: Trainer takes all else for predictions.
         loss = {"loss": torch.zeros((), device=main.device)} if LABELS & given.keys() else {}
         return ModelOutput(**loss, **logits)
 
     def _filled(self, name: str, main: Tensor, given: dict[str, Tensor]) -> Tensor:
-        """Return what Transformers takes for an input that a batch lacks.
+        """Return the value that Transformers uses for an input that a batch lacks.
 
         Raises:
-            ValueError: it takes nothing for it.
+            ValueError: there is no default for this input.
         """
         if name == "decoder_input_ids" and "labels" in given:
             return _shifted_right(given["labels"], self.config)
@@ -139,7 +139,7 @@ def in_openvino(
     if exact and saturates():
         settings |= dict([OPENVINO_EXACT])
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-    # OpenVINO adds names of its own to an output.
+    # OpenVINO adds its own names to an output.
     outputs = [next(name for name in output.get_names() if name.endswith("logits")) for output in compiled.outputs]
 
     def run(feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:

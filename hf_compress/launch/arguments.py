@@ -1,4 +1,4 @@
-"""Options of a whole run, beside those of the methods: where its recipe comes from and what becomes of the result."""
+"""Options of a whole run, beside those of the methods: the source of its recipe and the use of its result."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -20,7 +20,7 @@ def _shipped() -> Any:
 
 @dataclass
 class CompressionArguments:
-    """Options of where the recipe comes from besides the flags, and of what becomes of the result.
+    """Options for the source of the recipe, besides the flags, and for the use of the result.
 
     Example:
         >>> from transformers import HfArgumentParser

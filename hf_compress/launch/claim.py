@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-if sys.platform != "win32":  # It has no such locks.
+if sys.platform != "win32":  # Windows has no such locks.
     import fcntl
 
 logger = logging.get_logger(__name__)
@@ -19,7 +19,7 @@ def claim(folder: str | Path) -> None:
     """Claim `folder`, which is created if needed, for this process, until it ends or calls `release`.
 
     The claim is a lock on the folder itself, so it leaves no file behind and ends with a killed process. Claims of one
-    process do not conflict. A file system or a system without such locks has no claims.
+    process do not conflict. Where the file system or the operating system has no such locks, nothing is claimed.
 
     Raises:
         ValueError: another process has claimed the folder.

@@ -26,8 +26,8 @@ class Flags:
 
     Attributes:
         recipe: the recipe that they describe.
-        options: what becomes of the result.
-        given: whether there was any flag of ours.
+        options: the options of the result.
+        given: whether any of our flags was given.
     """
 
     recipe: Recipe
@@ -68,7 +68,7 @@ def help_text() -> str:
 def take_flags(argv: list[str]) -> Flags:
     """Return our flags in the command line `argv` (for example `sys.argv`), and remove them from it.
 
-    If the only other argument is a JSON or YAML file with options of ours, its name in `argv` is replaced by that of a
+    If the only other argument is a JSON or YAML file with our options, its name in `argv` is replaced by that of a
     copy without them. Priority: flags, then the argument file, then `--compress_config`, then `--compress_recipe`.
 
     Raises:

@@ -34,7 +34,7 @@ logger = logging.get_logger(__name__)
 
 
 class Misuse(ValueError):
-    """A command line that is wrong, whatever the machine: no script, or a flag of ours with a wrong value."""
+    """A command line that is wrong on any machine: no script, or one of our flags has a wrong value."""
 
 
 class Launched:
@@ -125,7 +125,7 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
 def _checkpoint(trainer: Trainer, asked: str | bool | None) -> str | bool | None:
     """Return the checkpoint to resume from: for `last` or True, the last complete one, or None if there is none.
 
-    `--resume_from_checkpoint last` also counts if the script hands nothing to `train`.
+    `--resume_from_checkpoint last` also works if the script passes nothing to `train`.
     """
     wanted = trainer.args.resume_from_checkpoint if asked is None else asked
     if str(wanted).lower() not in ("last", "true"):
@@ -214,7 +214,7 @@ def _run_compressed(script: Script, flags: Flags, command: str) -> int:
         what = "only searched for hyperparameters; train with those it found" if launched.searched else "no Trainer"
         warnings.warn(f"Nothing was compressed: {script.path} trained {what}.", stacklevel=1)
         return status
-    del trainer.evaluate  # The recording one; that of the class remains.
+    del trainer.evaluate  # Remove our recording method; the class's own remains.
     with script.as_main(), _saying_how_to_go_on(trainer, command):
         report = finish(
             trainer,

@@ -22,7 +22,7 @@ RESUME = "--resume_from_checkpoint"
 
 @dataclass(frozen=True)
 class Plan:
-    """What the result of a run consists of. It lies beside the unfinished result, so that another process can go on.
+    """The parts of a run's result. The plan is kept beside the unfinished result, so that another process can go on.
 
     Attributes:
         command: the command line of the run.
@@ -71,7 +71,7 @@ class Result:
         )
 
     def begin(self, plan: Plan) -> None:
-        """Start to build the result anew: what an interrupted attempt left is removed, and the plan is written.
+        """Start the result from nothing: remove what an interrupted attempt left, and write the plan.
 
         Raises:
             ValueError: there is a result already, or another process builds one.
@@ -85,7 +85,7 @@ class Result:
         partial.rename(self.aside.parent / PLAN_NAME)
 
     def plan(self) -> Plan | None:
-        """Return the plan of an unfinished result; None if no attempt got as far as that."""
+        """Return the plan of an unfinished result; None if no attempt wrote one."""
         path = self.aside.parent / PLAN_NAME
         if not path.is_file():
             return None

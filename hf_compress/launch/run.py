@@ -254,7 +254,7 @@ def _publish(
         if report is not None:
             report.save(result.aside)
         result.publish(plan if report is not None else replace(plan, hub_id=None), token=trainer.args.hub_token)
-        report = None if report is None else Report.load(result.folder)  # With what the card has added to it.
+        report = None if report is None else Report.load(result.folder)  # Again, because the card has added to it.
     trainer.accelerator.wait_for_everyone()
     if obstacle is not None:
         if plan.hub_id is not None:

@@ -50,7 +50,7 @@ class Script:
 
 
 class _End:
-    """Handles whatever ends a script as Python would, and keeps its exit status."""
+    """Handles every end of a script as Python would, and keeps its exit status."""
 
     status = 0
 

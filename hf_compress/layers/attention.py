@@ -33,7 +33,7 @@ class Operand(CompressedLayer):
     of layers are.
     """
 
-    weight = torch.empty(0)  # It has no weight; this stands in where code goes through all compressed layers.
+    weight = torch.empty(0)  # A placeholder for code that goes through all compressed layers.
 
     def __init__(self, grid: Grid, device: torch.device) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def _attend(
     dropout: float = 0.0,
     position_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    # Round the operands right in front of the product: runtimes recognise integers where nothing is in between.
+    # Round the operands directly before the product: runtimes recognise integers only if nothing is in between.
     query, key, value = on_grid("query", query), on_grid("key", key.transpose(2, 3)), on_grid("value", value)
     sharing = query.shape[1] // key.shape[1]
     if sharing > 1:
@@ -145,7 +145,7 @@ def round_attention(
     if isinstance(model, PeftModel):
         raise _unsupported("stand beside a PEFT adapter", "Call `model.merge_and_unload()` first, or choose")
     found = attention_modules(model)
-    # Saving asks again, when FSDP2 may have sharded the weights and one process alone cannot run the model.
+    # Saving asks again. FSDP2 may have sharded the weights by then, and one process alone cannot run the model.
     remember_attention(model, found)
     if not found:
         raise _unsupported(

@@ -81,7 +81,7 @@ def items_of(bits: Mapping[str, int], usual: Mapping[str, int]) -> list[str]:
     """Return items that give the named layers these `bits` instead of their `usual` ones.
 
     Layers whose names differ only in numbers, such as the same layer of every block, share an item with the bits that
-    most of them have. Each of the others has an item of its own behind it.
+    most of them have. Each of the others gets its own item after that one.
     """
     alike: dict[str, list[str]] = {}
     for name in bits:

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-# The smallest scale. A row with a smaller one is zero for every purpose, and dividing by this one stays finite.
+# The smallest scale. A row with a smaller one is practically zero, and division by this one is finite.
 SMALLEST_SCALE = 1e-30
-# How many bits a weight with one scale per row may have: one bit has no largest integer, more than eight fit no byte.
+# Legal bits of a weight with one scale per row: one bit has no positive integer, and a byte holds eight bits.
 BITS = range(2, 9)
 
 
@@ -196,7 +196,7 @@ def fake_quantize_symmetric(
 ) -> Float[Tensor, "*rows width"]:
     """Return `values` rounded to their symmetric grid, in their own dtype.
 
-    The scale is computed from the values, so no value lies outside the grid and the gradient is straight-through
+    The scale is computed from the values, so no value is outside the grid and the gradient is straight-through
     everywhere (Bengio et al., 2013). Scales and rounding are float32 under autocast too.
 
     Args:

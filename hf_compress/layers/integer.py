@@ -25,7 +25,7 @@ from hf_compress.layers.rounded import (
 )
 from hf_compress.models.targets import LayerKind, kind
 
-# Rows to multiply at once: few enough that their sums stay in the cache.
+# Rows per multiplication: few enough that their sums stay in the cache.
 BLOCK = 512
 # The widest input of a layer: beyond it, sums of 8-bit products could overflow int32.
 WIDEST = 2**31 // (255 * 127)
@@ -33,7 +33,7 @@ WIDEST = 2**31 // (255 * 127)
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a file says about an integer weight besides its integers. `dtype` is that of its dense weight."""
+    """The facts in a file about an integer weight besides the integers. `dtype` is that of the dense weight."""
 
     scale: Tensor
     grid: Grid

@@ -24,8 +24,9 @@ def restore_layers(model: PreTrainedModel, grids: Mapping[str, tuple[Grid | None
 def keep_compression(model: PreTrainedModel, pruned: Sequence[str]) -> None:
     """Let further training keep what a file was loaded with: the grids of weights, and the zeros of layers `pruned`.
 
-    Weights are on their grids, so layers round only once they are trained. Zeros get no gradient, and the optimizers
-    of PyTorch do not move a weight that never had one. It costs nothing where the model is not trained.
+    Loaded weights are on their grids already, so a layer starts to round when it is trained. Zeros get no gradient,
+    and the optimizers of PyTorch do not move a weight that never had one. It costs nothing where the model is not
+    trained.
     """
     rounding = [layer for layer in compressed_layers(model).values() if layer.weight_grid is not None]
     for module in model.modules():  # A head tied to an embedding computes with its grid.

@@ -28,14 +28,14 @@ class CompressedLayer(nn.Module):
     Existing layers are turned into this class in place (`quantize_layers`), so parameters, hooks and names stay. Only
     the buffer `input_range` (2,) is added to the state dict, for layers whose input has a static range: the moving
     average of the smallest and the largest value, infinite and crossed before the first observation. It stays float32
-    under `model.to(dtype)`: in half precision it would stand for other integers.
+    under `model.to(dtype)`: in half precision it would give other integers.
 
-    Beside a PEFT adapter the layer carries a mask, because the merged weight is computed anew in every forward and
-    cannot be set to zero. While the adapter is disabled the layer computes as the plain layer it was made from. Layers
-    that are only masked have no grids.
+    Beside a PEFT adapter the layer carries a mask, because every forward computes the merged weight again, which
+    therefore cannot be set to zero. While the adapter is disabled the layer computes as the plain layer it was made
+    from. Layers that are only masked have no grids.
 
     A layer loaded from a compressed file has its weight on the grid already. It rounds as soon as it was trained or
-    its weight was changed, so that what it computes is what saving stores.
+    its weight was changed, so saving stores exactly the weights that it computes with.
     """
 
     weight: Tensor
@@ -82,7 +82,7 @@ class CompressedLayer(nn.Module):
 
     @property
     def plain(self) -> bool:
-        """Whether neither mask nor grids apply, because the adapter is disabled."""
+        """Whether mask and grids are off, because the adapter is disabled."""
         return any(adapter.disable_adapters for adapter in self.adapter)
 
     def masked(self, weight: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ class Siblings:
     """The last results computed from an input, for the layers of a model that receive the same tensor next.
 
     It holds weak references only, so it keeps no activation in memory: a rounded input is found while autograd needs
-    it. Each layer keeps a gradient of its own, so no bit of a result changes. Compilers bypass the cache, because they
+    it. Each layer keeps its own gradient, so no bit of a result changes. Compilers bypass the cache, because they
     find common operations by themselves.
     """
 

@@ -1,4 +1,4 @@
-"""What a Transformers model is made of: its head, its layers, its sharded weights.
+"""The parts of a Transformers model: its head, its layers, its sharded weights.
 
 This is the only package that knows model classes. `kinds` is the table of heads, `heads` says what one model reads and
 predicts and which positions count, `examples` makes inputs for it, `targets` selects the layers that a method touches,

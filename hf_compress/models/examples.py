@@ -44,7 +44,7 @@ def input_names(model: PreTrainedModel, main_input: str, decodes: bool) -> list[
 def random_tokens(config: PreTrainedConfig, shape: tuple[int, ...], draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return random token ids of `shape` and their attention mask; every row but the first is half padding.
 
-    Special tokens stand only where a model expects them: padding where the mask is 0, and the end token last.
+    Special tokens are only where a model expects them: padding where the mask is 0, and the end token last.
     """
     text = config.get_text_config()
     special = {name: getattr(text, name, None) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}

@@ -1,4 +1,4 @@
-"""What a model predicts: its inputs, its outputs, and which positions of a batch count."""
+"""The head of a model: its inputs, its outputs, and which positions of a batch count."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ Problem = Literal["regression", "single_label_classification", "multi_label_clas
 LABELS = frozenset({"labels", "label", "label_ids", "shift_labels", "start_positions", "end_positions"})
 IGNORED = -100
 CHOICES = 3
-# Finite, so that no difference of two of them is NaN, and no softmax gives them any weight.
+# Finite, so that the difference of two is not NaN, and so low that softmax gives it no weight.
 _NEVER = torch.finfo(torch.float32).min / 1e6
 
 
 @dataclass(frozen=True)
 class Head:
-    """What one model predicts, and therefore what it reads and how its outputs are compared.
+    """The head of one model: what it reads, what it predicts, and how its outputs are compared.
 
     A *position* is one prediction: a row of the batch (classification, regression, multiple choice, either end of an
     answer) or a token (token classification, language models). A position *counts* if the model's own loss averages
@@ -52,7 +52,7 @@ class Head:
 
     @property
     def descriptor(self) -> HeadKind:
-        """What all heads of this kind have in common."""
+        """The descriptor that all heads of this kind share."""
         return HEAD_KINDS[self.kind]
 
     @property
@@ -93,7 +93,7 @@ class Head:
 
     @property
     def regression(self) -> bool:
-        """Whether the outputs are real numbers to be met, not scores of classes."""
+        """Whether the model predicts real numbers, not scores of classes."""
         return self.problem_type == "regression"
 
     @property
@@ -160,7 +160,7 @@ class Head:
     def counted(self, inputs: Mapping[str, Any]) -> Bool[Tensor, "*positions"] | None:
         """Return which positions count, as a boolean per row (batch,) or per token (batch, tokens).
 
-        Labels of -100 do not count, nor does the padding of a token classifier. A causal language model has one
+        Labels of -100 and the padding of a token classifier do not count. A causal language model has one
         position fewer than tokens, because each predicts the token that follows; with `shift_labels` (sequences packed
         by the collator) it has as many as tokens. The result is None if the batch has no labels.
         """
@@ -168,7 +168,7 @@ class Head:
         if not isinstance(labels, Tensor):
             return None
         if self.kind == "question" and self.main_input in inputs:
-            # The models ignore an end of the answer that lies outside of the text.
+            # The models ignore an end of the answer that is outside the text.
             length = inputs[self.main_input].shape[-1]
             return (labels.reshape(-1) < length) & (inputs["end_positions"].reshape(-1) < length)
         if self.kind == "question" or self.problem(inputs) != "single_label_classification":
@@ -219,7 +219,7 @@ class Head:
         return selected
 
     def relabelled(self, inputs: Mapping[str, Any], fill_empty: bool) -> dict[str, Any]:
-        """Return the inputs with labels that a model ignores wherever a position does not count.
+        """Return the inputs, with ignored labels at all positions that do not count.
 
         Args:
             fill_empty: whether a batch without any counted position gets labels of class 0, so that the mean over its
@@ -264,8 +264,8 @@ def find_head(model: nn.Module) -> Head:
     """Return the head of a model, found from its class (or a class it derives from) and its configuration.
 
     Raises:
-        ValueError: the head is unknown, a causal language model does not shift its labels, or the main input is
-            neither text nor pixels nor sound.
+        ValueError: the head is unknown, a causal language model does not shift its labels, or the main input is not
+            text, pixels or sound.
 
     Example:
         >>> from transformers import ViTConfig, ViTForImageClassification

@@ -1,7 +1,8 @@
 """Gradual pruning: its options and its callback for any Trainer.
 
-Three registries of descriptors say how: `criteria` which weights are pruned first, `patterns` where zeros may stand,
-`schedules` how sparsity grows. `selection` chooses the weights, `masking` keeps the masks, `callback` applies them.
+It has three registries of descriptors: `criteria` says which weights are pruned first, `patterns` where zeros are
+allowed, and `schedules` how sparsity grows. `selection` chooses the weights, `masking` keeps the masks, `callback`
+applies them.
 """
 
 from hf_compress.prune.arguments import PruningArguments as PruningArguments

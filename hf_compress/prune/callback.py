@@ -31,10 +31,10 @@ class PruningCallback(TrainerCallback):
 
     Between the shares `prune_begin` and `prune_end` of the optimizer steps, every `prune_every` steps and in the last
     one, the weights with the lowest scores are chosen and set to zero. Masks are applied after each optimizer step, so
-    no optimizer can move a pruned weight. What is pruned stays pruned. Embeddings and the head stay dense. Parameters
+    no optimizer can move a pruned weight. A pruned weight stays pruned. Embeddings and the head stay dense. Parameters
     stay the objects that the optimizer knows.
 
-    Checkpoints contain nothing of ours for the criterion `magnitude`: its masks are the zeros of the weights. A
+    Checkpoints need no extra file for the criterion `magnitude`: its masks are the zeros of the weights. A
     criterion that needs gradients, optimizer state or memory has a file `pruning_state.safetensors` in each training
     checkpoint, with one bit per weight. Weights sharded by FSDP2 stay sharded.
 
@@ -147,7 +147,7 @@ class PruningCallback(TrainerCallback):
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write masks that the weights cannot tell into the checkpoint; derive the others anew from the weights."""
+        """Write masks that the weights do not show into the checkpoint; derive the others from the weights again."""
         reshard(whole(kwargs["model"]))
         if self._masking is None:
             return
@@ -156,7 +156,7 @@ class PruningCallback(TrainerCallback):
             if args.should_save:
                 save_state(tensors, args, state, self.criterion.name)
         else:
-            # As a run resumed from here will. They differ if training has moved a kept weight to exactly zero.
+            # A run resumed from here does the same. Masks change if training has moved a kept weight to exactly zero.
             self._choose(state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ from hf_compress.prune.selection import Candidate, Scope, select_masks
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at to score one weight. All tensors are this process's part, in the weight's shape.
+    """Data for the scores of one weight. All tensors are this process's part, in the weight's shape.
 
     Args:
         weight: the values; pruned ones are zero.
@@ -26,7 +26,7 @@ class Evidence:
             criterion has `needs_gradients`. A layer that took no part in the step has zeros.
         optimizer: the optimizer's state of the weight, for example `exp_avg` of Adam; empty unless the criterion has
             `needs_optimizer`.
-        memory: tensors of the criterion's own, in the weight's shape, by name. `observe` may add and change them in
+        memory: the criterion's own tensors, in the weight's shape, by name. `observe` may add and change them in
             place; they are saved in training checkpoints.
 
     Example:

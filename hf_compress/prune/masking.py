@@ -24,7 +24,7 @@ class Masking:
     """The masks of the weights of `targets`, and the memory of the criterion that chooses them.
 
     Masks take one byte per weight, on each process for the weights it holds. Beside a LoRA adapter the layers carry
-    the masks, because the merged weight is computed anew in every forward.
+    the masks, because every forward computes the merged weight again.
 
     Args:
         targets: layers with distinct weights.
@@ -163,7 +163,7 @@ class Masking:
                 f"{tuple(scores.shape)}. Correct its `scores`."
             )
         if before is not None:
-            scores = scores.masked_fill(~before, -torch.inf)  # What is pruned stays pruned.
+            scores = scores.masked_fill(~before, -torch.inf)  # A pruned weight stays pruned.
         return self.pattern.restrict(scores, 1 - target.row_dim)
 
     def _evidence(self, index: int, optimizer: Any) -> Evidence:
@@ -195,7 +195,7 @@ class Masking:
 
 
 def _whole(part: Tensor, weight: Tensor) -> Tensor:
-    """Return the whole tensor of which `part` is what this process holds, sharded as `weight` is."""
+    """Return the whole tensor, sharded like `weight`; `part` is this process's part of it."""
     if not isinstance(weight, DTensor):
         return part
     part = part.to(torch.uint8) if part.dtype == torch.bool else part

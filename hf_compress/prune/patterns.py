@@ -1,4 +1,4 @@
-"""Where zeros may stand within a weight: patterns, on top of the scores of any criterion.
+"""Patterns: where zeros are allowed within a weight, on top of the scores of any criterion.
 
 A pattern is one entry of `PATTERNS`.
 """
@@ -48,7 +48,7 @@ class Pattern:
 
 
 def anywhere(scores: Tensor, input_dim: int) -> Tensor:
-    """Return the scores as they are: zeros may stand anywhere."""
+    """Return the scores as they are: zeros are allowed anywhere."""
     return scores
 
 

@@ -89,7 +89,7 @@ class Timetable:
         """Return the timetable of a run of `max_steps` steps, from shares of training.
 
         Raises:
-            ValueError: no step lies between `begin` and `end`.
+            ValueError: there is no step between `begin` and `end`.
         """
         # The first choice is made after the first step at the earliest.
         first, last = max(1, round(begin * max_steps)), round(end * max_steps)

@@ -101,7 +101,7 @@ def disagreements(masks: Sequence[Bool[Tensor, "..."]], shards: Shards) -> list[
 
 def checksum(mask: Bool[Tensor, "..."]) -> Tensor:
     """Return a 64-bit checksum of a mask, as an int64 tensor; any single difference changes it."""
-    # A sum modulo 2^64 over the mask's eight-byte words, each times an odd number of its own.
+    # A sum modulo 2^64 over the mask's eight-byte words, each multiplied by a different odd number.
     words = functional.pad(mask.view(torch.uint8).flatten(), (0, -mask.numel() % 8)).view(torch.int64)
     return (words * torch.arange(1, 2 * words.numel(), 2, device=mask.device)).sum()
 
@@ -189,7 +189,7 @@ def _split(scores: _Scores, bounds: tuple[float, float] | None) -> _Split:
         values = scores[index]
         shapes.append(values.shape)
         flat = _flat(values)
-        # No number is at most NaN or above it: without bounds all is inside.
+        # Comparisons with NaN are false: without bounds all scores are inside.
         low, high = bounds or (math.nan, math.nan)
         under, above = flat <= low, flat > high
         inside = _where(under == above)
@@ -203,7 +203,7 @@ def _split(scores: _Scores, bounds: tuple[float, float] | None) -> _Split:
 
 
 def _bracket(scores: _Scores, count: int, total: int, shards: Shards) -> Search[tuple[float, float]]:
-    """Return two scores between which, in all likelihood, the `count`-th lowest of `total` lies."""
+    """Return two scores that very probably bracket the `count`-th lowest of `total`."""
     # A sample in proportion to total^(2/3) balances its own cost against that of the candidates it leaves.
     spacing = max(1, round(total ** (1 / 3) / 2))
     samples = []
@@ -219,7 +219,7 @@ def _bracket(scores: _Scores, count: int, total: int, shards: Shards) -> Search[
     share = count / total
     margin = 4 * math.sqrt(size * share * (1 - share)) + 1  # 4 standard deviations of a random sample's rank
     first, last = math.floor(share * size - margin) + 1, math.ceil(share * size + margin) + 1
-    # No number is at most NaN: without a lower bound nothing lies below the bracket.
+    # Comparisons with NaN are false: without a lower bound no score is below the bracket.
     low = (yield from _smallest(sample, first, shards))[0] if first > 0 else math.nan
     high = (yield from _smallest(sample, last, shards))[0] if last <= size else math.inf
     return low, high

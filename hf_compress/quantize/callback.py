@@ -20,10 +20,10 @@ from hf_compress.quantize.arguments import QuantizationArguments
 
 # Weight of the past in the moving average of activation ranges (Jacob et al., 2018, sec. 3.1: "close to 1").
 RANGE_MOMENTUM = 0.95
-# How many times the magnitude of a range one step may contribute to its average. What lies further out is an outlier
-# and counts as if it lay there (winsorizing; Tukey, 1962): a range grows by a factor of at most 1.95 in one step. A
-# lasting change of scale is still followed, by that factor per step. Wu et al. (2020) compare ways to leave outliers
-# out of ranges.
+# How many times the magnitude of a range one step may contribute to its average. A value further out is an outlier and
+# is clipped to that bound (winsorizing; Tukey, 1962): a range grows by a factor of at most 1.95 in one step. A lasting
+# change of scale is still followed, by that factor per step. Wu et al. (2020) compare ways to leave outliers out of
+# ranges.
 RANGE_REACH = 20.0
 # In the first steps the bound holds in both directions: an outlier in the very first step has nothing to be compared
 # with, and the moving average would take hundreds of steps to forget it.
@@ -94,7 +94,7 @@ class QuantizationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check that the run can be quantized, and switch the layers to what they do in its first step."""
-        args = kwargs.get("st_args", args)  # SetFit passes arguments of its own, and its trainer's beside them.
+        args = kwargs.get("st_args", args)  # SetFit passes its own arguments, and its trainer's beside them.
         if args.n_gpu > 1:
             raise ValueError(
                 f"`--quant_scheme` cannot train one process on {args.n_gpu} GPUs (`nn.DataParallel`), whose copies of "
@@ -115,7 +115,7 @@ class QuantizationCallback(TrainerCallback):
         # As the last step before a checkpoint left them: no other step may follow.
         self._switch(state.global_step - 1, state)
         if state.global_step >= state.max_steps:
-            # No step is left in which layers could show that they round; a layer that has seen its inputs did.
+            # No forward is left to record which layers round. A layer whose range was observed has rounded.
             for layer in self._layers:
                 layer.rounded = layer.weight.dtype if layer.ready else None
 
@@ -247,7 +247,7 @@ def _within_reach(ranges: Tensor, of: Tensor) -> Tensor:
 def _unseen(layer: CompressedLayer) -> Tensor:
     """Return the range of a layer that has seen nothing.
 
-    A compiled forward always finds a tensor here, and one of its own. None in the first micro-batch of a step, or one
-    tensor for all layers, would double the graphs of the compiler.
+    A compiled forward always finds a tensor here, a different one in each layer. None in the first micro-batch of a
+    step, or one tensor for all layers, would double the graphs of the compiler.
     """
     return layer.input_range.new_tensor([math.inf, -math.inf])

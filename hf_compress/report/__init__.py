@@ -1,4 +1,4 @@
-"""What was measured on a compressed model, and the model card and the Hub upload made from it.
+"""The measurements of a compressed model, and the model card and the Hub upload made from them.
 
 `measure` reloads a folder, measures it, and returns a frozen `Report`. `save_card` renders the card from `report.json`
 and from nothing else, section by section (`SECTIONS`). `push` uploads a folder after checking that all of it agrees.

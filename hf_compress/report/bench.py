@@ -153,7 +153,7 @@ def _timings(
         for shape in shapes:
             rows, tokens = shape
             bar.update(task, description=f"{rows} rows" if tokens is None else f"{rows} x {tokens} tokens")
-            # Each folder gets a batch of its own: a cut vocabulary does not have all tokens.
+            # Each folder gets its own batch: a cut vocabulary does not have all tokens.
             batches = {variant.folder: _batch(variant.folder, shape, device) for variant in loaded.values()}
             calls = {name: _call(variant.model, batches[variant.folder], device) for name, variant in loaded.items()}
             seconds = measure_latency(calls, rounds, after_call=partial(bar.advance, task))

@@ -17,7 +17,7 @@ logger = logging.get_logger(__name__)
 
 
 def check_finite(trainer: Trainer, reloaded: nn.Module, numbers: Mapping[str, float | None]) -> None:
-    """Refuse a result of which one of `numbers` is not finite, and say what diverged and when.
+    """Refuse a result if one of its `numbers` is not finite, and say what diverged and when.
 
     Raises:
         ValueError: a number is not finite.

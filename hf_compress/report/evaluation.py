@@ -113,7 +113,7 @@ def logit_difference(
                 ours, theirs = (head.logits(model(**inputs)) for model in (trained, other))
             rows += len(ours[0])
             for one, two in zip(ours, theirs, strict=True):
-                # Models may put -inf where no class is allowed: equal values differ by 0, whatever they are.
+                # Models may put -inf where no class is allowed. Equal values differ by 0, infinities too.
                 difference = torch.where(one == two, 0.0, (one.double() - two.double()).abs()).max().cpu()
                 # torch.maximum keeps a NaN, max() can drop it: a broken model must not report parity.
                 largest = torch.maximum(largest, difference)
@@ -153,7 +153,7 @@ class Origin:
         return cls(name or type(inner).__name__, revision, trained, folder, _model_files(folder))
 
     def is_changed(self) -> bool:
-        """Whether the files of the model are no longer those that training started from."""
+        """Whether the files of the model have changed since training started."""
         return _model_files(self.folder) != self.files
 
 
@@ -165,7 +165,7 @@ def _model_files(folder: Path | None) -> frozenset[tuple[str, int, int]]:
 
 
 def evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """The numbers that the trainer's own `evaluate` returns for its model, named `eval_...` whatever the prefix."""
+    """The numbers that the trainer's own `evaluate` returns for its model, always with the prefix `eval_`."""
     kinds = {name: parameter.kind for name, parameter in inspect.signature(trainer.evaluate).parameters.items()}
     takes_prefix = "metric_key_prefix" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()
     # All models must get the same batches, so a collator that draws masks (language models) has to draw them again.

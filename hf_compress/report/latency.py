@@ -100,7 +100,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Latency:
-    """What `hf-compress bench` measured in one run.
+    """The measurements of one run of `hf-compress bench`.
 
     Args:
         baseline: the variant that speed-ups refer to.

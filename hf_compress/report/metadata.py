@@ -13,7 +13,7 @@ HUB_METRICS = {"pearson": "pearsonr"}
 
 
 def metadata(report: Report) -> ModelCardData:
-    """What the Hub reads from the head of the card.
+    """The metadata that the Hub reads from the head of the card.
 
     It names a base model or a dataset only if the Hub has it. Scores belong to a dataset of the Hub, so without one
     there is no model-index.

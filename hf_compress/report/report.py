@@ -1,4 +1,4 @@
-"""What was measured: one frozen `Report` per compressed checkpoint, saved as `report.json` beside it."""
+"""Measurements: one frozen `Report` per compressed checkpoint, saved as `report.json` beside it."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ SCHEMA = "hf_compress.report/1"
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What the model was trained and evaluated on.
+    """The rows that the model was trained and evaluated on.
 
     Args:
         name: the dataset, or the script that made the rows.

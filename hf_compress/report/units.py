@@ -33,7 +33,7 @@ def percent(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the largest unit of which there is more than one.
+    """A time in the largest unit that gives more than one.
 
     Example:
         >>> from hf_compress.report.units import duration

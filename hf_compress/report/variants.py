@@ -44,7 +44,7 @@ def find_variants(folders: Sequence[Path], names: Sequence[str], device: torch.d
     Args:
         folders: where models were saved.
         names: which of `VARIANTS` to return.
-        device: of PyTorch. On another device than a CPU there are no other runtimes.
+        device: of PyTorch. The other runtimes are left out unless it is a CPU.
 
     Raises:
         ValueError: a folder without a model, an unknown name, or nothing is left.

@@ -34,7 +34,7 @@ The software:
 
 
 def values(report: Report) -> dict[str, Any]:
-    """What the template needs."""
+    """The values that the template uses."""
     sources = "\n\n".join(entry for entry in citations(report) if entry != STUDY)
     return {
         "study": block(STUDY, "bibtex"),

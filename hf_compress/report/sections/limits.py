@@ -33,7 +33,7 @@ TEMPLATE = """\
 
 
 def values(report: Report) -> dict[str, Any]:
-    """What the template needs."""
+    """The values that the template uses."""
     return {"static": is_static(report), "base": base_words(report)}
 
 

@@ -30,7 +30,7 @@ The format {{ format.name | code }}:
 
 
 def values(report: Report) -> dict[str, Any]:
-    """What the template needs."""
+    """The values that the template uses."""
     imports, _, rest = _code(report, "packed").partition("\n\n")
     folder = 'folder = "path/to/this/folder"  # or the id of this repository'
     return {

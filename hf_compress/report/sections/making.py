@@ -71,7 +71,7 @@ def is_static(report: Report) -> bool:
 
 
 def values(report: Report) -> dict[str, Any]:
-    """What the template needs."""
+    """The values that the template uses."""
     recipe = report.recipe
     distillation, pruning, quantization = recipe.distillation, recipe.pruning, recipe.quantization
     self_taught = distillation.distill_teacher == "self"

@@ -27,7 +27,7 @@ Integer kernels add in another order than training does, so a value can be round
 
 
 def values(report: Report) -> dict[str, Any]:
-    """What the template needs."""
+    """The values that the template uses."""
     rows = [
         {
             "name": name,

@@ -63,7 +63,7 @@ def metric_names(report: Report) -> list[str]:
 
 
 def values(report: Report) -> dict[str, Any]:
-    """What the template needs."""
+    """The values that the template uses."""
     return {
         "dataset": dataset_words(report),
         "scores": [_score_row(report, name) for name in metric_names(report)],

@@ -27,7 +27,7 @@ and `torch-int8` is this model loaded with `CompressionConfig(run="int8")`.
 
 
 def values(report: Report) -> dict[str, Any]:
-    """What the template needs."""
+    """The values that the template uses."""
     latency = report.latency
     return {"latency": latency, "rows": [] if latency is None else _rows(latency)}
 

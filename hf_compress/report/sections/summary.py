@@ -38,7 +38,7 @@ def base_words(report: Report) -> Markdown:
 
 
 def values(report: Report) -> dict[str, Any]:
-    """What the template needs."""
+    """The values that the template uses."""
     layers = report.recipe.distillation.distill_student_layers is not None
     whole = [*(["all its layers"] if layers else []), *(["its whole vocabulary"] if report.vocabulary else [])]
     return {

@@ -1,4 +1,4 @@
-"""What the results of a study show: size reductions, effects and interactions, each with an interval.
+"""The analysis of a study's results: size reductions, effects and interactions, each with an interval.
 
 `read_measurements` reads results, `Findings` computes everything from them, and `suggest` picks a recipe. `published`
 holds the figures of the paper that a study is compared with.

@@ -26,7 +26,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Gain:
-    """What a method adds to a model that already has other methods.
+    """The effect of adding a method to a model that already has other methods.
 
     Args:
         method: the method that is added.

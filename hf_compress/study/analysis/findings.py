@@ -33,7 +33,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the measurements of a study show.
+    """The findings of a study, computed from its measurements.
 
     Means over tasks use the largest part of the study without missing cells (`full`). The linear model uses all cells.
 

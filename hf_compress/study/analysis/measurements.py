@@ -22,7 +22,7 @@ SELF = "self"
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one cell measured. Scores are in points of 100; sizes are in bytes.
+    """The measurements of one cell. Scores are in points of 100; sizes are in bytes.
 
     Args:
         key: key of the cell.
@@ -88,7 +88,7 @@ def read_measurements(source: str | Path | Sequence[str | Path], metric: str = P
             metric of each task (Matthews' correlation for CoLA).
 
     Raises:
-        ValueError: there are no results, a line is no result, or two results are of the same cell.
+        ValueError: there are no results, a line is not a result, or two results are of the same cell.
 
     Example:
         >>> from hf_compress.study.analysis import read_measurements

@@ -16,14 +16,14 @@ with extra("study", "A study"):
     from scipy.stats import norm, t
 
 DRAWS = 4000
-# With less than these, an interval would be mostly luck.
+# With fewer, an interval would be mostly chance.
 FEWEST_TASKS = 3
 FEWEST_REPEATS = 3
 CONFIDENCE = 0.95
 
 
 class Point(NamedTuple):
-    """What a study compares, averaged over tasks and seeds."""
+    """One point of a comparison, averaged over tasks and seeds."""
 
     model: str
     combination: str

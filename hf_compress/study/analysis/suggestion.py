@@ -159,7 +159,7 @@ def expected(known: Panel, place: int, control: int, *, known_task: bool) -> tup
     """Return the difference of a point's score to that of a control, with its interval, and what the interval is over.
 
     For a task of the study: Student's t with the variance between seeds of that task, pooled over its cells. For
-    another task: the range where a further task would lie, from at least `FEWEST_TASKS` tasks.
+    another task: the range expected for a further task, from at least `FEWEST_TASKS` tasks.
     """
     differences = known.scores[:, place] - known.scores[:, control]
     value = float(differences.mean())

@@ -34,7 +34,7 @@ METHOD_ARGUMENTS: dict[str, type[Any]] = {
     "mp": PruningArguments,
     "int8": QuantizationArguments,
 }
-# StudyOptions of a recipe that a grid says in its own words.
+# Options of a recipe that a grid sets under its own keys.
 SET_ELSEWHERE = {
     "distill_teacher": "`teacher` instead",
     "distill_student_layers": "`layers` of a model instead",
@@ -43,7 +43,7 @@ SET_ELSEWHERE = {
 }
 # Training arguments that the study sets itself.
 SET_BY_STUDY = ("output_dir", "seed", "data_seed", "do_train", "do_eval", "do_predict", "push_to_hub", "report_to")
-# The least legal values of training arguments that Transformers itself checks in training only, or never.
+# The smallest legal values of training arguments that Transformers checks only during training, or never.
 LOWEST = {
     "learning_rate": 0,
     "weight_decay": 0,
@@ -63,7 +63,7 @@ class ModelEntry:
     Args:
         name: what results call the model.
         path: a folder, a Hub id, or `package:NAME/FOLDER`.
-        layers: numbers of layers, each a model size of its own.
+        layers: numbers of layers; each one is a separate model size.
         seeds: seeds of this entry; by default those of the grid.
         revision: revision on the Hub.
         hub_id: Hub id to name in reports, for a model in a folder.
@@ -93,7 +93,7 @@ class TaskEntry:
 
 @dataclass(frozen=True)
 class StudyGrid:
-    """What a study compares: all combinations of models, tasks, methods, sparsities, seeds and recipe options.
+    """The grid of a study: all combinations of models, tasks, methods, sparsities, seeds and recipe options.
 
     Args:
         name: the name of the study, by default that of its file.
@@ -161,7 +161,7 @@ class StudyGrid:
         """Read the grid from a YAML file.
 
         Raises:
-            ValueError: the file is missing or no YAML, or its grid is invalid.
+            ValueError: the file is missing or is not YAML, or its grid is invalid.
         """
         path = Path(path)
         if path.suffix not in YAML:

@@ -116,8 +116,8 @@ class Sources:
         """Return digests of the models and the data of the grid.
 
         Args:
-            unreached: for a plan that is not run. What the Hub does not return is then known by its name, and a line
-                on it is appended here. Folders are checked in any case.
+            unreached: for a plan that is not run. Models and data that the Hub does not return are then identified by
+                name, and a line about each is appended here. Folders are checked in any case.
 
         Raises:
             ValueError: a model or a data set is missing, or has too few layers.

@@ -71,7 +71,7 @@ def keys(values: Any, where: str, known: Any, required: Iterable[str] = ()) -> d
     """Return a mapping after a check of its keys.
 
     Args:
-        values: what the file has.
+        values: the mapping in the file.
         where: its name in errors.
         known: legal keys, or a dataclass with these fields.
         required: keys that must be there.

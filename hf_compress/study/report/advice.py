@@ -63,7 +63,7 @@ def size_in_bytes(words: str) -> float:
     """Return the number of bytes in words such as "10MB", "800 kB" or "1.5e6". Units are decimal.
 
     Raises:
-        ValueError: the words are no size.
+        ValueError: the words are not a size.
 
     Example:
         >>> from hf_compress.study.report.advice import size_in_bytes

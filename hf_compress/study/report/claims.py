@@ -47,7 +47,7 @@ def claims(findings: Findings) -> Table:
 
 
 def verdict(interval: tuple[float, float] | None, line: float, *, above: bool) -> str:
-    """Return the verdict on a claim that a value lies above a line (or below), from its interval.
+    """Return the verdict on a claim that a value is above a line (or below), from its interval.
 
     Example:
         >>> from hf_compress.study.report.claims import verdict

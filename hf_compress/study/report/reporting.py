@@ -62,7 +62,7 @@ def write_report(
 def quote_tables(document: str | Path, tables: Sequence[Table]) -> int:
     r"""Replace the tables in a Markdown file, and return how many.
 
-    A table stands between `<!-- study NAME: begin -->` and `<!-- study NAME: end -->`.
+    Each table is between `<!-- study NAME: begin -->` and `<!-- study NAME: end -->`.
 
     Raises:
         ValueError: the file or a table does not exist, or a mark has no end.

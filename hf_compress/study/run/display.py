@@ -1,4 +1,4 @@
-"""What a user sees of a running study: names of nodes, and a table of progress."""
+"""The display of a running study: names of nodes, and a table of progress."""
 
 import time
 from collections import Counter

@@ -94,7 +94,7 @@ class RayWorkers:
 
 
 def _reach(address: str) -> None:
-    """Connect to HOST:PORT, and fail fast. Ray itself would wait for minutes, deaf to Ctrl-C."""
+    """Connect to HOST:PORT, and fail fast. Ray itself would wait for minutes and ignore Ctrl-C."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal() and "://" not in address:
         socket.create_connection((host, int(port)), timeout=10).close()

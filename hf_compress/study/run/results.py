@@ -53,7 +53,7 @@ class Result:
         """Return the result from what `to_dict` returned.
 
         Raises:
-            ValueError: the values are no result.
+            ValueError: the values are not a result.
         """
         if not isinstance(values, dict) or set(values) != {"cell", "report", "seconds"}:
             raise ValueError("A result must have exactly `cell`, `report` and `seconds`.")
@@ -108,7 +108,7 @@ def write_results(results: Iterable[Result], file: str | Path) -> int:
         content = zstandard.ZstdCompressor(level=19).compress(content)
     files, path = fsspec.core.url_to_fs(str(file))
     if isinstance(files, LocalFileSystem):
-        # Aside first, so that a full disk does not cost the results of before.
+        # Written to another file first, so that a full disk does not destroy the earlier results.
         partial = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.partial")
         try:
             partial.write_bytes(content)

@@ -106,7 +106,7 @@ class Store:
         return {path.rsplit("/", 2)[1] for path in files.glob(f"{root.rstrip('/')}/*/{name}")}
 
     def is_done(self, node: DenseModel | Cell) -> bool:
-        """Whether the node has a valid result of its own."""
+        """Whether the node has its own valid result."""
         if isinstance(node, DenseModel):
             return self.dense(node.key) is not None
         result = self.result(node.key)
@@ -190,7 +190,7 @@ class Store:
         self._write(key, DENSE_FILE, json.dumps(scores, indent=2) + "\n")
 
     def forget_dense(self, key: str) -> None:
-        """Remove a dense model. Its scores go first: they promise that the weights are there."""
+        """Remove a dense model. Remove its scores first, because they promise that the weights are there."""
         self._remove(key, DENSE_FILE)
         shutil.rmtree(self.local / key / MODEL_FOLDER, ignore_errors=True)
         if self._remote:
