@@ -1,7 +1,7 @@
 """Fine-tune a Transformers model on GLUE or on sentences of your own, and compress it while it trains.
 
 Without a flag of hf_compress this is an ordinary fine-tuning script. With such flags the model is compressed during
-training, and OUTPUT_DIR/compressed holds the small model, its report and its card. All it takes is marked.
+training, and OUTPUT_DIR/compressed holds the small model, its report and its card. The lines that do this are marked.
 
     python examples/run_glue.py --model_name_or_path google-bert/bert-base-uncased --task_name sst2 \\
         --output_dir sst2-small --do_train --do_eval --learning_rate 3e-5 --num_train_epochs 3 \\

@@ -53,7 +53,7 @@ def main() -> None:
         ends = [start + len(answer) - 1 for start, answer in zip(rows["answer_start"], rows["answer"], strict=True)]
         for name, characters in (("start_positions", rows["answer_start"]), ("end_positions", ends)):
             places = [encoded.char_to_token(row, at, sequence_index=1) for row, at in enumerate(characters)]
-            # An answer that was cut off is nowhere: the first token stands for that.
+            # A truncated answer has no position: label the first token instead.
             encoded[name] = [place or 0 for place in places]
         return encoded
 

@@ -59,7 +59,7 @@ def main() -> None:
     data = raw.map(encode, batched=True, remove_columns=raw["train"].column_names)
 
     def compute_metrics(prediction):
-        """The share of a summary's words that were found: ROUGE-1 recall, but for stemming."""
+        """The share of a summary's words that were found: ROUGE-1 recall without stemming."""
         ids = [np.where(rows >= 0, rows, tokenizer.pad_token_id) for rows in prediction]
         found, wanted = (tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in ids)
         words = [(set(one.split()), set(other.split())) for one, other in zip(found, wanted, strict=True)]

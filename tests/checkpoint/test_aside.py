@@ -1,4 +1,4 @@
-"""A result appears whole or not at all, follows no link, and of two writers one wins and the other says so."""
+"""A result appears whole or not at all and follows no link; of two writers, one wins and the other raises."""
 
 import os
 import threading

@@ -33,7 +33,7 @@ MakeBert = Callable[..., BertForSequenceClassification]
 
 @pytest.fixture
 def model(make_bert: MakeBert) -> BertForSequenceClassification:
-    """Large enough that heads and scales do not decide about its size."""
+    """A model so large that heads and scales hardly affect its size."""
     return make_bert(vocab_size=1000, hidden_size=128, intermediate_size=512)
 
 
@@ -49,7 +49,7 @@ def within(megabytes: float, **methods: object) -> Recipe:
 
 
 def error_of(model: BertForSequenceClassification, recipe: Recipe) -> float:
-    """The relative squared errors of all weights by `recipe`, counted by their size."""
+    """The relative squared errors of all weights under `recipe`, weighted by size."""
     options, total = recipe.quantization, 0.0
     pruned = prunable(model)
     weights = [target.weight for target in pruned]
@@ -137,7 +137,7 @@ def test_the_smallest_size_that_is_named_fits(model: BertForSequenceClassificati
     with pytest.raises(ValueError, match=said + r"the file would have ([0-9.]+) MB") as refused:
         fit_budget(model, within(0.01))
     named = float(str(refused.value).partition("would have ")[2].partition(" MB")[0])
-    chosen, _ = fit_budget(model, within(1.01 * named))  # It is said in three digits.
+    chosen, _ = fit_budget(model, within(1.01 * named))  # The message rounds it to three digits.
     assert chosen.pruning.prune_sparsity <= MOST_SPARSITY
 
 

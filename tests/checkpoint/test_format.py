@@ -30,7 +30,7 @@ KINDS = ["<i1", "<f4", "<f2", "bfloat16", "<f8", "<u1", "<i2", "<i4", "<i8", "?"
 
 
 class Reader:
-    """Reads one packed tensor. Knows docs/format.md, and nothing of hf_compress."""
+    """Reads one packed tensor as docs/format.md specifies, without hf_compress."""
 
     def __init__(self, name: str, data: bytes, seal: int) -> None:
         magic, checksum, own_seal, kind, dimensions, self.transposed, zero, self.group, self.step = struct.unpack(
@@ -119,7 +119,7 @@ def read(folder: Path) -> dict[str, np.ndarray]:
 
 
 def compressed(model: PreTrainedModel, recipe: Recipe, folder: Path, **options: Any) -> Path:
-    """The folder of a model that was pruned and turned as training would, without the training."""
+    """The folder of a model that is pruned and quantized as training would do it, without the training."""
     with torch.no_grad():
         if recipe.pruning.enabled:
             for target in prunable(model):
@@ -173,7 +173,7 @@ def test_a_reader_of_the_specification_gives_the_same_bits(
     # Rows of 72 have a last group of 8, and 4000 of them are two chunks.
     sizes = {"hidden_size": 72, "intermediate_size": 100, "vocab_size": 4000}
     folder = compressed(make_bert(**sizes).to(dtype), RECIPES[recipe], tmp_path / "packed")
-    # Integers times scales are float32; only there the two agree before rounding to bfloat16.
+    # Integers times scales are float32; the two agree only in float32, before rounding to bfloat16.
     reloaded = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     weights = read(folder)
     assert set(weights) == set(reloaded.state_dict())

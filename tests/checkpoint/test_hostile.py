@@ -1,4 +1,4 @@
-"""Damaged, mixed-up and malicious checkpoints: each is a `ValueError`, and none makes us allocate more."""
+"""Damaged, mixed-up and malicious checkpoints: each raises `ValueError`, and none causes larger allocations."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ from hf_compress.layers.grids import SCHEMES
 from hf_compress.models.targets import prunable, quantizable
 
 NAME = "model.safetensors"
-BOMB = 1 << 28  # What it would inflate to.
+BOMB = 1 << 28  # The size after decompression.
 # Transformers warns of what a checkpoint lacks, thousands of times.
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
@@ -35,7 +35,7 @@ pytestmark = [
 
 @pytest.fixture
 def folder(make_bert: Callable[..., PreTrainedModel], tmp_path: Path) -> Path:
-    """A packed folder of a BERT with one layer, 80 % of whose weights are zero and the others integers."""
+    """A packed folder of a one-layer BERT: 80 % of its weights are zero, the others are integers."""
     model = make_bert(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1)
     with torch.no_grad():
         for target in prunable(model):
@@ -119,7 +119,7 @@ def lengthened(file: bytes, rng: random.Random) -> bytes:
 
 
 def moved(file: bytes, rng: random.Random) -> bytes:
-    """A piece taken out here and put in there."""
+    """The file with one piece moved to another place."""
     begin, to = rng.randrange(len(file)), rng.randrange(len(file))
     piece = file[begin : begin + rng.randrange(1, 64)]
     rest = file[:begin] + file[begin + len(piece) :]
@@ -221,12 +221,12 @@ MUTATIONS = [
 
 
 def loaded(folder: Path) -> dict[str, torch.Tensor]:
-    """What Transformers loads."""
+    """The weights that Transformers loads."""
     return _state(AutoModelForSequenceClassification.from_pretrained(folder))
 
 
 class Door:
-    """What hf_compress does of that, on one model: ten times as fast, so that thousands of files can be read."""
+    """Only the part of hf_compress, on one model: ten times as fast, so that thousands of files can be read."""
 
     def __init__(self, folder: Path) -> None:
         config = AutoConfig.from_pretrained(folder)
@@ -260,7 +260,7 @@ def _fuzz(
     rounds: int,
     load: Callable[[Path], dict[str, torch.Tensor]],
 ) -> None:
-    """Every mutated file is refused, or has the very weights of the whole one; forged ones at least their shapes."""
+    """Every mutated file is refused or gives the same weights; a forged one at least gives the same shapes."""
     rng, file = random.Random(f"{mutation.__name__} {seed}"), (folder / NAME).read_bytes()
     expected, config = load(folder), CompressionConfig(**AutoConfig.from_pretrained(folder).quantization_config)
     before, refused = _memory("VmRSS"), 0
@@ -295,7 +295,7 @@ def test_mutated_files_are_refused_or_harmless(mutation: Callable[..., bytes], f
 
 
 def inspected(folder: Path) -> dict[str, torch.Tensor]:
-    """What `hf-compress inspect` reads; of each tensor the shape and the zeros."""
+    """The shape and the zeros of each tensor, as `hf-compress inspect` reads them."""
     inventory.bytes_by_codec(folder)
     return {facts.name: torch.zeros(facts.shape) for facts in inventory.tensors(folder)}
 
@@ -426,9 +426,9 @@ def _fuzz_config(folder: Path, seed: int, rounds: int) -> None:
             continue
         except RuntimeError:
             if values["quant_method"] != "hf_compress":
-                continue  # An ordinary model to Transformers, and bytes are no matrices.
+                continue  # Transformers takes it for an ordinary model, and fails on bytes in place of matrices.
             raise
-        # Left out may be what is the default, and added what nobody reads.
+        # A removed field may have its default value, and an added one may never be read.
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert refused
 

@@ -1,4 +1,4 @@
-"""Choices of bytes: against all choices there are."""
+"""Choices of bytes, compared with brute force over all choices."""
 
 import itertools
 
@@ -14,7 +14,7 @@ THINGS = st.lists(
     min_size=1,
     max_size=4,
 ).map(
-    # Of each, the fewer bytes the more error, as of fewer bits.
+    # For each thing, fewer bytes mean more error, as fewer bits do.
     lambda things: [
         [
             Option(size, error)

@@ -1,4 +1,4 @@
-"""How a packed folder can be loaded, what that takes, and what a save that is cut off leaves behind."""
+"""Loading a packed folder in every way, the memory that it takes, and the remains of an interrupted save."""
 
 import os
 import random
@@ -48,7 +48,7 @@ def folder(model: PreTrainedModel, tmp_path: Path) -> Path:
 
 
 def _quantized(model: PreTrainedModel, folder: Path) -> Path:
-    """The folder that `model` is written to with integers in it, as it is."""
+    """The folder of `model` with its weights rounded to integers, without training."""
     names = [target.name for target in quantizable(model)]
     config = CompressionConfig(scheme=asdict(SCHEMES["int8-weight"].grids), quantized=names)
     model.hf_quantizer, model.config.quantization_config = CompressionQuantizer(config), config
@@ -75,7 +75,7 @@ def test_shards_load_and_a_foreign_one_is_refused(
     files = sorted(shards.glob("*.safetensors"))
     assert len(files) > 2
     assert _same(AutoModelForSequenceClassification.from_pretrained(shards), model)
-    # Of a model that holds other tensors, so that its seal is another.
+    # From a model with other tensors, so its seal differs.
     save_compressed(_pruned(make_bert(num_hidden_layers=1)), tmp_path / "other", RECIPE)
     files[1].write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match="was not saved together with the other tensors"):
@@ -225,7 +225,7 @@ def test_loading_takes_little_more_memory_than_the_dense_model(
         text=True,
         check=True,
     )
-    # The pages of the file that are mapped count as well, a quarter of the model; what is decoded is so in chunks.
+    # The mapped pages of the file count too: a quarter of the model. Decoding works in chunks.
     assert 0.9 * sum(sizes) < int(done.stdout) < sum(sizes) + max(sizes)
 
 
@@ -245,7 +245,7 @@ print("saved", flush=True)
 
 
 def _killed(source: Path, target: Path, seconds: float) -> str:
-    """What a process printed that saves `source` as `target` and is killed so many seconds after it began to."""
+    """The output of a process that saves `source` as `target` and is killed so many seconds after it starts saving."""
     process = subprocess.Popen(
         [sys.executable, "-c", SAVE, str(source), str(target)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -274,7 +274,7 @@ def test_a_save_that_is_killed_leaves_the_whole_folder_or_none(
         if target.exists():
             assert _same(AutoModelForSequenceClassification.from_pretrained(target), model)
             target.rename(tmp_path / f"whole-{len(outcomes)}")
-    # What is left aside does not stand in the way of the next save.
+    # Files that remain aside do not block the next save.
     save_compressed(model, target, RECIPE)
     assert False in outcomes
 

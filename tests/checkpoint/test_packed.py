@@ -1,4 +1,4 @@
-"""Packed tensors: without loss, close to entropy, and deaf to damaged bytes."""
+"""Packed tensors are lossless and close to entropy, and damaged bytes are refused."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""The checkpoint to resume from is the newest one that is whole, whatever a killed run or a full disk left behind."""
+"""A run resumes from its newest whole checkpoint, even if a kill or a full disk left incomplete ones."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Compressed checkpoints: what was trained is what loads, to the last bit, and nothing else loads."""
+"""Compressed checkpoints load what was trained, bit for bit; all others are refused."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A teacher that is asked once teaches what a live one does, and no stale answer is ever met."""
+"""A cached teacher teaches the same as a live one, and no stale answer is ever used."""
 
 import copy
 import logging
@@ -64,7 +64,7 @@ def classed(count: int = 64) -> Dataset:
 
 
 def cached(folder: Path) -> dict[str, Any]:
-    """What `harness.make` takes to cache a teacher that is given as a model."""
+    """The arguments of `harness.make` that cache a teacher passed as a model."""
     distillation = DistillationArguments()
     distillation.distill_cache = str(folder)  # Alone it would warn: the teacher is not named but given.
     return {"build": {"distillation": distillation}}
@@ -96,7 +96,7 @@ def test_rows_of_one_length_give_the_same_bits_cached_and_live(methods: Any, nam
 
 
 def test_padding_changes_no_more_than_the_order_of_sums(tiny_tokenizer: Any, tmp_path: Path) -> None:
-    """In float32 the last bits of a row's logits depend on what it is padded with; in float64 that is out of sight."""
+    """In float32 the last bits of a row's logits depend on what it is padded with; in float64 this is negligible."""
     for dtype, within in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
         runs = [
             trained(
@@ -196,7 +196,7 @@ HEADS: dict[str, tuple[Any, Any, Callable[[], Dataset], Any]] = {
     ),
     "causal, padded on the left": (
         AutoModelForCausalLM,
-        # Its positions are relative, so that a row's logits do not depend on where it stands.
+        # Its positions are relative, so a row's logits do not depend on its place.
         LlamaConfig(**SIZES, pad_token_id=0),
         lambda: uneven(labels=lambda number, ids: ids),
         DataCollatorForTokenClassification,
@@ -497,7 +497,7 @@ def test_rows_that_are_tensors_already_stay_so(tmp_path: Path) -> None:
 
 
 def named(folder: Path | None = None, **more: Any) -> dict[str, Any]:
-    """What `harness.make` takes to be taught by the model itself, cached in `folder` or live."""
+    """The arguments of `harness.make` for a model that teaches itself, cached in `folder` or live."""
     place = None if folder is None else str(folder)
     plan = Recipe(DistillationArguments(distill_teacher="self", distill_cache=place, **more))
     return {"plan": plan, "build": {"distillation": plan.distillation}}
@@ -564,7 +564,7 @@ def test_rows_without_columns_are_refused_before_training(tmp_path: Path) -> Non
         with pytest.raises(ValueError, match=f"`--distill_cache`.*{said}"):
             DistillationTrainer(args=args, **teacher, **cached(tmp_path)["build"])
         run = make(tmp_path, [KD], data=fixed(), **cached(tmp_path))
-        run.train_dataset = data  # Put in later.
+        run.train_dataset = data  # Replaced after the trainer was built.
         with pytest.raises(ValueError, match=f"`--distill_cache`.*{said}"):
             run.train()
 
@@ -579,7 +579,7 @@ def test_a_teacher_that_is_not_finite_is_named_first(tmp_path: Path) -> None:
 
 
 def test_answers_that_are_nan_are_not_cached(tmp_path: Path) -> None:
-    """As a teacher in float16 gives where it overflows, for some rows only."""
+    """Logits like those of a float16 teacher that overflows, for some rows only."""
     teacher = bert(seed=1)
 
     def overflow(module: Any, arguments: Any, named: Any, output: Any) -> Any:

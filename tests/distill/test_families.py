@@ -1,4 +1,4 @@
-"""Teachers of image and audio models: which fit, which are refused, and what a cache keeps of them."""
+"""Teachers of image and audio models: which fit, which are refused, and the answers that a cache keeps."""
 
 from pathlib import Path
 from typing import Any

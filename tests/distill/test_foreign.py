@@ -1,4 +1,4 @@
-"""Other classes' `compute_loss`: on top of the mixin, below it, and with returns of its own."""
+"""Other classes' `compute_loss`: on top of the mixin, below it, and with other return values."""
 
 from pathlib import Path
 from typing import Any

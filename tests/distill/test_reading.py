@@ -1,4 +1,4 @@
-"""A teacher reads the student's batches as the student does, or is refused or mentioned by name."""
+"""A teacher reads the student's batches as the student does, or an error or a warning names it."""
 
 from pathlib import Path
 from typing import Any

@@ -239,7 +239,7 @@ def test_logged_terms_cover_the_same_steps_as_the_loss(accumulation, logging_ste
         teacher=teacher,
         arguments={"logging_steps": logging_steps},
     )
-    for _ in range(2):  # a second training starts its sums anew
+    for _ in range(2):  # a second training starts its sums at zero
         trainer.train()
         terms = list(zip(*(logged(trainer, name) for name in ("loss", "distill_loss", "label_loss")), strict=True))
         assert len(terms) == 6 // logging_steps

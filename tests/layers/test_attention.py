@@ -264,7 +264,7 @@ def test_compressed_tensors_has_no_place_for_it(tiny_bert: Any, tmp_path: Path) 
 
 
 def test_a_decorated_forward_is_found(tiny_bert: Any) -> None:
-    """Whatever wraps `forward` hides its code, but not what it does."""
+    """A decorator hides the code of `forward`, but not its effect."""
     names = list(attention_modules(tiny_bert))
     module = tiny_bert.bert.encoder.layer[0].attention.self
 

@@ -1,4 +1,4 @@
-"""Bits for each layer: who gets which, what is refused, and a file of several bits that is what was trained."""
+"""Bits per layer: how they are assigned, what is refused, and a file with several bit widths that loads as trained."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -100,7 +100,7 @@ def test_a_file_of_several_bits_gives_the_logits_of_training(
         )
         with torch.no_grad():
             got = loaded.eval()(input_ids=ids).logits
-        # Of integers a last bit decides now and then to which of two a value in the middle is rounded.
+        # A last bit sometimes decides which of two integers a value halfway between them rounds to.
         torch.testing.assert_close(got, logits, atol=0.02 * (run == "int8"), rtol=0)
         loaded.save_pretrained(tmp_path / run)
         for file in ("model.safetensors", "config.json"):

@@ -112,7 +112,7 @@ def test_scales_are_float32_and_values_keep_their_16_bit_dtype(dtype: torch.dtyp
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_bounds_as_numbers_and_as_tensors_are_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one is for a CPU, the other for a GPU and for compilers."""
+    """One is for CPUs, the other for GPUs and compilers."""
     grid = SCHEMES["int8"].activation
     values = (torch.randn(100_000) * 1.3).to(dtype).requires_grad_()
     scale, zero_point = affine_parameters(torch.tensor(-0.7), torch.tensor(1.1), grid)

@@ -62,7 +62,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 
 @pytest.fixture(params=[False, True], ids=["dequantized", "multiplied as integers"])
 def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether layers multiply integers, whatever this machine is fast at: exact sums need VNNI."""
+    """Whether layers multiply integers, regardless of this machine's speed: exact sums need VNNI."""
     if request.param and not integer.multiplies_fast(torch.device("cpu")):
         pytest.skip("this CPU has no VNNI")
     monkeypatch.setattr(integer, "multiplies_fast", lambda device: request.param)
@@ -77,7 +77,7 @@ def inputs(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def saved(model: PreTrainedModel, scheme: str, folder: Path) -> Path:
-    """The folder that `model` was saved to, after a forward with everything rounded as in the end of training."""
+    """The folder that `model` was saved to, after a forward with everything rounded, as at the end of training."""
     quantize_layers(model.eval(), SCHEMES[scheme])
     round_attention(model, SCHEMES[scheme])
     for layer in compressed_layers(model).values():
@@ -119,7 +119,7 @@ def test_integers_give_the_logits_of_the_dense_model(name: str, scheme: str, mul
     )
     expected, got = logits(dense), logits(small)
     if multiplied:
-        # A last bit decides now and then which of two integers a value in the middle between them is rounded to.
+        # A last bit sometimes decides which of two integers a value halfway between them rounds to.
         assert (got - expected).abs().max() <= 0.02 * expected.abs().max()
     else:
         assert torch.equal(got, expected)

@@ -1,4 +1,4 @@
-"""Layers that are given the same tensor look at it and round it once, and nothing changes by a bit."""
+"""Layers that receive the same tensor observe and round it once, and no bit changes."""
 
 import copy
 import pickle

@@ -312,10 +312,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
 def test_a_kept_weight_that_becomes_zero_does_not_break_resume(
     make_bert: Callable, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
-    """Zeros cannot tell whether they were pruned. Therefore saving derives the masks anew too."""
+    """Zeros do not show whether they were pruned, so saving derives the masks again too."""
 
     class Strike(TrainerCallback):
-        """Sets a kept weight in front of all pruned ones to zero, as an optimizer might by accident."""
+        """Sets a kept weight before all pruned ones to zero, as an optimizer might by accident."""
 
         def on_optimizer_step(
             self, args: Any, state: TrainerState, *_: Any, model: PreTrainedModel, **__: Any

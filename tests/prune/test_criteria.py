@@ -127,7 +127,7 @@ def test_the_sample_brackets_the_threshold_despite_outliers() -> None:
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
 def test_masks_on_an_accelerator_are_those_on_a_cpu(share: float, scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On other devices torch does what numpy does on a CPU; here torch does it on a CPU."""
+    """Other devices use torch in place of numpy. This test runs the torch code on a CPU."""
     weights = [torch.randn(shape).round(decimals=2) for shape in SHAPES]
     monkeypatch.setattr(selection, "_flat", lambda scores: scores.reshape(-1))
     assert equal(magnitude_masks(weights, share, scope), oracle(weights, share, scope))
@@ -160,7 +160,7 @@ def test_masks_nest_as_sparsity_grows(data: list[list[float]], share: float, mor
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_masks_derived_from_masked_weights_are_the_same(scope: str) -> None:
-    """Resuming depends on it: zeros alone tell which weights are pruned."""
+    """Resuming depends on it: only the zeros show which weights are pruned."""
     weights = [torch.randn(shape).round(decimals=1) for shape in SHAPES]
     masks = magnitude_masks(weights, 0.6, scope)
     assert equal(magnitude_masks([w * m for w, m in zip(weights, masks, strict=True)], 0.6, scope), masks)

@@ -1,4 +1,5 @@
-"""Quantization-aware training in a Trainer: what is turned, when it rounds, and what its ranges depend on."""
+"""Quantization-aware training in a Trainer: which layers are replaced, when they round, and what their ranges depend
+on."""
 
 import copy
 import math

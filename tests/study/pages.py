@@ -4,7 +4,7 @@ import html.parser
 
 
 class Page(html.parser.HTMLParser):
-    """What a page loads, counts of its elements, and the elements that are open at its end."""
+    """The resources that a page loads, counts of its elements, and the elements that are open at its end."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A store takes no cut, edited or swapped file for a result."""
+"""A store never accepts a cut, edited or swapped file as a result."""
 
 import json
 import shutil
