@@ -217,7 +217,7 @@ class RecipeCallback(TrainerCallback):
             if differing:
                 raise ValueError(
                     f"the checkpoint of step {state.global_step} was trained by another recipe: "
-                    f"{'; '.join(differing)}. Resume with the options as they were, or start anew from a model and "
+                    f"{'; '.join(differing)}. Resume with the options as they were, or start again from a model and "
                     "with another `--output_dir`."
                 )
         state.stateful_callbacks[self.RECORD] = planned

@@ -77,5 +77,5 @@ def _move(source: Path, target: Path, old: Path | None) -> None:
             raise
         raise ValueError(
             f"`{target}` was written by another process meanwhile. That result is kept, this one is dropped: give "
-            "each run a folder of its own."
+            "each run its own folder."
         ) from error

@@ -89,7 +89,7 @@ class DistillationArguments:
             )
         if not 0 <= self.distill_alpha <= 1:
             raise ValueError(
-                f"`--distill_alpha` must lie in [0, 1], got {self.distill_alpha}. It is the weight of the "
+                f"`--distill_alpha` must be in [0, 1], got {self.distill_alpha}. It is the weight of the "
                 "distillation loss; 0.9 leaves 0.1 for the labels."
             )
         if self.distill_student_layers is not None:

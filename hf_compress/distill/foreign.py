@@ -100,7 +100,7 @@ def refuse_other_means(
         )
         if not abs(found - expected) <= TOLERANCE * max(abs(found), abs(expected)):
             raise ValueError(
-                f"`compute_loss` of {of.__name__} is no mean over the rows or tokens with labels (it may use class "
+                f"`compute_loss` of {of.__name__} is not a mean over the rows or tokens with labels (it may use class "
                 f"weights): {found:.4g} for a batch, {expected:.4g} from its parts. With gradient accumulation or "
                 "several processes, small batches would not equal a large one. Set `gradient_accumulation_steps=1` on "
                 "one process, or divide the weighted sum by the number of labels that count instead of by the sum of "

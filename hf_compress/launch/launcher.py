@@ -132,7 +132,9 @@ def _checkpoint(trainer: Trainer, asked: str | bool | None) -> str | bool | None
         return asked
     found = last_complete_checkpoint(trainer.args.output_dir)
     if found is None:
-        logger.warning(f"`{RESUME} {wanted}`: {trainer.args.output_dir} has no checkpoint, so training starts anew.")
+        logger.warning(
+            f"`{RESUME} {wanted}`: {trainer.args.output_dir} has no checkpoint, so training starts from the beginning."
+        )
     return found
 
 
@@ -196,8 +198,8 @@ def _warn_of_one_process() -> None:
     on_cpu, several = os.environ.get("ACCELERATE_USE_CPU") == "True", "MASTER_ADDR" in os.environ
     if on_cpu and several and not any(name in os.environ for name in counts):
         warnings.warn(
-            "This run has one process, whatever `--num_processes` says: `accelerate launch --cpu` needs MPI to start "
-            "more. Use `accelerate launch --config_file FILE` with a file like examples/accelerate/cpu.yaml, or "
+            "This run has one process, although `--num_processes` may ask for more: `accelerate launch --cpu` needs MPI "
+            "to start more. Use `accelerate launch --config_file FILE` with a file like examples/accelerate/cpu.yaml, or "
             "`torchrun --nproc_per_node 2 -m hf_compress.launch`.",
             stacklevel=2,
         )

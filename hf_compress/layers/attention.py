@@ -143,7 +143,9 @@ def round_attention(
                 del module._modules[OPERANDS]
         return {}
     if isinstance(model, PeftModel):
-        raise _unsupported("stand beside a PEFT adapter", "Call `model.merge_and_unload()` first, or choose")
+        raise _unsupported(
+            "cannot be rounded while the model has a PEFT adapter", "Call `model.merge_and_unload()` first, or choose"
+        )
     found = attention_modules(model)
     # Saving asks again. FSDP2 may have sharded the weights by then, and one process alone cannot run the model.
     remember_attention(model, found)
@@ -164,7 +166,7 @@ def round_attention(
     restore_attention(model, list(kept), scheme.attention)
     for name, module in kept.items():
         if getattr(module, "config", model.config)._attn_implementation != IMPLEMENTATION:
-            raise _unsupported(f"{type(model).__name__} does not let us set at {name}", "Choose")
+            raise _unsupported(f"{type(model).__name__} does not let hf_compress set at {name}", "Choose")
     return kept
 
 
@@ -224,7 +226,7 @@ def _check(name: str, module: nn.Module) -> None:
     own = _own_attention(module)
     unknown = ["its own"] if own is None else sorted(set(inspect.signature(own).parameters) - _KNOWN)
     if own is not None and not unknown and not _agrees(module, own):
-        unknown = ["terms of its own"]
+        unknown = ["additional terms"]
     if unknown:
         raise _unsupported(
             f"are more than products at {name}: the attention of {type(module).__name__} has {', '.join(unknown)}",

@@ -41,7 +41,7 @@ class PruningArguments:
     )
     prune_pattern: str = field(
         default="unstructured",
-        metadata={"choices": PATTERNS.keys(), "help": f"Where zeros may stand in a weight. {_words(PATTERNS)}"},
+        metadata={"choices": PATTERNS.keys(), "help": f"Where zeros may be in a weight. {_words(PATTERNS)}"},
     )
     prune_schedule: str = field(
         default="cubic",

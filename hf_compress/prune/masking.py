@@ -138,7 +138,7 @@ class Masking:
         if not fits:
             raise ValueError(
                 "the pruning masks in the checkpoint do not belong to its weights: weights that they prune are not "
-                "zero. The files of two runs were mixed. Resume from another checkpoint, or start anew."
+                "zero. The files of two runs were mixed. Resume from another checkpoint, or start again."
             )
 
     def _selected(self, sparsity: float, step: int, optimizer: Any, before: list[Tensor] | None) -> list[Tensor]:

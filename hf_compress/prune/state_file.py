@@ -43,7 +43,7 @@ def load_state(args: TrainingArguments, state: TrainerState, criterion: str) -> 
                     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     raise ValueError(
         f"`--prune_criterion {criterion}` cannot resume at step {state.global_step}: {STATE_FILE} of that step is "
-        f"missing in {' and '.join(map(str, folders))}. Resume from another checkpoint; if it lies outside "
+        f"missing in {' and '.join(map(str, folders))}. Resume from another checkpoint; if it is outside "
         "`--output_dir`, set `resume_from_checkpoint` in the training arguments too."
     )
 

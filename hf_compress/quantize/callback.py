@@ -200,7 +200,7 @@ class QuantizationCallback(TrainerCallback):
             raise ValueError(
                 f"`--quant_scheme {self.arguments.quant_scheme}` cannot resume here: the checkpoint has no ranges, or "
                 "was loaded before the layers could hold them. Build the Trainer with this callback and with `model` "
-                "instead of `model_init`, or start anew."
+                "instead of `model_init`, or start again."
             )
 
     def _plan(self, state: TrainerState) -> None:

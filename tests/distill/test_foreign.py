@@ -175,7 +175,9 @@ def test_class_weights_are_refused_under_accumulation(
         per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulation,
     )
-    with pytest.raises(ValueError, match="`compute_loss` of Weighted is no mean over the rows or tokens with labels"):
+    with pytest.raises(
+        ValueError, match="`compute_loss` of Weighted is not a mean over the rows or tokens with labels"
+    ):
         trainer.train()
     assert trainer.state.global_step == 0
 

@@ -296,7 +296,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("case", OTHERS)
 def test_resuming_with_other_flags_is_refused_with_both_values(case: str, begun: Path) -> None:
     change, said = OTHERS[case]
-    with pytest.raises(ValueError, match=rf"the checkpoint of step 2 .*{said}.*Resume with .* or start anew"):
+    with pytest.raises(ValueError, match=rf"the checkpoint of step 2 .*{said}.*Resume with .* or start again"):
         resumed(begun, dataclasses.replace(BEGUN, **change))
     assert not (begun / "checkpoint-4").exists()
 

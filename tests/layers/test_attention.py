@@ -221,7 +221,7 @@ DEBERTA = {"relative_attention": True, "position_buckets": 4, "pooler_hidden_siz
         (
             "gpt_oss",
             {"num_key_value_heads": 1, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1},
-            "the attention of GptOssAttention has terms of its own",
+            "the attention of GptOssAttention has additional terms",
         ),
     ],
 )
@@ -236,7 +236,7 @@ def test_an_adapter_and_nothing_to_round_are_refused(tiny_bert: Any) -> None:
     with pytest.raises(ValueError, match=r"are all left out by `--quant_exclude` attention"):
         round_attention(tiny_bert, SCHEME, ["attention"])
     adapted = get_peft_model(tiny_bert, LoraConfig(target_modules=["query"]))
-    with pytest.raises(ValueError, match=r"stand beside a PEFT adapter.* `model.merge_and_unload\(\)`"):
+    with pytest.raises(ValueError, match=r"while the model has a PEFT adapter.* `model.merge_and_unload\(\)`"):
         round_attention(adapted, SCHEME)
 
 
