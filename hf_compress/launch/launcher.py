@@ -198,9 +198,9 @@ def _warn_of_one_process() -> None:
     on_cpu, several = os.environ.get("ACCELERATE_USE_CPU") == "True", "MASTER_ADDR" in os.environ
     if on_cpu and several and not any(name in os.environ for name in counts):
         warnings.warn(
-            "This run has one process, although `--num_processes` may ask for more: `accelerate launch --cpu` needs MPI "
-            "to start more. Use `accelerate launch --config_file FILE` with a file like examples/accelerate/cpu.yaml, or "
-            "`torchrun --nproc_per_node 2 -m hf_compress.launch`.",
+            "This run has one process, although `--num_processes` may ask for more: `accelerate launch --cpu` needs "
+            "MPI to start more. Use `accelerate launch --config_file FILE` with a file like "
+            "examples/accelerate/cpu.yaml, or `torchrun --nproc_per_node 2 -m hf_compress.launch`.",
             stacklevel=2,
         )
 
