@@ -16,8 +16,7 @@ import torch
 from transformers import TrainingArguments
 
 from hf_compress.redaction import redact, redact_arguments
-
-__version__ = "0.1.0"
+from hf_compress.release import NAME, __version__
 
 RUNTIMES = ("onnxruntime", "openvino")
 PACKAGES = ("hf-compress", "transformers", "torch", "accelerate", "datasets", "tokenizers")
@@ -87,7 +86,7 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package.replace("-", "_")] = version(package)
+            found[package.replace("-", "_")] = __version__ if package == NAME else version(package)
         except PackageNotFoundError:
             found[package.replace("-", "_")] = "not installed"
     return found
