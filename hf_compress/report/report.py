@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.export.formats import FORMATS
 from hf_compress.recipe import Recipe
 from hf_compress.report import records
+from hf_compress.report.intervals import Interval
 from hf_compress.report.latency import Latency
 from hf_compress.report.sizes import Size
 
@@ -111,6 +112,14 @@ class Report:
         bits: number of bits of the layers whose weights differ from the scheme.
         card_template: the version of the card's template that `save_card` used last; None before that.
         card_picture: the file name of the picture that `save_card` drew last; None if there is none.
+        predictions: the file name of the predictions for each row, beside the report; None if there are none.
+        intervals: the interval of each score of the compressed model, by metric.
+        comparison: the paired difference of each score, compressed - dense, with its interval, by metric.
+        without_interval: why a metric has no interval, in one sentence, by metric.
+        max_drop: how far the main metric may fall below the dense model (`--compress_max_drop`), in points; None if
+            there is no limit.
+        verdict: "ACCEPT" or "REGRESSION"; None without a limit.
+        reasons: what the verdict rests on, in sentences.
 
     Raises:
         ValueError: `main_metric` is not among the scores, a number is not finite, or a format is unknown.
@@ -155,6 +164,13 @@ class Report:
     bits: dict[str, int] = field(default_factory=dict)
     card_template: str | None = None
     card_picture: str | None = None
+    predictions: str | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    comparison: dict[str, Interval] = field(default_factory=dict)
+    without_interval: dict[str, str] = field(default_factory=dict)
+    max_drop: float | None = None
+    verdict: str | None = None
+    reasons: list[str] = field(default_factory=list)
     failed_formats: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -174,10 +190,9 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, its schema first."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("latency", "vocabulary", "bits", "card_template", "card_picture", "failed_formats"):
-            if not values[name]:
-                del values[name]
-        encoded: dict[str, Any] = records.encode(values, "report")
+        unsaid = [field.name for field in fields(self) if values[field.name] == _default(field)]
+        kept = {name: value for name, value in values.items() if name not in unsaid}
+        encoded: dict[str, Any] = records.encode(kept, "report")
         return {"schema": SCHEMA, **encoded}
 
     @classmethod
@@ -220,3 +235,8 @@ class Report:
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold a JSON object; got {type(values).__name__}.")
         return cls.from_dict(values)
+
+
+def _default(field: Field[Any]) -> Any:
+    """The default of a field, which a file does not repeat; MISSING if the field has none."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
