@@ -15,6 +15,7 @@ from hf_compress.distill import DistillationTrainer as DistillationTrainer
 from hf_compress.distill import Seq2SeqDistillationTrainer as Seq2SeqDistillationTrainer
 from hf_compress.export.formats import write_formats as write_formats
 from hf_compress.export.onnx_format import export_onnx as export_onnx
+from hf_compress.hub.push import push as push
 from hf_compress.launch.arguments import CompressionArguments as CompressionArguments
 from hf_compress.launch.flags import take_flags as take_flags
 from hf_compress.launch.run import compress as compress
@@ -29,7 +30,6 @@ from hf_compress.recipe import Recipe as Recipe
 from hf_compress.recipe import RecipeCallback as RecipeCallback
 from hf_compress.release import __version__ as __version__
 from hf_compress.report.card import save_card as save_card
-from hf_compress.report.hub import push as push
 from hf_compress.report.measuring import measure as measure
 from hf_compress.report.report import DatasetFacts as DatasetFacts
 from hf_compress.report.report import Report as Report

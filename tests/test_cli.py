@@ -15,12 +15,12 @@ from transformers import BertForSequenceClassification
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
+from hf_compress import hub
 from hf_compress.checkpoint import inventory
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.models.targets import prunable
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.recipe import Recipe
-from hf_compress.report import hub
 from hf_compress.report.bench import VARIANTS
 from hf_compress_cli import app
 
@@ -136,7 +136,7 @@ def test_a_user_s_mistake_is_one_message_without_traceback(tmp_path: Path, argum
 def test_push_prints_the_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = []
 
-    def push(folder: Path, repo_id: str, private: bool) -> str:
+    def push(folder: Path, repo_id: str, private: bool | None) -> str:
         calls.append((folder, repo_id, private))
         return f"https://hub/{repo_id}"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from hf_compress.checkpoint.resume import last_complete_checkpoint
 from hf_compress.documents import read_document
 from hf_compress.export.formats import exported, write_formats, written
+from hf_compress.hub.push import push
 from hf_compress.launch.claim import claim, release
 from hf_compress.report import records
 from hf_compress.report.card import is_current, save_card
-from hf_compress.report.hub import push
 from hf_compress.report.report import REPORT_NAME, Report
 
 FOLDER = "compressed"

@@ -1,13 +1,12 @@
-"""The measurements of a compressed model, and the model card and the Hub upload made from them.
+"""The measurements of a compressed model, and the model card made from them.
 
 `measure` reloads a folder, measures it, and returns a frozen `Report`. `save_card` renders the card from `report.json`
-and from nothing else, section by section (`SECTIONS`). `push` uploads a folder after checking that all of it agrees.
+and from nothing else, section by section (`SECTIONS`).
 """
 
 from hf_compress.report.bench import bench as bench
 from hf_compress.report.card import SECTIONS as SECTIONS
 from hf_compress.report.card import save_card as save_card
-from hf_compress.report.hub import push as push
 from hf_compress.report.latency import measure_latency as measure_latency
 from hf_compress.report.latency import paired_ratio as paired_ratio
 from hf_compress.report.measuring import measure as measure

@@ -13,9 +13,9 @@ import pytest
 from datasets import Dataset
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
+from hf_compress import hub
 from hf_compress.launch import launcher
 from hf_compress.launch.result import UNFINISHED
-from hf_compress.report import hub
 from hf_compress.report.report import Report
 from tests.invariants.harness import in_a_process
 

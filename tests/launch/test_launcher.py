@@ -28,9 +28,8 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from hf_compress import Recipe, compress, finish, take_flags
+from hf_compress import Recipe, compress, finish, hub, take_flags
 from hf_compress.launch import launcher as launch
-from hf_compress.report import hub
 from hf_compress.report.report import Report
 
 ROOT = Path(__file__).parents[2]

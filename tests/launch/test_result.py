@@ -20,13 +20,12 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from hf_compress import Recipe, compress, finish
+from hf_compress import Recipe, compress, finish, hub
 from hf_compress.launch import complete
 from hf_compress.launch import result as results
 from hf_compress.launch.claim import claim, release
 from hf_compress.launch.result import UNFINISHED, Result
 from hf_compress.prune.arguments import PruningArguments
-from hf_compress.report import hub
 from hf_compress.report.report import Report
 from hf_compress_cli import app
 from tests.invariants.harness import in_a_process

@@ -11,6 +11,7 @@ from transformers.pipelines import SUPPORTED_TASKS
 
 from hf_compress.distill import LOSSES, DistillationArguments, Loss
 from hf_compress.export import FORMATS
+from hf_compress.hub.checking import render_command
 from hf_compress.layers import SCHEMES, Grid, Scheme
 from hf_compress.models.kinds import HEAD_KINDS
 from hf_compress.prune import CRITERIA, PATTERNS, SCHEDULES, Criterion, Pattern, PruningArguments, Schedule
@@ -18,7 +19,6 @@ from hf_compress.quantize import QuantizationArguments
 from hf_compress.recipe import Recipe
 from hf_compress.report import SECTIONS, Report, Section, save_card
 from hf_compress.report.card import is_current, render, template_version
-from hf_compress.report.hub import render_command
 from hf_compress.report.report import FormatFacts
 from hf_compress.report.sections.loading import WITHOUT_PIPELINE
 

@@ -1,61 +1,15 @@
-"""Uploading a finished folder to the Hub in one commit."""
+"""What must hold before a finished folder is uploaded."""
 
 import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, errors, get_token
-from huggingface_hub.errors import HFValidationError
-
 from hf_compress.report.card import CARD_NAME, render, template_version
 from hf_compress.report.report import REPORT_NAME, Report
 
-HIDDEN = (".*", "**/.*")
 READ_BYTES = 1 << 22
 NEEDED = (REPORT_NAME, CARD_NAME, "config.json", "model.safetensors", "recipe.json")
-
-
-def push(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Upload `folder` to the Hub repository `repo_id` in one commit, and return the repository's address.
-
-    The repository is created if it does not exist. `private` applies to a new one only.
-
-    Args:
-        folder: what `save_compressed`, `Report.save` and `save_card` wrote; hidden files are left out.
-        repo_id: "owner/name".
-        private: whether to hide a repository that is created.
-        token: a Hub token with write access. The default is that of `hf auth login`.
-
-    Raises:
-        ValueError: a file is missing, the card is not what the report says, `repo_id` is malformed, or the Hub cannot
-            be reached or refuses.
-
-    Example:
-        >>> from hf_compress import push
-        >>> push("run/compressed", "someone/minilm-sst2")  # doctest: +SKIP
-        'https://huggingface.co/someone/minilm-sst2'
-    """
-    folder = Path(folder)
-    report = check(folder)
-    check_token(folder, token or get_token())
-    api = HfApi(token=token)
-    try:
-        created = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=created.repo_id,
-            folder_path=folder,
-            commit_message=f"Add {report.recipe.name} for {report.task}, {report.size.packed_bytes:,} bytes",
-            ignore_patterns=list(HIDDEN),
-        )
-    except HFValidationError as error:
-        raise ValueError(f"`repo_id` must be of the form owner/name; got {repo_id!r}. {error}") from error
-    except (OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]  # Imported there from the HTTP client.
-        raise ValueError(
-            f"{folder} is complete, but could not be pushed to {repo_id}: {error}. Fix that, then run `hf-compress "
-            f"push {folder} {repo_id}`."
-        ) from error
-    return str(created)
 
 
 def check(folder: str | Path) -> Report:

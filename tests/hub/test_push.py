@@ -14,8 +14,8 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 
+from hf_compress.hub.push import push
 from hf_compress.report.card import SECTIONS, save_card
-from hf_compress.report.hub import push
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
 
@@ -177,7 +177,7 @@ def test_a_card_of_an_older_template_is_not_pushed(
 def test_a_folder_that_holds_the_token_is_not_pushed(
     hub: FakeHub, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_compress.report.hub.READ_BYTES", 16)
+    monkeypatch.setattr("hf_compress.hub.checking.READ_BYTES", 16)
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     content = path.read_bytes() if path.is_file() else bytes(100)
