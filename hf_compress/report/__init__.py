@@ -7,6 +7,8 @@ and from nothing else, section by section (`SECTIONS`).
 from hf_compress.report.bench import bench as bench
 from hf_compress.report.card import SECTIONS as SECTIONS
 from hf_compress.report.card import save_card as save_card
+from hf_compress.report.contents import check_contents as check_contents
+from hf_compress.report.contents import contents as contents
 from hf_compress.report.latency import measure_latency as measure_latency
 from hf_compress.report.latency import paired_ratio as paired_ratio
 from hf_compress.report.measuring import measure as measure

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from hf_compress.checkpoint.aside import written_aside
 from hf_compress.extras import MissingExtraError
+from hf_compress.report.contents import CARD_NAME, contents
 from hf_compress.report.markdown import code, listed, text
 from hf_compress.report.metadata import metadata
 from hf_compress.report.picture import PICTURE_NAME, plot
@@ -27,8 +28,6 @@ from hf_compress.report.sections import (
     summary,
 )
 from hf_compress.report.units import duration, human_bytes, percent
-
-CARD_NAME = "README.md"
 
 logger = logging.get_logger(__name__)
 
@@ -73,8 +72,9 @@ def render(report: Report) -> str:
 def save_card(folder: str | Path) -> Path:
     """The path of the card written into `folder` from its `report.json`, beside the picture that the card shows.
 
-    `report.json` then records the version of the template and the picture. Without the extra `plots` the card has no
-    picture, and the log says so.
+    `report.json` then records every file of the folder, the version of the template and the picture. So call this
+    after anything else was written into a finished folder. Without the extra `plots` the card has no picture, and the
+    log says so.
 
     Raises:
         ValueError: `folder` has no `report.json`, or another version of hf_compress wrote it.
@@ -87,7 +87,14 @@ def save_card(folder: str | Path) -> Path:
     folder, report = Path(folder), Report.load(folder)
     with written_aside(folder, CARD_NAME, replace=True) as aside:
         picture = _draw(report, aside.parent)
-        report = replace(report, card_template=template_version(), card_picture=picture)
+        if picture is None:
+            (folder / PICTURE_NAME).unlink(missing_ok=True)
+        report = replace(
+            report,
+            card_template=template_version(),
+            card_picture=picture,
+            files=dict(sorted((contents(folder) | contents(aside.parent)).items())),
+        )
         report.save(aside.parent)
         aside.write_text(render(report), "utf-8")
     return folder / CARD_NAME

@@ -12,13 +12,13 @@ from hf_compress.report.report import DatasetFacts
 
 # `load_dataset("csv", data_files=...)` and similar calls name the dataset after its format.
 FORMATS = ("csv", "json", "parquet", "text", "arrow", "generator", "pandas", "webdataset", "imagefolder")
-ON_HUB = re.compile(r"^hf://datasets/([\w.-]+/[\w.-]+)@")
+ON_HUB = re.compile(r"^hf://datasets/([\w.-]+/[\w.-]+)@([0-9a-f]{40})?")
 
 
 def find(trainer: Trainer, eval_rows: Any) -> DatasetFacts:
     """The facts about `trainer.train_dataset` and about `eval_rows`, one evaluation set or several by name."""
     train = trainer.train_dataset
-    name, config, hub_id = _origin(train)
+    name, config, hub_id, revision = _origin(train)
     first = next(iter(eval_rows.values())) if isinstance(eval_rows, Mapping) else eval_rows
     # A stream has no length, but the rows drawn from it are known.
     drawn = trainer.state.global_step * trainer.get_total_train_batch_size(trainer.args)
@@ -30,25 +30,27 @@ def find(trainer: Trainer, eval_rows: Any) -> DatasetFacts:
         eval_split=_split(first) or "evaluation",
         eval_rows=_count(eval_rows),
         hub_id=hub_id,
+        revision=revision,
     )
 
 
 def task(trainer: Trainer) -> str:
     """A short name of the task: the configuration or the name of the dataset, or else the name of the script."""
-    name, config, _ = _origin(trainer.train_dataset)
+    name, config, *_ = _origin(trainer.train_dataset)
     return config or (name.rpartition("/")[2] if name else _script())
 
 
-def _origin(rows: Any) -> tuple[str | None, str | None, str | None]:
-    """Name, configuration and Hub id of a dataset; None for what is unknown."""
+def _origin(rows: Any) -> tuple[str | None, str | None, str | None, str | None]:
+    """Name, configuration, Hub id and commit of a dataset; None for what is unknown."""
     info = getattr(rows, "info", None)
     name = getattr(info, "dataset_name", None)
     if not name or name in FORMATS:
-        return None, None, None
+        return None, None, None, None
     config = getattr(info, "config_name", None)
     sources = [ON_HUB.match(address) for address in getattr(info, "download_checksums", None) or {}]
-    hub_id = next((source[1] for source in sources if source), None)
-    return hub_id or name, None if config == "default" else config, hub_id
+    source = next((source for source in sources if source), None)
+    hub_id, revision = (None, None) if source is None else (source[1], source[2])
+    return hub_id or name, None if config == "default" else config, hub_id, revision
 
 
 def _split(rows: Any) -> str | None:

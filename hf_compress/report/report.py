@@ -13,6 +13,7 @@ from hf_compress.recipe import Recipe
 from hf_compress.report import records
 from hf_compress.report.intervals import Interval
 from hf_compress.report.latency import Latency
+from hf_compress.report.preprocessing import Preprocessing
 from hf_compress.report.sizes import Size
 
 REPORT_NAME = "report.json"
@@ -32,6 +33,8 @@ class DatasetFacts:
         eval_rows: rows used for evaluation, after any truncation of the split.
         hub_id: the id of the Hub dataset that the rows come from, also if a local copy was read; None for anything
             else. The card names a Hub dataset only if this is set.
+        revision: the commit of the Hub dataset that the rows come from; None if it is not known.
+        preprocessing: how an evaluation row becomes inputs of the model; None if it could not be found.
 
     Example:
         >>> from hf_compress import DatasetFacts
@@ -46,6 +49,21 @@ class DatasetFacts:
     eval_split: str
     eval_rows: int
     hub_id: str | None = None
+    revision: str | None = None
+    preprocessing: Preprocessing | None = None
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """One file of a finished folder.
+
+    Args:
+        bytes: its length.
+        sha256: of its content, in hexadecimal.
+    """
+
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -120,6 +138,8 @@ class Report:
             there is no limit.
         verdict: "ACCEPT" or "REGRESSION"; None without a limit.
         reasons: what the verdict rests on, in sentences.
+        files: every file of the folder by its path, as `save_card` found it last. The report itself, the card and
+            hidden files are left out; the card follows from the report.
 
     Raises:
         ValueError: `main_metric` is not among the scores, a number is not finite, or a format is unknown.
@@ -172,6 +192,7 @@ class Report:
     verdict: str | None = None
     reasons: list[str] = field(default_factory=list)
     failed_formats: dict[str, str] = field(default_factory=dict)
+    files: dict[str, FileFacts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, scores in (("dense", self.dense), ("teacher", self.teacher), ("compressed", self.compressed)):
