@@ -5,7 +5,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_compress.report.card import CARD_NAME, render, template_version
+from hf_compress.report.card import render, template_version
+from hf_compress.report.contents import CARD_NAME
 from hf_compress.report.report import REPORT_NAME, Report
 
 READ_BYTES = 1 << 22
