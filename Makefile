@@ -8,7 +8,7 @@ WORKERS ?= 2
 # One compute thread per process: tiny models lose time to more, and results then do not depend on the machine.
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup test test-slow lint format docs demo cards study-report clean
+.PHONY: help setup test test-slow lint format docs demo hub cards study-report clean
 
 help:
 	@echo "make test        the tests (offline, a few minutes on two cores)"
@@ -17,6 +17,7 @@ help:
 	@echo "make format      let ruff rewrite what it can"
 	@echo "make docs        build the documentation site into build/docs, offline"
 	@echo "make demo        a complete run without the Hub; leaves demo/"
+	@echo "make hub         a Hub on this machine, in memory, with a small model and data set; says how to use it"
 	@echo "make cards       train and measure again what model_cards/ describes (an hour and more); GLUE=FOLDER_OR_ID [JOBS=N FLAGS=...]"
 	@echo "make study-report  tables, plots and page of the study, from examples/study/results/"
 	@echo "make clean       forget the virtual environment and every cache"
@@ -53,6 +54,10 @@ docs: $(READY)
 
 demo: $(READY)
 	$(BIN)/hf-compress demo --out demo
+
+PORT ?= 8765
+hub: $(READY)
+	$(BIN)/python -m tests.hub --port $(PORT)
 
 GLUE ?= nyu-mll/glue
 JOBS ?= 1

@@ -46,6 +46,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
+from tests.hub.local import LocalHub
 from tests.tiny import NO_DROPOUT, bert
 
 torch.set_num_threads(1)
@@ -162,6 +163,25 @@ def tiny_dataset(tiny_sentences: Dataset, tiny_tokenizer: PreTrainedTokenizerFas
         remove_columns=["sentence"],
     )
     return encoded.rename_column("label", "labels")
+
+
+@pytest.fixture(scope="session")
+def hub_server() -> Iterator[LocalHub]:
+    """The server behind `local_hub`; for set-up that several tests share, start a `LocalHub` of its own instead."""
+    with LocalHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def local_hub(hub_server: LocalHub, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
+    """An empty Hub on this machine; the Hub's client uses it in this process too, through LFS."""
+    hub_server.reset()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub_server.url)
+    template = hub_server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    return hub_server
 
 
 @pytest.fixture

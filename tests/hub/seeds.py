@@ -1,0 +1,96 @@
+"""A small model and a small data set, made up on the spot, to fill a local Hub."""
+
+import io
+import random
+import tempfile
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, Features, Value
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
+
+from tests.hub.local import LocalHub
+
+MODEL, DATA = "me/tiny-bert", "me/tiny-films"
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+GOOD = ["bright", "warm", "clever", "lovely", "honest", "fresh"]
+BAD = ["dull", "cold", "clumsy", "dreary", "false", "stale"]
+OTHERS = ["the", "a", "film", "story", "song", "was", "is", "and", "very", "rather", "today", "again"]
+DATA_CARD = """---
+license: mit
+language: en
+task_categories: [text-classification]
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: data/train-*}
+  - {split: validation, path: data/validation-*}
+---
+# Sentences about films, made up
+"""
+MODEL_CARD = "---\nlicense: mit\nlanguage: en\n---\n# A tiny BERT with random weights\n"
+
+
+def sentences(count: int, seed: int) -> Dataset:
+    """Sentences with a label, which is positive for a good word; learnable in a few steps."""
+    draw = random.Random(seed)
+    rows = []
+    for index in range(count):
+        words = ["the", draw.choice(["film", "story", "song"]), draw.choice(["was", "is"])]
+        words += [draw.choice(["very", "rather"])] * draw.randrange(2) + [draw.choice(GOOD if index % 2 else BAD)]
+        rows.append({"sentence": " ".join(words + ["today"] * draw.randrange(2)), "label": index % 2})
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
+    return Dataset.from_list(rows, features=features)
+
+
+def parquet(data: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    data.to_parquet(buffer)
+    return buffer.getvalue()
+
+
+def add_data(hub: LocalHub, repo_id: str = DATA, *, train: int = 64, validation: int = 32) -> None:
+    """Add a data set with two splits, so that `load_dataset(repo_id)` works."""
+    files = {
+        "README.md": DATA_CARD.encode(),
+        "data/train-00000-of-00001.parquet": parquet(sentences(train, 0)),
+        "data/validation-00000-of-00001.parquet": parquet(sentences(validation, 1)),
+    }
+    hub.add(repo_id, files, "dataset")
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of the words of `sentences`."""
+    vocabulary = {word: index for index, word in enumerate(SPECIAL + OTHERS + GOOD + BAD)}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    marks = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+    words.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
+    )
+    named = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, **named)
+
+
+def add_model(hub: LocalHub, repo_id: str = MODEL) -> None:
+    """Add a BERT classifier of two layers with random weights, and its tokenizer."""
+    set_seed(0)
+    words = tokenizer()
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        id2label={0: "negative", 1: "positive"},
+        label2id={"negative": 0, "positive": 1},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        BertForSequenceClassification(config).save_pretrained(folder)
+        words.save_pretrained(folder)
+        Path(folder, "README.md").write_text(MODEL_CARD)
+        hub.add(repo_id, Path(folder))
