@@ -13,7 +13,8 @@ from hf_compress.checkpoint.aside import written_aside
 from hf_compress.extras import MissingExtraError
 from hf_compress.report.contents import CARD_NAME, contents
 from hf_compress.report.markdown import code, listed, text
-from hf_compress.report.metadata import metadata
+from hf_compress.report.merging import merged
+from hf_compress.report.metadata import OWN_TAGS, inherited, metadata
 from hf_compress.report.picture import PICTURE_NAME, plot
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
@@ -58,26 +59,39 @@ def template_version() -> str:
     return hashlib.sha256(json.dumps(sections).encode()).hexdigest()[:12]
 
 
-def render(report: Report) -> str:
-    """The model card of `report`: Markdown, with the metadata for the Hub. The same report gives the same card."""
+def render(report: Report, existing: str = "") -> str:
+    """The model card of `report`: Markdown, with the metadata for the Hub. The same arguments give the same card.
+
+    Args:
+        report: what the card says.
+        existing: the text of a README that the card goes into. Its metadata, and its text outside our marks, stay.
+
+    Raises:
+        ValueError: the metadata of `existing` are not YAML, or it has one of our marks and lacks the other.
+    """
     environment = _environment()
-    parts = [f"---\n{metadata(report).to_yaml()}\n---"]
+    parts = []
     for section in _in_order():
         body = environment.from_string(section.template).render(report=report, **section.values(report)).strip()
         if body:
             parts.append(body if section.title is None else f"## {section.title}\n\n{body}")
-    return "\n\n".join(parts) + "\n"
+    return merged(existing, metadata(report), "\n\n".join(parts), inherited=inherited(report), own_tags=OWN_TAGS)
 
 
-def save_card(folder: str | Path) -> Path:
+def save_card(folder: str | Path, hub_id: str | None = None) -> Path:
     """The path of the card written into `folder` from its `report.json`, beside the picture that the card shows.
 
-    `report.json` then records every file of the folder, the version of the template and the picture. So call this
-    after anything else was written into a finished folder. Without the extra `plots` the card has no picture, and the
-    log says so.
+    A README that is there keeps its text outside our marks, and its own metadata. `report.json` then records every
+    file of the folder, the version of the template, the picture and `hub_id`. So call this after anything else was
+    written into a finished folder. Without the extra `plots` the card has no picture, and the log says so.
+
+    Args:
+        folder: the folder of a compressed model with its report.
+        hub_id: the repository whose id the card shows. The default is the one that the report names already.
 
     Raises:
-        ValueError: `folder` has no `report.json`, or another version of hf_compress wrote it.
+        ValueError: `folder` has no `report.json`, another version of hf_compress wrote it, or the README that is there
+            cannot be merged.
 
     Example:
         >>> from hf_compress import save_card
@@ -85,6 +99,7 @@ def save_card(folder: str | Path) -> Path:
         PosixPath('run/compressed/README.md')
     """
     folder, report = Path(folder), Report.load(folder)
+    existing = (folder / CARD_NAME).read_text("utf-8") if (folder / CARD_NAME).is_file() else ""
     with written_aside(folder, CARD_NAME, replace=True) as aside:
         picture = _draw(report, aside.parent)
         if picture is None:
@@ -93,23 +108,26 @@ def save_card(folder: str | Path) -> Path:
             report,
             card_template=template_version(),
             card_picture=picture,
+            hub_id=hub_id or report.hub_id,
             files=dict(sorted((contents(folder) | contents(aside.parent)).items())),
         )
         report.save(aside.parent)
-        aside.write_text(render(report), "utf-8")
+        aside.write_text(render(report, existing), "utf-8")
     return folder / CARD_NAME
 
 
 def is_current(folder: str | Path) -> bool:
-    """Whether the card in `folder` is what this version renders from its `report.json`.
+    """Whether our part of the card in `folder` is what this version renders from its `report.json`.
 
     Raises:
-        ValueError: `folder` has no `report.json`, or another version of hf_compress wrote it.
+        ValueError: `folder` has no `report.json`, another version of hf_compress wrote it, or the card cannot be
+            merged.
     """
     report, card = Report.load(folder), Path(folder) / CARD_NAME
     if report.card_template != template_version() or not card.is_file():
         return False
-    return card.read_text("utf-8") == render(report)
+    text = card.read_text("utf-8")
+    return render(report, text) == text
 
 
 def _draw(report: Report, folder: Path) -> str | None:

@@ -1,7 +1,10 @@
 """The YAML at the head of the card, which the Hub reads."""
 
+from typing import Any
+
 from huggingface_hub import EvalResult, ModelCardData
 
+from hf_compress.layers.grids import SCHEMES
 from hf_compress.report.markdown import one_line
 from hf_compress.report.report import Report
 from hf_compress.report.scores import is_share
@@ -10,9 +13,11 @@ from hf_compress.report.sections.summary import title
 
 # Names of ours (or of the GLUE metric) for which the Hub has another id.
 HUB_METRICS = {"pearson": "pearsonr"}
+# All tags that a card of ours may have had.
+OWN_TAGS = ("hf-compress", "distillation", "pruning", "quantization", "onnx", "transformers.js", *SCHEMES)
 
 
-def metadata(report: Report) -> ModelCardData:
+def metadata(report: Report) -> dict[str, Any]:
     """The metadata that the Hub reads from the head of the card.
 
     It names a base model or a dataset only if the Hub has it. Scores belong to a dataset of the Hub, so without one
@@ -22,7 +27,7 @@ def metadata(report: Report) -> ModelCardData:
     names = [name for name in metric_names(report) if is_share(name)]
     results = [] if dataset.hub_id is None else [_result(report, name) for name in names]
     hub_id = report.base_model_hub_id
-    return ModelCardData(
+    data = ModelCardData(
         base_model=None if hub_id is None else one_line(hub_id),
         base_model_relation=("quantized" if recipe.quantization.enabled else "finetune") if hub_id else None,
         library_name="transformers",
@@ -33,6 +38,14 @@ def metadata(report: Report) -> ModelCardData:
         model_name=title(report) if results else None,
         eval_results=results or None,
     )
+    values: dict[str, Any] = data.to_dict()
+    return values
+
+
+def inherited(report: Report) -> dict[str, Any]:
+    """Metadata that are those of the base model and the data, which the author's own override."""
+    values = {"language": report.languages, "license": report.license}
+    return {name: value for name, value in values.items() if value}
 
 
 def _tags(report: Report) -> list[str]:

@@ -41,7 +41,8 @@ def decode(hint: Any, value: Any, where: str) -> Any:
     """The value of type `hint` that `encode` turned into `value`.
 
     Args:
-        hint: a type: a dataclass, `X | None`, `dict[str, X]`, `list[X]`, `str`, `bool`, `int`, `float` or `Any`.
+        hint: a type: a dataclass, `X | None`, `dict[str, X]`, `dict[int, X]`, `list[X]`, `str`, `bool`, `int`, `float`
+            or `Any`. JSON writes the keys of a `dict[int, X]` as strings.
         value: JSON values.
         where: the name of the value in errors.
 
@@ -66,7 +67,10 @@ def decode(hint: Any, value: Any, where: str) -> Any:
         return _decode_dataclass(hint, value, where)
     if get_origin(hint) is dict:
         _expect(isinstance(value, dict), "an object", value, where)
-        return {name: decode(get_args(hint)[1], item, f"{where}.{name}") for name, item in value.items()}
+        key, inner = get_args(hint)
+        if key is int:
+            _expect(all(name.isdecimal() for name in value), "an object with whole numbers as keys", value, where)
+        return {key(name): decode(inner, item, f"{where}.{name}") for name, item in value.items()}
     if get_origin(hint) is list:
         _expect(isinstance(value, list), "a list", value, where)
         return [decode(get_args(hint)[0], item, f"{where}[{index}]") for index, item in enumerate(value)]

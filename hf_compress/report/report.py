@@ -11,6 +11,7 @@ from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.export.formats import FORMATS
 from hf_compress.recipe import Recipe
 from hf_compress.report import records
+from hf_compress.report.facts import Baseline, Example
 from hf_compress.report.intervals import Interval
 from hf_compress.report.latency import Latency
 from hf_compress.report.preprocessing import Preprocessing
@@ -31,6 +32,7 @@ class DatasetFacts:
         train_rows: rows used for training, after any truncation of the split.
         eval_split: the split that it was evaluated on.
         eval_rows: rows used for evaluation, after any truncation of the split.
+        eval_split_rows: rows of the whole split, if known. The card names a part of a split as such.
         hub_id: the id of the Hub dataset that the rows come from, also if a local copy was read; None for anything
             else. The card names a Hub dataset only if this is set.
         revision: the commit of the Hub dataset that the rows come from; None if it is not known.
@@ -49,6 +51,7 @@ class DatasetFacts:
     eval_split: str
     eval_rows: int
     hub_id: str | None = None
+    eval_split_rows: int | None = None
     revision: str | None = None
     preprocessing: Preprocessing | None = None
 
@@ -140,6 +143,17 @@ class Report:
         reasons: what the verdict rests on, in sentences.
         files: every file of the folder by its path, as `save_card` found it last. The report itself, the card and
             hidden files are left out; the card follows from the report.
+        card_curve: the same for the picture of the training curve.
+        hub_id: the repository on the Hub that the card is for; None before the model is pushed.
+        labels: the names of the classes; None if the model has none.
+        example: an input and the model's measured output.
+        license: of the base model, as the Hub writes it ("apache-2.0"); None if unknown.
+        languages: of the base model and the data, as the Hub writes them ("en").
+        emissions_kg: kg of CO2 equivalents of the training, measured by codecarbon.
+        baseline: what the dense model is; None if there is none, or if it is unknown.
+        starts_trained: whether training started from a model with a trained head for the task; None if unknown.
+        curves: the course of training by name: points of optimizer step and value.
+        author: what `--compress_card_metadata` says: metadata, `title`, `text` and `example`.
 
     Raises:
         ValueError: `main_metric` is not among the scores, a number is not finite, or a format is unknown.
@@ -191,6 +205,17 @@ class Report:
     max_drop: float | None = None
     verdict: str | None = None
     reasons: list[str] = field(default_factory=list)
+    card_curve: str | None = None
+    hub_id: str | None = None
+    labels: dict[int, str] | None = None
+    example: Example | None = None
+    license: str | None = None
+    languages: list[str] = field(default_factory=list)
+    emissions_kg: float | None = None
+    baseline: Baseline | None = None
+    starts_trained: bool | None = None
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    author: dict[str, Any] = field(default_factory=dict)
     failed_formats: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileFacts] = field(default_factory=dict)
 
@@ -209,7 +234,7 @@ class Report:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values, its schema first."""
+        """The report as JSON values, its schema first. Fields at their default are left out."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         unsaid = [field.name for field in fields(self) if values[field.name] == _default(field)]
         kept = {name: value for name, value in values.items() if name not in unsaid}
