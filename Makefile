@@ -8,7 +8,7 @@ WORKERS ?= 2
 # One compute thread per process: tiny models lose time to more, and results then do not depend on the machine.
 PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup test test-slow lint format docs demo hub cards study-report clean
+.PHONY: help setup test test-slow lint format docs demo hub cards study-report dist check-dist clean
 
 help:
 	@echo "make test        the tests (offline, a few minutes on two cores)"
@@ -20,6 +20,8 @@ help:
 	@echo "make hub         a Hub on this machine, in memory, with a small model and data set; says how to use it"
 	@echo "make cards       train and measure again what model_cards/ describes (an hour and more); GLUE=FOLDER_OR_ID [JOBS=N FLAGS=...]"
 	@echo "make study-report  tables, plots and page of the study, from examples/study/results/"
+	@echo "make dist         build sdist and wheel into dist/, and check them"
+	@echo "make check-dist   the same, then install the wheel in an empty environment and use it"
 	@echo "make clean       forget the virtual environment and every cache"
 
 setup: $(READY)
@@ -69,6 +71,22 @@ cards: $(READY)
 study-report: $(READY)
 	$(BIN)/hf-compress study report examples/study/results/*.jsonl.zst --out docs/study --document docs/study.md
 	cp docs/study/cells.csv hf_compress/study/analysis/shipped.csv
+
+# As PyPI will get it. `--strict`: a description that PyPI cannot render fails.
+dist: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+# Without the checkout on the path, and without any extra. torch goes first here too.
+EMPTY := build/empty
+check-dist: dist
+	rm -rf $(EMPTY)
+	$(PYTHON) -m venv $(EMPTY)
+	$(EMPTY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $$(grep '^torch==' constraints.txt)
+	$(EMPTY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cp tests/installed.py $(EMPTY)/
+	cd $(EMPTY) && PATH="$$PWD/bin:$$PATH" bin/python -P installed.py $(CURDIR)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis demo

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = [path for folder in ("hf_compress", "hf_compress_cli") for path in sorted((ROOT / folder).rglob("*.py"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 # Extras for work on the project. The package imports nothing of them.
-FOR_WORK = {"benchmarks", "dev", "docs", "minilm", "optimizers"}
+FOR_WORK = {"benchmarks", "dev", "docs", "minilm", "optimizers", "release"}
 # Declared and not imported by us: torch.onnx imports it.
 INDIRECT = {"onnx"}
 # Packages that no other package of a plain installation brings.
