@@ -75,12 +75,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, **named)
 
 
-def add_model(hub: LocalHub, repo_id: str = MODEL) -> None:
-    """Add a BERT classifier of two layers with random weights, and its tokenizer."""
-    set_seed(0)
-    words = tokenizer()
-    config = BertConfig(
-        vocab_size=len(words),
+def config(words: int) -> BertConfig:
+    """The configuration of a BERT of two layers that classifies into "negative" and "positive"."""
+    return BertConfig(
+        vocab_size=words,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -89,8 +87,14 @@ def add_model(hub: LocalHub, repo_id: str = MODEL) -> None:
         id2label={0: "negative", 1: "positive"},
         label2id={"negative": 0, "positive": 1},
     )
+
+
+def add_model(hub: LocalHub, repo_id: str = MODEL) -> None:
+    """Add a BERT classifier of two layers with random weights, and its tokenizer."""
+    set_seed(0)
+    words = tokenizer()
     with tempfile.TemporaryDirectory() as folder:
-        BertForSequenceClassification(config).save_pretrained(folder)
+        BertForSequenceClassification(config(len(words))).save_pretrained(folder)
         words.save_pretrained(folder)
         Path(folder, "README.md").write_text(MODEL_CARD)
         hub.add(repo_id, Path(folder))

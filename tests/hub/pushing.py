@@ -1,0 +1,103 @@
+"""Runs `hf-compress` in processes against a local Hub: real sockets and real clients, without the waiting.
+
+The processes are forked from one that has imported everything. In them `time.sleep` takes a hundredth of the time, and
+what they would have slept is added to the seconds of the run; so waiting between attempts costs no time in tests.
+"""
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.hub.local import LocalHub
+
+FASTER = 100
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["hf_compress", "hf_compress.hub", "hf_compress_cli", "tests.hub.pushing"])
+
+
+@dataclass(frozen=True)
+class Ran:
+    """The end of a process: exit status (negative: the signal that killed it), what it printed, seconds it took."""
+
+    status: int | None
+    said: str
+    seconds: float
+
+
+def run(
+    hub: LocalHub,
+    arguments: Sequence[str | Path],
+    *,
+    token: str | None,
+    xet: bool = False,
+    interrupt_at: str | None = None,
+    limit: float = 120.0,
+) -> Ran:
+    """Run `hf-compress ARGUMENTS` and return its end.
+
+    Args:
+        hub: where HF_ENDPOINT points.
+        arguments: of the command line.
+        token: HF_TOKEN; None for nobody.
+        xet: whether large files go through Xet.
+        interrupt_at: press Ctrl-C when a request comes in whose "METHOD /path" holds this.
+        limit: seconds after which the process is killed.
+    """
+    slept = _PROCESSES.Value("d", 0.0)
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as said:
+        words = [str(argument) for argument in arguments]
+        environment = hub.environment(token, xet=xet)
+        process = _PROCESSES.Process(target=_in_process, args=(words, environment, hub.url, said.name, slept))
+        started = time.monotonic()
+        process.start()
+        if interrupt_at is not None:
+            _wait(lambda: any(interrupt_at in request.line for request in hub.requests), limit)
+            os.kill(process.pid or 0, signal.SIGINT)
+        process.join(limit)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        return Ran(process.exitcode, said.read(), time.monotonic() - started + slept.value)
+
+
+def _wait(happened: Callable[[], bool], limit: float) -> None:
+    deadline = time.monotonic() + limit
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _in_process(words: list[str], environment: dict[str, str], url: str, said: str, slept: Any) -> None:
+    """Become the program: its environment, its output, its exit status."""
+    os.environ.clear()
+    os.environ.update(environment)
+    from huggingface_hub import constants
+
+    # The libraries are imported already, and read their environment when they were.
+    constants.ENDPOINT = url
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = url + "/{repo_id}/resolve/{revision}/{filename}"
+    constants.HF_HUB_OFFLINE = False
+    constants.HF_HUB_DISABLE_XET = "HF_HUB_DISABLE_XET" in environment
+    constants.HF_HUB_CACHE = f"{environment['HF_HOME']}/hub"
+    constants.HF_TOKEN_PATH = f"{environment['HF_HOME']}/token"
+    sleep = time.sleep
+
+    def doze(seconds: float) -> None:
+        slept.value += seconds
+        sleep(seconds / FASTER)
+
+    time.sleep = doze
+    output = os.open(said, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(number, "w", closefd=False)) for number in (1, 2))
+    from hf_compress_cli import app
+
+    app(words, prog_name="hf-compress")
