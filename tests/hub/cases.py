@@ -26,8 +26,8 @@ class Case:
     """A push under one fault, and its expected end.
 
     `says` are words that the user reads, in any order; `commits` is how many are made, all on the branch that is
-    pushed to. `limit` bounds the seconds that the push takes, waiting included. Over the transports in `quick`, the case
-    is among the fast tests.
+    pushed to. `limit` bounds the seconds that the push takes, waiting included. It is a fast test over the transports
+    in `quick`.
     """
 
     name: str
