@@ -1,61 +1,58 @@
 """Facts about the rows that a Trainer got: names, splits and counts, as far as `datasets` keeps them."""
 
-import re
 import sys
 from collections.abc import Mapping, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
 
 from hf_compress.report.report import DatasetFacts
-
-# `load_dataset("csv", data_files=...)` and similar calls name the dataset after its format.
-FORMATS = ("csv", "json", "parquet", "text", "arrow", "generator", "pandas", "webdataset", "imagefolder")
-ON_HUB = re.compile(r"^hf://datasets/([\w.-]+/[\w.-]+)@([0-9a-f]{40})?")
+from hf_compress.report.source import find_source
+from hf_compress.report.trial import Found, find_preprocessing
 
 
 def find(trainer: Trainer, eval_rows: Any) -> DatasetFacts:
     """The facts about `trainer.train_dataset` and about `eval_rows`, one evaluation set or several by name."""
     train = trainer.train_dataset
-    name, config, hub_id, revision = _origin(train)
+    source = find_source(train)
     first = next(iter(eval_rows.values())) if isinstance(eval_rows, Mapping) else eval_rows
     # A stream has no length, but the rows drawn from it are known.
     drawn = trainer.state.global_step * trainer.get_total_train_batch_size(trainer.args)
     return DatasetFacts(
-        name=name or _script(),
-        config=config,
-        train_split=_split(train) or "train",
+        name=source.name or _script(),
+        config=source.config,
+        train_split=source.split or "train",
         train_rows=len(train) if isinstance(train, Sized) else drawn,
-        eval_split=_split(first) or "evaluation",
+        eval_split=find_source(first).split or "evaluation",
         eval_rows=_count(eval_rows),
-        hub_id=hub_id,
-        revision=revision,
+        hub_id=source.hub_id,
     )
+
+
+def complete(facts: DatasetFacts, trainer: Trainer, eval_rows: Any) -> tuple[DatasetFacts, list[int] | None]:
+    """The facts with what a stranger needs to score the model again, and the place of each row in its split.
+
+    That is the commit of the Hub dataset and the preprocessing of its rows. What the script declared is kept. The
+    places are None if they are not known.
+    """
+    found = find_preprocessing(trainer, eval_rows) if trainer.is_world_process_zero() else Found(None)
+    source = find_source(eval_rows)
+    same = facts.hub_id is not None and facts.hub_id == source.hub_id
+    declared = facts.preprocessing is not None
+    return replace(
+        facts,
+        revision=facts.revision or (source.revision if same else None),
+        preprocessing=facts.preprocessing if declared else found.preprocessing,
+        without_preprocessing=None if declared else found.reason or None,
+    ), found.rows
 
 
 def task(trainer: Trainer) -> str:
     """A short name of the task: the configuration or the name of the dataset, or else the name of the script."""
-    name, config, *_ = _origin(trainer.train_dataset)
-    return config or (name.rpartition("/")[2] if name else _script())
-
-
-def _origin(rows: Any) -> tuple[str | None, str | None, str | None, str | None]:
-    """Name, configuration, Hub id and commit of a dataset; None for what is unknown."""
-    info = getattr(rows, "info", None)
-    name = getattr(info, "dataset_name", None)
-    if not name or name in FORMATS:
-        return None, None, None, None
-    config = getattr(info, "config_name", None)
-    sources = [ON_HUB.match(address) for address in getattr(info, "download_checksums", None) or {}]
-    source = next((source for source in sources if source), None)
-    hub_id, revision = (None, None) if source is None else (source[1], source[2])
-    return hub_id or name, None if config == "default" else config, hub_id, revision
-
-
-def _split(rows: Any) -> str | None:
-    split = getattr(rows, "split", None)
-    return None if split is None else str(split).partition("[")[0]
+    source = find_source(trainer.train_dataset)
+    return source.config or (source.name.rpartition("/")[2] if source.name else _script())
 
 
 def _count(rows: Any) -> int:

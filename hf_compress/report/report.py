@@ -37,6 +37,7 @@ class DatasetFacts:
             else. The card names a Hub dataset only if this is set.
         revision: the commit of the Hub dataset that the rows come from; None if it is not known.
         preprocessing: how an evaluation row becomes inputs of the model; None if it could not be found.
+        without_preprocessing: why it could not be found, in one sentence.
 
     Example:
         >>> from hf_compress import DatasetFacts
@@ -54,6 +55,7 @@ class DatasetFacts:
     eval_split_rows: int | None = None
     revision: str | None = None
     preprocessing: Preprocessing | None = None
+    without_preprocessing: str | None = None
 
 
 @dataclass(frozen=True)
