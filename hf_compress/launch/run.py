@@ -172,7 +172,7 @@ def finish(
                 base_model_hub_id=base_model_hub_id,
                 base_model_revision=origin.revision if origin and provenance.hub_id(origin.name) else None,
                 task=task or dataset_facts.task(trainer),
-                dataset=dataset or dataset_facts.find(trainer, rows),
+                dataset=dataset_facts.find(trainer, rows, declared=dataset),
                 main_metric=main_metric,
                 dense=_dense(trainer, recipe, evaluation, teacher) if dense is None else dense,
                 teacher=teacher,

@@ -10,11 +10,32 @@ from transformers import Trainer
 
 from hf_compress.report.report import DatasetFacts
 from hf_compress.report.source import find_source
-from hf_compress.report.trial import Found, find_preprocessing
+from hf_compress.report.trial import find_preprocessing
 
 
-def find(trainer: Trainer, eval_rows: Any) -> DatasetFacts:
-    """The facts about `trainer.train_dataset` and about `eval_rows`, one evaluation set or several by name."""
+def find(trainer: Trainer, eval_rows: Any, declared: DatasetFacts | None = None) -> DatasetFacts:
+    """The facts about the training set of `trainer` and about `eval_rows`, one evaluation set or several by name.
+
+    They include what a stranger needs to score the model again: the commit of the Hub dataset, and how a row becomes
+    inputs of the model. Process 0 finds the latter by trial.
+
+    Args:
+        trainer: after training.
+        eval_rows: the evaluation set, as the trainer gets it.
+        declared: what the script says about the rows, which is kept.
+    """
+    facts = declared or _described(trainer, eval_rows)
+    source = find_source(eval_rows)
+    if facts.revision is None and facts.hub_id is not None and facts.hub_id == source.hub_id:
+        facts = replace(facts, revision=source.revision)
+    if facts.preprocessing is None and trainer.is_world_process_zero():
+        found = find_preprocessing(trainer, eval_rows)
+        facts = replace(facts, preprocessing=found.preprocessing, without_preprocessing=found.reason or None)
+    return facts
+
+
+def _described(trainer: Trainer, eval_rows: Any) -> DatasetFacts:
+    """The facts as far as `datasets` keeps names and splits."""
     train = trainer.train_dataset
     source = find_source(train)
     first = next(iter(eval_rows.values())) if isinstance(eval_rows, Mapping) else eval_rows
@@ -29,24 +50,6 @@ def find(trainer: Trainer, eval_rows: Any) -> DatasetFacts:
         eval_rows=_count(eval_rows),
         hub_id=source.hub_id,
     )
-
-
-def complete(facts: DatasetFacts, trainer: Trainer, eval_rows: Any) -> tuple[DatasetFacts, list[int] | None]:
-    """The facts with what a stranger needs to score the model again, and the place of each row in its split.
-
-    That is the commit of the Hub dataset and the preprocessing of its rows. What the script declared is kept. The
-    places are None if they are not known.
-    """
-    found = find_preprocessing(trainer, eval_rows) if trainer.is_world_process_zero() else Found(None)
-    source = find_source(eval_rows)
-    same = facts.hub_id is not None and facts.hub_id == source.hub_id
-    declared = facts.preprocessing is not None
-    return replace(
-        facts,
-        revision=facts.revision or (source.revision if same else None),
-        preprocessing=facts.preprocessing if declared else found.preprocessing,
-        without_preprocessing=None if declared else found.reason or None,
-    ), found.rows
 
 
 def task(trainer: Trainer) -> str:

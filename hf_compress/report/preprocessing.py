@@ -54,7 +54,10 @@ class Preprocessing:
         values = [list(rows[name]) for name in self.columns]
         if self.kind == "image":
             images = [image.convert("RGB") for image in values[0]]
-            return [{"pixel_values": np.asarray(processor(image, return_tensors="np")["pixel_values"][0])} for image in images]
+            return [
+                {"pixel_values": np.asarray(processor(image, return_tensors="np")["pixel_values"][0])}
+                for image in images
+            ]
         if self.kind == "audio":
             return [_sound(processor, value) for value in values[0]]
         encoded = self.encoded(processor, rows)
@@ -110,8 +113,8 @@ class Preprocessing:
             return value
         if str(value) not in self.classes:
             raise ValueError(
-                f"The column `{self.label_column}` holds the label {value!r}, which the model was not evaluated on. Its "
-                f"labels are: {', '.join(self.classes)}."
+                f"The column `{self.label_column}` holds the label {value!r}, which the model was not evaluated on. "
+                f"Its labels are: {', '.join(self.classes)}."
             )
         return self.classes[str(value)]
 

@@ -98,8 +98,8 @@ class _Trial:
             indices, candidate = placed
             return Found(self._with_labels(candidate, indices), rows=self._all(candidate, indices))
         raise NotFoundError(
-            f"No column, and no two columns, of the evaluation rows ({', '.join(self.raw.column_names)}) give the inputs "
-            "of the model."
+            f"No column, and no two columns, of the evaluation rows ({', '.join(self.raw.column_names)}) give the "
+            "inputs of the model."
         )
 
     def _candidates(self) -> Iterator[Preprocessing]:
@@ -113,7 +113,7 @@ class _Trial:
                 yield Preprocessing(kind, list(columns), None)
 
     def _placed(self, candidate: Preprocessing) -> tuple[list[int], Preprocessing] | None:
-        """Return where the compared rows are in the split and the candidate with its length, or None if it is wrong."""
+        """Return where the compared rows are in the split and the candidate with its length; None if it is wrong."""
         if len(self.raw) >= self.total:
             for variant in self._cuts(candidate):
                 if self._gives(variant, self.compared[:PROBED], self.given[:PROBED]) and self._gives(
@@ -176,7 +176,11 @@ class _Trial:
         """Return the index of every evaluation row, or None if only some rows were found."""
         if list(indices) == list(self.compared):
             return list(range(self.total))
-        return [index for _, index in sorted(zip(self.compared, indices, strict=True))] if len(indices) == self.total else None
+        return (
+            [index for _, index in sorted(zip(self.compared, indices, strict=True))]
+            if len(indices) == self.total
+            else None
+        )
 
     def _with_labels(self, candidate: Preprocessing, indices: Sequence[int]) -> Preprocessing:
         """Return the candidate with the column and the mapping that give the labels."""
@@ -204,7 +208,9 @@ class _Trial:
         """Return whether the candidate gives the labels of all compared rows."""
         try:
             made = candidate.labels(self.processor, rows, self.head)
-            pairs = [(np.asarray(one, dtype=float), two["labels"]) for one, two in zip(made or (), self.given, strict=True)]
+            pairs = [
+                (np.asarray(one, dtype=float), two["labels"]) for one, two in zip(made or (), self.given, strict=True)
+            ]
         except (IndexError, KeyError, TypeError, ValueError):
             return False
         return all(one.shape == np.shape(two) and np.allclose(one, np.asarray(two, dtype=float)) for one, two in pairs)
@@ -232,7 +238,9 @@ def _is(kind: str, feature: Any) -> bool:
         return isinstance(feature, List) and isinstance(feature.feature, Value) and feature.feature.dtype in text
     if kind == "image":
         return isinstance(feature, Image)
-    floats = isinstance(feature, List) and isinstance(feature.feature, Value) and feature.feature.dtype.startswith("float")
+    floats = (
+        isinstance(feature, List) and isinstance(feature.feature, Value) and feature.feature.dtype.startswith("float")
+    )
     return isinstance(feature, Audio) or floats
 
 

@@ -1,6 +1,7 @@
 """The preprocessing in a report is what a script did: the tokenizer runs again and must give the same inputs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from hf_compress.report.source import find_source
 from hf_compress.report.trial import Found, find_preprocessing
 from tests.tiny import SIZES, bert
 
-WORDS = "the a film story song was is and very rather today again".split()
+WORDS = ["the", "a", "film", "story", "song", "was", "is", "and", "very", "rather", "today", "again"]
 TAGS = ["O", "B", "I"]
 
 
@@ -81,7 +82,10 @@ def encoded(rows: Dataset, tokenizer: Any, *columns: str, label: Callable[[Any],
 
     def encode(batch: dict[str, Any]) -> dict[str, Any]:
         texts = tokenizer(*(batch[name] for name in columns), **options)
-        return {**texts, "labels": [label(row) for row in zip(batch["label"], batch["score"], batch["topics"], strict=True)]}
+        return {
+            **texts,
+            "labels": [label(row) for row in zip(batch["label"], batch["score"], batch["topics"], strict=True)],
+        }
 
     return rows.map(encode, batched=True, remove_columns=rows.column_names)
 
@@ -190,7 +194,9 @@ def test_pictures_go_through_the_processor_again(find: Callable[..., Found], tmp
     draw, folder = np.random.default_rng(0), tmp_path / "pictures" / "validation"
     for index in range(4):
         (folder / str(index % 2)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw.integers(0, 255, (9, 12, 3), dtype=np.uint8)).save(folder / str(index % 2) / f"{index}.png")
+        Image.fromarray(draw.integers(0, 255, (9, 12, 3), dtype=np.uint8)).save(
+            folder / str(index % 2) / f"{index}.png"
+        )
     loaded = load_dataset(str(tmp_path / "pictures"), split="validation")
     processor = ViTImageProcessorPil(size={"height": 8, "width": 8})
 
@@ -260,7 +266,9 @@ def test_facts_that_a_script_declares_are_kept(
     )
     own = Preprocessing("text", ["title"], "label")
     facts = DatasetFacts("films", None, "train", 1, "validation", 40, revision="0" * 40, preprocessing=own)
-    assert dataset_facts.complete(facts, trainer, rows) == (facts, list(range(40)))
+    assert dataset_facts.find(trainer, rows, declared=facts) == facts
+    found = dataset_facts.find(trainer, rows, declared=replace(facts, preprocessing=None)).preprocessing
+    assert found is not None and found.columns == ["body"]
 
 
 def _config(**changes: Any) -> BertConfig:
