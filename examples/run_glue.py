@@ -83,7 +83,7 @@ class ScriptArguments:
 
 
 def load_rows(args):
-    """Return the rows of the splits to train and evaluate on, and the columns with text."""
+    """Return the rows to train and evaluate on by split, the columns with text, and the size of the second split."""
     if args.train_file is not None:
         kind = Path(args.train_file).suffix.lstrip(".").replace("jsonl", "json")
         raw = load_dataset(kind, data_files={"train": args.train_file, "validation": args.validation_file})
@@ -100,7 +100,7 @@ def load_rows(args):
             f"The data has no column {', '.join(sorted(missing))}, only {', '.join(rows['train'].column_names)}. Name "
             "columns with `--text_columns` and `--label_column`."
         )
-    return rows, columns
+    return rows, columns, len(raw[args.validation])
 
 
 def label_names(args, rows):
@@ -158,6 +158,7 @@ def train_dense(args, training_args, model, labels, parts):
         trainer = Trainer(model=model, args=dense_args, **parts)
         trainer.train(resume_from_checkpoint=hf_compress.last_complete_checkpoint(folder))
         trainer.save_model()
+        trainer.save_state()
         trainer.save_metrics("eval", trainer.evaluate(), combined=False)
         trainer.accelerator.wait_for_everyone()
     return load_model(args, folder, labels)
@@ -179,7 +180,7 @@ def main():
 
     tokenizer = AutoTokenizer.from_pretrained(args.start)
     with training_args.main_process_first(desc="loading the dataset"):
-        rows, columns = load_rows(args)
+        rows, columns, whole = load_rows(args)
     labels = label_names(args, rows)
     metrics = TASKS[args.task_name or ("stsb" if labels is None else "sst2")].metrics
     model = load_model(args, args.start, labels)
@@ -238,11 +239,12 @@ def main():
             base_model=args.base_model_hub_id or args.model_name_or_path,
             base_model_hub_id=args.base_model_hub_id,
             task=args.task_name,
-            dataset=dataset_facts(args, parts),
+            dataset=dataset_facts(args, parts, whole),
             main_metric=metrics[0],
             dense=dense,
             hub_id=flags.options.compress_hub_id,
             formats=flags.options.compress_formats,
+            card_metadata=flags.options.author,
         )
         if trainer.is_world_process_zero():
             print(f"{report.size.dense_bytes:,} bytes became {report.size.packed_bytes:,}: {report.compressed}")
@@ -250,8 +252,9 @@ def main():
     # --- hf_compress: end ---
 
 
-def dataset_facts(args, parts):
-    """Return what the card says about the data."""
+def dataset_facts(args, parts, whole):
+    """Return what the card says about the data. `whole` is the number of rows of the split for evaluation."""
+    evaluated = len(parts["eval_dataset"])
     source = args.train_file or args.dataset_name
     local = Path(source).exists()
     return hf_compress.DatasetFacts(
@@ -260,7 +263,9 @@ def dataset_facts(args, parts):
         train_split="train",
         train_rows=len(parts["train_dataset"]),
         eval_split=args.validation,
-        eval_rows=len(parts["eval_dataset"]),
+        eval_rows=evaluated,
+        eval_split_rows=whole,
+        eval_part=None if evaluated == whole else f"{args.validation}[:{evaluated}]",
         hub_id=args.dataset_hub_id or (None if local else source),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_compress.export.formats import FORMATS, check_formats, help_of_formats
 from hf_compress.recipe import ARGUMENTS
+from hf_compress.report.author import read_author
 
 
 def recipe_names() -> list[str]:
@@ -57,9 +58,18 @@ class CompressionArguments:
             "help": f"Write the compressed model in these formats and score each: {help_of_formats()}.",
         },
     )
+    compress_card_metadata: str | None = field(
+        default=None,
+        metadata={
+            "help": "Add a YAML or JSON file to the card: license, language, tags and other metadata of the Hub, and "
+            "`title`, `text` (Markdown) and `example`."
+        },
+    )
 
     def __post_init__(self) -> None:
         check_formats(self.compress_formats)
+        # Read once: the file may be gone when training is over.
+        self.author = read_author(self.compress_card_metadata)
 
 
 # All our flags are fields of these.

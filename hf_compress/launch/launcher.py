@@ -224,6 +224,7 @@ def _run_compressed(script: Script, flags: Flags, command: str) -> int:
             hub_id=launched.hub_id,
             command=command,
             formats=flags.options.compress_formats,
+            card_metadata=flags.options.author,
         )
     if trainer.is_world_process_zero():
         if report is not None:

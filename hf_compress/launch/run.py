@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
@@ -24,7 +25,10 @@ from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.redaction import redact_command
 from hf_compress.report import dataset as dataset_facts
 from hf_compress.report import provenance
+from hf_compress.report.author import read_author
+from hf_compress.report.background import find_baseline
 from hf_compress.report.evaluation import Origin, dense_scores, evaluate, evaluation_batches, teacher_scores
+from hf_compress.report.facts import Baseline
 from hf_compress.report.measuring import measure
 from hf_compress.report.report import DatasetFacts, Report
 
@@ -111,6 +115,7 @@ def finish(
     hub_id: str | None = None,
     command: str | None = None,
     formats: Sequence[str] = (),
+    card_metadata: str | Path | Mapping[str, Any] | None = None,
 ) -> Report | None:
     """Save the compressed model in OUTPUT_DIR/compressed with report and card, and return the report.
 
@@ -134,6 +139,8 @@ def finish(
         hub_id: the Hub repository to push the result to.
         command: the command line for the card. By default, that of this process.
         formats: names from `hf_compress.export.FORMATS` to write as well; each is compared on evaluation batches.
+        card_metadata: what the author adds to the card, as `--compress_card_metadata` takes it: a YAML or JSON file,
+            or its contents.
 
     Raises:
         ValueError: the trainer does not compress, there is a result already, the model does not keep the promise of
@@ -146,7 +153,7 @@ def finish(
         >>> report.size.packed_bytes  # doctest: +SKIP
         16200000
     """
-    recipe = _promised(trainer)
+    recipe, author = _promised(trainer), read_author(card_metadata)
     evaluation, rows = _evaluation(trainer, evaluation)
     obstacle = _obstacle(trainer.model, rows)
     result, command = Result(trainer.args.output_dir), command or provenance.command()
@@ -178,6 +185,9 @@ def finish(
                 teacher=teacher,
                 evaluate=lambda: evaluate(trainer, evaluation, "compressed"),
                 command=command,
+                origin=origin,
+                dense_model=find_baseline(origin) if dense is None and origin is not None else Baseline(start=False),
+                author=author,
             )
     return _publish(trainer, result, plan, report, obstacle)
 

@@ -1,7 +1,7 @@
 """Facts about the rows that a Trainer got: names, splits and counts, as far as `datasets` keeps them."""
 
 import sys
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,15 @@ def find(trainer: Trainer, eval_rows: Any, declared: DatasetFacts | None = None)
     if facts.preprocessing is None and trainer.is_world_process_zero():
         found = find_preprocessing(trainer, eval_rows)
         facts = replace(facts, preprocessing=found.preprocessing, without_preprocessing=found.reason or None)
+        facts = replace(facts, eval_part=facts.eval_part or _part(facts, found.rows))
     return facts
+
+
+def _part(facts: DatasetFacts, rows: Sequence[int] | None) -> str | None:
+    """The part of the evaluation split that the rows are, as `datasets` writes it; None if it is all or unknown."""
+    if not rows or list(rows) != list(range(rows[0], rows[0] + len(rows))) or len(rows) == facts.eval_split_rows:
+        return None
+    return f"{facts.eval_split}[{rows[0] or ''}:{rows[0] + len(rows)}]"
 
 
 def _described(trainer: Trainer, eval_rows: Any) -> DatasetFacts:
@@ -49,7 +57,14 @@ def _described(trainer: Trainer, eval_rows: Any) -> DatasetFacts:
         eval_split=find_source(first).split or "evaluation",
         eval_rows=_count(eval_rows),
         hub_id=source.hub_id,
+        eval_split_rows=_whole(first),
     )
+
+
+def _whole(rows: Any) -> int | None:
+    """The rows of the whole split that these rows are from."""
+    split = (getattr(getattr(rows, "info", None), "splits", None) or {}).get(find_source(rows).split)
+    return getattr(split, "num_examples", None) or None
 
 
 def task(trainer: Trainer) -> str:

@@ -22,8 +22,12 @@ from hf_compress.models.heads import bare, find_head
 from hf_compress.recipe import Recipe
 from hf_compress.redaction import redact, redact_command
 from hf_compress.report import provenance
+from hf_compress.report.background import label_names, license_and_languages
+from hf_compress.report.course import emissions_kg, training_curves
 from hf_compress.report.divergence import PARITY, baseline, check_finite, finite_scores
-from hf_compress.report.evaluation import can_evaluate, evaluating, logit_difference, of_first_process
+from hf_compress.report.evaluation import Origin, can_evaluate, evaluating, logit_difference, of_first_process
+from hf_compress.report.examples import find_example
+from hf_compress.report.facts import Baseline
 from hf_compress.report.report import DatasetFacts, FormatFacts, Report
 from hf_compress.report.scores import clean_scores
 from hf_compress.report.scores import main_metric as find_main_metric
@@ -47,6 +51,9 @@ def measure(
     base_model_revision: str | None = None,
     evaluate: Callable[[], Mapping[str, Any]] | None = None,
     command: str | None = None,
+    origin: Origin | None = None,
+    dense_model: Baseline | None = None,
+    author: Mapping[str, Any] | None = None,
 ) -> Report:
     """Measure the compressed model in `folder` and return the report. Nothing is written.
 
@@ -68,6 +75,9 @@ def measure(
         base_model_revision: its commit. The default is the commit that the model's configuration was loaded from.
         evaluate: scores the trainer's model in place of `trainer.evaluate()`, and returns what that returns.
         command: the command line for the card. The default is that of this process.
+        origin: the model that training started from, as it was found before training.
+        dense_model: what is known about the model whose scores are `dense`.
+        author: what the author adds to the card, as `read_author` returns it.
 
     Raises:
         ValueError: the trainer has no evaluation set, `main_metric` is not a score, the folder cannot be loaded, or
@@ -94,6 +104,8 @@ def measure(
     zeros = Zeros.count(reloaded, recipe)
     packed = getattr(reloaded.config, "quantization_config", None)
     hub_id = base_model_hub_id or provenance.hub_id(base_model)
+    folder_of_base = origin.folder if origin is not None and origin.name == base_model else None
+    license, languages = license_and_languages(folder_of_base, hub_id, dataset)
     return Report(
         recipe=recipe.shareable(),
         base_model=redact(base_model),
@@ -125,6 +137,15 @@ def measure(
         formats={name: _format_facts(trainer, folder, name, reloaded, scores, main) for name in written(folder)},
         vocabulary=VocabularyFacts.of(source.config),
         bits=packed.bits if isinstance(packed, CompressionConfig) else {},
+        labels=label_names(reloaded.config, head.classifies and head.descriptor.has_classes, trainer.eval_dataset),
+        example=find_example(trainer, reloaded, head, dataset, author or {}),
+        license=license,
+        languages=languages,
+        emissions_kg=emissions_kg(trainer),
+        baseline=None if dense is None else dense_model,
+        starts_trained=None if origin is None else origin.trained and origin.name == base_model,
+        curves=training_curves(trainer.state.log_history, main),
+        author=dict(author or {}),
     )
 
 

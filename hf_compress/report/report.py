@@ -33,6 +33,7 @@ class DatasetFacts:
         eval_split: the split that it was evaluated on.
         eval_rows: rows used for evaluation, after any truncation of the split.
         eval_split_rows: rows of the whole split, if known. The card names a part of a split as such.
+        eval_part: the part of the split, if known, as `datasets` writes it ("validation[:500]").
         hub_id: the id of the Hub dataset that the rows come from, also if a local copy was read; None for anything
             else. The card names a Hub dataset only if this is set.
         revision: the commit of the Hub dataset that the rows come from; None if it is not known.
@@ -53,6 +54,7 @@ class DatasetFacts:
     eval_rows: int
     hub_id: str | None = None
     eval_split_rows: int | None = None
+    eval_part: str | None = None
     revision: str | None = None
     preprocessing: Preprocessing | None = None
     without_preprocessing: str | None = None

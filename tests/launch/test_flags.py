@@ -48,6 +48,7 @@ FROZEN = """
 --compress_config         None
 --compress_hub_id         None
 --compress_formats        ['packed']  packed onnx openvino compressed-tensors
+--compress_card_metadata  None
 """
 # A change here is made on purpose, or not at all.
 PREFIXES = ("distill_", "prune_", "quant_", "compress_")

@@ -19,6 +19,7 @@ from hf_compress.quantize import QuantizationArguments
 from hf_compress.recipe import Recipe
 from hf_compress.report import SECTIONS, Report, Section, save_card
 from hf_compress.report.card import is_current, render, template_version
+from hf_compress.report.contents import contents
 from hf_compress.report.report import FormatFacts
 from hf_compress.report.sections.loading import WITHOUT_PIPELINE
 
@@ -76,7 +77,8 @@ def test_saving_a_card_records_its_template(report: Report, tmp_path: Path) -> N
     report.save(tmp_path)
     assert "card_template" not in report.to_dict()
     save_card(tmp_path)
-    assert Report.load(tmp_path) == replace(report, card_template=template_version(), card_picture="size.png")
+    said = {"card_template": template_version(), "card_picture": "size.png", "files": contents(tmp_path)}
+    assert Report.load(tmp_path) == replace(report, **said)
     assert is_current(tmp_path)
 
 
