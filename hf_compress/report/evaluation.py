@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, logging
 
 from hf_compress.models.heads import Head, bare, has_own_forward
+from hf_compress.report.predictions import DENSE, TEACHER, Recorder
 
 PARITY_BATCHES = 8
 SHOWING = (PrinterCallback, ProgressCallback)
@@ -164,8 +165,13 @@ def _model_files(folder: Path | None) -> frozenset[tuple[str, int, int]]:
     return frozenset((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
-def evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """The numbers that the trainer's own `evaluate` returns for its model, always with the prefix `eval_`."""
+def evaluate(
+    trainer: Trainer, evaluation: Mapping[str, Any], prefix: str, recorder: Recorder | None = None
+) -> dict[str, float]:
+    """The numbers that the trainer's own `evaluate` returns for its model, always with the prefix `eval_`.
+
+    With a `recorder`, the predictions of the rows are recorded under the name `prefix`.
+    """
     kinds = {name: parameter.kind for name, parameter in inspect.signature(trainer.evaluate).parameters.items()}
     takes_prefix = "metric_key_prefix" in kinds or inspect.Parameter.VAR_KEYWORD in kinds.values()
     # All models must get the same batches, so a collator that draws masks (language models) has to draw them again.
@@ -174,7 +180,8 @@ def evaluate(trainer: Trainer, evaluation: Mapping[str, Any], prefix: str) -> di
         trainer.data_collator.generator = None
     with _unheard(trainer):
         arguments = {**evaluation, **({"metric_key_prefix": prefix} if takes_prefix else {})}
-        metrics = of_first_process(lambda: trainer.evaluate(**arguments))
+        with nullcontext() if recorder is None else recorder.recording(trainer, prefix):
+            metrics = of_first_process(lambda: trainer.evaluate(**arguments))
     if not isinstance(metrics, Mapping):
         raise ValueError(
             f"`evaluate` of {type(trainer).__name__} must return a mapping from metric names to scores; got "
@@ -219,7 +226,9 @@ def _unheard(trainer: Trainer) -> Iterator[None]:
         handler.callbacks = kept
 
 
-def teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str, float] | None:
+def teacher_scores(
+    trainer: Trainer, evaluation: Mapping[str, Any], recorder: Recorder | None = None
+) -> dict[str, float] | None:
     """The teacher's scores, with its classes in the student's order; None without a teacher."""
     if getattr(trainer, "teacher", None) is None:
         return None
@@ -248,7 +257,7 @@ def teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str,
             hooks.append(teacher.register_forward_hook(reorder))
         try:
             with evaluating(trainer, teacher):
-                scores = evaluate(trainer, evaluation, "teacher")
+                scores = evaluate(trainer, evaluation, TEACHER, recorder)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -256,7 +265,9 @@ def teacher_scores(trainer: Trainer, evaluation: Mapping[str, Any]) -> dict[str,
     return scores if order is None else {name: v for name, v in scores.items() if name != "eval_loss"}
 
 
-def dense_scores(trainer: Trainer, origin: Origin, evaluation: Mapping[str, Any]) -> dict[str, float] | None:
+def dense_scores(
+    trainer: Trainer, origin: Origin, evaluation: Mapping[str, Any], recorder: Recorder | None = None
+) -> dict[str, float] | None:
     """The scores of the model that training started from, loaded again; None, with a warning, if it cannot be."""
     source: PreTrainedModel = bare(trainer.model)
     config = copy.deepcopy(getattr(trainer, "uncut", None) or source.config)
@@ -274,4 +285,4 @@ def dense_scores(trainer: Trainer, origin: Origin, evaluation: Mapping[str, Any]
         logger.warning(f"The report has no dense baseline: {origin.name} could not be loaded again. {error}")
         return None
     with evaluating(trainer, dense.to(trainer.args.device)):
-        return evaluate(trainer, evaluation, "dense")
+        return evaluate(trainer, evaluation, DENSE, recorder)

@@ -23,11 +23,13 @@ from hf_compress.recipe import Recipe
 from hf_compress.redaction import redact, redact_command
 from hf_compress.report import provenance
 from hf_compress.report.background import label_names, license_and_languages
+from hf_compress.report.comparing import with_predictions
 from hf_compress.report.course import emissions_kg, training_curves
 from hf_compress.report.divergence import PARITY, baseline, check_finite, finite_scores
 from hf_compress.report.evaluation import Origin, can_evaluate, evaluating, logit_difference, of_first_process
 from hf_compress.report.examples import find_example
 from hf_compress.report.facts import Baseline
+from hf_compress.report.predictions import COMPRESSED, Recorder
 from hf_compress.report.report import DatasetFacts, FormatFacts, Report
 from hf_compress.report.scores import clean_scores
 from hf_compress.report.scores import main_metric as find_main_metric
@@ -54,8 +56,11 @@ def measure(
     origin: Origin | None = None,
     dense_model: Baseline | None = None,
     author: Mapping[str, Any] | None = None,
+    recorder: Recorder | None = None,
 ) -> Report:
-    """Measure the compressed model in `folder` and return the report. Nothing is written.
+    """Measure the compressed model in `folder` and return the report.
+
+    The predictions of the rows are written into `folder` as a small Parquet file, if they can be told apart.
 
     The folder is loaded as its user will load it, and evaluated by the trainer's own `evaluate` on the trainer's
     evaluation set. Collective: every rank must call it.
@@ -78,6 +83,8 @@ def measure(
         origin: the model that training started from, as it was found before training.
         dense_model: what is known about the model whose scores are `dense`.
         author: what the author adds to the card, as `read_author` returns it.
+        recorder: what the dense model predicted for each row, if it was recorded. With it the report has intervals of
+            the differences to the dense model, on process 0.
 
     Raises:
         ValueError: the trainer has no evaluation set, `main_metric` is not a score, the folder cannot be loaded, or
@@ -96,7 +103,8 @@ def measure(
     reloaded = _reloaded(source, folder, trainer.args.device)
     head = find_head(reloaded)
     scores = _scores(trainer, evaluate)
-    with evaluating(trainer, reloaded):
+    recorder = recorder or Recorder()
+    with evaluating(trainer, reloaded), recorder.recording(trainer, COMPRESSED):
         compressed = scores()
     parity, parity_rows = logit_difference(trainer, reloaded, head)
     main = main_metric or find_main_metric(compressed, trainer.args.metric_for_best_model)
@@ -106,7 +114,7 @@ def measure(
     hub_id = base_model_hub_id or provenance.hub_id(base_model)
     folder_of_base = origin.folder if origin is not None and origin.name == base_model else None
     license, languages = license_and_languages(folder_of_base, hub_id, dataset)
-    return Report(
+    report = Report(
         recipe=recipe.shareable(),
         base_model=redact(base_model),
         base_model_hub_id=hub_id,
@@ -147,6 +155,9 @@ def measure(
         curves=training_curves(trainer.state.log_history, main),
         author=dict(author or {}),
     )
+    if not trainer.is_world_process_zero():
+        return report
+    return with_predictions(trainer, report, recorder, trainer.eval_dataset, folder)
 
 
 @dataclass(frozen=True)
