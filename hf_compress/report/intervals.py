@@ -93,8 +93,8 @@ def ends(scores: Numbers, level: float = LEVEL) -> tuple[float, float]:
     Example:
         >>> import numpy as np
         >>> from hf_compress.report.intervals import ends
-        >>> ends(np.arange(101.0), level=0.9)
-        (5.0, 95.0)
+        >>> [round(end, 6) for end in ends(np.arange(101.0), level=0.9)]
+        [5.0, 95.0]
     """
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
