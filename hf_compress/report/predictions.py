@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
 from numpy.typing import NDArray
 from torch.utils.data import SequentialSampler
 from transformers import EvalPrediction, Trainer
@@ -106,13 +105,15 @@ def row_numbers(trainer: Trainer, rows: Any, outputs: Outputs) -> NDArray[Any]:
     Raises:
         UnreadableError: there are several sets of rows, or they were not evaluated one after the other.
     """
+    from datasets import Dataset
+
     if isinstance(rows, Mapping):
         raise UnreadableError("The script evaluates several sets of rows.")
     if not isinstance(rows, Sized):
         return np.arange(outputs.rows)
     if len(rows) != outputs.rows:
         raise UnreadableError(f"The evaluation set has {len(rows):,} rows, and {outputs.rows:,} were evaluated.")
-    labels = _labels(trainer, rows, outputs)
+    labels = _labels(rows, outputs) if isinstance(rows, Dataset) else None
     in_order = isinstance(trainer._get_eval_sampler(rows), SequentialSampler | None)
     if not (in_order if labels is None else np.allclose(labels, outputs.labels)):
         raise UnreadableError("The rows were not evaluated in the order of the evaluation set.")
@@ -120,9 +121,9 @@ def row_numbers(trainer: Trainer, rows: Any, outputs: Outputs) -> NDArray[Any]:
     return np.arange(outputs.rows) if indices is None else indices.column(0).to_numpy()
 
 
-def _labels(trainer: Trainer, rows: Any, outputs: Outputs) -> NDArray[Any] | None:
+def _labels(rows: Any, outputs: Outputs) -> NDArray[Any] | None:
     """The labels of a `Dataset` in its order, to compare with those that were evaluated; None if it has no such."""
-    if not isinstance(rows, Dataset) or outputs.kind not in ("classes", "numbers"):
+    if outputs.kind not in ("classes", "numbers"):
         return None
     columns = [name for name in ("label", "labels", "label_ids") if name in rows.column_names]
     if len(columns) != 1:
