@@ -20,7 +20,7 @@ from safetensors import safe_open
 from sizes import save_packed
 from transformers import BertConfig, BertForSequenceClassification, logging
 
-from hf_compress.checkpoint import Packed
+from hf_compress.packing import Packed
 
 WHAT = ("from_pretrained", "from_pretrained and a first batch", "from_pretrained and every weight used")
 

@@ -1,10 +1,13 @@
 """Measure how large packed files are, for one-shot pruning at several sparsities and for finished checkpoints.
 
     python benchmarks/sizes.py [--model MODEL] [--scheme int8] [--folders COMPRESSED...] [--codecs COMPRESSED]
+                               [--steps MODEL]
 
 `file` is model.safetensors with its header. `entropy` is the order-0 entropy of the integers of each tensor, without
 scales and without floating-point tensors. `analytic` is the formula of Movva et al. (2022), which counts no mask,
-scale or header. With `--codecs`, other codecs and other orders are tried on the integers of a checkpoint.
+scale or header. With `--codecs`, other codecs and other orders are tried on the integers of a checkpoint. With
+`--steps`, a dense model is rounded with one step per tensor. The bytes then include scales, and the speed is that of
+writing float32 weights on one core.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,9 +27,10 @@ import zstandard
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel, logging
 
 import hf_compress as hfc
-from hf_compress.checkpoint import CompressionConfig, CompressionQuantizer, Packed, pack, packed_tensors
+from hf_compress.checkpoint import CompressionConfig, CompressionQuantizer, packed_tensors
 from hf_compress.layers import SCHEMES
 from hf_compress.models import prunable, quantizable
+from hf_compress.packing import Packed, pack
 from hf_compress.report import analytic_bytes
 
 HEADINGS = ("", "file", "entropy", "file / entropy", "analytic", "file / analytic")
@@ -149,6 +154,78 @@ def codecs(folder: Path) -> Iterator[str]:
         yield line(f"arithmetic coding, 16 contexts by {context}, contexts not counted", size)
 
 
+def steps(model: PreTrainedModel) -> Iterator[str]:
+    """Yield table rows: bytes and decoding speed with one step per tensor, from fine to coarse."""
+    weights = list({id(target.weight): target.weight.detach() for target in quantizable(model)}.values())
+    coders: dict[str, Coder] = {"this format": (packed, unpacked)}
+    if find_spec("constriction"):  # Asymmetric numeral systems, one model or 16 per tensor; pip install constriction
+        coders |= {f"ANS {number}": (partial(ans_encoded, classes=number), ans_decoded) for number in (1, 16)}
+    for step in (0.06, 0.15, 0.3, 0.5, 0.9, 1.5, 2.5):
+        scales = [(step * weight.square().mean().sqrt()).bfloat16().float() for weight in weights]
+        integers = [
+            (weight / scale).round().clamp(-127, 127).to(torch.int8)
+            for weight, scale in zip(weights, scales, strict=True)
+        ]
+        bound, count = sum(entropy(values.numpy()) for values in integers), sum(map(torch.numel, integers))
+        cells = []
+        for encode, decode in coders.values():
+            coded = [encode(values, scale) for values, scale in zip(integers, scales, strict=True)]
+            begun = time.process_time()
+            for data in coded:
+                decode(data)
+            speed = 4 * count / (time.process_time() - begun) / 1e6
+            cells.append(f"{sum(size for _, size in coded) / bound:.4f} | {speed:,.0f} MB/s")
+        yield f"| {step:g} | {8 * bound / count:.2f} | {' | '.join(cells)} |"
+
+
+Coded = tuple[object, int]
+Coder = tuple[Callable[[torch.Tensor, torch.Tensor], Coded], Callable[[Coded], object]]
+
+
+def packed(values: torch.Tensor, scale: torch.Tensor) -> Coded:
+    """Return the packed tensor and its bytes."""
+    data = pack(values, scale=scale.expand(len(values), 1))
+    return data, len(data)
+
+
+def unpacked(coded: Coded) -> object:
+    return Packed.open(coded[0]).weight(torch.float32)  # type: ignore[arg-type]
+
+
+def ans_encoded(values: torch.Tensor, scale: torch.Tensor, *, classes: int) -> Coded:
+    """Return what the library's decoder needs, and the bytes of words, classes of rows and tables of counts."""
+    from constriction import stream
+
+    symbols = values.numpy().astype(np.int32) + 127
+    spread = np.square(symbols - 127).mean(axis=1)
+    by_row = np.searchsorted(np.quantile(spread, np.arange(1, classes) / classes), spread)
+    coder, models, size = stream.stack.AnsCoder(), [], entropy(by_row.astype(np.int8)) if classes > 1 else 0.0
+    for number in range(classes):
+        some = np.ascontiguousarray(symbols[by_row == number]).reshape(-1)
+        counts = np.bincount(some, minlength=255)
+        if not some.size:
+            continue
+        model = stream.model.Categorical(np.maximum(counts / some.size, 1e-9).astype(np.float32), perfect=False)
+        coder.encode_reverse(some, model)
+        models.append((model, some.size))
+        size += 2 * np.count_nonzero(counts) + 2
+    words = coder.get_compressed()
+    return (words, models, by_row), round(4 * len(words) + size)
+
+
+def ans_decoded(coded: Coded) -> object:
+    from constriction import stream
+
+    words, models, by_row = coded[0]  # type: ignore[misc]
+    coder, rows = stream.stack.AnsCoder(words), [np.empty(0)] * len(models)
+    for number in reversed(range(len(models))):
+        rows[number] = coder.decode(*models[number])
+    values = np.concatenate(rows).reshape(len(by_row), -1)
+    result = np.empty(values.shape, dtype=np.float32)
+    result[np.argsort(by_row, kind="stable")] = values
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="dense model to prune in one shot")
@@ -157,6 +234,7 @@ def main() -> None:
     )
     parser.add_argument("--folders", nargs="*", type=Path, default=[], help="finished checkpoints")
     parser.add_argument("--codecs", type=Path, help="finished checkpoint to try other codecs on")
+    parser.add_argument("--steps", help="dense model to round with one step per tensor, from fine to coarse")
     arguments = parser.parse_args()
     logging.set_verbosity_error(), logging.disable_progress_bar()
     if arguments.model or arguments.folders:
@@ -168,6 +246,13 @@ def main() -> None:
             print(row(f"{sparsity:.0%} + {arguments.scheme}", Path(folder), recipe))
     for folder in arguments.folders:
         print(row(str(folder), folder, hfc.Recipe.load(folder / "recipe.json")))
+    if arguments.steps:
+        others = " ANS | decoded |" if find_spec("constriction") else ""
+        print(
+            f"| step / rms | bits | this format | decoded |{others}", "|" + " ---: |" * (6 if others else 4), sep="\n"
+        )
+        for line in steps(AutoModel.from_pretrained(arguments.steps)):
+            print(line, flush=True)
     if arguments.codecs:
         print("| integers | bytes / order-0 entropy | decode, M integers/s |", "| --- | ---: | ---: |", sep="\n")
         print(*codecs(arguments.codecs), sep="\n")

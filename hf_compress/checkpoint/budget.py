@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from hf_compress.checkpoint.coding import entropy_bytes
 from hf_compress.checkpoint.knapsack import Option, worth_making
-from hf_compress.checkpoint.packed import pack
 from hf_compress.layers.attention import range_owners
 from hf_compress.layers.bits import items_of, parsed, weight_grids
 from hf_compress.layers.grids import Grid, from_integers, symmetric_scale, to_integers
 from hf_compress.layers.probe import attention_modules
 from hf_compress.models.targets import Target, prunable, quantizable
+from hf_compress.packing.coding import entropy_bytes
+from hf_compress.packing.packed import pack
 from hf_compress.prune.criteria import magnitude_masks
 from hf_compress.prune.selection import Scope
 from hf_compress.recipe import Recipe

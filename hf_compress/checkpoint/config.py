@@ -14,7 +14,7 @@ from hf_compress.layers.grids import BITS, Grid, Grids
 from hf_compress.models.targets import LayerKind
 
 METHOD = "hf_compress"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 Run = Literal["dense", "int8"]
 # The sets of values that may share a scale, and the legal sizes of a group.

@@ -9,11 +9,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from hf_compress.checkpoint.coding import CODECS, entropy_bytes
 from hf_compress.checkpoint.config import METHOD, CompressionConfig
-from hf_compress.checkpoint.packed import Packed
 from hf_compress.checkpoint.quantizer import CompressionQuantizer, located, printable, safetensors_file
 from hf_compress.models.targets import kind, model_class, part
+from hf_compress.packing.coding import CODECS, entropy_bytes
+from hf_compress.packing.packed import Packed
 
 
 @dataclass(frozen=True)

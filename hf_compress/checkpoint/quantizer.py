@@ -16,7 +16,6 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.quantizers import HfQuantizer, register_quantizer
 
 from hf_compress.checkpoint.config import METHOD, CompressionConfig
-from hf_compress.checkpoint.packed import Packed, pack, set_seal
 from hf_compress.layers.attention import range_owners, restore_attention
 from hf_compress.layers.grids import Grid, from_integers, symmetric_scale, to_integers
 from hf_compress.layers.integer import Integer, Loaded, keep_integers, note
@@ -24,6 +23,7 @@ from hf_compress.layers.loaded import keep_compression, restore_layers
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.models.sharding import whole_on_first
 from hf_compress.models.targets import LayerKind, kind
+from hf_compress.packing.packed import Packed, pack, set_seal
 
 T = TypeVar("T")
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hf_compress.checkpoint.coding import NIBBLE
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.layers.attention import OPERANDS, Operand, Probabilities
 from hf_compress.layers.grids import SMALLEST_SCALE, Grid, affine_parameters, symmetric_scale, to_integers
@@ -19,6 +18,7 @@ from hf_compress.models.targets import LayerKind, Target, kind, tied
 
 # Marks an operator whose integers are stored in four bits, a type that torch lacks.
 NARROW = {"hf_compress.bits": "4"}
+NIBBLE = 8  # Added to a value in [-8, 7] so that it fits four bits.
 # Zero point of a symmetric grid on kernels for unsigned inputs, which all CPUs have.
 MIDDLE = 128
 

@@ -15,12 +15,13 @@ import zstandard
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
 
-from hf_compress.checkpoint.coding import CODECS
-from hf_compress.checkpoint.inventory import tensors
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.layers.grids import SCHEMES
 from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import prunable
+from hf_compress.packing import packed as packed_module
+from hf_compress.packing.coding import CODECS, encode
+from hf_compress.packing.ordering import ORDERS
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
@@ -33,10 +34,10 @@ class Reader:
     """Reads one packed tensor as docs/format.md specifies, without hf_compress."""
 
     def __init__(self, name: str, data: bytes, seal: int) -> None:
-        magic, checksum, own_seal, kind, dimensions, self.transposed, zero, self.group, self.step = struct.unpack(
-            "<4sIIBBBBII", data[:24]
+        magic, checksum, own_seal, kind, dimensions, self.transposed, self.order, self.group, self.step = (
+            struct.unpack("<4sIIBBBBII", data[:24])
         )
-        assert magic == b"HFC4" and zero == 0 and own_seal == seal
+        assert magic == b"HFC5" and own_seal == seal
         assert checksum == zlib.crc32(name.encode() + data[12:])
         self.shape = struct.unpack(f"<{dimensions}I", data[24 : 24 + 4 * dimensions])
         self.data, self.at, self.kind = data, 24 + 4 * dimensions, KINDS[kind]
@@ -60,9 +61,10 @@ class Reader:
         length, codec = self.number("<I"), self.number("<B")
         end = self.at + length
         kept = np.arange(count)
-        if codec in (2, 3):
+        places, coder = divmod(codec, 4)
+        if places == 1:
             kept = np.flatnonzero(np.unpackbits(self.section(), bitorder="little")[:count])
-        if codec in (4, 5):
+        if places == 2:
             number = self.number("<I")
             gaps, place, places = self.section(), 0, []
             assert len(gaps) == number
@@ -72,10 +74,14 @@ class Reader:
                     places.append(place)
                     place += 1
             kept = np.array(places, dtype=int)
-        if codec in (1, 3, 5):
-            pairs = self.section()
-            nibbles = np.stack([pairs % 16, pairs // 16], axis=1).reshape(-1)[: len(kept)]
-            values = (nibbles.astype(np.int8) - 8).view(np.uint8).reshape(-1, 1)
+        if coder:
+            size, base = [(2, 16), (3, 6), (4, 4)][coder - 1]
+            escapes, tuples = self.number("<I"), self.section().astype(int)
+            digits = np.stack([tuples // base**place % base for place in range(size)], axis=1).reshape(-1)[: len(kept)]
+            values = (digits - (base // 2 - 1)).astype(np.int8).view(np.uint8).reshape(-1, 1)
+            escaped = self.section()
+            assert len(escaped) == escapes
+            values[digits == base - 1, 0] = escaped
         else:
             values = self.planes(self.width)
         assert self.at == end
@@ -88,6 +94,7 @@ class Reader:
         if self.group:  # bfloat16: the upper half of a float32.
             stored = self.planes(2)
             scales = np.pad(stored, ((0, 0), (2, 0))).view("<f4").reshape(self.shape[0], -1)
+            keys = self.section() if self.order == 2 else stored.view("<u2")[:, 0]
         numel = math.prod(self.shape)
         chunks = [self.chunk(min(self.step, numel - begin)) for begin in range(0, numel, self.step)]
         assert self.at == len(self.data)
@@ -97,8 +104,8 @@ class Reader:
         else:
             values = data.view(self.kind).reshape(self.shape)
         if scales is not None:
-            if self.shape[1] % self.group == 0:
-                order = sorted(range(scales.size), key=lambda run: stored.view("<u2")[run, 0])
+            if self.order:
+                order = sorted(range(scales.size), key=lambda run: keys[run])
                 in_order, values = values.reshape(-1, self.group), np.empty((scales.size, self.group), dtype="i1")
                 values[order] = in_order
                 values = values.reshape(self.shape)
@@ -180,12 +187,28 @@ def test_a_reader_of_the_specification_gives_the_same_bits(
     _equal(reloaded.state_dict(), weights)
 
 
-def test_the_checkpoints_above_use_every_codec(make_bert: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
-    used: set[str] = set()
-    for number, recipe in enumerate(RECIPES.values()):
-        folder = compressed(make_bert(hidden_size=72, intermediate_size=100), recipe, tmp_path / str(number))
-        used |= {codec for facts in tensors(folder) for codec in facts.codec.split("/")}
-    assert used >= set(CODECS)
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_it_reads_every_codec_in_every_order(codec: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    largest = {"planes": 100, "pairs": 7, "triples": 2, "quads": 1}[codec.split()[-1]]
+    integers = torch.randint(-largest, largest + 1, (300, 72), generator=generator, dtype=torch.int8)
+    integers[:, 0] = -128  # Escaped.
+    integers[torch.rand(integers.shape, generator=generator) < 0.8] = 0
+    scale = torch.rand(300, 1, generator=generator).bfloat16().float()
+    keys = {"own": None, "scales": packed_module._words(scale.bfloat16()), "spread": np.arange(300)[::-1] % 7}[order]
+
+    def in_order(words: np.ndarray, *_: object) -> tuple[int, np.ndarray | None, np.ndarray]:
+        rows = words.reshape(300, 72)
+        found = rows if keys is None else rows[np.argsort(keys, kind="stable")]
+        return ORDERS.index(order), keys.astype(np.uint8) if order == "spread" else None, found.reshape(-1)
+
+    monkeypatch.setattr(packed_module, "encode_shortest", lambda words: (CODECS.index(codec), encode(words, codec)))
+    monkeypatch.setattr(packed_module, "in_best_order", in_order)
+    monkeypatch.setattr(packed_module, "CHUNK", 5000)
+    data = packed_module.pack(integers, "name", scale)
+    assert np.array_equal(Reader("name", data.numpy().tobytes(), 0).weight(), integers * scale)
+    assert torch.equal(packed_module.Packed.open(data, "name").weight(torch.float32), integers * scale)
 
 
 @pytest.mark.parametrize("recipe", ["int8", "pruned int8", "int4-weight", "mixed"])

@@ -18,11 +18,11 @@ from safetensors.torch import save
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_compress.checkpoint import inventory
-from hf_compress.checkpoint import packed as packed_module
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.quantizer import CompressionQuantizer
 from hf_compress.layers.grids import SCHEMES
 from hf_compress.models.targets import prunable, quantizable
+from hf_compress.packing import packed as packed_module
 
 NAME = "model.safetensors"
 BOMB = 1 << 28  # The size after decompression.

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from hf_compress.checkpoint.inventory import tensors
-from hf_compress.checkpoint.packed import Packed
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.layers.grids import SCHEMES
+from hf_compress.packing.packed import Packed
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
@@ -183,7 +183,7 @@ def test_the_folder_holds_no_pickle_and_the_recipe_that_made_it(tiny_bert: Any, 
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "recipe.json"}
     assert Recipe.load(folder / "recipe.json") == recipe
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert config["quant_method"] == "hf_compress" and config["version"] == 4
+    assert config["quant_method"] == "hf_compress" and config["version"] == 5
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(tiny_bert: Any, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_damaged_tensor_is_refused_by_name(change: Any, said: str, folder: Pat
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"version": 99}, "version` must be 4; got 99"),
+        ({"version": 99}, "version` must be 5; got 99"),
         ({"scheme": None}, "scheme` must name the grids"),
         ({"scheme": {"weight": "int8"}}, "must be a scheme of hf_compress"),
         ({"scheme": ["int8"]}, "must be a scheme of hf_compress"),

@@ -9,10 +9,11 @@ import pytest
 import torch
 import zstandard
 
-from hf_compress.checkpoint import packed as packed_module
-from hf_compress.checkpoint.coding import CODECS, entropy_bytes
-from hf_compress.checkpoint.packed import KINDS, Packed, pack
 from hf_compress.layers.grids import SCHEMES, from_integers, symmetric_scale, to_integers
+from hf_compress.packing import packed as packed_module
+from hf_compress.packing.coding import CODECS, entropy_bytes
+from hf_compress.packing.ordering import ORDERS
+from hf_compress.packing.packed import KINDS, Packed, pack
 
 
 def _integers(sparsity: float, *shape: int) -> torch.Tensor:
@@ -102,6 +103,15 @@ def test_rows_of_different_spread_beat_order_0_entropy(scheme: str, share: float
 def test_the_exponents_of_floats_are_squeezed(dtype: torch.dtype, share: float) -> None:
     weights = (torch.randn(256, 256) * 0.02).to(dtype)
     assert pack(weights).numel() <= share * weights.nbytes
+
+
+def test_rows_of_different_spread_share_one_scale_cheaply() -> None:
+    """A step for the whole tensor: the order of the scales says nothing, that of the spreads does."""
+    rows = torch.randn(512, 512) * torch.logspace(-0.5, 0.5, 512)[torch.randperm(512), None]
+    integers = (rows * 2).round().clamp(-127, 127).to(torch.int8)
+    packed = pack(integers, scale=torch.full((512, 1), 0.5))
+    assert ORDERS[Packed.open(packed).order] == "spread"
+    assert packed.numel() <= 0.97 * entropy_bytes(integers)
 
 
 def test_scales_take_little_more_than_a_byte() -> None:

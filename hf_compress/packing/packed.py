@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
-from hf_compress.checkpoint.coding import (
+from hf_compress.packing.coding import (
     CODECS,
     Sections,
     decode,
@@ -23,8 +23,9 @@ from hf_compress.checkpoint.coding import (
     encode_planes,
     encode_shortest,
 )
+from hf_compress.packing.ordering import ORDERS, in_best_order, in_order_of
 
-MAGIC = b"HFC4"
+MAGIC = b"HFC5"
 KINDS: tuple[torch.dtype, ...] = (
     torch.int8,
     torch.float32,
@@ -41,7 +42,7 @@ KINDS: tuple[torch.dtype, ...] = (
 CHUNK = 1 << 18
 SMALL = 1 << 14  # Decoding this many values is faster than handing them to another thread.
 
-# Magic, CRC-32, seal, kind, dimensions, transposed, 0, values per scale, values per chunk.
+# Magic, CRC-32, seal, kind, dimensions, transposed, order, values per scale, values per chunk.
 _HEAD = struct.Struct("<4sIIBBBBII")
 _SEAL_AT, _CHECKED_FROM = 8, 12
 _CHUNK = struct.Struct("<IB")
@@ -66,7 +67,7 @@ def pack(
 
     Example:
         >>> import torch
-        >>> from hf_compress.checkpoint import Packed, pack
+        >>> from hf_compress.packing import Packed, pack
         >>> Packed.open(pack(torch.tensor([1.0, 0.0, 2.0]))).values()
         tensor([1., 0., 2.])
     """
@@ -75,16 +76,16 @@ def pack(
     step = max(1, CHUNK // width) * width
     group = 0 if scale is None else min(group or width, width)
     parts = [struct.pack(f"<{tensor.dim()}I", *tensor.shape)]
+    order = 0
     if scale is not None:
         scales = _words(scale.bfloat16())
         assert torch.equal(scale.bfloat16().float(), scale), "scales are rounded as `grids` rounds them"
-        parts.append(encode_planes(scales))
-        if (order := _order(scales, width, group)) is not None:
-            words = words.reshape(-1, group)[order].reshape(-1)
+        order, keys, words = in_best_order(words, scales, width, group)
+        parts += [encode_planes(scales), *([] if keys is None else [encode_planes(keys)])]
     for begin in range(0, len(words), step):
         codec, data = encode_shortest(words[begin : begin + step])
         parts.append(_CHUNK.pack(len(data), codec) + data)
-    head = _HEAD.pack(MAGIC, 0, 0, KINDS.index(tensor.dtype), tensor.dim(), transposed, 0, group, step)
+    head = _HEAD.pack(MAGIC, 0, 0, KINDS.index(tensor.dtype), tensor.dim(), transposed, order, group, step)
     packed = bytearray(b"".join([head, *parts]))
     struct.pack_into("<I", packed, 4, _checksum(packed, key))
     return torch.frombuffer(packed, dtype=torch.uint8)
@@ -112,11 +113,12 @@ class Packed:
         dtype, shape: of the stored values. They are the transpose of the weight if `transposed`.
         checksum: of the key and of all bytes after the seal. It is checked when the values are read.
         seal: a number that binds all tensors of the checkpoint together. `CompressionConfig.seal` computes it.
+        order: the number in `ORDERS` of the order of the runs of values that share a scale.
         group, step: how many values share a scale (0 without scales), and how many make a chunk.
 
     Example:
         >>> import torch
-        >>> from hf_compress.checkpoint import Packed, pack
+        >>> from hf_compress.packing import Packed, pack
         >>> opened = Packed.open(pack(torch.zeros(3, 4)))
         >>> opened.shape, opened.dtype
         ((3, 4), torch.float32)
@@ -129,6 +131,7 @@ class Packed:
     checksum: int
     seal: int
     transposed: bool
+    order: int
     group: int
     step: int
 
@@ -153,20 +156,21 @@ class Packed:
                 f"a packed tensor must have at least {_HEAD.size} bytes, this has {len(packed)}: it is truncated"
             )
         data = packed.detach().cpu().contiguous().numpy().data.cast("B")
-        magic, checksum, seal, kind, dimensions, transposed, zero, group, step = _HEAD.unpack_from(data)
+        magic, checksum, seal, kind, dimensions, transposed, order, group, step = _HEAD.unpack_from(data)
         if magic != MAGIC:
             raise ValueError(
                 f"a packed tensor must begin with {MAGIC!r}, this begins with {bytes(magic)!r}: it has another "
                 "version or is not packed"
             )
-        if kind >= len(KINDS) or transposed > 1 or zero or len(data) < _HEAD.size + 4 * dimensions:
+        if kind >= len(KINDS) or transposed > 1 or order >= len(ORDERS) or len(data) < _HEAD.size + 4 * dimensions:
             raise ValueError("the head of a packed tensor has values that no version writes: it is damaged")
         shape = struct.unpack_from(f"<{dimensions}I", data, _HEAD.size)
         width = shape[-1] if shape else 1
         scaled = KINDS[kind] == torch.int8 and dimensions == 2 and 0 < group <= width and step % width == 0
-        if step < 1 or (group and not scaled) or (transposed and dimensions != 2):
+        ordered = order == 0 or (scaled and width % group == 0)
+        if step < 1 or (group and not scaled) or (transposed and dimensions != 2) or not ordered:
             raise ValueError("the head of a packed tensor contradicts itself: it is damaged")
-        opened = cls(key, data, KINDS[kind], shape, checksum, seal, bool(transposed), group, step)
+        opened = cls(key, data, KINDS[kind], shape, checksum, seal, bool(transposed), order, group, step)
         if expected is not None and opened.weight_shape != tuple(expected):
             raise ValueError(f"the model needs shape {tuple(expected)}, the packed tensor has {opened.weight_shape}")
         return opened
@@ -277,7 +281,8 @@ class Packed:
             rows, width = self.shape
             words = decode_planes(sections, rows * -(-width // self.group), 2)
             scale = torch.from_numpy(words).view(torch.bfloat16).float().view(rows, -1)
-            order = _order(words, width, self.group)
+            spreads = decode_planes(sections, len(words), 1) if ORDERS[self.order] == "spread" else None
+            order = in_order_of(words if spreads is None else spreads) if self.order else None
         return _Parts(scale, order, list(self._walk(sections.data[sections.at :])))
 
     def _walk(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -298,15 +303,6 @@ def _decoded(chunk: memoryview, count: int, width: int) -> np.ndarray:
     words = decode(sections, chunk[_CHUNK.size - 1], count, width)
     sections.finish()
     return words
-
-
-def _order(scales: np.ndarray, width: int, group: int) -> np.ndarray | None:
-    """Return the order of the runs that share a scale, sorted by the bits of `scales`, or None.
-
-    Runs with a similar scale have a similar spread, and share a Huffman code. If the last run of a row is shorter, the
-    result is None: runs keep their own order.
-    """
-    return None if width % group else np.argsort(scales, kind="stable")
 
 
 def _words(tensor: Tensor) -> np.ndarray:

@@ -14,18 +14,32 @@ import zstandard
 from jaxtyping import Shaped, UInt
 from torch import Tensor
 
+# How small integers share a byte: so many of them are the digits of one number in this base. The last digit says that
+# the value stands among the escaped ones.
+TUPLES: dict[str, tuple[int, int]] = {"pairs": (2, 16), "triples": (3, 6), "quads": (4, 4)}
 # In the order of their numbers in the file. The last word tells how values are coded, the first how positions are.
-CODECS: tuple[str, ...] = ("planes", "pairs", "mask planes", "mask pairs", "gaps planes", "gaps pairs")
+CODECS: tuple[str, ...] = tuple(
+    f"{places}{values}" for places in ("", "mask ", "gaps ") for values in ("planes", *TUPLES)
+)
+MOST_ESCAPED = 1 / 8  # Of the values. With more of them, tuples are longer than bytes.
 LEVEL = 1  # The rest is Huffman coding, which is the same at all levels of zstandard.
 # Sizes of a zstandard block, each with its own Huffman code. Short blocks win where the spread of values changes, long
 # ones where the table of another code costs more than it saves.
 BLOCKS = (1 << 17, 1 << 15, 1 << 14, 1 << 13)
-NIBBLE = 8  # Added to a value in [-8, 7] so that it fits four bits.
 LONG = 255  # A gap of this many zeros is not followed by a value.
 
 _COUNT = struct.Struct("<I")
 _SECTION = struct.Struct("<IB")
-_BOTH_NIBBLES = np.array([low | high << 8 for high in range(16) for low in range(16)], dtype="<u2")
+
+
+def _values_of_bytes(size: int, base: int) -> np.ndarray:
+    """Return the values in each byte as one item of `size` bytes. An escaped value is `base // 2`, as no other is."""
+    digits = np.arange(256)[:, None] // base ** np.arange(size) % base
+    kind = {2: "<u2", 3: "V3", 4: "<u4"}[size]
+    return (digits - (base // 2 - 1)).astype(np.int8).view(kind).reshape(-1)
+
+
+_VALUES = {name: _values_of_bytes(size, base) for name, (size, base) in TUPLES.items()}
 
 
 def encode(words: UInt[np.ndarray, " count"], codec: str) -> bytes | None:
@@ -50,13 +64,12 @@ def decode(sections: "Sections", codec: int, count: int, width: int) -> UInt[np.
             f"a codec must be a number below {len(CODECS)}, this is {codec}: upgrade hf_compress to read it"
         )
     *places, values = CODECS[codec].split()
-    decode_values = decode_planes if values == "planes" else _decode_pairs
     if not places:
-        return decode_values(sections, count, width)
+        return _decode_values(sections, count, width, values)
     # Writing at indices is ten times as fast as writing through a mask.
     kept = _decode_mask(sections, count) if places == ["mask"] else _decode_gaps(sections, count)
     words = np.zeros(count, dtype=f"<u{width}")
-    words[kept] = decode_values(sections, len(kept), width)
+    words[kept] = _decode_values(sections, len(kept), width, values)
     return words
 
 
@@ -81,6 +94,15 @@ def entropy_bytes(tensor: Shaped[Tensor, "*shape"]) -> float:
     _, counts = torch.unique(tensor, return_counts=True)
     share = counts.double() / max(tensor.numel(), 1)
     return float(-(share * share.log2()).sum()) * tensor.numel() / 8
+
+
+def expected_bytes(words: UInt[np.ndarray, " count"]) -> float:
+    """Return the order-0 entropy, in bytes, of `words` in blocks with a code each: how long coded bytes will be."""
+    block = BLOCKS[1]
+    blocks = -(-len(words) // block)
+    counts = np.bincount((np.arange(len(words)) // block << 8) + words, minlength=blocks << 8).reshape(blocks, 256)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return float(-(counts * np.log2(shares, where=counts > 0, out=np.zeros_like(shares))).sum()) / 8
 
 
 class Sections:
@@ -108,14 +130,14 @@ class Sections:
             raise ValueError(f"a section should hold {expected} bytes and holds {len(content)}: it is damaged")
         return content
 
-    def number(self, largest: int) -> int:
-        """Read a number of at most `largest`."""
+    def number(self, largest: int, what: str) -> int:
+        """Read the number of `what`, which is at most `largest`."""
         if self.at + _COUNT.size > len(self.data):
             raise ValueError("the data ends before its sections do: it is truncated")
         (value,) = _COUNT.unpack_from(self.data, self.at)
         self.at += _COUNT.size
         if value > largest:
-            raise ValueError(f"{largest} values cannot have {value} gaps: it is damaged")
+            raise ValueError(f"{largest} values cannot have {value} {what}: it is damaged")
         return int(value)
 
     def finish(self) -> None:
@@ -128,33 +150,51 @@ def _encodings(words: np.ndarray, codecs: Sequence[str]) -> dict[str, bytes | No
     """Return `words` in each of `codecs`. Sections that several of them share are compressed once."""
     kept = words != 0
     values = {False: words, True: words[kept]}
-    written = cache(lambda coder, apart: coder(values[apart]))
+    written = cache(lambda value, apart: _encode_values(values[apart], value))
     places = cache(lambda coder: coder(kept))
     encodings: dict[str, bytes | None] = {}
     for codec in codecs:
         *place, value = codec.split()
-        data = written(encode_planes if value == "planes" else _encode_pairs, bool(place))
+        data = written(value, bool(place))
         if data is not None and place:
             data = places(_encode_mask if place == ["mask"] else _encode_gaps) + data
         encodings[codec] = data
     return encodings
 
 
-def _encode_pairs(words: np.ndarray) -> bytes | None:
+def _encode_values(words: np.ndarray, name: str) -> bytes | None:
+    if name == "planes":
+        return encode_planes(words)
     if words.itemsize > 1:
         return None
-    nibbles = words + np.uint8(NIBBLE)
-    if len(nibbles) and nibbles.max() > 15:
+    size, base = TUPLES[name]
+    # Unsigned numbers wrap around, so that negative values become digits, and all that are too large stay large.
+    digits = words + np.uint8(base // 2 - 1)
+    escaped = digits >= base - 1
+    if np.count_nonzero(escaped) > MOST_ESCAPED * len(words):
         return None
-    nibbles = np.append(nibbles, np.full(len(nibbles) % 2, NIBBLE, dtype=np.uint8))
-    return _section(nibbles[0::2] | nibbles[1::2] << 4)
+    digits[escaped] = base - 1
+    digits = np.append(digits, np.full(-len(digits) % size, base // 2 - 1, dtype=np.uint8))
+    tuples = sum(digits[place::size] * np.uint8(base**place) for place in range(size))
+    rest = words[escaped]
+    return _COUNT.pack(len(rest)) + _section(np.asarray(tuples, dtype=np.uint8)) + _section(rest)
 
 
-def _decode_pairs(sections: Sections, count: int, width: int) -> np.ndarray:
+def _decode_values(sections: Sections, count: int, width: int, name: str) -> np.ndarray:
+    if name == "planes":
+        return decode_planes(sections, count, width)
     if width > 1:
-        raise ValueError(f"values of {width} bytes cannot be stored in pairs: it is damaged")
-    pairs = np.frombuffer(sections.read((count + 1) // 2), dtype=np.uint8)
-    return _BOTH_NIBBLES.take(pairs).view(np.uint8)[:count] - np.uint8(NIBBLE)
+        raise ValueError(f"values of {width} bytes cannot be stored in {name}: it is damaged")
+    size, base = TUPLES[name]
+    escapes = sections.number(count, "escapes")
+    tuples = np.frombuffer(sections.read(-(-count // size)), dtype=np.uint8)
+    values = _VALUES[name].take(tuples).view(np.uint8)[:count]
+    rest = np.frombuffer(sections.read(escapes), dtype=np.uint8)
+    places = np.flatnonzero(values == np.uint8(base // 2))
+    if len(places) != escapes:
+        raise ValueError(f"{len(places)} values are escaped and {escapes} are stored: it is damaged")
+    values[places] = rest
+    return values
 
 
 def _encode_mask(kept: np.ndarray) -> bytes:
@@ -176,7 +216,7 @@ def _encode_gaps(kept: np.ndarray) -> bytes:
 
 
 def _decode_gaps(sections: Sections, count: int) -> np.ndarray:
-    gaps = np.frombuffer(sections.read(sections.number(count)), dtype=np.uint8)
+    gaps = np.frombuffer(sections.read(sections.number(count, "gaps")), dtype=np.uint8)
     valued = gaps != LONG
     places = np.cumsum(gaps + valued.view(np.uint8), dtype=np.int64)[valued] - 1
     if len(places) and places[-1] >= count:
