@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_compress.callbacks import refuse_diverged
 from hf_compress.cut.vocabulary import VocabularyArguments
 from hf_compress.distill import DistillationArguments
+from hf_compress.documents import read_document
 from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.heads import bare
 from hf_compress.models.targets import undeclared_ties, whole
@@ -139,6 +141,9 @@ class Recipe:
             ValueError: a method or an option is unknown, or a value is outside its range.
         """
         kinds: dict[str, type[Any]] = dict(zip(cls.__dataclass_fields__, ARGUMENTS, strict=True))
+        for what, value in {"A recipe": values, **(values if isinstance(values, Mapping) else {})}.items():
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{what} must be a mapping from names to values; got {value!r}.")
         unknown = [f"`{method}`" for method in values if method not in kinds]
         for method, options in values.items():
             known = kinds[method].__dataclass_fields__ if method in kinds else options
@@ -167,12 +172,12 @@ class Recipe:
         """Return the recipe in the JSON file `path`.
 
         Raises:
-            ValueError: the file does not contain the JSON of a recipe.
+            ValueError: the file cannot be read, or does not contain the JSON of a recipe.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not a recipe: {error}. Write one with `Recipe.save`.") from error
+            return cls.from_dict(read_document(path))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a recipe: {error} Write one with `Recipe.save`.") from error
 
 
 class RecipeCallback(TrainerCallback):

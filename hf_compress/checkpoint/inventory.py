@@ -113,7 +113,7 @@ def _declared(folder: Path, files: list[Path]) -> PreTrainedModel:
         ValueError: config.json declares no model, or one with more layers than the files have tensors.
     """
     try:
-        architecture, config = model_class(folder), AutoConfig.from_pretrained(folder)
+        architecture, config = model_class(folder), AutoConfig.from_pretrained(folder, trust_remote_code=False)
         stored = sum(len(safetensors_file(path).keys()) for path in files)
         layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
         if isinstance(layers, int) and layers > stored:

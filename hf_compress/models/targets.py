@@ -95,7 +95,7 @@ def model_class(folder: str | Path) -> type[PreTrainedModel]:
     Raises:
         ValueError: the class is not one of Transformers'.
     """
-    names = AutoConfig.from_pretrained(folder).architectures or [""]
+    names = AutoConfig.from_pretrained(folder, trust_remote_code=False).architectures or [""]
     found: type[PreTrainedModel] | None = getattr(transformers, names[0], None)
     if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
         raise ValueError(f"{folder}/config.json names the architecture {names[0]!r}, not one of Transformers'.")

@@ -4,6 +4,8 @@
 and from nothing else, section by section (`SECTIONS`).
 """
 
+from hf_compress.report.agreement import Check as Check
+from hf_compress.report.agreement import check_folder as check_folder
 from hf_compress.report.bench import bench as bench
 from hf_compress.report.card import SECTIONS as SECTIONS
 from hf_compress.report.card import save_card as save_card

@@ -1,0 +1,234 @@
+"""Whether the files of a folder are what its report says: contents, recipe, bits, sizes, zeros, tokenizer, formats.
+
+Everything is computed from the folder alone, and the model is not loaded.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from hf_compress.checkpoint import inventory
+from hf_compress.checkpoint.config import METHOD, CompressionConfig
+from hf_compress.checkpoint.inventory import TensorFacts
+from hf_compress.checkpoint.save import RECIPE_NAME
+from hf_compress.export.formats import FORMATS, written
+from hf_compress.models.heads import find_head
+from hf_compress.models.targets import model_class, prunable
+from hf_compress.recipe import Recipe
+from hf_compress.report.contents import check_contents
+from hf_compress.report.report import Report
+from hf_compress.report.sizes import analytic_bytes, dense_size
+
+Verdict = Literal["true", "differs", "cannot be checked"]
+TRUE: Verdict = "true"
+DIFFERS: Verdict = "differs"
+UNCHECKED: Verdict = "cannot be checked"
+WEIGHTS_NAME = "model.safetensors"
+TOKENIZER = "tokenizer_config.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+# A dense file of the size that a report claims is written to measure it, so a claim may not be as large as it likes.
+LARGEST_DENSE = 20_000_000_000
+SHOWN = 5  # Sentences about single layers.
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a report says, and whether it holds.
+
+    Args:
+        name: of what was checked, for example "sparsity".
+        verdict: "true", "differs" or "cannot be checked".
+        details: what differs and by how much, why it cannot be checked, or what was compared, in sentences.
+
+    Example:
+        >>> from hf_compress.report.agreement import Check
+        >>> Check("recipe", "differs", ["`recipe.json` is another recipe."]).verdict
+        'differs'
+    """
+
+    name: str
+    verdict: Verdict
+    details: list[str] = field(default_factory=list)
+
+
+def check_folder(folder: str | Path, report: Report) -> list[Check]:
+    """Check the files of `folder` against `report` and return what was found. Nothing is written or executed.
+
+    The model is not loaded, so this says nothing about scores. `hf_compress.verify.verify_folder` measures them again.
+
+    Example:
+        >>> from hf_compress import Report
+        >>> from hf_compress.report import check_folder
+        >>> [check.name for check in check_folder("run/compressed", Report.load("run/compressed"))]  # doctest: +SKIP
+        ['files', 'recipe', 'model', 'bits', 'size', 'sparsity', 'tokenizer', 'formats']
+    """
+    agreement = _Agreement(Path(folder), report)
+    checks: dict[str, Callable[[], Sequence[str]]] = {
+        "files": agreement.files,
+        "recipe": agreement.recipe,
+        "model": agreement.model,
+        "bits": agreement.bits,
+        "size": agreement.size,
+        "sparsity": agreement.sparsity,
+        "tokenizer": agreement.tokenizer,
+        "formats": agreement.formats,
+    }
+    return [checked(name, check) for name, check in checks.items()]
+
+
+def checked(name: str, check: Callable[[], Sequence[str]]) -> Check:
+    """Return the check that `check` makes: it differs if `check` returns a sentence or cannot read the files."""
+    try:
+        said = list(check())
+    except (ValueError, OSError, RuntimeError) as error:
+        said = [" ".join(str(error).split())]
+    return Check(name, DIFFERS, said) if said else Check(name, TRUE)
+
+
+class _Agreement:
+    """A folder and its report. Each method returns what differs, in sentences."""
+
+    def __init__(self, folder: Path, report: Report) -> None:
+        self.folder, self.report = folder, report
+
+    def files(self) -> Sequence[str]:
+        return check_contents(self.folder, self.report)
+
+    def recipe(self) -> Sequence[str]:
+        path = self.folder / RECIPE_NAME
+        if not path.is_file():
+            return [f"`{RECIPE_NAME}` is missing."]
+        stored, reported = Recipe.load(path).to_dict(), self.report.recipe.to_dict()
+        return [
+            f"`{RECIPE_NAME}` says `{option}` = {stored[method][option]!r}, the report says {value!r}."
+            for method, options in reported.items()
+            for option, value in options.items()
+            if stored[method][option] != value
+        ]
+
+    def model(self) -> Sequence[str]:
+        found, head = type(self.empty).__name__, find_head(self.empty)
+        facts = (
+            ("model_class", found, self.report.model_class),
+            ("head", head.name, self.report.head),
+            ("auto_class", head.auto_class.__name__, self.report.auto_class),
+            ("pipeline_tag", head.pipeline_tag, self.report.pipeline_tag),
+        )
+        return [f"`config.json` gives {name} {one}, the report says {two}." for name, one, two in facts if one != two]
+
+    def bits(self) -> Sequence[str]:
+        config, options = self.compression, self.report.recipe.quantization
+        bits = {} if config is None else config.bits
+        layers = sorted(name for name in {*bits, *self.report.bits} if bits.get(name) != self.report.bits.get(name))
+        said = [
+            f"`{name}` has {bits.get(name, 'the bits of the scheme')} in `config.json`, and "
+            f"{self.report.bits.get(name, 'the bits of the scheme')} in the report."
+            for name in layers[:SHOWN]
+        ]
+        scheme = None if config is None else config.scheme
+        if scheme != (asdict(options.scheme.grids) if options.enabled else None):
+            said.append(f"`config.json` has another number format than the recipe's `{options.quant_scheme}`.")
+        if options.enabled and not (config and config.quantized):
+            said.append("The recipe quantizes, but no layer in the file is quantized.")
+        return said
+
+    def size(self) -> Sequence[str]:
+        size, facts = self.report.size, self.tensors
+        packed = {part: sum(fact.stored_bytes for fact in facts.values() if fact.part == part) for part in size.parts}
+        entropy = round(sum(fact.entropy_bytes for fact in facts.values()))
+        found = {
+            "packed_bytes": ((self.folder / WEIGHTS_NAME).stat().st_size, size.packed_bytes),
+            "entropy_bytes": (entropy, size.entropy_bytes),
+            "analytic_bytes": (analytic_bytes(self.empty, self.report.recipe), size.analytic_bytes),
+            **{f"packed_bytes of {part}": (packed[part], size.parts[part].packed_bytes) for part in size.parts},
+        }
+        if self.report.recipe.distillation.student_layers is None:
+            found["dense_bytes"] = (self._dense_bytes(), size.dense_bytes)
+        return [f"{name} is {one:,}, the report says {two:,}." for name, (one, two) in found.items() if one != two]
+
+    def _dense_bytes(self) -> int:
+        """Return the bytes of the dense model, which has all tokens."""
+        config = self._config()
+        if self.report.vocabulary is not None:
+            config.get_text_config().vocab_size = self.report.vocabulary.whole
+        with torch.device("meta"):
+            dense = model_class(self.folder)(config)
+        weights = 4 * sum(parameter.numel() for parameter in dense.parameters())
+        # A file is written only for a size that the report claims, up to its header.
+        near = abs(weights - self.report.size.dense_bytes) < 0.1 * weights + 10_000_000
+        return dense_size(dense)[0] if near and weights < LARGEST_DENSE else weights
+
+    def sparsity(self) -> Sequence[str]:
+        pruning, reported = self.report.recipe.pruning, self.report.sparsity
+        names = [target.name for target in prunable(self.empty, pruning.prune_exclude if pruning.enabled else ())]
+        facts = {name: self.tensors[f"{name}.weight"] for name in names if f"{name}.weight" in self.tensors}
+        if set(facts) != set(reported):
+            other = sorted(set(facts) ^ set(reported))
+            return [f"The report and the file have other prunable layers: {', '.join(other[:SHOWN])}."]
+        said = [
+            f"{100 * facts[name].sparsity:.2f} % of `{name}` are zero, the report says {100 * share:.2f} %."
+            for name, share in reported.items()
+            if abs(facts[name].sparsity - share) > 1e-9
+        ]
+        zeros, numel = (sum(values) for values in zip(*((f.zeros, f.numel) for f in facts.values()), strict=True))
+        share, overall = zeros / max(1, numel), self.report.achieved_sparsity
+        if abs(share - overall) > 1e-9:
+            said.insert(0, f"{100 * share:.2f} % of the weights are zero, the report says {100 * overall:.2f} %.")
+        if pruning.enabled and zeros + len(facts) < pruning.prune_sparsity * numel:
+            said.append(f"The recipe promises {100 * pruning.prune_sparsity:.2f} % zeros.")
+        return said[: SHOWN + 1]
+
+    def tokenizer(self) -> Sequence[str]:
+        text = find_head(self.empty).takes_text
+        needed = (TOKENIZER,) if text else PROCESSORS
+        if any((self.folder / name).is_file() for name in needed):
+            return []
+        what = "tokenizer" if text else "processor"
+        return [
+            f"The folder has no {what} (`{needed[0]}`), so nobody can run the model. Give the Trainer its "
+            f"`processing_class`, or save the {what} into the folder and call `save_card`."
+        ]
+
+    def formats(self) -> Sequence[str]:
+        found = written(self.folder)
+        said = [
+            f"The folder holds the format `{name}`, which the report does not know."
+            for name in found
+            if name not in self.report.formats
+        ]
+        for name, facts in self.report.formats.items():
+            if name not in found:
+                said.append(f"The report lists the format `{name}`, but `{FORMATS[name].path}` is missing.")
+            elif (stored := FORMATS[name].stored_bytes(self.folder)) != facts.stored_bytes:
+                said.append(f"The format `{name}` has {stored:,} bytes, the report says {facts.stored_bytes:,}.")
+        return said
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorFacts]:
+        return {fact.name: fact for fact in inventory.tensors(self.folder)}
+
+    @cached_property
+    def empty(self) -> PreTrainedModel:
+        """The model that `config.json` declares, without memory for its weights. The file must hold its tensors."""
+        _ = self.tensors  # Refuses a configuration that claims more than the file has.
+        try:
+            with torch.device("meta"):
+                return model_class(self.folder)(self._config())
+        except (ArithmeticError, AttributeError, LookupError, TypeError, StrictDataclassError) as error:
+            raise ValueError(f"`config.json` does not describe a model: {error}") from error
+
+    @cached_property
+    def compression(self) -> CompressionConfig | None:
+        described = getattr(self._config(), "quantization_config", None)
+        if not isinstance(described, dict) or described.get("quant_method") != METHOD:
+            return None
+        return CompressionConfig(**described)
+
+    def _config(self) -> PreTrainedConfig:
+        return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
