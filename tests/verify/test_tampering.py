@@ -157,7 +157,7 @@ def test_a_configuration_that_claims_a_huge_model_is_a_sentence(folder: Path) ->
     assert {"files", "size", "sparsity"} <= set(differing(folder))
 
 
-def test_a_vocabulary_that_claims_a_huge_dense_model_is_a_sentence(folder: Path) -> None:
+def test_a_report_that_claims_a_huge_dense_model_is_a_sentence(folder: Path) -> None:
     from hf_compress.cut.vocabulary import VocabularyFacts
 
     edit_report(folder, vocabulary=VocabularyFacts(whole=1 << 34, kept=29))
