@@ -8,6 +8,7 @@ from typing import Any
 from hf_compress.export.formats import FORMATS, check_formats, help_of_formats
 from hf_compress.recipe import ARGUMENTS
 from hf_compress.report.author import read_author
+from hf_compress.report.gate import check_max_drop
 
 
 def recipe_names() -> list[str]:
@@ -65,9 +66,17 @@ class CompressionArguments:
             "`title`, `text` (Markdown) and `example`."
         },
     )
+    compress_max_drop: float | None = field(
+        default=None,
+        metadata={
+            "help": "Points that the main metric may fall below the dense model. If it falls more, or a format or the "
+            "sparsity is missed, the model is kept but not pushed, and the exit status is 3."
+        },
+    )
 
     def __post_init__(self) -> None:
         check_formats(self.compress_formats)
+        check_max_drop(self.compress_max_drop)
         # Read once: the file may be gone when training is over.
         self.author = read_author(self.compress_card_metadata)
 

@@ -10,6 +10,7 @@ from hf_compress.distill.teacher import SELF
 from hf_compress.models.heads import bare
 from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.report.evaluation import Origin
+from hf_compress.report.gate import check_max_drop
 
 logger = logging.get_logger(__name__)
 
@@ -61,6 +62,38 @@ def warn_of_untrained_teacher(trainer: Trainer, recipe: Recipe, origin: Origin) 
             f"`--distill_teacher {SELF}` uses the model as it is before training, and {origin.name} was not saved as "
             f"a {type(bare(trainer.model)).__name__}: unless the script has trained its head, this teacher is noise. "
             "Start from a fine-tuned model, or name one as the teacher."
+        )
+
+
+def check_gate(trainer: Trainer, origin: Origin, max_drop: float | None, *, has_dense: bool = False) -> None:
+    """Check that there will be a dense model to compare with, if the run has a limit (`--compress_max_drop`).
+
+    Args:
+        trainer: before training.
+        origin: the model that training starts from.
+        max_drop: the limit in points; None for no limit.
+        has_dense: whether the scores of a dense model will be given to `finish`.
+
+    Raises:
+        ValueError: the limit is out of range, the model that training starts from has no head for the task, or its
+            vocabulary is cut, so that it reads other rows.
+    """
+    check_max_drop(max_drop)
+    if max_drop is None or has_dense:
+        return
+    kind = type(bare(trainer.model)).__name__
+    cut = VocabularyFacts.of(bare(trainer.model).config) is not None
+    if cut or not origin.trained:
+        why = (
+            "its vocabulary is cut, so it cannot be scored on these rows"
+            if cut
+            else f"it was not saved as a {kind}, so its head is not trained"
+        )
+        raise ValueError(
+            f"`--compress_max_drop {max_drop:g}` needs a dense model to compare with. Training starts from "
+            f"{origin.name}, but {why}. Start from a model that is fine-tuned for the task (examples/run_glue.py "
+            "makes one with `--dense_baseline train`), give the scores of one to `compress` and `finish` (`dense=`), "
+            "or drop the flag."
         )
 
 

@@ -1,11 +1,14 @@
 """The names and values of scores: which one stands for the task, and which are shares of one."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
 # Scores that are not a share of one, so that a hundredth of them is not a point.
 ABSOLUTE = ("loss", "mse", "mae", "rmse", "perplexity")
+# Scores whose last word is one of these are better when they are lower.
+ERRORS = {*ABSOLUTE, "error", "wer", "cer", "ter", "divergence", "ppl"}
 
 
 def clean_scores(metrics: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:
@@ -43,3 +46,29 @@ def is_share(name: str) -> bool:
         (True, False)
     """
     return not name.endswith(ABSOLUTE)
+
+
+def sign_of_better(name: str) -> int:
+    """1 if a score of this name is better when it is higher, and -1 if it is better when it is lower.
+
+    Example:
+        >>> from hf_compress.report.scores import sign_of_better
+        >>> sign_of_better("f1"), sign_of_better("eval_loss")
+        (1, -1)
+    """
+    return -1 if re.split(r"\W|_", name.lower())[-1] in ERRORS else 1
+
+
+def points_per_unit(name: str, values: Iterable[float]) -> int:
+    """How many points one unit of a score is: 100 for a share of one, 1 for anything else, as a percentage or loss.
+
+    Args:
+        name: of the score.
+        values: what models score; all must be in [-1, 1] for a share.
+
+    Example:
+        >>> from hf_compress.report.scores import points_per_unit
+        >>> points_per_unit("f1", [0.91, 0.9]), points_per_unit("f1", [91.0, 90.2]), points_per_unit("loss", [0.3])
+        (100, 1, 1)
+    """
+    return 100 if is_share(name) and all(abs(value) <= 1 for value in values) else 1

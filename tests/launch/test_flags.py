@@ -49,6 +49,7 @@ FROZEN = """
 --compress_hub_id         None
 --compress_formats        ['packed']  packed onnx openvino compressed-tensors
 --compress_card_metadata  None
+--compress_max_drop       None
 """
 # A change here is made on purpose, or not at all.
 PREFIXES = ("distill_", "prune_", "quant_", "compress_")
