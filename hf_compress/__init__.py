@@ -30,6 +30,7 @@ from hf_compress.recipe import Recipe as Recipe
 from hf_compress.recipe import RecipeCallback as RecipeCallback
 from hf_compress.release import __version__ as __version__
 from hf_compress.report.card import save_card as save_card
+from hf_compress.report.gate import exit_status as exit_status
 from hf_compress.report.measuring import measure as measure
 from hf_compress.report.report import DatasetFacts as DatasetFacts
 from hf_compress.report.report import Report as Report

@@ -11,6 +11,9 @@ from hf_compress.report.card import SECTIONS as SECTIONS
 from hf_compress.report.card import save_card as save_card
 from hf_compress.report.contents import check_contents as check_contents
 from hf_compress.report.contents import contents as contents
+from hf_compress.report.gate import exit_status as exit_status
+from hf_compress.report.gate import verdict as verdict
+from hf_compress.report.intervals import Interval as Interval
 from hf_compress.report.latency import measure_latency as measure_latency
 from hf_compress.report.latency import paired_ratio as paired_ratio
 from hf_compress.report.measuring import measure as measure
