@@ -11,14 +11,9 @@ STALE = "A commit has happened since. Please refresh and try again."
 LFS, XET = "LFS", "Xet"
 BOTH = (LFS, XET)
 # What the repository holds afterwards.
-NOTHING, BEFORE, OURS, MERGED = "nothing", "what it held before", "the folder", "the folder and what was not ours"
+NOTHING, BEFORE, OURS, MERGED = "nothing", "what it held before", "the folder", "the folder, the license and the text"
 # What it held before.
-EMPTY, SAME, EARLIER, FOREIGN = (
-    "no repository",
-    "the same folder",
-    "another model of ours",
-    "somebody's model and card",
-)
+EMPTY, SAME, EARLIER, BY_HAND, FOREIGN = "nothing", "the folder", "a model of ours", "a text", "a model and a text"
 
 
 @dataclass(frozen=True)
@@ -90,13 +85,14 @@ CASES = (
     done("nothing goes wrong", "/me/x", over=BOTH, quick=BOTH),
     done("the same folder again", "/me/x", before=SAME, commits=0, over=BOTH, quick=(LFS,)),
     done("another model of ours before", "/me/x", before=EARLIER, over=BOTH, quick=(LFS,)),
+    done("a hand-written card and a license before", "/me/x", before=BY_HAND, after=MERGED, over=BOTH, quick=(LFS,)),
+    refused("another model before", "pytorch_model.bin", "--replace", before=FOREIGN, after=BEFORE, quick=(LFS,)),
     done(
-        "a foreign model and hand-written card before",
+        "another model before, `--replace`",
         "pytorch_model.bin",
         before=FOREIGN,
         after=MERGED,
-        over=BOTH,
-        quick=(LFS,),
+        arguments=("--replace",),
     ),
     done("25 files", "/me/x", folder="many", over=BOTH),
     refused(

@@ -5,6 +5,7 @@ import random
 import tempfile
 from pathlib import Path
 
+import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -31,7 +32,7 @@ configs:
 ---
 # Sentences about films, made up
 """
-MODEL_CARD = "---\nlicense: mit\nlanguage: en\n---\n# A tiny BERT with random weights\n"
+MODEL_CARD = "---\nlicense: mit\nlanguage: en\n---\n# A tiny BERT that knows kind words\n"
 
 
 def sentences(count: int, seed: int) -> Dataset:
@@ -62,6 +63,18 @@ def add_data(hub: LocalHub, repo_id: str = DATA, *, train: int = 64, validation:
     hub.add(repo_id, files, "dataset")
 
 
+def add_glue(hub: LocalHub) -> None:
+    """Add `nyu-mll/glue` with one task, sst2, of made-up sentences in the columns of the real one."""
+    card = "---\nlicense: other\nconfigs:\n- config_name: sst2\n  data_files:\n"
+    files = {}
+    for split, count, seed in (("train", 64, 0), ("validation", 32, 1), ("test", 8, 2)):
+        path = f"sst2/{split}-00000-of-00001.parquet"
+        rows = sentences(count, seed)
+        files[path] = parquet(rows.add_column("idx", list(range(count))))
+        card += f"  - {{split: {split}, path: {path}}}\n"
+    hub.add("nyu-mll/glue", {"README.md": f"{card}---\n".encode(), **files}, "dataset")
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer of the words of `sentences`."""
     vocabulary = {word: index for index, word in enumerate(SPECIAL + OTHERS + GOOD + BAD)}
@@ -89,12 +102,26 @@ def config(words: int) -> BertConfig:
     )
 
 
-def add_model(hub: LocalHub, repo_id: str = MODEL) -> None:
-    """Add a BERT classifier of two layers with random weights, and its tokenizer."""
+def classifier(words: PreTrainedTokenizerFast, steps: int = 60) -> BertForSequenceClassification:
+    """A small classifier, trained until it knows the words of `sentences`."""
     set_seed(0)
+    model = BertForSequenceClassification(config(len(words)))
+    data = sentences(64, 0)
+    inputs = words(list(data["sentence"]), padding=True, return_tensors="pt")
+    labels = torch.tensor(data["label"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        model(**inputs, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def add_model(hub: LocalHub, repo_id: str = MODEL) -> None:
+    """Add a small BERT classifier and its tokenizer."""
     words = tokenizer()
     with tempfile.TemporaryDirectory() as folder:
-        BertForSequenceClassification(config(len(words))).save_pretrained(folder)
+        classifier(words).save_pretrained(folder)
         words.save_pretrained(folder)
         Path(folder, "README.md").write_text(MODEL_CARD)
         hub.add(repo_id, Path(folder))

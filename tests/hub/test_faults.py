@@ -14,13 +14,14 @@ RUNS = [
     for case in CASES
     for over in case.over
 ]
-CARD = b"---\nlicense: mit\n---\n# My model\n\nWritten by hand.\n"
-FOREIGN = {
-    "README.md": CARD,
+BY_HAND = {"README.md": b"---\nlicense: mit\n---\n# My model\n\nWritten by hand.\n", "LICENSE": b"MIT"}
+# Any of these would be loaded in place of our weights or beside them.
+OTHER_MODEL = {
     "pytorch_model.bin": b"pickled weights" * 100,
     "model-00001-of-00002.safetensors": b"a shard",
+    "model.safetensors.index.json": b'{"metadata": {}, "weight_map": {}}',
     "vocab.txt": b"[PAD]\n[UNK]\n",
-    "LICENSE": b"MIT",
+    "onnx/model_quantized.onnx": b"a graph of other weights",
 }
 
 
@@ -28,8 +29,8 @@ def prepare(hub: LocalHub, case: Case, folders: dict[str, Path]) -> dict[str, by
     """Put into the repository what the case starts from, and return it."""
     if case.before == cases.EMPTY:
         return {}
-    if case.before == cases.FOREIGN:
-        hub.add(case.repo_id, FOREIGN)
+    if case.before in (cases.BY_HAND, cases.FOREIGN):
+        hub.add(case.repo_id, BY_HAND | (OTHER_MODEL if case.before == cases.FOREIGN else {}))
     else:
         source = {cases.SAME: case.folder, cases.EARLIER: "earlier"}[case.before]
         ran = pushing.run(hub, ["push", folders[source], case.repo_id], token=accounts.GOOD_TOKEN)
@@ -83,10 +84,8 @@ def test_a_push_ends_as_the_table_says(local_hub: LocalHub, folders: dict[str, P
         return
     expected = contents(folder)
     if case.after == cases.MERGED:
-        card = held.pop("README.md").decode()
+        card = held["README.md"].decode()
         assert "Written by hand." in card and card.count("# My model") == 1
-        assert "license: mit" in card
-        expected |= {name: content for name, content in FOREIGN.items() if name not in expected}
-        del expected["README.md"]
-        assert all(name in ran.said for name in FOREIGN if name not in contents(folder) and name != "README.md")
+        assert "license: mit" in card and "hf_compress" in card
+        expected |= {"README.md": held["README.md"], "LICENSE": BY_HAND["LICENSE"]}
     assert held == expected
