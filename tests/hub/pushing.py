@@ -4,6 +4,7 @@ The processes are forked from one that has imported everything. In them `time.sl
 what they would have slept is added to the seconds of the run; so waiting between attempts costs no time in tests.
 """
 
+import importlib
 import io
 import multiprocessing
 import os
@@ -55,7 +56,7 @@ def run(
     with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as said:
         words = [str(argument) for argument in arguments]
         environment = hub.environment(token, xet=xet)
-        process = _PROCESSES.Process(target=_in_process, args=(words, environment, hub.url, said.name, slept))
+        process = _PROCESSES.Process(target=_in_process, args=(words, environment, said.name, slept))
         started = time.monotonic()
         process.start()
         if interrupt_at is not None:
@@ -74,19 +75,16 @@ def _wait(happened: Callable[[], bool], limit: float) -> None:
         time.sleep(0.01)
 
 
-def _in_process(words: list[str], environment: dict[str, str], url: str, said: str, slept: Any) -> None:
+def _in_process(words: list[str], environment: dict[str, str], said: str, slept: Any) -> None:
     """Become the program: its environment, its output, its exit status."""
     os.environ.clear()
     os.environ.update(environment)
-    from huggingface_hub import constants
+    import datasets.config
+    import huggingface_hub.constants
 
-    # The libraries are imported already, and read their environment when they were.
-    constants.ENDPOINT = url
-    constants.HUGGINGFACE_CO_URL_TEMPLATE = url + "/{repo_id}/resolve/{revision}/{filename}"
-    constants.HF_HUB_OFFLINE = False
-    constants.HF_HUB_DISABLE_XET = "HF_HUB_DISABLE_XET" in environment
-    constants.HF_HUB_CACHE = f"{environment['HF_HOME']}/hub"
-    constants.HF_TOKEN_PATH = f"{environment['HF_HOME']}/token"
+    # The libraries read their environment when they were imported.
+    importlib.reload(huggingface_hub.constants)
+    importlib.reload(datasets.config)
     sleep = time.sleep
 
     def doze(seconds: float) -> None:

@@ -102,7 +102,8 @@ class Repository:
                 del files[path]
         files |= added
         number = next(self._counter)
-        oid = hashlib.sha1(f"{self.type} {self.name} {number} {message}".encode()).hexdigest()
+        state = [self.type, self.name, number, message, *sorted((path, file.etag) for path, file in files.items())]
+        oid = hashlib.sha1(repr(state).encode()).hexdigest()
         commits.append(Commit(oid, message, author, files, tuple(sorted(added)), deleted))
         return commits[-1]
 

@@ -1,5 +1,6 @@
 """A plain fine-tuning script that takes model and data set from the Hub, without anything of compression."""
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,11 @@ class ScriptArguments:
 
 
 def main():
-    script, arguments = HfArgumentParser((ScriptArguments, TrainingArguments)).parse_args_into_dataclasses()
+    parser = HfArgumentParser((ScriptArguments, TrainingArguments))
+    if len(sys.argv) == 2:
+        script, arguments = parser.parse_yaml_file(sys.argv[1])  # JSON is YAML too.
+    else:
+        script, arguments = parser.parse_args_into_dataclasses()
     tokenizer = AutoTokenizer.from_pretrained(script.model)
     rows = load_dataset(script.dataset)
     encoded = rows.map(lambda batch: tokenizer(batch["sentence"], truncation=True, max_length=16), batched=True)
