@@ -44,7 +44,7 @@ def with_predictions(trainer: Trainer, report: Report, recorder: Recorder, rows:
         if COMPRESSED not in recorder.outputs:
             raise UnreadableError(recorder.obstacles.get(COMPRESSED, NOT_REPRODUCED))
         compressed = recorder.outputs[COMPRESSED]
-        numbers = row_numbers(trainer, rows, compressed)
+        numbers = row_numbers(trainer, rows, compressed, recorder.rows)
     except UnreadableError as error:
         return _without_intervals(report, str(error))
     dense, obstacle = recorder.outputs.get(DENSE), recorder.obstacles.get(DENSE, NOT_RECORDED)

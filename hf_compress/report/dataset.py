@@ -8,12 +8,15 @@ from typing import Any
 
 from transformers import Trainer
 
+from hf_compress.report.predictions import Recorder
 from hf_compress.report.report import DatasetFacts
 from hf_compress.report.source import find_source
 from hf_compress.report.trial import find_preprocessing
 
 
-def find(trainer: Trainer, eval_rows: Any, declared: DatasetFacts | None = None) -> DatasetFacts:
+def find(
+    trainer: Trainer, eval_rows: Any, declared: DatasetFacts | None = None, recorder: Recorder | None = None
+) -> DatasetFacts:
     """The facts about the training set of `trainer` and about `eval_rows`, one evaluation set or several by name.
 
     They include what a stranger needs to score the model again: the commit of the Hub dataset, and how a row becomes
@@ -23,6 +26,7 @@ def find(trainer: Trainer, eval_rows: Any, declared: DatasetFacts | None = None)
         trainer: after training.
         eval_rows: the evaluation set, as the trainer gets it.
         declared: what the script says about the rows, which is kept.
+        recorder: gets the index of each evaluation row in its split, if that is found.
     """
     facts = declared or _described(trainer, eval_rows)
     source = find_source(eval_rows)
@@ -30,6 +34,8 @@ def find(trainer: Trainer, eval_rows: Any, declared: DatasetFacts | None = None)
         facts = replace(facts, revision=source.revision)
     if facts.preprocessing is None and trainer.is_world_process_zero():
         found = find_preprocessing(trainer, eval_rows)
+        if recorder is not None:
+            recorder.rows = found.rows
         facts = replace(facts, preprocessing=found.preprocessing, without_preprocessing=found.reason or None)
         facts = replace(facts, eval_part=facts.eval_part or _part(facts, found.rows))
     return facts

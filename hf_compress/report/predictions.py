@@ -19,6 +19,7 @@ from hf_compress.report.outputs import Outputs, UnreadableError, joined, read_ou
 
 PREDICTIONS_NAME = "predictions.parquet"
 DENSE, COMPRESSED, TEACHER = "dense", "compressed", "teacher"
+KIND = "kind"
 # A file of more than this many labels is not small.
 MOST_LABELS = 5_000_000
 
@@ -26,7 +27,8 @@ MOST_LABELS = 5_000_000
 class Recorder:
     """What each model of a report predicted for each row, recorded while the Trainer evaluates it.
 
-    `outputs` has them by the name of the model. `obstacles` says in a sentence why a model has none.
+    `outputs` has them by the name of the model. `obstacles` says in a sentence why a model has none. `rows` is the index
+    of each row in its split, if it was found by trial.
 
     Example:
         >>> from hf_compress.report.predictions import Recorder
@@ -40,6 +42,7 @@ class Recorder:
     def __init__(self) -> None:
         self.outputs: dict[str, Outputs] = {}
         self.obstacles: dict[str, str] = {}
+        self.rows: list[int] | None = None
 
     @contextmanager
     def recording(self, trainer: Trainer, name: str) -> Iterator[None]:
@@ -97,10 +100,11 @@ class _Reader:
         return joined(self.parts)
 
 
-def row_numbers(trainer: Trainer, rows: Any, outputs: Outputs) -> NDArray[Any]:
-    """The index in its split of each row that `outputs` has, as far as `datasets` knows it.
+def row_numbers(trainer: Trainer, rows: Any, outputs: Outputs, found: Sequence[int] | None = None) -> NDArray[Any]:
+    """The index in its split of each row that `outputs` has: `found` if that is known, or what `datasets` knows.
 
-    Rows that were selected or shuffled have the index that they had before, until `map` writes them anew.
+    For `datasets`, rows that were selected or shuffled have the index that they had before, until `map` writes them
+    anew.
 
     Raises:
         UnreadableError: there are several sets of rows, or they were not evaluated one after the other.
@@ -117,6 +121,8 @@ def row_numbers(trainer: Trainer, rows: Any, outputs: Outputs) -> NDArray[Any]:
     in_order = isinstance(trainer._get_eval_sampler(rows), SequentialSampler | None)
     if not (in_order if labels is None else np.allclose(labels, outputs.labels)):
         raise UnreadableError("The rows were not evaluated in the order of the evaluation set.")
+    if found is not None and len(found) == outputs.rows:
+        return np.asarray(found)
     indices = rows._indices if isinstance(rows, Dataset) else None
     return np.arange(outputs.rows) if indices is None else indices.column(0).to_numpy()
 
@@ -136,7 +142,7 @@ def save_predictions(folder: str | Path, row: NDArray[Any], outputs: Mapping[str
     """The name of the Parquet file written into `folder`; None if there are too many labels for a small file.
 
     Its columns are `row`, `label`, and for each model its predictions, and its logits where they are known. Tokens,
-    flags and spans are lists.
+    flags and spans are lists. The metadata of the file name the kind of the outputs.
 
     Args:
         folder: that of the report.
@@ -152,7 +158,8 @@ def save_predictions(folder: str | Path, row: NDArray[Any], outputs: Mapping[str
         if one.logits is not None:
             columns[f"{name}_logits"] = _lists(one.logits.astype(np.float16))
     with written_aside(Path(folder), PREDICTIONS_NAME, replace=True) as aside:
-        pq.write_table(pa.table(columns), aside, compression="zstd")
+        table = pa.table(columns).replace_schema_metadata({KIND: first.kind})
+        pq.write_table(table, aside, compression="zstd")
     return PREDICTIONS_NAME
 
 
