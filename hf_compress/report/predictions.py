@@ -27,8 +27,8 @@ MOST_LABELS = 5_000_000
 class Recorder:
     """What each model of a report predicted for each row, recorded while the Trainer evaluates it.
 
-    `outputs` has them by the name of the model. `obstacles` says in a sentence why a model has none. `rows` is the index
-    of each row in its split, if it was found by trial.
+    `outputs` has them by the name of the model. `obstacles` says in a sentence why a model has none. `rows` has the
+    index of each row in its split, if it was found by trial.
 
     Example:
         >>> from hf_compress.report.predictions import Recorder
