@@ -15,7 +15,6 @@ from transformers import BertForSequenceClassification
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
-from hf_compress import hub
 from hf_compress.checkpoint import inventory
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.models.targets import prunable
@@ -131,19 +130,6 @@ def test_a_user_s_mistake_is_one_message_without_traceback(tmp_path: Path, argum
     assert message.replace("EMPTY", str(tmp_path)) in result.stderr
     assert "Traceback" not in result.output
     assert result.stdout == ""
-
-
-def test_push_prints_the_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls = []
-
-    def push(folder: Path, repo_id: str, private: bool | None) -> str:
-        calls.append((folder, repo_id, private))
-        return f"https://hub/{repo_id}"
-
-    monkeypatch.setattr(hub, "push", push)
-    result = runner.invoke(app, ["push", str(tmp_path), "someone/small", "--private"])
-    assert (result.exit_code, result.stdout) == (0, "https://hub/someone/small\n")
-    assert calls == [(tmp_path, "someone/small", True)]
 
 
 def test_demo_runs_the_demonstration_in_the_folder_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

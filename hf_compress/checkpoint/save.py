@@ -36,6 +36,8 @@ def save_compressed(
     folder: str | Path,
     recipe: Recipe,
     processing_class: PreTrainedTokenizerBase | None = None,
+    *,
+    strict: bool = True,
 ) -> Path:
     """Write the compressed `model` to `folder` and return its path: weights, config, recipe and tokenizer.
 
@@ -51,6 +53,7 @@ def save_compressed(
         folder: a path that does not exist yet, or an empty folder.
         recipe: the plan that the model was trained by. It is checked: the model must have its zeros and its grids.
         processing_class: the tokenizer or processor, saved beside the model if given.
+        strict: whether a model with fewer zeros than the recipe asks for is refused. Otherwise the log says so.
 
     Raises:
         ValueError: the folder is not empty, or the model does not keep the recipe: it has too few zeros, or layers
@@ -77,7 +80,7 @@ def save_compressed(
     if isinstance(model, PeftModel):
         model = cast(PreTrainedModel, copy.deepcopy(model).merge_and_unload())
     grids = _promised_grids(model, recipe)
-    _check_zeros(model, recipe)
+    _check_zeros(model, recipe, strict)
     _check_grids(model, recipe, grids)
     config = _config(model, recipe, grids)
     view = _view(model, config)
@@ -104,8 +107,8 @@ def _promised_grids(model: PreTrainedModel, recipe: Recipe) -> list[tuple[Target
     return weight_grids(quantizable(model, options.quant_exclude), options.scheme, options.quant_bits)
 
 
-def _check_zeros(model: PreTrainedModel, recipe: Recipe) -> None:
-    """Refuse a model with fewer zeros than the recipe asks for."""
+def _check_zeros(model: PreTrainedModel, recipe: Recipe, strict: bool) -> None:
+    """Refuse a model with fewer zeros than the recipe asks for, or warn of it."""
     if not recipe.pruning.enabled:
         return
     targets = prunable(model, recipe.pruning.prune_exclude)
@@ -114,10 +117,13 @@ def _check_zeros(model: PreTrainedModel, recipe: Recipe) -> None:
     zeros = sum(count_zeros(weights))
     sparsity, scope = recipe.pruning.prune_sparsity, cast(Scope, recipe.pruning.prune_scope)
     if zeros < sum(zero_counts(numbers, sparsity, scope)):
-        raise ValueError(
+        message = (
             f"The recipe asks for `--prune_sparsity {sparsity}`, but only {zeros / sum(numbers):.4f} of the model's "
             "prunable weights are zero. Train it with `callbacks=recipe.callbacks()` until `--prune_end`."
         )
+        if strict:
+            raise ValueError(message)
+        logger.warning(message)
 
 
 def _check_grids(model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Target, Grid]]) -> None:

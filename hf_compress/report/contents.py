@@ -35,11 +35,16 @@ def contents(folder: str | Path) -> dict[str, FileFacts]:
     return {name: _facts(path) for name, path in sorted(found.items()) if path is not None}
 
 
-def check_contents(folder: str | Path, report: Report) -> list[str]:
+def check_contents(folder: str | Path, report: Report, *, others: bool = True) -> list[str]:
     """Return what differs between the files of `folder` and those that `report` records, one sentence each.
 
     An empty list means that every file is there, as it was recorded, and no other. Nothing outside the folder is
     read: not through links, and not by names in the report.
+
+    Args:
+        folder: the folder of the report.
+        report: what records the files.
+        others: whether files that the report does not record count as a difference.
 
     Example:
         >>> from hf_compress import Report
@@ -52,6 +57,8 @@ def check_contents(folder: str | Path, report: Report) -> list[str]:
     found, recorded = dict(_entries(Path(folder))), report.files
     said = [f"`{name}` is missing: {REPORT_NAME} records it." for name in sorted(recorded.keys() - found.keys())]
     for name, path in sorted(found.items()):
+        if name not in recorded and not others:
+            continue
         if path is None:
             said.append(_foreign(name))
         elif name not in recorded:
@@ -66,6 +73,18 @@ def check_contents(folder: str | Path, report: Report) -> list[str]:
                 f"{recorded[name].sha256[:12]}..."
             )
     return said
+
+
+def unrecorded(folder: str | Path, report: Report) -> list[str]:
+    """Return the names of the files of `folder` that `report` does not record, in order.
+
+    Example:
+        >>> from hf_compress import Report
+        >>> from hf_compress.report.contents import unrecorded
+        >>> unrecorded("run/compressed", Report.load("run/compressed"))  # doctest: +SKIP
+        ['notes.txt']
+    """
+    return sorted(name for name, _ in _entries(Path(folder)) if name not in report.files)
 
 
 def _foreign(name: str) -> str:

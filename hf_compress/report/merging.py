@@ -59,8 +59,7 @@ def merged(
     """
     theirs, text = split(existing)
     before, ours, after = _around_marks(text)
-    found = KEYS.search(ours.partition("\n\n")[0])
-    written = found[1].split(", ") if found else []
+    written = _written(ours)
     own = {*own_tags, *metadata.get("tags", ())}
     foreign = [tag for tag in _tags(theirs.get("tags", "")) if tag not in own]
     tags = {"tags": [*metadata.get("tags", ()), *foreign]} if foreign else {}
@@ -104,6 +103,26 @@ def split(text: str) -> tuple[dict[str, str], str]:
     return {key.value: block for (key, _), block in zip(node.value, blocks, strict=True)}, text[found.end() :]
 
 
+def authored(text: str) -> tuple[dict[str, str], str]:
+    r"""What is not ours in a README: the other metadata, each key with its lines, and the text outside our marks.
+
+    Raises:
+        ValueError: the metadata are not YAML, or one of our marks is there without the other.
+
+    Example:
+        >>> from hf_compress.report.merging import authored, merged
+        >>> authored(merged("---\nlicense: mit\n---\nMy words.\n", {"pipeline_tag": "text-classification"}, "Ours."))
+        ({'license': 'license: mit\n'}, 'My words.')
+    """
+    metadata, body = split(text)
+    before, ours, after = _around_marks(body)
+    written = _written(ours)
+    parts = (before.strip("\n"), after.strip("\n"))
+    return {name: block for name, block in metadata.items() if name not in written or name == "tags"}, "\n\n".join(
+        part for part in parts if part
+    )
+
+
 def to_yaml(metadata: Mapping[str, Any]) -> str:
     r"""The metadata as YAML, in their order, as the Hub reads them.
 
@@ -131,6 +150,12 @@ def _around_marks(text: str) -> tuple[str, str, str]:
         )
     first, last = begins[0], ends[-1]
     return "\n".join(lines[:first]), "\n".join(lines[first + 1 : last]), "\n".join(lines[last + 1 :])
+
+
+def _written(section: str) -> list[str]:
+    """The metadata keys that we wrote together with this section of ours."""
+    found = KEYS.search(section.partition("\n\n")[0])
+    return found[1].split(", ") if found else []
 
 
 def _tags(block: str) -> list[Any]:

@@ -245,6 +245,10 @@ class Report:
         encoded: dict[str, Any] = records.encode(kept, "report")
         return {"schema": SCHEMA, **encoded}
 
+    def to_json(self) -> str:
+        """The text of `report.json`."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The report that `to_dict` described.
@@ -263,9 +267,8 @@ class Report:
 
     def save(self, folder: str | Path) -> Path:
         """The path of the `report.json` written into `folder`."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         with written_aside(Path(folder), REPORT_NAME, replace=True) as aside:
-            aside.write_text(text, "utf-8")
+            aside.write_text(self.to_json(), "utf-8")
         return Path(folder) / REPORT_NAME
 
     @classmethod

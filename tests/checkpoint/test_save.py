@@ -325,3 +325,16 @@ def test_a_truncated_file_is_refused_by_every_door(folder: Path) -> None:
         tensors(folder)
     with pytest.raises(ValueError, match=r"model\.safetensors is not an intact safetensors file"):
         AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_a_missed_sparsity_is_refused_or_saved_with_a_warning(
+    tiny_bert: PreTrainedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, inputs = SUBSETS["pruned"], torch.arange(5, 13)[None]
+    with pytest.raises(ValueError, match=r"`--prune_sparsity 0\.6`, but only 0\.0\d* of the model"):
+        save_compressed(tiny_bert, tmp_path / "refused", recipe)
+    assert not (tmp_path / "refused").exists()
+    folder = save_compressed(tiny_bert, tmp_path / "kept", recipe, strict=False)
+    assert "`--prune_sparsity 0.6`, but only 0.0" in caplog.text
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert torch.equal(loaded(inputs).logits, tiny_bert(inputs).logits)

@@ -1,193 +1,178 @@
-"""Pushing, with the real client against a small Hub on this machine."""
+"""Pushing, with the real client against the local Hub: a replacement in one commit."""
 
-import base64
 import json
 import re
 import shlex
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import shutil
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub.constants
 import pytest
+from typer.testing import CliRunner
 
-from hf_compress.hub.push import push
-from hf_compress.report.card import SECTIONS, save_card
+from hf_compress.hub.push import publish, push
+from hf_compress.report.card import save_card
 from hf_compress.report.report import Report
-from hf_compress.report.section import Section
+from hf_compress_cli import app
+from tests.hub.accounts import GOOD_TOKEN, OTHER_TOKEN
+from tests.hub.local import LocalHub
+from tests.hub.quick import another, finished
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+ID = "me/small"
 
 
-@dataclass
-class FakeHub:
-    """What reached the server."""
-
-    created: list[dict[str, Any]] = field(default_factory=list)
-    commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
-    tokens: set[str | None] = field(default_factory=set)
-    url: str = ""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(tmp_path_factory.mktemp("finished") / "compressed")
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A server that creates repositories and takes commits of small files, as the Hub's API does."""
-    fake = FakeHub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            fake.tokens.add(self.headers.get("Authorization"))
-            self.answer(self.reply(self.path.partition("?")[0], data))
-
-        def reply(self, path: str, data: bytes) -> dict[str, Any] | None:
-            if path == "/api/repos/create":
-                fake.created.append(json.loads(data))
-                return {"url": f"{fake.url}/someone/small", "name": "someone/small", "id": "1"}
-            if path == "/api/validate-yaml":
-                return {"errors": [], "warnings": []}
-            if re.fullmatch(r"/api/models/someone/small/preupload/main", path):
-                files = [entry["path"] for entry in json.loads(data)["files"]]
-                return {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in files]}
-            if re.fullmatch(r"/api/models/someone/small/commit/main", path):
-                lines = [json.loads(line) for line in data.splitlines()]
-                added = {entry["value"]["path"]: entry["value"]["content"] for entry in lines[1:]}
-                decoded = {name: base64.b64decode(content) for name, content in added.items()}
-                fake.commits.append((lines[0]["value"]["summary"], decoded))
-                return {"commitUrl": f"{fake.url}/someone/small/commit/{'0' * 40}", "commitOid": "0" * 40}
-            return None
-
-        def answer(self, reply: dict[str, Any] | None) -> None:
-            body = json.dumps(reply).encode()
-            self.send_response(404 if reply is None else 200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    fake.url = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", fake.url)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield fake
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def folder(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "compressed"))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A finished folder, but for weights that are only as long as a report says."""
-    path = tmp_path / "compressed"
-    path.mkdir()
-    (path / "model.safetensors").write_bytes(bytes(1000))
-    (path / "config.json").write_text("{}")
-    report = Report.load(GOLDEN)
-    report.recipe.save(path / "recipe.json")
-    replace(report, size=replace(report.size, packed_bytes=1000)).save(path)
-    save_card(path)
-    return path
+def on_disk(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def test_a_finished_folder_arrives_whole_in_one_commit(hub: FakeHub, folder: Path) -> None:
-    url = push(folder, "someone/small", private=True, token="hf_secret")
-    assert url == f"{hub.url}/someone/small"
-    ((summary, added),) = hub.commits
-    assert "kd+mp60+int8" in summary
-    assert added == {path.name: path.read_bytes() for path in folder.iterdir()}
-    (repository,) = hub.created
-    # Which of the two depends on the version of the client.
-    assert repository.get("visibility") == "private" or repository.get("private") is True
-    assert hub.tokens == {"Bearer hf_secret"}
+def in_repository(hub: LocalHub, revision: str = "main") -> dict[str, bytes]:
+    return {name: data for name, data in hub.repository(ID).files(revision).items() if name != ".gitattributes"}
 
 
-def test_hidden_files_stay_at_home(hub: FakeHub, folder: Path) -> None:
-    (folder / ".env").write_text("SECRET=1")
-    (folder / ".cache").mkdir()
-    (folder / ".cache" / "notes").write_text("mine")
-    push(folder, "someone/small", token="hf_secret")
-    assert not {name for name in hub.commits[0][1] if "notes" in name or name.startswith(".")}
+def test_a_finished_folder_arrives_whole_in_one_commit(local_hub: LocalHub, folder: Path) -> None:
+    url = push(folder, ID, token=GOOD_TOKEN)
+    made = local_hub.repository(ID).history()
+    assert [one.message for one in made] == ["Add kd+mp60+int8 for sst2, 1,000 bytes"]
+    assert url == f"{local_hub.url}/{ID}/commit/{made[-1].oid}"
+    assert in_repository(local_hub) == on_disk(folder)
+    assert Report.load(folder).hub_id == ID
 
 
-@pytest.mark.parametrize("name", ["report.json", "README.md", "config.json", "model.safetensors", "size.png"])
-def test_a_folder_that_lacks_a_file_is_not_pushed(hub: FakeHub, folder: Path, name: str) -> None:
-    (folder / name).unlink()
-    with pytest.raises(ValueError, match=re.escape(f"lacks {name}")):
-        push(folder, "someone/small", token="hf_secret")
-    assert not hub.created
+def test_a_second_push_makes_no_commit(local_hub: LocalHub, folder: Path) -> None:
+    first = push(folder, ID, token=GOOD_TOKEN)
+    again = publish(folder, ID, token=GOOD_TOKEN)
+    assert again.url == first
+    assert again.changes.nothing
+    assert len(local_hub.repository(ID).history()) == 1
 
 
-def test_a_card_edited_by_hand_is_not_pushed(hub: FakeHub, folder: Path) -> None:
-    card = folder / "README.md"
-    card.write_text(card.read_text("utf-8").replace("85.60", "95.60"), "utf-8")
-    with pytest.raises(ValueError, match="edited"):
-        push(folder, "someone/small", token="hf_secret")
-    assert not hub.created
+def test_the_next_run_replaces_the_last_one(local_hub: LocalHub, folder: Path, tmp_path: Path) -> None:
+    push(folder, ID, token=GOOD_TOKEN)
+    other = another(folder, tmp_path / "other")
+    pushed = publish(other, ID, token=GOOD_TOKEN)
+    assert in_repository(local_hub) == on_disk(other)
+    assert pushed.changes.added == ["onnx/model.onnx", "tokenizer_config.json"]
+    assert pushed.changes.removed == ["tokenizer.json"]
+    assert len(local_hub.repository(ID).history()) == 2
+    push(folder, ID, token=GOOD_TOKEN)
+    assert in_repository(local_hub) == on_disk(folder), "and the graph of the other run is gone"
 
 
-def test_weights_written_after_the_report_are_not_pushed(hub: FakeHub, folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(bytes(1001))
-    with pytest.raises(ValueError, match="1,001 bytes, but its report says 1,000"):
-        push(folder, "someone/small", token="hf_secret")
-    assert not hub.created
+def test_many_files_arrive_in_one_commit(local_hub: LocalHub, folder: Path) -> None:
+    for number in range(60):
+        (folder / f"part-{number}.txt").write_text(f"{number}")
+    save_card(folder)
+    push(folder, ID, token=GOOD_TOKEN)
+    assert len(local_hub.repository(ID).history()) == 1
+    assert in_repository(local_hub) == on_disk(folder)
 
 
-@pytest.mark.parametrize("repo_id", ["", "a/b/c", "some one/small", "-"])
-def test_a_malformed_repository_id_is_refused_offline(hub: FakeHub, folder: Path, repo_id: str) -> None:
-    with pytest.raises(ValueError, match="`repo_id` must be of the form owner/name"):
-        push(folder, repo_id, token="hf_secret")
-    assert not hub.created
+def test_what_the_report_does_not_record_stays_here(local_hub: LocalHub, folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"stray")
+    (folder / ".env").write_text(f"HF_TOKEN={GOOD_TOKEN}")
+    pushed = publish(folder, ID, token=GOOD_TOKEN)
+    assert pushed.left == ["pytorch_model.bin"]
+    assert not {"pytorch_model.bin", ".env"} & in_repository(local_hub).keys()
+
+
+def test_another_model_is_not_mixed_with_ours(local_hub: LocalHub, folder: Path) -> None:
+    theirs = {"pytorch_model.bin": b"dense", "config.json": b'{"a": 1}', "LICENSE": b"MIT", "README.md": b"# Mine\n"}
+    local_hub.add(ID, theirs)
+    with pytest.raises(ValueError, match=r"files of another model.*: config\.json, pytorch_model\.bin.*`--replace`"):
+        push(folder, ID, token=GOOD_TOKEN)
+    assert in_repository(local_hub) == theirs
+    pushed = publish(folder, ID, token=GOOD_TOKEN, replace=True)
+    assert pushed.changes.removed == ["pytorch_model.bin"]
+    assert "LICENSE" in pushed.changes.kept
+    assert in_repository(local_hub)["LICENSE"] == b"MIT"
+    assert in_repository(local_hub)["config.json"] == (folder / "config.json").read_bytes()
+    assert b"# Mine" in in_repository(local_hub)["README.md"]
+
+
+def test_a_gitignore_in_the_repository_leaves_nothing_out(local_hub: LocalHub, folder: Path) -> None:
+    local_hub.add(ID, {".gitignore": b"*.json\n"})
+    push(folder, ID, token=GOOD_TOKEN)
+    asked = [request.json() for request in local_hub.requests if "/preupload/" in request.path]
+    assert all("json" not in one["gitIgnore"] for one in asked), "our rules go before those of the repository"
+    assert in_repository(local_hub).keys() >= on_disk(folder).keys()
+
+
+def test_a_branch_is_created_and_main_stays(local_hub: LocalHub, folder: Path) -> None:
+    push(folder, ID, token=GOOD_TOKEN, revision="v2")
+    assert set(in_repository(local_hub)) == set()
+    assert in_repository(local_hub, "v2") == on_disk(folder)
+
+
+def test_a_pull_request_changes_no_branch(local_hub: LocalHub, folder: Path) -> None:
+    local_hub.add(ID, {"LICENSE": b"MIT"})
+    url = push(folder, ID, token=OTHER_TOKEN, create_pr=True, message="A smaller one")
+    assert url == f"{local_hub.url}/{ID}/discussions/1"
+    assert in_repository(local_hub) == {"LICENSE": b"MIT"}
+    assert in_repository(local_hub, "refs/pr/1") == {**on_disk(folder), "LICENSE": b"MIT"}
+    assert push(folder, ID, token=OTHER_TOKEN, revision="refs/pr/1"), "its author may complete it"
+
+
+@pytest.mark.parametrize(("private", "found"), [(None, False), (True, True), (False, False)])
+def test_visibility_is_asked_for_only_if_it_is_set(
+    local_hub: LocalHub, folder: Path, private: bool | None, found: bool
+) -> None:
+    push(folder, ID, token=GOOD_TOKEN, private=private)
+    assert local_hub.repository(ID).private is found
+    (created,) = [request.json() for request in local_hub.requests if request.path == "/api/repos/create"]
+    assert (created.get("visibility"), created.get("private")).count(None) == (2 if private is None else 1)
+
+
+def test_the_default_of_an_organisation_holds(local_hub: LocalHub, folder: Path) -> None:
+    push(folder, "team/small", token=GOOD_TOKEN)
+    assert local_hub.repository("team/small").private
+
+
+def test_a_bare_name_goes_to_the_owner_of_the_token(local_hub: LocalHub, folder: Path) -> None:
+    push(folder, "small", token=GOOD_TOKEN)
+    assert in_repository(local_hub) == on_disk(folder)
+
+
+def test_the_command_prints_what_it_did(local_hub: LocalHub, folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    result = CliRunner().invoke(app, ["push", str(folder), ID, "--token", "-", "--public"], input=GOOD_TOKEN + "\n")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == f"{local_hub.url}/{ID}/commit/{local_hub.repository(ID).history()[-1].oid}"
+    assert "added: README.md, config.json" in result.stderr
+    assert "not in the report, left here: notes.txt" in result.stderr
+    assert "SecretOfMine" not in result.output
+
+
+def test_an_unreachable_hub_is_named_with_the_next_step(folder: Path) -> None:
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE. Unset that variable"):
+        push(folder, ID, token="hf_secret")
+
+
+def test_a_failed_push_says_how_to_repeat_it(local_hub: LocalHub, folder: Path) -> None:
+    from tests.hub.faults import status
+
+    local_hub.faults(status("/commit/", 403, message="Forbidden"))
+    with pytest.raises(ValueError, match="could not be pushed to me/small. This token may not write") as error:
+        push(folder, ID, token=GOOD_TOKEN)
+    assert shlex.join(["hf-compress", "push", str(folder), ID]) in str(error.value)
+    assert set(in_repository(local_hub)) == set()
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`folder` must be a folder"):
-        push(tmp_path / "nowhere", "someone/small")
+        push(tmp_path / "nowhere", ID)
 
 
-def test_an_unreachable_hub_is_named_with_the_next_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="could not be pushed to someone/small.*`hf-compress push"):
-        push(folder, "someone/small", token="hf_secret")
-    assert (folder / "model.safetensors").is_file()
-
-
-def test_a_card_of_an_older_template_is_not_pushed(
-    hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The words of this card are the same under both templates, so the text alone does not show its age.
-    monkeypatch.setitem(SECTIONS, "empty", Section("empty", "Empty", 99, lambda report: {}, ""))
-    with pytest.raises(ValueError, match="another version of the card's template") as error:
-        push(folder, "someone/small", token="hf_secret")
-    assert not hub.created
-    *_, code = shlex.split(str(error.value).partition("run: ")[2])
-    exec(code, {})
-    push(folder, "someone/small", token="hf_secret")
-    assert hub.created
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "logs/events"])
-def test_a_folder_that_holds_the_token_is_not_pushed(
-    hub: FakeHub, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hf_compress.hub.checking.READ_BYTES", 16)
-    path = folder / name
-    path.parent.mkdir(exist_ok=True)
-    content = path.read_bytes() if path.is_file() else bytes(100)
-    path.write_bytes(content[:-20] + b"hf_secret" + content[-11:])
-    with pytest.raises(ValueError, match=re.escape(f"{name} holds the Hub token that is in use")):
-        push(folder, "someone/small", token="hf_secret")
-    assert not hub.created
-
-
-def test_a_hidden_file_may_hold_the_token(hub: FakeHub, folder: Path) -> None:
-    (folder / ".env").write_text("HF_TOKEN=hf_secret")
-    push(folder, "someone/small", token="hf_secret")
-    assert hub.created
+def test_files_of_a_report_without_ours_are_named(local_hub: LocalHub, folder: Path) -> None:
+    local_hub.add(ID, {"report.json": json.dumps({"accuracy": 1}).encode()})
+    with pytest.raises(ValueError, match=re.escape("report.json")):
+        push(folder, ID, token=GOOD_TOKEN)

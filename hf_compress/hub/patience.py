@@ -1,0 +1,156 @@
+"""Waiting for the Hub: calls that fail for a passing reason are made again, for a limited time."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
+from typing import TypeVar
+
+from huggingface_hub import errors
+from transformers.utils import logging
+
+HTTPError: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # Imported there from the HTTP client.
+# What the client raises if the Hub refuses or cannot be reached. A proxy that answers in HTML is no JSON; uploads of
+# large files fail with a RuntimeError around the reason, or with the words of the Xet client.
+FAILURES: tuple[type[Exception], ...] = (OSError, HTTPError, JSONDecodeError, RuntimeError)
+TRIES = 6
+TRIES_OF_UPLOADS = 2  # In each of them the client repeats every request for half a minute itself.
+LONGEST_TOTAL = 60.0  # Seconds that one push spends on calls that fail and on waiting.
+FIRST_WAIT = 1.0
+XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")  # The Xet client says it in words only.
+ADDRESS = re.compile(r"https?://([^\s/'\")]+)[^\s'\")]*")
+
+logger = logging.get_logger(__name__)
+Answer = TypeVar("Answer")
+
+
+class Patience:
+    """The patience of one push: every call is made up to six times, as long as failures take a minute at most in all.
+
+    The wait doubles with each failure, unless the Hub says how long to wait (`Retry-After`).
+
+    Args:
+        seconds: for failing calls and for waiting, in all.
+
+    Example:
+        >>> from hf_compress.hub.patience import Patience
+        >>> Patience()(lambda: "answer", "ask the Hub")
+        'answer'
+    """
+
+    def __init__(self, seconds: float = LONGEST_TOTAL) -> None:
+        self.left = seconds
+        self.failed = 0
+
+    def __call__(self, call: Callable[[], Answer], doing: str, tries: int = TRIES) -> Answer:
+        """Return what `call` returns, trying again after failures that pass.
+
+        Args:
+            call: a request to the Hub that may be repeated.
+            doing: what it does, for the log: "create the repository".
+            tries: how often it is made at most.
+
+        Raises:
+            the last error, if it does not pass or the tries or the time are used up.
+        """
+        while True:
+            with self.failing(doing, tries):
+                return call()
+
+    @contextmanager
+    def failing(self, doing: str, tries: int = TRIES) -> Iterator[None]:
+        """Wait if the block fails for a reason that passes, and swallow the error; the caller then tries again.
+
+        Raises:
+            the error of the block, if it does not pass or the tries or the time are used up.
+        """
+        began = time.monotonic()
+        try:
+            yield
+            self.failed = 0
+        except FAILURES as error:
+            self.left -= time.monotonic() - began
+            self.failed += 1
+            asked = _asked_to_wait(error)
+            seconds = FIRST_WAIT * 2 ** (self.failed - 1) if asked is None else asked
+            if not passes(error) or self.failed >= tries or seconds > self.left:
+                raise
+            self.left -= seconds
+            logger.warning(f"Could not {doing}: {reason(error)}. Trying again in {seconds:.0f} s.")
+            time.sleep(seconds)
+
+
+def passes(error: BaseException) -> bool:
+    """Whether a failure of the Hub may be over soon: too many requests, a server error, a lost connection.
+
+    Example:
+        >>> from hf_compress.hub.patience import passes
+        >>> passes(ConnectionResetError()), passes(PermissionError())
+        (True, False)
+    """
+    for one in _chain(error):
+        status = status_of(one)
+        if status is not None:
+            return status in (408, 429) or status >= 500
+        if isinstance(one, errors.OfflineModeIsEnabled | PermissionError | FileNotFoundError):
+            return False
+        if isinstance(one, HTTPError | ConnectionError | TimeoutError | JSONDecodeError):
+            return True
+    return False
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that the Hub answered with; None if there was no answer.
+
+    Example:
+        >>> from hf_compress.hub.patience import status_of
+        >>> status_of(ConnectionError("HTTP status client error (403 Forbidden), domain: ..."))
+        403
+    """
+    if isinstance(error, errors.HfHubHTTPError):
+        return int(error.response.status_code)
+    found = XET_STATUS.search(str(error)) if isinstance(error, ConnectionError) else None
+    return int(found[1]) if found else None
+
+
+def root(error: BaseException) -> BaseException:
+    """The error among the causes of `error` that came from the Hub or the network, or else the last cause."""
+    chain = list(_chain(error))
+    known = (HTTPError, ConnectionError, TimeoutError, PermissionError, JSONDecodeError)
+    return next((one for one in chain if isinstance(one, known)), chain[-1])
+
+
+def reason(error: BaseException) -> str:
+    """Why a call failed, in a few words and without addresses, because an address may hold a signature.
+
+    Example:
+        >>> from hf_compress.hub.patience import reason
+        >>> reason(ConnectionResetError("reset by peer"))
+        'the connection failed: reset by peer'
+    """
+    error = root(error)
+    status = status_of(error)
+    if status is not None:
+        said = getattr(error, "server_message", None)
+        return f"the Hub answered {status}" + (f": {' '.join(str(said).split())}" if said else "")
+    if isinstance(error, JSONDecodeError):
+        return "the Hub's answer could not be read"
+    words = ADDRESS.sub(r"\1", " ".join(str(error).split()))[:300].rstrip(".") or type(error).__name__
+    return f"the connection failed: {words}" if isinstance(error, HTTPError | ConnectionError) else words
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def _asked_to_wait(error: Exception) -> float | None:
+    """The seconds that the Hub asks to wait for, if it does."""
+    found = root(error)
+    if not isinstance(found, errors.HfHubHTTPError):
+        return None
+    asked = found.response.headers.get("Retry-After", "").strip()
+    return float(asked) if asked.isdigit() else None
