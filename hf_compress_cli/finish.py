@@ -13,14 +13,18 @@ def finish(
     without_report: Annotated[
         bool, typer.Option("--without-report", help="Keep the compressed model even if it was never scored.")
     ] = False,
+    token: Annotated[
+        str | None, typer.Option(metavar="TOKEN", help="Hub token; the default is that of `hf auth login`.")
+    ] = None,
 ) -> None:
-    """Complete a run that was interrupted after training.
+    """Complete a run whose finish was interrupted or failed after training, without training again.
 
-    Writes missing formats and the card, moves the result to RUN_FOLDER/compressed, and pushes it if the run was to.
-    Scores need the run's own script: if they are missing, the command to run is printed.
+    Writes the card, moves the result to RUN_FOLDER/compressed, writes formats that are missing or failed, and pushes
+    if the run was to. With `--compress_max_drop` a regression is not pushed, and the exit status is 3. Scores need
+    the run's own script: if they are missing, the command to run is printed.
     """
     with clean_errors():
-        from hf_compress.launch.result import complete
+        from hf_compress.launch.completion import complete, status_of
 
-        for step in complete(folder, without_report=without_report):
-            typer.echo(step)
+        complete(folder, without_report=without_report, token=token, tell=typer.echo)
+        raise typer.Exit(status_of(folder))

@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_compress.locks import lock, unlock
+
+PARTIAL = ".partial"  # The end of the name of a folder that is being written.
+NEW, OLD = "new", "old"  # In it: what replaces, and what was replaced.
+
 
 def check_free(folder: str | Path) -> Path:
     """Return the absolute path of `folder`, links resolved, if a new result can be moved there.
@@ -50,18 +55,37 @@ def written_aside(root: Path, name: str | Path, *, replace: bool) -> Iterator[Pa
     if len(name.parts) > 1 and top.is_symlink():
         raise ValueError(f"`{top}` is a link. Remove it: results are not written through links.")
     root.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=root))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=PARTIAL, dir=root))
+    opened = lock(scratch)
     try:
-        aside, old = scratch / "new" / name, scratch / "old" if replace else None
+        aside, old = scratch / NEW / name, scratch / OLD if replace else None
         aside.parent.mkdir(parents=True)
         yield aside
         if len(name.parts) > 1 and not os.path.lexists(top):
-            _move(scratch / "new" / top.name, top, old)
+            _move(scratch / NEW / top.name, top, old)
         else:
             for path in sorted(aside.parent.iterdir(), key=aside.__eq__):
                 _move(path, target.with_name(path.name), old)
     finally:
         shutil.rmtree(scratch)
+        unlock(opened)
+
+
+def sweep(root: Path) -> None:
+    """Remove from the folder `root` what `written_aside` left there when its process was killed.
+
+    The folders of live processes stay: they are locked. So does everything where nothing can be locked.
+    """
+    for scratch in root.glob(f".*{PARTIAL}"):
+        if scratch.is_symlink() or not scratch.is_dir() or {path.name for path in scratch.iterdir()} - {NEW, OLD}:
+            continue  # Not ours.
+        try:
+            opened = lock(scratch)
+        except OSError:  # Of a live process, or of another user.
+            continue
+        if opened is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+            unlock(opened)
 
 
 def _move(source: Path, target: Path, old: Path | None) -> None:

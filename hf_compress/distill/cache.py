@@ -5,6 +5,7 @@ A digest of everything that the answers depend on names the file.
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ logger = logging.get_logger(__name__)
 
 AUTO = "auto"
 OPTION = "`--distill_cache`"
+NEXT = "Remove what is there under this name, or give another folder."
 LARGEST = 16 * 2**30
 # Change it whenever the stored content changes: the digest in the file name covers it.
 FORMAT = "2"
@@ -69,7 +71,7 @@ class TeacherCache:
 
         Raises:
             ValueError: the answers depend on chance or on the other rows of a batch, would take too much space, or
-                cannot be written.
+                cannot be written or read.
         """
         sample = self._sample(dataset)
         seen, again = (digest(self.read(self.collate([dict(row) for row in sample])).items()) for _ in range(2))
@@ -86,8 +88,8 @@ class TeacherCache:
         key = digest(known.items())
         folder = _folder(self.folder)
         path = folder / f"teacher-{key}.arrow"
-        with FileLock(path.with_suffix(".lock")):
-            damage = answer_file.damage(path, key) if path.exists() else None
+        with _locked(path.with_suffix(".lock")):
+            damage = _damage(path, key)
             if damage is not None:
                 logger.warning(f"{OPTION}: {path} is damaged: {damage}. The teacher is asked again.")
             if damage is not None or not path.exists():
@@ -275,6 +277,30 @@ def _folder(name: str) -> Path:
             f"`--distill_cache {name}` must be a writable folder: {error}. Give another folder, or `{AUTO}`."
         ) from error
     return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, so that one process at a time writes the answers beside it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise ValueError(f"{OPTION} cannot use {path} as a lock: {error.strerror}. {NEXT}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _damage(path: Path, key: str) -> str | None:
+    """Return what is wrong with the file `path`; None if it is whole, or missing."""
+    if not path.exists():
+        return None
+    try:
+        return answer_file.damage(path, key)
+    except OSError as error:
+        raise ValueError(f"{OPTION} cannot read {path}: {error.strerror}. {NEXT}") from error
 
 
 def _places(dataset: Any) -> np.ndarray[Any, Any]:

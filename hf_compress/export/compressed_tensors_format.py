@@ -66,6 +66,7 @@ COMPRESSED_TENSORS = Format(
 from transformers import {auto_class}
 
 model = {auto_class}.from_pretrained(folder + "/compressed-tensors")""",
+    errors=("safetensors",),
 )
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_compress.checkpoint.aside import written_aside
+from hf_compress.export.failures import BUILT_IN, exceptions_of
 from hf_compress.export.kernels import saturates
 from hf_compress.export.parity import BATCHES, Parity, check_parity, load, parity_of, random_batches
 
@@ -38,6 +39,7 @@ class Format:
         native: as `read`, but with the fastest kernels of the machine, which saturate on x86 CPUs without VNNI. None
             if `read` uses them.
         exact: the option of the runtime that avoids such kernels, for users of the format.
+        errors: modules with the exception classes of its libraries that are no built-in exceptions.
 
     Example:
         >>> from hf_compress.export import FORMATS
@@ -55,6 +57,17 @@ class Format:
     loading: str
     native: Callable[[Path, PreTrainedModel], nn.Module] | None = None
     exact: str = ""
+    errors: tuple[str, ...] = ()
+
+    def failures(self) -> tuple[type[Exception], ...]:
+        """Return the exceptions that mean that the format cannot be written, read or run.
+
+        Example:
+            >>> from hf_compress.export import FORMATS
+            >>> RuntimeError in FORMATS["onnx"].failures()
+            True
+        """
+        return (*BUILT_IN, *(error for module in self.errors for error in exceptions_of(module)))
 
     def export(self, folder: str | Path, batches: Batches | None = None) -> Parity:
         """Write the format into `folder` if it computes what the packed file computes, and return how close it is.
@@ -69,19 +82,33 @@ class Format:
             ValueError: `folder` holds no model that is known, the format cannot hold it, or the written files compute
                 something else. Nothing is left behind.
         """
-        if self.write is None:
-            raise ValueError(f"`{self.name}` is written by `save_compressed`. Call that to write it.")
         self.require()
         folder = Path(folder)
-        reference = load(folder)
         with written_aside(folder, self.path, replace=True) as aside:
-            self.write(folder, aside)
-            compared = list(itertools.islice(random_batches(reference) if batches is None else batches, BATCHES))
-            parity = check_parity(reference, self.read(aside, reference), compared, self.name)
-            if self.native is not None and saturates():
-                native = parity_of(reference, self.native(aside, reference), compared)
-                parity = replace(parity, native_deviation=native.deviation)
-                self._warn_of_saturation(parity)
+            return self.write_checked(folder, aside, batches)
+
+    def write_checked(self, folder: Path, path: Path, batches: Batches | None = None) -> Parity:
+        """Write the format of the compressed `folder` to `path`, and return how close it is to the packed file.
+
+        Args:
+            folder: as for `export`.
+            path: a path in a folder that exists.
+            batches: as for `export`.
+
+        Raises:
+            ValueError: the written files compute something else; they are left where they are. Libraries may raise
+                any of `failures`.
+        """
+        if self.write is None:
+            raise ValueError(f"`{self.name}` is written by `save_compressed`. Call that to write it.")
+        reference = load(folder)
+        self.write(folder, path)
+        compared = list(itertools.islice(random_batches(reference) if batches is None else batches, BATCHES))
+        parity = check_parity(reference, self.read(path, reference), compared, self.name)
+        if self.native is not None and saturates():
+            native = parity_of(reference, self.native(path, reference), compared)
+            parity = replace(parity, native_deviation=native.deviation)
+            self._warn_of_saturation(parity)
         return parity
 
     def _warn_of_saturation(self, parity: Parity) -> None:
@@ -92,8 +119,14 @@ class Format:
             "(`--quant_bits .=7`), which cannot saturate."
         )
 
+    def files(self, folder: str | Path) -> list[Path]:
+        """Return the files and folders of the format in `folder` that exist."""
+        path = Path(folder) / self.path
+        found = [path] if path.is_dir() else path.parent.glob(f"{path.stem}.*")
+        return sorted(found)
+
     def stored_bytes(self, folder: str | Path) -> int:
         """Return the bytes of the weights (and graph) of the format in `folder`, without tokenizers and configs."""
         path = Path(folder) / self.path
-        files = path.glob("*.safetensors") if path.is_dir() else path.parent.glob(f"{path.stem}*")
+        files = path.glob("*.safetensors") if path.is_dir() else self.files(folder)
         return sum(file.stat().st_size for file in files)

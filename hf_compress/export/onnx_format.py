@@ -97,6 +97,7 @@ import onnxruntime
 session = onnxruntime.InferenceSession(folder + "/onnx/model_quantized.onnx")""",
     native=lambda path, reference: in_onnx_runtime(path, reference.config),
     exact="the session option `{}` set to {}".format(*ONNX_RUNTIME_EXACT),
+    errors=("onnxruntime.capi.onnxruntime_pybind11_state",),
 )
 
 

@@ -44,4 +44,5 @@ import openvino
 model = openvino.Core().compile_model(folder + "/openvino/openvino_model.xml", "CPU")""",
     native=lambda path, reference: in_openvino(path, reference.config),
     exact="the property `{}` set to {}".format(*OPENVINO_EXACT),
+    errors=("openvino.frontend", *onnx_format.ONNX.errors),
 )

@@ -6,7 +6,7 @@ at all. `flags` takes our flags off a command line, and `launcher` runs an unmod
 """
 
 from hf_compress.launch.arguments import CompressionArguments as CompressionArguments
+from hf_compress.launch.completion import complete as complete
 from hf_compress.launch.flags import take_flags as take_flags
-from hf_compress.launch.result import complete as complete
 from hf_compress.launch.run import compress as compress
 from hf_compress.launch.run import finish as finish

@@ -20,10 +20,12 @@ from hf_compress.checkpoint.resume import last_complete_checkpoint
 from hf_compress.launch.arguments import descriptions
 from hf_compress.launch.flags import Flags, help_text, take_flags
 from hf_compress.launch.preconditions import recipe_of
-from hf_compress.launch.result import RESUME, Result, how_to_resume
+from hf_compress.launch.result import RESUME, Result
 from hf_compress.launch.run import compress, finish
 from hf_compress.launch.script import Script
+from hf_compress.launch.uploads import UPLOADS, disarm
 from hf_compress.report import provenance
+from hf_compress.report.gate import exit_status
 from hf_compress.report.tables import comparison_table, recipe_table
 
 USAGE = """hf-compress run SCRIPT.py [the script's own arguments] [our flags]
@@ -49,7 +51,8 @@ class Launched:
 
     def begin(self, trainer: Trainer) -> None:
         """Make a Trainer compress before it trains for the first time, and record how the script evaluates it."""
-        compress(trainer, self.flags.recipe)
+        options = self.flags.options
+        compress(trainer, self.flags.recipe, hub_id=options.compress_hub_id, max_drop=options.compress_max_drop)
         if not self._said and trainer.is_world_process_zero():
             Console(stderr=True).print(recipe_table(recipe_of(trainer) or self.flags.recipe))
         self._said = True
@@ -76,15 +79,6 @@ class Launched:
         first = self.evaluations[0] if self.evaluations else {}
         return {name: value for name, value in first.items() if name != "metric_key_prefix"}
 
-    @property
-    def hub_id(self) -> str | None:
-        """Return the repository to push to: that of our flag, or the one that the script's `--push_to_hub` means."""
-        assert self.trained is not None
-        arguments, asked = self.trained.args, self.flags.options.compress_hub_id
-        if asked is None and arguments.push_to_hub:
-            return arguments.hub_model_id or Path(arguments.output_dir).absolute().name
-        return asked
-
 
 @contextmanager
 def trainers_compress(launched: Launched) -> Iterator[None]:
@@ -92,8 +86,7 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
 
     A Trainer that never trains is not changed.
     """
-    original = {name: Trainer.__dict__[name] for name in ("train", "init_hf_repo", "push_to_hub")}
-    original["_push_from_checkpoint"] = Trainer.__dict__["_push_from_checkpoint"]
+    original = {name: Trainer.__dict__[name] for name in ("train", *UPLOADS)}
     train = original["train"]
     begun: list[Trainer] = []
 
@@ -109,13 +102,9 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
         launched.end(self, named.get("trial"))
         return result
 
-    def uploads_nothing(self: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Upload nothing: the compressed model is uploaded after the script has ended."""
-
     try:
         Trainer.train = train_compressed
-        for name in original.keys() - {"train"}:
-            setattr(Trainer, name, uploads_nothing)
+        disarm(Trainer)  # From its construction on, where it would create the repository.
         yield
     finally:
         for name, function in original.items():
@@ -217,11 +206,11 @@ def _run_compressed(script: Script, flags: Flags, command: str) -> int:
         warnings.warn(f"Nothing was compressed: {script.path} trained {what}.", stacklevel=1)
         return status
     del trainer.evaluate  # Remove our recording method; the class's own remains.
+    result = Result(trainer.args.output_dir)
     with script.as_main(), _saying_how_to_go_on(trainer, command):
         report = finish(
             trainer,
             evaluation=launched.evaluation,
-            hub_id=launched.hub_id,
             command=command,
             formats=flags.options.compress_formats,
             card_metadata=flags.options.author,
@@ -229,8 +218,8 @@ def _run_compressed(script: Script, flags: Flags, command: str) -> int:
     if trainer.is_world_process_zero():
         if report is not None:
             Console().print(comparison_table(report))
-        Console().print(f"The compressed model is in {Result(trainer.args.output_dir).folder}", soft_wrap=True)
-    return status
+        Console().print(f"The compressed model is in {result.folder}", soft_wrap=True)
+    return exit_status(report) or int(result.plan() is not None)
 
 
 @contextmanager
@@ -242,7 +231,7 @@ def _saying_how_to_go_on(trainer: Trainer, command: str) -> Iterator[None]:
         finished = True
     finally:
         if not finished and trainer.is_world_process_zero():
-            how = how_to_resume(trainer.args.output_dir, command)
+            how = Result(trainer.args.output_dir).how_to_go_on(command)
             sys.stderr.write(f"Training is over, but its result could not be finished. {how}\n")
 
 

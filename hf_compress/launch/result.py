@@ -1,23 +1,25 @@
-"""The result folder of a run: built aside with report and card, and moved into place when it is complete."""
+"""The result folder of a run: built aside, moved into place with report and card, and pushed."""
 
 import json
-import shutil
-from dataclasses import asdict, dataclass, field, replace
+import shlex
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hf_compress.checkpoint.resume import last_complete_checkpoint
 from hf_compress.documents import read_document
-from hf_compress.export.formats import exported, write_formats, written
+from hf_compress.export.formats import exported, written
 from hf_compress.hub.push import push
-from hf_compress.launch.claim import claim, release
+from hf_compress.launch.claim import FOLDER, claim, release
+from hf_compress.launch.format_steps import remove
 from hf_compress.report import records
-from hf_compress.report.card import is_current, save_card
-from hf_compress.report.report import REPORT_NAME, Report
+from hf_compress.report.card import save_card
+from hf_compress.report.gate import REGRESSION, judged, what_to_try
+from hf_compress.report.report import Report
 
-FOLDER = "compressed"
 UNFINISHED = ".compressed.unfinished"
 PLAN_NAME = "plan.json"
 RESUME = "--resume_from_checkpoint"
+FINISH = "hf-compress finish"
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,24 @@ class Plan:
         formats: the formats that the model is written in besides the packed one.
         reported: whether report and card belong to the result.
         hub_id: the Hub repository to push to, if any.
-        private: whether a newly created repository is private.
+        private: whether a newly created repository is private; None leaves that to the default of its owner.
+        revision: the branch to push to; None is the main branch.
+        max_drop: the limit for the gate before the push; None for no gate.
     """
 
     command: str
     formats: list[str] = field(default_factory=list)
     reported: bool = True
     hub_id: str | None = None
-    private: bool = False
+    private: bool | None = None
+    revision: str | None = None
+    max_drop: float | None = None
 
 
 class Result:
     """The result of the run with the output folder `output`.
 
-    `folder` is where it appears, whole or not at all. `aside` is where it is built.
+    `folder` is where it appears, whole or not at all. `aside` is where it is built, and `scratch` where a format is.
 
     Example:
         >>> from hf_compress.launch.result import Result
@@ -54,6 +60,7 @@ class Result:
         self.output = Path(output)
         self.folder = self.output / FOLDER
         self.aside = self.output / UNFINISHED / FOLDER
+        self.scratch = self.output / UNFINISHED / "format"
 
     def check_free(self) -> None:
         """Refuse an output folder that already holds a result.
@@ -78,7 +85,7 @@ class Result:
         """
         self.check_free()
         claim(self.output)
-        _remove(self.aside.parent)
+        remove(self.aside.parent)
         self.aside.parent.mkdir(parents=True)
         partial = self.aside.parent / f".{PLAN_NAME}"
         partial.write_text(json.dumps(asdict(plan), indent=2) + "\n", "utf-8")
@@ -92,107 +99,72 @@ class Result:
         plan: Plan = records.decode(Plan, read_document(path), str(path))
         return plan
 
-    def publish(self, plan: Plan, token: str | None = None) -> list[str]:
-        """Do what is left once the scores are in the report: card, move into place, push. Return what was done.
+    def scored(self, folder: Path) -> bool:
+        """Return whether `folder` holds a whole report. A process that was killed may leave a part of one."""
+        try:
+            Report.load(folder)
+        except ValueError:
+            return False
+        return True
+
+    def place(self, report: Report | None) -> Path:
+        """Move what was built aside into place, with `report` and its card if there is one, and return the folder.
+
+        Raises:
+            ValueError: another process has put a result there.
+        """
+        if report is not None:
+            report.save(self.aside)
+            save_card(self.aside)
+        try:
+            self.aside.rename(self.folder)
+        except OSError as error:
+            self.check_free()  # Another process may have put its own result there meanwhile.
+            raise ValueError(f"{self.aside} could not be moved to {self.folder}: {error.strerror}.") from error
+        return self.folder
+
+    def missing_formats(self, plan: Plan) -> list[str]:
+        """Return the formats of the plan that the finished folder lacks, or that its report does not know."""
+        there = Report.load(self.folder).formats if self.scored(self.folder) else written(self.folder)
+        return [format.name for format in exported(plan.formats) if format.name not in there]
+
+    def conclude(self, plan: Plan, token: str | None = None) -> list[str]:
+        """Do what is left after the formats: judge, push, and forget the plan. Return what was done, in sentences.
+
+        The plan is kept if a format is missing, so that it can be tried again.
 
         Raises:
             ValueError: the result could not be pushed. It is in place nevertheless, and `complete` pushes it.
         """
         done = []
-        if self.aside.is_dir():
-            if (self.aside / REPORT_NAME).is_file():
-                done.append(f"Wrote the card: {save_card(self.aside).name}")
-            try:
-                self.aside.rename(self.folder)
-            except OSError as error:
-                self.check_free()  # Another process may have put its own result there meanwhile.
-                raise ValueError(f"{self.aside} could not be moved to {self.folder}: {error.strerror}.") from error
-            done.append(f"Moved the result to {self.folder}")
-        if plan.hub_id is not None:
-            done.append(f"Pushed it to {push(self.folder, plan.hub_id, private=plan.private, token=token)}")
-        _remove(self.aside.parent)
-        release(self.output)
+        try:
+            report = self._judged(plan) if self.scored(self.folder) else None
+            if report is not None and report.verdict == REGRESSION:
+                kept = f"The model is kept in {self.folder}" + ("" if plan.hub_id is None else ", and not pushed")
+                done.append(f"{REGRESSION}: {' '.join(report.reasons)} {kept}. {what_to_try(report)}")
+            elif report is not None and plan.hub_id is not None:
+                address = push(self.folder, plan.hub_id, private=plan.private, revision=plan.revision, token=token)
+                done.append(f"Published at {address}")
+            if not self.missing_formats(plan):
+                remove(self.aside.parent)
+        finally:
+            release(self.output)
         return done
 
+    def _judged(self, plan: Plan) -> Report:
+        """Return the report with the verdict of the gate, which is saved with it."""
+        report = Report.load(self.folder)
+        judgement = report if plan.max_drop is None else judged(report, plan.max_drop)
+        if judgement != report:
+            judgement.save(self.folder)
+            save_card(self.folder)
+        return judgement
 
-def complete(output: str | Path, *, without_report: bool = False) -> list[str]:
-    """Complete an interrupted result from its files alone, and return what was done, one sentence a step.
-
-    Formats, card, move and push need nothing else. Scores need the run's script, with its data and metrics.
-
-    Args:
-        output: the output folder of the run.
-        without_report: complete the result even if it was never scored. It then has no report and no card.
-
-    Raises:
-        ValueError: there is nothing to complete, or only the run's script can complete it. The message says how.
-
-    Example:
-        >>> from hf_compress.launch import complete
-        >>> complete("runs/sst2")  # doctest: +SKIP
-        ['Wrote the card: README.md', 'Moved the result to runs/sst2/compressed']
-    """
-    result = Result(output)
-    if not result.output.is_dir():
-        return _renew_card(result)
-    claim(output)
-    try:
-        return _completed(result, without_report)
-    finally:
-        release(output)
-
-
-def _completed(result: Result, without_report: bool) -> list[str]:
-    plan = result.plan()
-    if plan is None:
-        return _renew_card(result)
-    if not result.aside.is_dir():
-        if not result.folder.is_dir():
-            raise ValueError(f"The compressed model was not saved yet. {how_to_resume(result.output, plan.command)}")
-        return result.publish(plan)
-    result.check_free()
-    scored = _is_report(result.aside)
-    if plan.reported and not scored and not without_report:
-        raise ValueError(
-            f"The compressed model in {result.aside} has no scores yet, which only the run's own script can measure. "
-            f"{how_to_resume(result.output, plan.command)} Or keep it without report and card: `--without-report`."
-        )
-    if not scored:
-        (result.aside / REPORT_NAME).unlink(missing_ok=True)
-    missing = [format.name for format in exported(plan.formats) if format.name not in written(result.aside)]
-    done = [f"Wrote the format {name}" for name in write_formats(result.aside, missing)]
-    # A card needs a report, and so does the Hub.
-    return done + result.publish(plan if scored else replace(plan, hub_id=None))
-
-
-def _renew_card(result: Result) -> list[str]:
-    """Render the card of a finished result again if it is not what the report says."""
-    if not result.folder.is_dir():
-        raise ValueError(
-            f"RUN_FOLDER must be the `--output_dir` of a run that was trained to its end; {result.output} has no "
-            "result, finished or unfinished."
-        )
-    report = Report.load(result.folder) if (result.folder / REPORT_NAME).is_file() else None
-    if report is None or is_current(result.folder):
-        return [f"Nothing is left to do: {result.folder} is complete"]
-    return [f"Wrote the card: {save_card(result.folder)}"]
-
-
-def _is_report(folder: Path) -> bool:
-    """Whether the folder holds a whole report. A process that was killed may leave a part of one."""
-    try:
-        Report.load(folder)
-    except ValueError:
-        return False
-    return True
-
-
-def _remove(path: Path) -> None:
-    """Remove what an earlier attempt left at `path`. A link is removed, and what it points to is kept."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
+    def how_to_go_on(self, command: str) -> str:
+        """Say how an unfinished result is completed, in a sentence with the command."""
+        if self.folder.is_dir() or self.scored(self.aside):
+            return f"Run `{FINISH} {shlex.quote(str(self.output))}`. It does not train again."
+        return how_to_resume(self.output, command)
 
 
 def how_to_resume(output: str | Path, command: str) -> str:

@@ -1,50 +1,65 @@
 """Make a Trainer compress what it trains, and finish its run: the packed file, the report, the card."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
 from transformers import Trainer
 from transformers.utils import logging
 
 from hf_compress.checkpoint.budget import fit_budget
 from hf_compress.checkpoint.save import save_compressed
-from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill import DistillationMixin
-from hf_compress.distill.teacher import SELF
-from hf_compress.export.formats import exported, write_formats
+from hf_compress.export.formats import exported
+from hf_compress.hub.preflight import check_access
 from hf_compress.launch.claim import claim
-from hf_compress.launch.preconditions import check_compressible, recipe_of, warn_of_untrained_teacher
+from hf_compress.launch.completion import said_of_failures
+from hf_compress.launch.format_steps import FormatSteps
+from hf_compress.launch.preconditions import check_compressible, check_gate, recipe_of, warn_of_untrained_teacher
+from hf_compress.launch.processes import on_first
+from hf_compress.launch.reporting import Reporting
 from hf_compress.launch.result import Plan, Result
-from hf_compress.models.heads import bare, find_head
+from hf_compress.launch.uploads import Destination, disarm
 from hf_compress.models.targets import transformer
 from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.redaction import redact_command
-from hf_compress.report import dataset as dataset_facts
 from hf_compress.report import provenance
 from hf_compress.report.author import read_author
-from hf_compress.report.background import find_baseline
-from hf_compress.report.evaluation import Origin, dense_scores, evaluate, evaluation_batches, teacher_scores
-from hf_compress.report.facts import Baseline
-from hf_compress.report.measuring import measure
+from hf_compress.report.evaluation import Origin, evaluation_batches
+from hf_compress.report.gate import check_max_drop
 from hf_compress.report.report import DatasetFacts, Report
 
 logger = logging.get_logger(__name__)
 
 
-def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
+def compress(
+    trainer: Trainer,
+    recipe: Recipe,
+    *,
+    hub_id: str | None = None,
+    max_drop: float | None = None,
+    dense: Mapping[str, float] | None = None,
+) -> Trainer:
     """Make `trainer` compress what it trains, in place, and return it.
 
     The trainer's class becomes a subclass of its own class and `DistillationMixin`, and the callbacks of `recipe` are
     added. Call this before `train()`, and `finish` after it. A `--compress_budget_mb` is turned into bits and a
-    sparsity here.
+    sparsity here. Trainer's own uploads (`push_to_hub`) are switched off: `finish` pushes the compressed model
+    instead, in one commit. Collective: every process must call it.
+
+    Args:
+        trainer: any Trainer, before `train()`.
+        recipe: the plan of the run.
+        hub_id: the Hub repository that `finish` will push to. By default the one that `push_to_hub` of the trainer's
+            arguments means, if that is set. The right to write there is checked now.
+        max_drop: the limit that `finish` will judge by. Whether there will be a dense model to compare with is checked
+            now.
+        dense: scores of a dense model, if they will be given to `finish`.
 
     Raises:
         ValueError: the recipe cannot be applied to this model, the model is not a Transformers model, the output
-            folder already holds a result or is in use by another run, or the trainer already compresses.
+            folder already holds a result or is in use by another run, the trainer already compresses, the Hub would
+            refuse the push, or there is nothing that `max_drop` could compare with.
 
     Example:
         >>> import tempfile, transformers
@@ -60,15 +75,28 @@ def compress(trainer: Trainer, recipe: Recipe) -> Trainer:
     """
     Result(trainer.args.output_dir).check_free()
     check_compressible(trainer, recipe)
-    if trainer.is_world_process_zero():
-        claim(trainer.args.output_dir)
+    on_first(trainer, lambda: _prepare(trainer, Destination.of(trainer, hub_id)))
+    disarm(trainer)
     origin = Origin.of(trainer.model)
+    check_gate(trainer, origin, max_drop, has_dense=dense is not None)
     warn_of_untrained_teacher(trainer, recipe, origin)
     distilling = _distilling(trainer)
     distilling.begin_distillation(recipe.distillation)
     _install(distilling, _fitted(distilling, recipe))
-    distilling.origin = origin
+    distilling.origin, distilling.pushes_to, distilling.max_drop = origin, hub_id, max_drop
     return distilling
+
+
+def _prepare(trainer: Trainer, destination: Destination) -> None:
+    """Claim the output folder, and check that the Hub would take the result."""
+    claim(trainer.args.output_dir)
+    if destination.hub_id is not None:
+        check_access(
+            destination.hub_id,
+            private=destination.private,
+            revision=destination.revision,
+            token=trainer.args.hub_token,
+        )
 
 
 def _distilling(trainer: Trainer) -> DistillationMixin:
@@ -116,12 +144,14 @@ def finish(
     command: str | None = None,
     formats: Sequence[str] = (),
     card_metadata: str | Path | Mapping[str, Any] | None = None,
+    max_drop: float | None = None,
 ) -> Report | None:
     """Save the compressed model in OUTPUT_DIR/compressed with report and card, and return the report.
 
     The model is saved, loaded again, and evaluated; what the report says is measured on the loaded model. The folder
-    appears whole or not at all: everything is written aside and moved into place at the end. After a failure, call
-    `finish` again, or resume the run from its last checkpoint.
+    appears with packed file, report and card, or not at all. Each further format is then added by itself: one that
+    fails is recorded in the report (`failed_formats`), the others go on. The push comes last. After a failure run
+    `hf-compress finish OUTPUT_DIR`, which does what is left without training again.
 
     Without an evaluation set there is neither report nor card, and None is returned. Collective: every process must
     call it; process 0 writes.
@@ -136,11 +166,15 @@ def finish(
         task: a short name. By default, that of the dataset.
         dataset: what the rows are. By default, what `datasets` knows about them.
         main_metric: the score that stands for the task. By default, `metric_for_best_model` or the first score.
-        hub_id: the Hub repository to push the result to.
+        hub_id: the Hub repository to push the result to. By default that of `compress`, or the one that `push_to_hub`
+            of the trainer's arguments means.
         command: the command line for the card. By default, that of this process.
         formats: names from `hf_compress.export.FORMATS` to write as well; each is compared on evaluation batches.
         card_metadata: what the author adds to the card, as `--compress_card_metadata` takes it: a YAML or JSON file,
             or its contents.
+        max_drop: points that the main metric may fall below the dense model. If it falls more, or a format or the
+            sparsity is missed, `verdict` of the report is "REGRESSION", and nothing is pushed. By default that of
+            `compress`.
 
     Raises:
         ValueError: the trainer does not compress, there is a result already, the model does not keep the promise of
@@ -153,43 +187,56 @@ def finish(
         >>> report.size.packed_bytes  # doctest: +SKIP
         16200000
     """
-    recipe, author = _promised(trainer), read_author(card_metadata)
-    evaluation, rows = _evaluation(trainer, evaluation)
-    obstacle = _obstacle(trainer.model, rows)
+    reporting = Reporting(trainer, _promised(trainer), evaluation)
+    author = read_author(card_metadata)
     result, command = Result(trainer.args.output_dir), command or provenance.command()
+    reported = reporting.obstacle is None
+    destination = Destination.of(trainer, hub_id or getattr(trainer, "pushes_to", None))
     plan = Plan(
         redact_command(command, keep_paths=True),
-        list(formats),
-        obstacle is None,
-        hub_id,
-        bool(trainer.args.hub_private_repo),
+        formats=list(formats),
+        reported=reported,
+        hub_id=destination.hub_id if reported else None,
+        private=destination.private,
+        revision=destination.revision,
+        max_drop=getattr(trainer, "max_drop", None) if max_drop is None else max_drop,
     )
-    _save(trainer, result, plan, recipe)
-    report = None
-    with _evaluating_on(trainer, rows):
-        _write_formats(trainer, result, formats, compares=obstacle is None)
-        if obstacle is None:
-            origin = getattr(trainer, "origin", None)
-            teacher = teacher_scores(trainer, evaluation)
-            report = measure(
-                trainer,
+    check_max_drop(plan.max_drop)
+    _save(trainer, result, plan, reporting.recipe)
+    with reporting.on_rows():
+        report = None
+        if reported:
+            report = reporting.report(
                 result.aside,
-                recipe,
-                base_model=base_model or (origin or Origin.of(trainer.model)).name,
+                dense=dense,
+                base_model=base_model,
+                task=task,
+                dataset=dataset,
                 base_model_hub_id=base_model_hub_id,
-                base_model_revision=origin.revision if origin and provenance.hub_id(origin.name) else None,
-                task=task or dataset_facts.task(trainer),
-                dataset=dataset_facts.find(trainer, rows, declared=dataset),
                 main_metric=main_metric,
-                dense=_dense(trainer, recipe, evaluation, teacher) if dense is None else dense,
-                teacher=teacher,
-                evaluate=lambda: evaluate(trainer, evaluation, "compressed"),
                 command=command,
-                origin=origin,
-                dense_model=find_baseline(origin) if dense is None and origin is not None else Baseline(start=False),
                 author=author,
             )
-    return _publish(trainer, result, plan, report, obstacle)
+        on_first(trainer, lambda: result.place(report))
+        failed = _add_formats(trainer, result, plan, reporting, report)
+    told = on_first(trainer, lambda: result.conclude(plan, trainer.args.hub_token))
+    if trainer.is_world_process_zero():
+        for sentence in [*([said_of_failures(result, failed)] if failed else []), *told]:
+            logger.warning(sentence)
+    if reporting.obstacle is not None:
+        _say_without_report(result, reporting.obstacle, destination, plan)
+        return None
+    return Report.load(result.folder)  # Again, because card, formats and verdict have added to it.
+
+
+def _say_without_report(result: Result, obstacle: str, destination: Destination, plan: Plan) -> None:
+    """Say that there is no report, or raise if it was needed."""
+    if destination.hub_id is not None or plan.max_drop is not None:
+        what = f"pushed to {destination.hub_id}" if destination.hub_id is not None else "judged (`max_drop`)"
+        raise ValueError(
+            f"The compressed model is in {result.folder}, but it cannot be {what} without a report. {obstacle}"
+        )
+    logger.warning(f"{result.folder} holds the model alone, without report and card. {obstacle}")
 
 
 def _promised(trainer: Trainer) -> Recipe:
@@ -202,84 +249,25 @@ def _promised(trainer: Trainer) -> Recipe:
     return recipe
 
 
-def _evaluation(trainer: Trainer, evaluation: Mapping[str, Any] | None) -> tuple[dict[str, Any], Any]:
-    """Return the arguments for `trainer.evaluate`, and the set or sets of rows that it will evaluate on."""
-    arguments = dict(evaluation or {})
-    rows = arguments.get("eval_dataset", trainer.eval_dataset)
-    if isinstance(rows, str):
-        rows = arguments["eval_dataset"] = trainer.eval_dataset[rows]
-    return arguments, rows
-
-
-def _obstacle(model: nn.Module, rows: Any) -> str | None:
-    """Return why there can be no report on the model, or None if there can."""
-    if rows is None:
-        return "A report needs an evaluation set: let the script evaluate (`--do_eval`)."
-    try:
-        find_head(model)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
 def _save(trainer: Trainer, result: Result, plan: Plan, recipe: Recipe) -> None:
     """Save the compressed model aside. Collective."""
-    if trainer.is_world_process_zero():
-        result.begin(plan)
-    trainer.accelerator.wait_for_everyone()
+    on_first(trainer, lambda: result.begin(plan))
     tokenizer = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
     save_compressed(trainer.model, result.aside, recipe, processing_class=tokenizer)
     trainer.accelerator.wait_for_everyone()
 
 
-def _write_formats(trainer: Trainer, result: Result, formats: Sequence[str], *, compares: bool) -> None:
-    """Write the other formats aside, and compare them with the packed one on evaluation batches. Collective."""
-    batches = evaluation_batches(trainer) if compares and exported(formats) else None
-    if trainer.is_world_process_zero():
-        write_formats(result.aside, formats, batches)
-    trainer.accelerator.wait_for_everyone()
-
-
-def _dense(
-    trainer: Trainer, recipe: Recipe, evaluation: Mapping[str, Any], teacher: dict[str, float] | None
-) -> dict[str, float] | None:
-    """Return the scores of the model that training started from, or None if it cannot be scored on these rows."""
-    origin = getattr(trainer, "origin", None)
-    cut = VocabularyFacts.of(bare(trainer.model).config) is not None
-    if origin is None or not origin.trained or cut:
-        return None
-    if recipe.distillation.distill_teacher == SELF and trainer._adapted is None:
-        return teacher
-    return dense_scores(trainer, origin, evaluation)
-
-
-def _publish(
-    trainer: Trainer, result: Result, plan: Plan, report: Report | None, obstacle: str | None
-) -> Report | None:
-    """Move the result into place with report and card, push it, and return the report as saved. Collective.
-
-    Without a report nothing is pushed.
-    """
-    if trainer.is_world_process_zero():
-        if report is not None:
-            report.save(result.aside)
-        result.publish(plan if report is not None else replace(plan, hub_id=None), token=trainer.args.hub_token)
-        report = None if report is None else Report.load(result.folder)  # Again, because the card has added to it.
-    trainer.accelerator.wait_for_everyone()
-    if obstacle is not None:
-        if plan.hub_id is not None:
-            raise ValueError(
-                f"The compressed model is in {result.folder}, but it cannot be pushed to {plan.hub_id} without a "
-                f"report. {obstacle}"
-            )
-        logger.warning(f"{result.folder} holds the model alone, without report and card. {obstacle}")
-    return report
-
-
-@contextmanager
-def _evaluating_on(trainer: Trainer, rows: Any) -> Iterator[None]:
-    kept, trainer.eval_dataset = trainer.eval_dataset, rows
-    try:
-        yield
-    finally:
-        trainer.eval_dataset = kept
+def _add_formats(
+    trainer: Trainer, result: Result, plan: Plan, reporting: Reporting, report: Report | None
+) -> dict[str, str]:
+    """Add the formats of the plan to the finished folder, and return why some failed. Collective."""
+    if not exported(plan.formats):
+        return {}
+    steps = FormatSteps(
+        result.folder,
+        result.scratch,
+        batches=None if report is None else evaluation_batches(trainer),
+        meter=None if report is None else reporting.meter(result.folder, report.main_metric),
+        first=trainer.is_world_process_zero(),
+    )
+    return steps.add(plan.formats)

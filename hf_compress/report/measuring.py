@@ -16,21 +16,21 @@ from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill import DistillationMixin
 from hf_compress.export.formats import FORMATS, written
-from hf_compress.export.runtimes import RuntimeModel
 from hf_compress.models import targets
 from hf_compress.models.heads import bare, find_head
 from hf_compress.recipe import Recipe
 from hf_compress.redaction import redact, redact_command
-from hf_compress.report import provenance
+from hf_compress.report import format_facts, provenance
 from hf_compress.report.background import label_names, license_and_languages
 from hf_compress.report.comparing import with_predictions
 from hf_compress.report.course import emissions_kg, training_curves
 from hf_compress.report.divergence import PARITY, baseline, check_finite, finite_scores
-from hf_compress.report.evaluation import Origin, can_evaluate, evaluating, logit_difference, of_first_process
+from hf_compress.report.evaluation import Origin, evaluating, logit_difference, of_first_process
 from hf_compress.report.examples import find_example
 from hf_compress.report.facts import Baseline
+from hf_compress.report.format_facts import FormatMeter
 from hf_compress.report.predictions import COMPRESSED, Recorder
-from hf_compress.report.report import DatasetFacts, FormatFacts, Report
+from hf_compress.report.report import DatasetFacts, Report
 from hf_compress.report.scores import clean_scores
 from hf_compress.report.scores import main_metric as find_main_metric
 from hf_compress.report.sizes import Size, measured_size
@@ -100,7 +100,7 @@ def measure(
             "`eval_dataset` must be given to the Trainer, because a report scores the reloaded model on it; got None."
         )
     folder, source = Path(folder), bare(trainer.model)
-    reloaded = _reloaded(source, folder, trainer.args.device)
+    reloaded = format_facts.reloaded(source, folder, trainer.args.device)
     head = find_head(reloaded)
     scores = _scores(trainer, evaluate)
     recorder = recorder or Recorder()
@@ -109,7 +109,7 @@ def measure(
     parity, parity_rows = logit_difference(trainer, reloaded, head)
     main = main_metric or find_main_metric(compressed, trainer.args.metric_for_best_model)
     check_finite(trainer, reloaded, {"loss": compressed.get("loss"), main: compressed.get(main), PARITY: parity})
-    zeros = Zeros.count(reloaded, recipe)
+    zeros, meter = Zeros.count(reloaded, recipe), FormatMeter(trainer, reloaded, scores, main)
     packed = getattr(reloaded.config, "quantization_config", None)
     hub_id = base_model_hub_id or provenance.hub_id(base_model)
     folder_of_base = origin.folder if origin is not None and origin.name == base_model else None
@@ -142,7 +142,7 @@ def measure(
         hardware=provenance.hardware(trainer.args.device),
         versions=provenance.versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        formats={name: _format_facts(trainer, folder, name, reloaded, scores, main) for name in written(folder)},
+        formats={name: meter.facts(folder, FORMATS[name]) for name in written(folder)},
         vocabulary=VocabularyFacts.of(source.config),
         bits=packed.bits if isinstance(packed, CompressionConfig) else {},
         labels=label_names(reloaded.config, head.classifies and head.descriptor.has_classes, trainer.eval_dataset),
@@ -177,13 +177,6 @@ class Zeros:
         return cls(by_layer, sum(zeros.values()) / max(1, sum(weight.numel() for weight in weights.values())))
 
 
-def _reloaded(source: PreTrainedModel, folder: Path, device: torch.device) -> PreTrainedModel:
-    # Both sides need the same attention kernel, or parity would measure that choice and not what was stored.
-    attention = source.config._attn_implementation
-    model: PreTrainedModel = type(source).from_pretrained(folder, attn_implementation=attention)
-    return model.to(device)
-
-
 def _scores(trainer: Trainer, evaluate: Callable[[], Mapping[str, Any]] | None) -> Scores:
     if evaluate is None:
         run = partial(trainer.evaluate, metric_key_prefix="compressed")
@@ -206,21 +199,3 @@ def _sizes(trainer: Trainer, source: PreTrainedModel, folder: Path, recipe: Reci
 def _train_seconds(trainer: Trainer) -> float:
     seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     return float(seconds[-1]) if seconds else 0.0
-
-
-def _format_facts(
-    trainer: Trainer, folder: Path, name: str, reloaded: PreTrainedModel, scores: Scores, main: str
-) -> FormatFacts:
-    head, kind = find_head(reloaded), FORMATS[name]
-    other = kind.read(folder / kind.path, reloaded).to(trainer.args.device)
-    found: dict[str, float] = {}
-    # Metrics of sequence-to-sequence models are computed on generated texts, and a graph does not generate by itself.
-    generates = head.descriptor.decodes and isinstance(other, RuntimeModel)
-    if not generates and can_evaluate(trainer, other):
-        with evaluating(trainer, other):
-            found = scores()
-    if isinstance(other, RuntimeModel):
-        found.pop("loss", None)  # Runtimes get no labels.
-    parity, _ = logit_difference(trainer, other, head, plain=reloaded)
-    check_finite(trainer, reloaded, {f"{main} in the format {name}": found.get(main), f"{PARITY} of {name}": parity})
-    return FormatFacts(kind.stored_bytes(folder), parity, finite_scores(found, f"format {name}"))

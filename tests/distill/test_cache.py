@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -370,6 +371,19 @@ def test_a_damaged_cache_is_named_and_made_anew(
     assert f"{file} is damaged" in caplog.text and said in caplog.text
     assert file.read_bytes() == whole
     assert {path.suffix for path in file.parent.iterdir() if path.is_file()} == {".arrow", ".lock"}
+
+
+@pytest.mark.parametrize("suffix", [".arrow", ".lock"])
+def test_a_folder_at_the_name_of_a_file_is_one_sentence(suffix: str, tmp_path: Path) -> None:
+    run = make(tmp_path / "run", [KD], data=fixed(), **cached(tmp_path / "cache"))
+    run.train()
+    (file,) = files(tmp_path / "cache")
+    name = file.with_suffix(suffix)
+    name.unlink()
+    name.mkdir()
+    again = make(tmp_path / "again", [KD], data=fixed(), **cached(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=rf"`--distill_cache` cannot .*{re.escape(str(name))}.* Remove what is there"):
+        again.train()
 
 
 def test_a_teacher_retrained_at_the_same_path_is_asked(tmp_path: Path) -> None:

@@ -1,18 +1,15 @@
 """Every exported format computes the checkpoint's logits from its own files, and is scored by itself."""
 
-import copy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
-from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -24,6 +21,7 @@ from hf_compress.export.parity import load, random_batches
 from hf_compress.launch.arguments import CompressionArguments
 from hf_compress.launch.flags import take_flags
 from hf_compress.launch.run import compress, finish
+from tests.made_up_formats import register
 from tests.quantized import quantized
 
 
@@ -50,25 +48,10 @@ def test_a_missing_library_is_named_before_training(
         CompressionArguments(compress_formats=[name])
 
 
-def _write_pickled(folder: Path, path: Path) -> None:
-    torch.save(load(folder).state_dict(), path)
-
-
-def _read_pickled(path: Path, reference: PreTrainedModel) -> nn.Module:
-    config = copy.deepcopy(reference.config)
-    config.quantization_config = None
-    model = type(reference)(config).eval()
-    model.load_state_dict(torch.load(path), strict=False)
-    return model
-
-
 @pytest.fixture
 def pickled(monkeypatch: pytest.MonkeyPatch) -> Format:
     """A new format, known to the registry only."""
-    path, card = Path("pickled", "weights.pt"), "`pickled`: PyTorch loads its dense weights."
-    new = Format("pickled", path, lambda: None, _write_pickled, _read_pickled, "a pickle", card, "import torch")
-    monkeypatch.setitem(FORMATS, "pickled", new)
-    return new
+    return register(monkeypatch, "pickled")
 
 
 def test_a_format_added_to_the_registry_flows_everywhere(

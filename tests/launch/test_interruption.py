@@ -90,7 +90,7 @@ def test_a_failed_evaluation_can_be_repeated(
         raise KeyError("a bug in the script's metrics")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hf_compress.launch.run.measure", failing)
+        patch.setattr("hf_compress.launch.reporting.measure", failing)
         with pytest.raises(KeyError):
             launcher.main(command("out"))
     said = capsys.readouterr().err

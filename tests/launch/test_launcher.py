@@ -252,6 +252,8 @@ def test_push_to_hub_uploads_only_the_compressed_model(
     monkeypatch.setattr(
         "hf_compress.launch.result.push", lambda folder, repo_id, **_: pushed.append((folder, repo_id))
     )
+    asked: list[str] = []
+    monkeypatch.setattr("hf_compress.launch.run.check_access", lambda repo_id, **_: asked.append(repo_id))
     options = [*text_options, "--do_train", "--do_eval", "--push_to_hub", *ALL]
     assert launch.main([str(SCRIPTS / "train_text.py"), *options, "--hub_model_id", "me/small"]) == 0
     assert pushed == [(tmp_path / "out" / "compressed", "me/small")]
@@ -259,6 +261,7 @@ def test_push_to_hub_uploads_only_the_compressed_model(
     (tmp_path / "out").rename(tmp_path / "first")
     assert launch.main([str(SCRIPTS / "train_text.py"), *options, "--compress_hub_id", "me/smaller"]) == 0
     assert [repo_id for _, repo_id in pushed] == ["me/smaller"]
+    assert asked == ["me/small", "me/smaller"], "before training"
 
 
 def test_our_options_in_the_script_s_argument_file_are_ours(
