@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.quantizers import HfQuantizer, register_quantizer
 
 from hf_compress.checkpoint.config import METHOD, CompressionConfig
+from hf_compress.checkpoint.reader import drop_reader, keep_reader
 from hf_compress.layers.attention import range_owners, restore_attention
 from hf_compress.layers.grids import Grid, from_integers, symmetric_scale, to_integers
 from hf_compress.layers.integer import Integer, Loaded, keep_integers, note
@@ -74,6 +75,12 @@ class CompressionQuantizer(HfQuantizer):
     def is_qat_trainable(self) -> bool:
         return True
 
+    def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        drop_reader(config)  # Transformers looks for files only afterwards.
+        return config
+
+    update_tp_plan = update_attn_implementation  # Its counterpart in Transformers before 5.20.
+
     def get_load_operations(self) -> dict[str, type[ConversionOps]]:
         return {"deserialize": Unpack}
 
@@ -126,6 +133,7 @@ class CompressionQuantizer(HfQuantizer):
             raise self.failure
         # Otherwise `save_pretrained` would try to revert these, although it packs under the model's own names.
         model._weight_conversions = []
+        keep_reader(model)
         if self.quantization_config.run == "int8":
             keep_integers(model)
         else:

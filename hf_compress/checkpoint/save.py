@@ -16,6 +16,7 @@ from transformers.utils import logging
 from hf_compress.checkpoint.aside import check_free, written_aside
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.quantizer import CompressionQuantizer
+from hf_compress.checkpoint.reader import add_reader
 from hf_compress.layers.attention import OPERANDS, trained_attention
 from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import Grid
@@ -92,6 +93,7 @@ def save_compressed(
             view.save_pretrained(aside, state_dict=state, save_original_format=config is None)
         except SafetensorError as error:  # A full disk, for example, of which safetensors makes an error of its own.
             raise OSError(f"{folder} could not be written: {error}") from error
+        add_reader(aside)
         if processing_class is not None:
             processing_class.save_pretrained(aside)
         recipe.shareable().save(aside / RECIPE_NAME)
@@ -177,6 +179,7 @@ def _view(model: PreTrainedModel, config: CompressionConfig | None) -> PreTraine
     view = object.__new__(type(model))
     vars(view).update(vars(model))
     view.config = copy.deepcopy(model.config)
+    vars(view).pop("save_pretrained", None)  # That of a loaded model would save the model itself, not this view.
     vars(view.config).pop("distributed_config", None)  # With it, saving would gather again, on this rank alone.
     view.hf_quantizer = None
     view.config.quantization_config = config

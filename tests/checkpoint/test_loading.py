@@ -153,24 +153,6 @@ def test_weights_that_do_not_fit_are_left_on_the_disk(
         assert torch.equal(loaded(inputs).logits, model(inputs).logits)
 
 
-STOCK = """
-import sys
-from transformers import AutoModelForSequenceClassification
-AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
-"""
-
-
-@pytest.mark.parametrize("kind", ["pruned", "quantized"])
-def test_without_hf_compress_transformers_refuses_the_folder(
-    kind: str, make_bert: Any, folder: Path, tmp_path: Path
-) -> None:
-    if kind == "quantized":
-        folder = _quantized(make_bert(), tmp_path / "quantized")
-    done = subprocess.run([sys.executable, "-c", STOCK, str(folder)], capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "hf_compress" in done.stderr and "mismatched" in done.stderr.lower()
-
-
 def test_several_threads_refuse_damage_by_name(folder: Path) -> None:
     file = folder / "model.safetensors"
     data = bytearray(file.read_bytes())

@@ -180,7 +180,8 @@ def test_facts_of_the_tensors_add_up_to_the_file(tiny_bert: Any, train: Any, tmp
 def test_the_folder_holds_no_pickle_and_the_recipe_that_made_it(tiny_bert: Any, train: Any, tmp_path: Path) -> None:
     recipe = SUBSETS["pruned int8"]
     folder = save_compressed(train(tiny_bert, recipe), tmp_path / "compressed", recipe)
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "recipe.json"}
+    files = {"config.json", "hf_compress_loading.py", "model.safetensors", "recipe.json"}
+    assert {path.name for path in folder.iterdir()} == files
     assert Recipe.load(folder / "recipe.json") == recipe
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "hf_compress" and config["version"] == 5
