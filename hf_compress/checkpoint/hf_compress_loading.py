@@ -75,8 +75,7 @@ class Bytes:
         if method == 1 and zstd is None:
             raise ImportError("The weights of this model are compressed with zstandard. Run `pip install zstandard`.")
         if method == 1:  # At most one byte too much is decompressed, whatever the frame claims.
-            frame = zstd.ZstdDecompressor()
-            late = sys.version_info >= (3, 14)
+            late, frame = sys.version_info >= (3, 14), zstd.ZstdDecompressor()
             content = frame.decompress(content, size + 1) if late else frame.stream_reader(content).read(size + 1)
         check(method < 2 and len(content) == size, f"a section should have {size} bytes")
         return np.frombuffer(content, np.uint8)
@@ -160,8 +159,7 @@ def opened(paths: Sequence[str], fields: dict[str, Any]) -> dict[str, PackedTens
     sealed = {key: value for key, value in fields.items() if key != "quant_method"}
     described = [sealed, sorted((name, tensor.checksum) for name, tensor in tensors.items())]
     seal = zlib.crc32(json.dumps(described, sort_keys=True, separators=(",", ":")).encode())
-    whole = all(tensor.seal == seal for tensor in tensors.values())
-    check(whole, "its tensors and `quantization_config` in config.json were not saved together")
+    check(all(one.seal == seal for one in tensors.values()), "tensors and `quantization_config` are not of one saving")
     return tensors
 
 

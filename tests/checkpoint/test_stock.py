@@ -153,7 +153,7 @@ def test_a_flipped_bit_is_refused(folder: Path, stock: None) -> None:
     ("field", "value", "said"),
     [
         ("version", FORMAT_VERSION + 1, f"config.json names version {FORMAT_VERSION + 1}, this file reads"),
-        ("pruned", [], "were not saved together"),
+        ("pruned", [], "are not of one saving"),
         ("quantized", ["bert.nowhere"], "has no layer bert.nowhere: load the class that was saved"),
     ],
 )
