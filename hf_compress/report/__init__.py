@@ -17,6 +17,7 @@ from hf_compress.report.intervals import Interval as Interval
 from hf_compress.report.latency import measure_latency as measure_latency
 from hf_compress.report.latency import paired_ratio as paired_ratio
 from hf_compress.report.measuring import measure as measure
+from hf_compress.report.predictions import read_predictions as read_predictions
 from hf_compress.report.report import DatasetFacts as DatasetFacts
 from hf_compress.report.report import Report as Report
 from hf_compress.report.section import Section as Section
