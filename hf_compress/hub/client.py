@@ -2,6 +2,8 @@
 
 from huggingface_hub import HfApi
 
+from hf_compress.redaction import keep_secret
+
 
 def api(token: str | None = None) -> HfApi:
     """A client of the Hub that sends `token`, or the stored token of `hf auth login` if it is None.
@@ -11,4 +13,5 @@ def api(token: str | None = None) -> HfApi:
         >>> api("hf_...").token
         'hf_...'
     """
+    keep_secret(token)
     return HfApi(token=token)

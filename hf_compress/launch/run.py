@@ -22,7 +22,7 @@ from hf_compress.launch.result import Plan, Result
 from hf_compress.launch.uploads import Destination, disarm
 from hf_compress.models.targets import transformer
 from hf_compress.recipe import Recipe, RecipeCallback
-from hf_compress.redaction import redact_command
+from hf_compress.redaction import keep_secret, redact_command
 from hf_compress.report import provenance
 from hf_compress.report.author import read_author
 from hf_compress.report.evaluation import Origin, evaluation_batches
@@ -73,6 +73,7 @@ def compress(
         >>> [base.__name__ for base in type(trainer).__bases__]
         ['DistillationMixin', 'Trainer']
     """
+    keep_secret(trainer.args.hub_token)
     Result(trainer.args.output_dir).check_free()
     check_compressible(trainer, recipe)
     on_first(trainer, lambda: _prepare(trainer, Destination.of(trainer, hub_id)))
@@ -187,6 +188,7 @@ def finish(
         >>> report.size.packed_bytes  # doctest: +SKIP
         16200000
     """
+    keep_secret(trainer.args.hub_token)
     reporting = Reporting(trainer, _promised(trainer), evaluation)
     author = read_author(card_metadata)
     result, command = Result(trainer.args.output_dir), command or provenance.command()

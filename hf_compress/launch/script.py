@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
+
+from hf_compress.redaction import redact_text
 
 OURS = (__file__, str(Path(__file__).with_name("launcher.py")))
 
@@ -72,12 +74,12 @@ def _status(code: Any) -> int:
         return 0
     if isinstance(code, int):
         return code & 0xFF
-    sys.stderr.write(f"{code}\n")
+    sys.stderr.write(redact_text(f"{code}\n"))
     return 1
 
 
 def _show(error: BaseException) -> None:
-    """Show an uncaught exception as Python would, or as the script's own hook does."""
+    """Show an uncaught exception as Python would, or as the script's own hook does, but without secrets."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
@@ -85,7 +87,9 @@ def _show(error: BaseException) -> None:
         link.__traceback__ = _without_us(link.__traceback__)
         link = link.__cause__ or link.__context__
     sys.stdout.flush()
-    sys.excepthook(type(error), error, error.__traceback__)
+    with redirect_stderr(io.StringIO()) as shown:
+        sys.excepthook(type(error), error, error.__traceback__)
+    sys.stderr.write(redact_text(shown.getvalue()))
 
 
 def _without_us(traceback: TracebackType | None) -> TracebackType | None:

@@ -54,6 +54,8 @@ HARMLESS = {
 }
 # Variables of every shell, which hold paths.
 NOT_SECRET = {"PWD", "OLDPWD", "SSH_AUTH_SOCK"}
+# `KeyError: 'loss'` names no secret.
+EXCEPTIONS = {"error", "exception", "warning"}
 # In the address of a signed download.
 SIGNATURES = {"sig", "signature", "x-amz-signature", "x-goog-signature", "x-amz-credential", "x-goog-credential"}
 
@@ -67,7 +69,7 @@ def is_secret(name: str) -> bool:
         (True, False, False)
     """
     words = _words(name)
-    if name in NOT_SECRET or not words:
+    if name in NOT_SECRET or not words or words & EXCEPTIONS:
         return False
     if words & SURE or any(word.endswith(SURE_ENDINGS) for word in words) or name.lower() in SIGNATURES:
         return True

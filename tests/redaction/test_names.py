@@ -21,6 +21,7 @@ token-classification --key_column --sort_key primary_key text_key num_key_value_
 past_key_values --keys --label_key --monkey --keyword --keyboard --turkey --author --authors --auth_type
 SSH_AUTH_SOCK --two_pass --bypass --passes PWD OLDPWD --hub_model_id --compress_hub_id --hub_strategy
 --push_to_hub --secretary --subtoken_pooling --path --seed --signature_columns --image_token_id padtoken
+KeyError APIKeyError TokenWarning
 """
 
 

@@ -89,6 +89,7 @@ def test_a_secret_goes_and_the_text_around_it_stays(text: str, expected: str) ->
         "hf://datasets/me/data@main/train.csv",
         "Unexpected token: ')' in line 3",
         "key: accuracy",
+        "KeyError: 'accuracy'",
         "the token type is 1, pad_token_id=0, pad_token='[PAD]'",
         "--hub_token None, use_auth_token=False",
         "--text_key sentence --sort_key=length",

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
+from hf_compress.redaction import redact_text
 from hf_compress.study.grid.plan import Cell, DenseModel
 from hf_compress.study.run.results import Result
 from hf_compress.study.run.store import Store
@@ -74,5 +75,7 @@ def attempt(work: Work, node: DenseModel | Cell, store: Store) -> Outcome:
         seconds = time.perf_counter() - start
         if trial.error is None:
             return Outcome(node.key, "done", seconds)
-        store.save_error(node.key, "".join(traceback.format_exception(trial.error)))
-        return Outcome(node.key, "failed", seconds, f"{type(trial.error).__name__}: {trial.error}".splitlines()[0])
+        store.save_error(node.key, redact_text("".join(traceback.format_exception(trial.error))))
+        return Outcome(
+            node.key, "failed", seconds, redact_text(f"{type(trial.error).__name__}: {trial.error}").splitlines()[0]
+        )
