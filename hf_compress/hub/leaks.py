@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hf_compress.redaction import PATTERNS, REDACTED
+from hf_compress.redaction import found_secret, secrets_in_use
 
 READ_BYTES = 1 << 22
 OVERLAP = 1 << 10  # Longer than any token.
@@ -13,7 +13,7 @@ REVOKE = "If it was ever shared, revoke it at https://huggingface.co/settings/to
 
 
 def check_secrets(folder: str | Path, names: Iterable[str], token: str | None) -> None:
-    """Refuse to upload a file that holds `token`, or a text file that holds what looks like a secret of any kind.
+    """Refuse to upload a file that holds a secret in use, or a text file that holds what looks like one of any kind.
 
     Args:
         folder: where the files are.
@@ -31,18 +31,24 @@ def check_secrets(folder: str | Path, names: Iterable[str], token: str | None) -
         >>> _ = (folder / "config.json").write_text("{}")
         >>> check_secrets(folder, ["config.json"], "hf_mine")
     """
+    others = [secret for secret in secrets_in_use() if secret != token]
     for name in names:
         path = Path(folder) / name
-        if token and _found(path, re.compile(re.escape(token.encode()))):
+        if token and _holds(path, token):
             raise ValueError(
                 f"{path} holds the Hub token that is in use, so {folder} is not uploaded. Remove the token from that "
                 f"file. {REVOKE}"
             )
-        if (found := _found(path, HUB_TOKEN) or _secret(path)) is not None:
+        found = next((secret for secret in others if _holds(path, secret)), None)
+        if (found := found or _found(path, HUB_TOKEN) or _secret(path)) is not None:
             raise ValueError(
                 f"{path} holds what looks like a secret ({found[:4]}...), so {folder} is not uploaded. Remove it from "
                 f"that file. {REVOKE}"
             )
+
+
+def _holds(path: Path, secret: str) -> bool:
+    return _found(path, re.compile(re.escape(secret.encode()))) is not None
 
 
 def _found(path: Path, pattern: re.Pattern[bytes]) -> str | None:
@@ -58,12 +64,7 @@ def _found(path: Path, pattern: re.Pattern[bytes]) -> str | None:
 
 def _secret(path: Path) -> str | None:
     """The first thing in a text file that looks like a secret. Other files are not searched: chance makes patterns."""
-    for text in _parts(path):
-        for pattern, _ in PATTERNS:
-            for found in pattern.finditer(text):
-                if REDACTED not in found[0]:
-                    return str(found[0])
-    return None
+    return next(filter(None, map(found_secret, _parts(path))), None)
 
 
 def _parts(path: Path) -> Iterator[str]:
