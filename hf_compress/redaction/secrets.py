@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from huggingface_hub import get_token
@@ -18,41 +18,26 @@ NO_SECRETS = {"", "none", "null", "true", "false", REDACTED.lower()}
 _KEPT: set[str] = set()
 
 START = r"(?<![A-Za-z0-9])"
-PATTERNS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
-    (re.compile(r"-----BEGIN ([A-Z ]*)PRIVATE KEY-----.*?(?:-----END \1PRIVATE KEY-----|\Z)", re.DOTALL), REDACTED),
-    # Tokens of Hugging Face, GitHub, GitLab, Slack, PyPI, npm, Docker, OpenAI, Stripe, AWS, Google; JSON web tokens.
-    (re.compile(START + r"hf_[A-Za-z0-9]{16,}"), REDACTED),
-    (re.compile(START + r"api_org_[A-Za-z0-9]{16,}"), REDACTED),
-    (
-        re.compile(
-            START + r"(?:gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|npm_|dckr_pat_|pypi-|nvapi-|gsk_)[\w-]{12,}"
-        ),
-        REDACTED,
+# A secret by its looks: private keys; tokens of Hugging Face, GitHub, GitLab, Slack, PyPI, npm, Docker, Nvidia,
+# Groq, OpenAI, Stripe, AWS and Google; JSON web tokens; user and password in an address, where a port is no password.
+LOOKS = (
+    re.compile(r"-----BEGIN ([A-Z ]*)PRIVATE KEY-----.*?(?:-----END \1PRIVATE KEY-----|\Z)", re.DOTALL),
+    re.compile(START + r"(?:hf_|api_org_)[A-Za-z0-9]{16,}"),
+    re.compile(START + r"(?:gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|npm_|dckr_pat_|pypi-|nvapi-|gsk_)[\w-]{12,}"),
+    re.compile(START + r"(?:sk|pk|rk)[-_](?=[\w-]{0,99}\d)[\w-]{16,}"),
+    re.compile(START + r"(?:AKIA|ASIA)[A-Z0-9]{12,}"),
+    re.compile(START + r"(?:AIza[\w-]{30,}|ya29\.[\w-]{16,})"),
+    re.compile(START + r"eyJ[\w-]{8,2000}\.[\w-]{8,}\.[\w-]*"),
+    re.compile(
+        r"""(?<=://)(?!git@)[^\s/@:"'`]{0,300}:(?!\d+(?:/|$))[^\s@"'`]{1,300}(?:@[^\s@/"'`]{1,300}){0,5}(?=@)"""
     ),
-    (re.compile(START + r"(?:sk|pk|rk)[-_](?=[\w-]{0,99}\d)[\w-]{16,}"), REDACTED),
-    (re.compile(START + r"(?:AKIA|ASIA)[A-Z0-9]{12,}"), REDACTED),
-    (re.compile(START + r"(?:AIza[\w-]{30,}|ya29\.[\w-]{16,})"), REDACTED),
-    (re.compile(START + r"eyJ[\w-]{8,2000}\.[\w-]{8,}\.[\w-]*"), REDACTED),
-    # Headers, whose value has two words.
-    (
-        re.compile(
-            r"""(?i)(\bauthorization\\?["']?\s*[:=]\s*\\?["']?)(?:(?:bearer|basic|token|digest)\s+)?[^\s"'\\]+"""
-        ),
-        rf"\1{REDACTED}",
-    ),
-    (re.compile(r"(?i)\b(bearer\s{1,8})(?=\S{0,200}\d)[\w.~+/=-]{8,}"), rf"\1{REDACTED}"),
-    # Credentials in addresses. A password may hold a slash; a port is not a password.
-    (
-        re.compile(
-            r"""(?<=://)(?!git@)[^\s/@:"'`]{0,300}:(?!\d+(?:/|$))[^\s@"'`]{1,300}(?:@[^\s@/"'`]{1,300}){0,5}(?=@)"""
-        ),
-        REDACTED,
-    ),
-    (re.compile(r"""(?<=://)(?!git@)[^\s/?#"'`]{1,300}(?=@)"""), REDACTED),
-    (
-        re.compile(r"(?i)(hooks\.slack\.com/(?:services|workflows)/|discord(?:app)?\.com/api/webhooks/)[\w/-]+"),
-        rf"\1{REDACTED}",
-    ),
+)
+# What is a secret by what stands before or after it; that stays.
+PLACES = (
+    re.compile(r"""(?i)(\bauthorization\\?["']?\s*[:=]\s*\\?["']?)(?:(?:bearer|basic|token|digest)\s+)?[^\s"'\\]+"""),
+    re.compile(r"(?i)\b(bearer\s{1,8})(?=\S{0,200}\d)[\w.~+/=-]{8,}"),
+    re.compile(r"""(://)(?!git@)[^\s/?#"'`]{1,300}(?=@)"""),
+    re.compile(r"(?i)(hooks\.slack\.com/(?:services|workflows)/|discord(?:app)?\.com/api/webhooks/)[\w/-]+"),
 )
 # An item NAME=VALUE or "NAME": "VALUE" in an argument, a query, JSON, YAML or a printed dict. Quotes may be escaped.
 NAMED = re.compile(r"""(?P<name>(?<![\w.-])[\w.-]{1,100})(?P<between>\\{0,8}["']?\s{0,8}(?:=>|[=:])\s{0,8})""")
@@ -141,8 +126,10 @@ def redact_text(text: str) -> str:
     """
     for secret in secrets_in_use():
         text = text.replace(secret, REDACTED).replace(quote(secret, safe=""), REDACTED)
-    for pattern, replacement in PATTERNS:
-        text = pattern.sub(replacement, text)
+    for pattern in LOOKS:
+        text = pattern.sub(REDACTED, text)
+    for pattern in PLACES:
+        text = pattern.sub(rf"\1{REDACTED}", text)
     return _without_named(text)
 
 
@@ -155,7 +142,7 @@ def found_secret(text: str) -> str | None:
         'hf_a...'
     """
     used = (secret for secret in secrets_in_use() if secret in text)
-    like = (found[0] for pattern, _ in PATTERNS for found in pattern.finditer(text) if REDACTED not in found[0])
+    like = (found[0] for pattern in LOOKS for found in pattern.finditer(text) if REDACTED not in found[0])
     secret = next(used, None) or next(like, None)
     return f"{secret[:4]}..." if secret else None
 

@@ -1,6 +1,7 @@
 """Secrets leave every text, by their names, by their looks, and because they are in use; other text stays."""
 
 import base64
+import json
 import os
 from pathlib import Path
 
@@ -104,6 +105,12 @@ def test_a_secret_goes_and_the_text_around_it_stays(text: str, expected: str) ->
 def test_text_without_a_secret_stays(text: str) -> None:
     assert redact_text(text) == text
     assert found_secret(text) is None
+
+
+def test_words_of_a_vocabulary_are_no_secrets() -> None:
+    words = ["authorization", "token", "password", "bearer", "secret", "##key", "https", "://", "@", "sk", "hf"]
+    assert found_secret(json.dumps({word: 20_000 + index for index, word in enumerate(words)})) is None
+    assert found_secret("\n".join(words)) is None
 
 
 def test_a_secret_of_the_environment_leaves_every_text(monkeypatch: pytest.MonkeyPatch) -> None:
