@@ -13,6 +13,7 @@ from hf_compress.hub.changes import decides
 from hf_compress.hub.patience import FAILURES, Patience
 from hf_compress.hub.refusals import LOGIN, TOKENS, explained
 from hf_compress.hub.repository import MAIN, snapshot, visibility
+from hf_compress.redaction import redact_text
 
 WRITERS = ("contributor", "write", "admin")
 NAMED = 5
@@ -101,8 +102,7 @@ def find_target(
     Raises:
         ValueError: as `check_access`.
     """
-    check_id(repo_id)
-    check_revision(revision, create_pr=create_pr)
+    check_names(repo_id, revision, create_pr=create_pr)
     if (token or get_token()) is None:
         raise ValueError(
             f"A push to {repo_id} needs a token of the Hub, and there is none. {LOGIN} to a token with the role "
@@ -131,28 +131,30 @@ def find_target(
     return Target(api, whole, revision or MAIN, create_pr, hidden is not None, hidden)
 
 
-def check_id(repo_id: str) -> None:
-    """Check the form of the id of a repository.
+def check_names(repo_id: str, revision: str | None = None, message: str | None = None, *, create_pr: bool) -> None:
+    """Check what a push would make public besides the files: ids and message.
 
     Raises:
-        ValueError: it is malformed.
+        ValueError: the id or the revision is malformed, or one of them holds a secret.
 
     Example:
-        >>> from hf_compress.hub.preflight import check_id
-        >>> check_id("someone/minilm-sst2")
+        >>> from hf_compress.hub.preflight import check_names
+        >>> check_names("someone/minilm-sst2", "v2", "Second run", create_pr=False)
     """
+    for option, text in (("`repo_id`", repo_id), ("`--revision`", revision), ("`--message`", message)):
+        if text and redact_text(text) != text:
+            raise ValueError(f"{option} would be public, and holds what looks like a secret. Choose another one.")
+    _check_revision(revision, create_pr=create_pr)
     try:
         validate_repo_id(repo_id)
     except errors.HFValidationError as error:
-        raise ValueError(f"`repo_id` must be of the form owner/name; got {repo_id!r}. {error}") from error
+        raise ValueError(
+            f"`repo_id` must be of the form owner/name, in letters, digits, `-`, `_` and `.`; got {repo_id!r}. {error}"
+        ) from error
 
 
-def check_revision(revision: str | None, *, create_pr: bool) -> None:
-    """Check that a commit can be made on `revision`.
-
-    Raises:
-        ValueError: it is a commit, not a legal name of a branch, or a pull request is to be opened against it.
-    """
+def _check_revision(revision: str | None, *, create_pr: bool) -> None:
+    """Refuse a commit, an illegal name of a branch, and a branch to open a pull request against."""
     if revision is None:
         return
     if create_pr and revision != MAIN:

@@ -13,7 +13,7 @@ from hf_compress.hub.checking import check
 from hf_compress.hub.commit import Commit
 from hf_compress.hub.leaks import check_secrets
 from hf_compress.hub.patience import FAILURES, Patience
-from hf_compress.hub.preflight import Target, check_id, check_revision, find_target
+from hf_compress.hub.preflight import Target, check_names, find_target
 from hf_compress.hub.refusals import explained
 from hf_compress.hub.repository import MAIN
 from hf_compress.report.card import render
@@ -107,8 +107,7 @@ def publish(
         ValueError: as `push`.
     """
     folder = Path(folder)
-    check_id(repo_id)
-    check_revision(revision, create_pr=create_pr)
+    check_names(repo_id, revision, message, create_pr=create_pr)
     report = check(folder, regression_too=regression_too)
     check_secrets(folder, _names(report), token or get_token())
     patience = Patience()
