@@ -13,8 +13,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Finished folders by name: "finished", "earlier" (other weights, and a graph) and "many" (25 files)."""
     base = tmp_path_factory.mktemp("folders")
     earlier = finished.make(base / "earlier", seed=1)
-    (earlier / "onnx").mkdir()
-    (earlier / "onnx" / "model_quantized.onnx").write_bytes(b"a graph of earlier weights")
+    (earlier / "model_quantized.onnx").write_bytes(b"a graph of earlier weights")
     save_card(earlier)
     many = finished.with_more_files(finished.make(base / "many"), 25)
     return {"finished": finished.make(base / "finished"), "earlier": earlier, "many": many}

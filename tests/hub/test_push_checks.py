@@ -1,6 +1,5 @@
 """What a push refuses before the Hub is asked anything: a folder that is not what its report says."""
 
-import json
 import re
 import shlex
 import shutil
@@ -11,24 +10,18 @@ from pathlib import Path
 import pytest
 
 from hf_compress.hub import check, push
-from hf_compress.report.card import SECTIONS, save_card
+from hf_compress.report.card import SECTIONS, render, save_card
 from hf_compress.report.report import FormatFacts, Report
 from hf_compress.report.section import Section
 from tests.hub.accounts import GOOD_TOKEN
 from tests.hub.local import LocalHub
-from tests.hub.quick import finished
 
 ID = "me/small"
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finished(tmp_path_factory.mktemp("finished") / "compressed")
-
-
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "compressed"))
+def folder(folders: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folders["finished"], tmp_path / "compressed"))
 
 
 def refused(hub: LocalHub, folder: Path, words: str) -> str:
@@ -41,9 +34,6 @@ def refused(hub: LocalHub, folder: Path, words: str) -> str:
 def edit(folder: Path, **fields: object) -> None:
     """Type other values into report.json, and render the card from it."""
     replace(Report.load(folder), **fields).save(folder)
-    (folder / "README.md").write_text("", "utf-8")
-    from hf_compress.report.card import render
-
     (folder / "README.md").write_text(render(Report.load(folder)), "utf-8")
 
 
@@ -53,9 +43,20 @@ def test_a_folder_that_lacks_a_file_is_not_pushed(local_hub: LocalHub, folder: P
     refused(local_hub, folder, re.escape(name))
 
 
+def _zero(path: Path) -> None:
+    """Set the second half of the file to zero: weights, not their names."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+
+
+def _append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"\0")
+
+
 TAMPERINGS: dict[str, Callable[[Path], object]] = {
-    "zeroed weights": lambda folder: (folder / "model.safetensors").write_bytes(bytes(1000)),
-    "longer weights": lambda folder: (folder / "model.safetensors").write_bytes(bytes(1001)),
+    "zeroed weights": lambda folder: _zero(folder / "model.safetensors"),
+    "longer weights": lambda folder: _append(folder / "model.safetensors"),
     "another tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{}"),
     "a missing tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
     "another configuration": lambda folder: (folder / "config.json").write_text('{"a": 1}'),
@@ -89,7 +90,8 @@ def test_a_format_of_the_card_must_be_there(local_hub: LocalHub, folder: Path) -
 
 
 def test_text_models_need_a_tokenizer(local_hub: LocalHub, folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
     save_card(folder)
     refused(local_hub, folder, "tokenizer")
 
@@ -108,7 +110,7 @@ def test_a_link_that_no_report_records_stays_here(local_hub: LocalHub, folder: P
 
 def test_a_card_edited_between_our_marks_is_not_pushed(local_hub: LocalHub, folder: Path) -> None:
     card = folder / "README.md"
-    card.write_text(card.read_text("utf-8").replace("85.60", "95.60"), "utf-8")
+    card.write_text(card.read_text("utf-8").replace("## ", "## Best "), "utf-8")
     refused(local_hub, folder, "edited")
 
 
@@ -141,12 +143,12 @@ def test_a_regression_is_pushed_only_if_it_is_meant(local_hub: LocalHub, folder:
     ["hf_AnotherSecretOfMineAAAAAAAAAAAAAAA", "ghp_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "https://me:password@host/"],
 )
 def test_a_text_file_with_any_secret_is_not_pushed(local_hub: LocalHub, folder: Path, secret: str) -> None:
-    (folder / "config.json").write_text(json.dumps({"url": secret}))
+    (folder / "notes.txt").write_text(f"Use {secret} to read it.")
     save_card(folder)
-    assert secret not in refused(local_hub, folder, r"config\.json holds what looks like a secret")
+    assert secret not in refused(local_hub, folder, r"notes\.txt holds what looks like a secret")
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "logs/events"])
+@pytest.mark.parametrize("name", ["notes.txt", "extra.bin", "logs/events"])
 def test_a_folder_that_holds_the_token_is_not_pushed(
     local_hub: LocalHub, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
