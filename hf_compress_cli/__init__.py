@@ -6,7 +6,7 @@ seconds. Each command imports what it needs when it runs, so that `hf-compress -
 
 import typer
 
-from hf_compress_cli import bench, demo, finish, inspect, push, run, study
+from hf_compress_cli import bench, demo, finish, inspect, push, run, study, verify
 
 app = typer.Typer(
     help="Distil, prune and quantize Transformers models inside the Trainer. Inspect, share and study the results.",
@@ -23,5 +23,6 @@ app.command()(finish.finish)
 app.command()(inspect.inspect)
 app.command()(bench.bench)
 app.command()(push.push)
+app.command()(verify.verify)
 app.add_typer(study.app, name="study")
 app.command()(demo.demo)

@@ -21,7 +21,7 @@ from hf_compress.export.formats import FORMATS, written
 from hf_compress.models.heads import find_head
 from hf_compress.models.targets import model_class, prunable
 from hf_compress.recipe import Recipe
-from hf_compress.report.contents import check_contents
+from hf_compress.report.contents import check_contents, unrecorded
 from hf_compress.report.report import Report
 from hf_compress.report.sizes import analytic_bytes, dense_size
 
@@ -34,6 +34,23 @@ TOKENIZER = "tokenizer_config.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # A dense file of the size that a report claims is written to measure it, so a claim may not be as large as it likes.
 LARGEST_DENSE = 20_000_000_000
+# Files of an author may lie beside ours, but none that a program may load in place of ours, or run.
+LOADED: tuple[str, ...] = (
+    ".bin",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".joblib",
+    ".msgpack",
+    ".onnx",
+    ".onnx_data",
+    ".ot",
+    ".pb",
+    ".pickle",
+)
+LOADED = (*LOADED, ".pkl", ".pt", ".pth", ".py", ".safetensors", ".tflite", ".xml")
+# Configurations, tokenizers and templates too.
+LOADED = (*LOADED, ".json", ".jinja", "vocab.txt", "merges.txt")
 SHOWN = 5  # Sentences about single layers.
 
 
@@ -98,7 +115,13 @@ class _Agreement:
         self.folder, self.report = folder, report
 
     def files(self) -> Sequence[str]:
-        return check_contents(self.folder, self.report)
+        said = check_contents(self.folder, self.report, others=False)
+        others = unrecorded(self.folder, self.report)
+        return said + [
+            f"`{name}` is not one of the files that the report records, and programs load such files as a model."
+            for name in others
+            if name.endswith(LOADED)
+        ]
 
     def recipe(self) -> Sequence[str]:
         path = self.folder / RECIPE_NAME

@@ -1,6 +1,7 @@
 """Dataclasses to JSON values and back, without loss. Values of a wrong type are refused by name, never converted."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
@@ -76,7 +77,8 @@ def decode(hint: Any, value: Any, where: str) -> Any:
         return [decode(get_args(hint)[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
     if hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        _expect(number and math.isfinite(value), "a finite number", value, where)
+        # An integer beyond the largest float compares, but cannot be converted.
+        _expect(number and abs(value) <= sys.float_info.max, "a finite number", value, where)
         return float(value)
     _expect(isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), hint.__name__, value, where)
     return value

@@ -19,6 +19,7 @@ from hf_compress.report.sizes import Size
 
 REPORT_NAME = "report.json"
 SCHEMA = "hf_compress.report/1"
+LARGEST = 16_000_000  # Bytes of a report.
 
 
 @dataclass(frozen=True)
@@ -281,9 +282,11 @@ class Report:
         path = Path(folder) / REPORT_NAME
         if not path.is_file():
             raise ValueError(f"{folder} holds no {REPORT_NAME}. Give a folder that `measure` has reported on.")
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a report has at most {LARGEST:,}.")
         try:
             values = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}. Write it again with `Report.save`.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold a JSON object; got {type(values).__name__}.")

@@ -52,7 +52,7 @@ def made(tiny_tokenizer: PreTrainedTokenizerFast) -> Iterator[Made]:
             bert(**NO_DROPOUT),
             TrainingArguments(
                 output_dir=str(Path(root, "run")),
-                max_steps=30,
+                max_steps=50,
                 learning_rate=1e-2,
                 per_device_train_batch_size=16,
                 per_device_eval_batch_size=8,

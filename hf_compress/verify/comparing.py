@@ -1,0 +1,152 @@
+"""Comparing what a stranger measures with what a report says: formats with the packed file, scores with scores."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_compress.checkpoint.config import CompressionConfig
+from hf_compress.export.formats import FORMATS
+from hf_compress.export.parity import BATCHES, INTEGER_TOLERANCE, TOLERANCE, parity_of, random_batches
+from hf_compress.extras import MissingExtraError
+from hf_compress.report.agreement import DIFFERS, TRUE, UNCHECKED, Check
+from hf_compress.report.outputs import Outputs
+from hf_compress.report.report import Report
+from hf_compress.report.rescoring import known_metrics, scores_of
+from hf_compress.verify.failures import failures
+from hf_compress.verify.scoring import Scored
+from hf_compress.verify.verification import SCORE, Remeasured
+
+# Rounding to integers differs between machines and batches in a few rows of a thousand; another model in many.
+LEAST_AGREEMENT = 0.99
+# On random inputs a model that is not sure of its answers rounds to others, but never as far as another model.
+OTHER_MODEL = 0.5
+
+
+def check_format(
+    folder: Path, name: str, reference: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]] | None
+) -> Check:
+    """Run a format in its own runtime, and check that it computes what the packed file computes.
+
+    Args:
+        folder: that holds both.
+        name: of the format.
+        reference: the reloaded packed model.
+        batches: real inputs; by default random ones, on which a trained model is not sure of its answers.
+    """
+    kind, title = FORMATS[name], f"format {name}"
+    config = getattr(reference.config, "quantization_config", None)
+    bound = INTEGER_TOLERANCE if isinstance(config, CompressionConfig) and config.quantized else TOLERANCE
+    given = list(itertools.islice(batches or random_batches(reference), BATCHES))
+    try:
+        kind.require()
+        other = kind.read(folder / kind.path, reference)
+        parity = parity_of(reference, other, given)
+    except MissingExtraError as error:
+        return Check(title, UNCHECKED, [str(error)])
+    except failures() as error:
+        return Check(title, DIFFERS, [f"`{kind.path}` cannot be run: {' '.join(str(error).split())[:300]}"])
+    said = (
+        f"Over {parity.rows} {'random ' if not batches else ''}rows its logits deviate by {parity.deviation:.3g} from "
+        f"those of the packed file (rounding explains {bound:g})."
+    )
+    if parity.deviation <= bound:
+        return Check(title, TRUE, [said])
+    random = not batches and parity.deviation < OTHER_MODEL
+    return Check(title, UNCHECKED if random else DIFFERS, [said, *(["Real rows would tell."] if random else [])])
+
+
+def check_score(
+    report: Report, scored: Scored, stored: Outputs | None, positions: Mapping[int, int]
+) -> tuple[Check, Remeasured]:
+    """Compare the scores that were measured again with those of the report.
+
+    Where the report keeps the predictions of the same rows, these are compared row by row, and the scores on these
+    rows. Otherwise a score is true if it is inside the interval of the reported one.
+
+    Args:
+        report: with its scores and their intervals.
+        scored: what was measured.
+        stored: the outputs of the compressed model that the folder keeps.
+        positions: where the row of a given index is in `stored`; empty if these are other rows.
+    """
+    main, interval = report.main_metric, report.intervals.get(report.main_metric)
+    reported, share = dict(report.compressed), None
+    said: list[str] = []
+    if stored is not None and positions:
+        same = part_of(stored, [positions[row] for row in scored.rows])
+        if not same_labels(same, scored.outputs):
+            said.append(f"{scored.name} has other labels than the rows that the report was measured on.")
+        else:
+            reported = scores_of(same, known_metrics(report, {"compressed": stored}), report)
+            share = agreement(same, scored.outputs)
+    names = [name for name in scored.scores if name in reported]
+    remeasured = Remeasured(
+        scored.name,
+        len(scored.rows),
+        {name: reported[name] for name in names},
+        {name: scored.scores[name] for name in names},
+        share,
+        interval,
+    )
+    words = [_compared(name, reported[name], scored.scores[name]) for name in names]
+    if said:
+        return Check(SCORE, DIFFERS, said + words), remeasured
+    if main not in names and share is None:
+        why = f"`{main}` cannot be computed without the script that measured it."
+        return Check(SCORE, UNCHECKED, [why, *words]), remeasured
+    if share is not None:
+        words.append(f"{100 * share:.2f} % of the predictions on {len(scored.rows):,} rows are those of the report.")
+        if share >= LEAST_AGREEMENT:
+            return Check(SCORE, TRUE, words), remeasured
+    if main not in names:
+        return Check(SCORE, DIFFERS, words), remeasured
+    inside = interval is not None and interval.low <= scored.scores[main] <= interval.high
+    if interval is not None:
+        where = "inside" if inside else "outside"
+        words.append(
+            f"The measured {main} is {where} the {100 * interval.level:g} % interval of the reported one, "
+            f"{interval.low:.4g} to {interval.high:.4g}."
+        )
+    near = interval is None and abs(scored.scores[main] - reported[main]) <= 1e-2 * max(1e-2, abs(reported[main]))
+    return Check(SCORE, TRUE if share is None and (inside or near) else DIFFERS, words), remeasured
+
+
+def _compared(name: str, reported: float, measured: float) -> str:
+    difference = measured - reported
+    same = abs(difference) < 5e-5
+    return f"{name} is {measured:.4f}; the report says {reported:.4f}" + (
+        "." if same else f", so it is {abs(difference):.4f} {'lower' if difference < 0 else 'higher'}."
+    )
+
+
+def part_of(outputs: Outputs, rows: Sequence[int]) -> Outputs:
+    """The outputs of some rows, in the given order."""
+    chosen = np.asarray(rows, np.int64)
+    if outputs.lengths is None:
+        logits = None if outputs.logits is None else outputs.logits[chosen]
+        return Outputs(outputs.kind, outputs.labels[chosen], outputs.predicted[chosen], None, logits)
+    ends = np.cumsum(outputs.lengths)
+    spans = [np.arange(ends[row] - outputs.lengths[row], ends[row]) for row in chosen]
+    tokens = np.concatenate([np.empty(0, np.int64), *spans])
+    return Outputs(outputs.kind, outputs.labels[tokens], outputs.predicted[tokens], outputs.lengths[chosen])
+
+
+def same_labels(one: Outputs, other: Outputs) -> bool:
+    """Whether both are outputs for rows of the same labels. Numbers are kept in 32 bits."""
+    if one.kind != other.kind or one.labels.shape != other.labels.shape:
+        return False
+    return bool(np.allclose(one.labels, other.labels, rtol=1e-5, atol=1e-6))
+
+
+def agreement(one: Outputs, other: Outputs) -> float:
+    """The share of predictions that are the same. Numbers are the same within a hundredth of their spread."""
+    if one.kind == "numbers":
+        near: Any = np.abs(one.predicted - other.predicted) <= 0.01 * (one.labels.std() or 1.0)
+        return float(near.mean())
+    equal = one.predicted == other.predicted
+    return float((equal if equal.ndim == 1 else equal.all(1)).mean())
