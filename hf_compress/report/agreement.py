@@ -13,15 +13,18 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from hf_compress.checkpoint import inventory
+from hf_compress.checkpoint import hf_compress_loading, inventory
 from hf_compress.checkpoint.config import METHOD, CompressionConfig
 from hf_compress.checkpoint.inventory import TensorFacts
+from hf_compress.checkpoint.reader import READER_NAME
 from hf_compress.checkpoint.save import RECIPE_NAME
+from hf_compress.documents import read_document
 from hf_compress.export.formats import FORMATS, written
 from hf_compress.models.heads import find_head
 from hf_compress.models.targets import model_class, prunable
 from hf_compress.recipe import Recipe
-from hf_compress.report.contents import check_contents, unrecorded
+from hf_compress.release import __version__
+from hf_compress.report.contents import check_contents, is_own_file, unrecorded
 from hf_compress.report.report import Report
 from hf_compress.report.sizes import analytic_bytes, dense_size
 
@@ -83,7 +86,7 @@ def check_folder(folder: str | Path, report: Report) -> list[Check]:
         >>> from hf_compress import Report
         >>> from hf_compress.report import check_folder
         >>> [check.name for check in check_folder("run/compressed", Report.load("run/compressed"))]  # doctest: +SKIP
-        ['files', 'recipe', 'model', 'bits', 'size', 'sparsity', 'tokenizer', 'formats']
+        ['files', 'recipe', 'model', 'bits', 'size', 'sparsity', 'tokenizer', 'formats', 'code']
     """
     agreement = _Agreement(Path(folder), report)
     checks: dict[str, Callable[[], Sequence[str]]] = {
@@ -96,7 +99,39 @@ def check_folder(folder: str | Path, report: Report) -> list[Check]:
         "tokenizer": agreement.tokenizer,
         "formats": agreement.formats,
     }
-    return [checked(name, check) for name, check in checks.items()]
+    return [*(checked(name, check) for name, check in checks.items()), _code(agreement.folder, report)]
+
+
+def _code(folder: Path, report: Report) -> Check:
+    """Check that the only program of the folder is the reader that hf_compress writes: strangers execute it."""
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.py"))]
+    said = [f"`{name}` is a program that hf_compress does not write." for name in names if name != READER_NAME]
+    for name in ("config.json", TOKENIZER, *PROCESSORS):
+        said += [f"`{name}` names the program {one!r}, which is not ours." for one in _programs(folder / name)]
+    ours = Path(hf_compress_loading.__file__).read_bytes()
+    same = is_own_file(folder / READER_NAME, folder) and (folder / READER_NAME).read_bytes() == ours
+    if said or same or READER_NAME not in names:
+        return Check("code", DIFFERS if said else TRUE, said)
+    version = report.versions.get("hf_compress", "unknown")
+    if version == __version__:
+        return Check("code", DIFFERS, [f"`{READER_NAME}` is not the program that hf_compress {version} writes."])
+    why = f"`{READER_NAME}` is of hf_compress {version}; install that version to compare it."
+    return Check("code", UNCHECKED, [why])
+
+
+def _programs(path: Path) -> list[str]:
+    """Return the classes that the `auto_map` of a configuration names, besides our reader's."""
+    if not is_own_file(path, path.parent):
+        return []
+    try:
+        values = read_document(path)
+    except ValueError:
+        return []  # The check of what needs the file says so.
+    found = values.get("auto_map") if isinstance(values, dict) else None
+    names = found.values() if isinstance(found, dict) else [] if found is None else [found]
+    return sorted(
+        str(name) for name in names if name != f"{Path(READER_NAME).stem}.{hf_compress_loading.PackedConfig.__name__}"
+    )
 
 
 def checked(name: str, check: Callable[[], Sequence[str]]) -> Check:

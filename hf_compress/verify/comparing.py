@@ -17,7 +17,6 @@ from hf_compress.report.agreement import DIFFERS, TRUE, UNCHECKED, Check
 from hf_compress.report.outputs import Outputs
 from hf_compress.report.report import Report
 from hf_compress.report.rescoring import known_metrics, scores_of
-from hf_compress.verify.failures import failures
 from hf_compress.verify.scoring import Scored
 from hf_compress.verify.verification import SCORE, Remeasured
 
@@ -48,7 +47,7 @@ def check_format(
         parity = parity_of(reference, other, given)
     except MissingExtraError as error:
         return Check(title, UNCHECKED, [str(error)])
-    except failures() as error:
+    except kind.failures() as error:
         return Check(title, DIFFERS, [f"`{kind.path}` cannot be run: {' '.join(str(error).split())[:300]}"])
     said = (
         f"Over {parity.rows} {'random ' if not batches else ''}rows its logits deviate by {parity.deviation:.3g} from "

@@ -15,6 +15,8 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
+from hf_compress.checkpoint.reader import READER_NAME
+from hf_compress.release import __version__
 from hf_compress.report.agreement import check_folder
 from hf_compress.report.card import save_card
 from hf_compress.report.report import Report
@@ -98,7 +100,11 @@ def test_a_sealed_change_is_found_by_what_it_changes(
 
 def test_a_stray_file_of_weights_is_found(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"weights")
-    assert differing(folder) == {"files": "`pytorch_model.bin` is not one of the files that report.json records."}
+    (folder / "notes.txt").write_text("An author's own file, which no program loads as a model.")
+    assert differing(folder) == {
+        "files": "`pytorch_model.bin` is not one of the files that the report records, and programs load such files as "
+        "a model."
+    }
 
 
 def test_other_weights_of_the_same_length_are_found(folder: Path) -> None:
@@ -149,6 +155,33 @@ def test_the_report_of_another_run_is_found(folder: Path, made: Made) -> None:
     values["recipe"]["pruning"]["prune_sparsity"] = 0.25
     (folder / "report.json").write_text(json.dumps(values))
     assert {"files", "recipe"} <= set(differing(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda path: (path / "evil.py").touch(), "`evil.py` is a program that hf_compress does not write."),
+        (
+            lambda path: (path / READER_NAME).write_text("import os"),
+            f"`{READER_NAME}` is not the program that hf_compress {__version__} writes.",
+        ),
+        (lambda path: name_code(path, "config.json"), "`config.json` names the program 'evil/repo--own.Own'"),
+        (lambda path: name_code(path, "tokenizer_config.json"), "`tokenizer_config.json` names the program"),
+    ],
+)
+def test_programs_that_are_not_ours_are_found(folder: Path, change: Callable[[Path], object], sentence: str) -> None:
+    """Strangers execute the reader with `trust_remote_code=True`, so a sealed folder with another one is refused."""
+    change(folder)
+    save_card(folder)
+    found = differing(folder)
+    assert set(found) == {"code"}
+    assert sentence in found["code"]
+
+
+def name_code(folder: Path, name: str) -> None:
+    values = json.loads((folder / name).read_text("utf-8"))
+    values["auto_map"] = {**values.get("auto_map", {}), "AutoModel": "evil/repo--own.Own"}
+    (folder / name).write_text(json.dumps(values))
 
 
 def test_a_configuration_that_claims_a_huge_model_is_a_sentence(folder: Path) -> None:
