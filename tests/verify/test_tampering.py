@@ -101,10 +101,8 @@ def test_a_sealed_change_is_found_by_what_it_changes(
 def test_a_stray_file_of_weights_is_found(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"weights")
     (folder / "notes.txt").write_text("An author's own file, which no program loads as a model.")
-    assert differing(folder) == {
-        "files": "`pytorch_model.bin` is not one of the files that the report records, and programs load such files as "
-        "a model."
-    }
+    (said,) = differing(folder).values()
+    assert said.startswith("`pytorch_model.bin` is not one of the files that the report records")
 
 
 def test_other_weights_of_the_same_length_are_found(folder: Path) -> None:
