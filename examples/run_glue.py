@@ -218,7 +218,14 @@ def main():
     resume = training_args.resume_from_checkpoint
     # --- hf_compress: begin ---
     if compresses:
-        hf_compress.compress(trainer, flags.recipe)
+        options = flags.options
+        hf_compress.compress(
+            trainer,
+            flags.recipe,
+            hub_id=options.compress_hub_id,
+            max_drop=options.compress_max_drop,
+            dense=dense,
+        )
     if resume == "last":
         resume = hf_compress.last_complete_checkpoint(training_args.output_dir)
     # --- hf_compress: end ---
@@ -242,13 +249,14 @@ def main():
             dataset=dataset_facts(args, parts, whole),
             main_metric=metrics[0],
             dense=dense,
-            hub_id=flags.options.compress_hub_id,
-            formats=flags.options.compress_formats,
-            card_metadata=flags.options.author,
+            formats=options.compress_formats,
+            card_metadata=options.author,
         )
         if trainer.is_world_process_zero():
             print(f"{report.size.dense_bytes:,} bytes became {report.size.packed_bytes:,}: {report.compressed}")
             print(f"The compressed model and its card are in {training_args.output_dir}/compressed")
+        if status := hf_compress.exit_status(report):
+            sys.exit(status)
     # --- hf_compress: end ---
 
 

@@ -61,12 +61,15 @@ def main() -> None:
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability, seed=training_args.seed),
     )
     # --- hf_compress: begin ---
-    hf_compress.compress(trainer, flags.recipe)
+    options = flags.options
+    hf_compress.compress(trainer, flags.recipe, hub_id=options.compress_hub_id, max_drop=options.compress_max_drop)
     # --- hf_compress: end ---
     trainer.train()
     trainer.log_metrics("eval", trainer.evaluate())
     # --- hf_compress: begin ---
-    hf_compress.finish(trainer, hub_id=flags.options.compress_hub_id, formats=flags.options.compress_formats)
+    report = hf_compress.finish(trainer, formats=options.compress_formats, card_metadata=options.author)
+    if status := hf_compress.exit_status(report):
+        sys.exit(status)
     # --- hf_compress: end ---
 
 

@@ -24,8 +24,8 @@ def clean_errors() -> Iterator[None]:
 
 def message(error: Exception) -> str:
     """Return what is wrong in one line without secrets; for an error of the operating system, file and reason."""
-    from hf_compress.redaction import redact_text
+    from hf_compress.redaction import printable, redact_text
 
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return redact_text(f"{error.filename}: {error.strerror}")
-    return redact_text(" ".join(str(error).split())) or type(error).__name__
+        return printable(redact_text(f"{error.filename}: {error.strerror}"))
+    return printable(redact_text(" ".join(str(error).split()))) or type(error).__name__

@@ -43,7 +43,7 @@ cell() { # task name flags...: compress the dense model of the task, and copy it
     shift 2
     run "runs/$task-$name" compressed/report.json --dense_baseline "runs/$task-baseline" "$@"
     mkdir -p "model_cards/$task-$name"
-    cp "runs/$task-$name/compressed"/{README.md,report.json,size.png} "model_cards/$task-$name/"
+    cp -r "runs/$task-$name/compressed"/{README.md,report.json,size.png,training.png,.eval_results} "model_cards/$task-$name/"
 }
 
 running() { while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; done; }  # A failed run does not stop the others.

@@ -1,10 +1,12 @@
 """The examples: without their marked lines they are ordinary scripts, and the launcher makes the same of those."""
 
+import ast
 import itertools
 import json
 import re
 import runpy
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,8 +124,8 @@ def test_without_the_marked_lines_nothing_of_ours_is_left(script: str) -> None:
     assert "flags" not in code.split('"""', 2)[2]
     compile(code, script, "exec")
     marked = MARKED.findall((EXAMPLES / f"{script}.py").read_text())
-    lines = [line for block in marked for line in block.splitlines() if line.strip() and "# ---" not in line]
-    assert len(lines) == 4, "an import, the flags, `compress` and `finish`"
+    statements = [statement for block in marked for statement in ast.parse(textwrap.dedent(block)).body]
+    assert len(statements) == 6, "an import, the flags and their options, `compress`, `finish` and the exit status"
 
 
 @pytest.mark.slow

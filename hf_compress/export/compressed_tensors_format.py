@@ -67,6 +67,9 @@ from transformers import {auto_class}
 
 model = {auto_class}.from_pretrained(folder + "/compressed-tensors")""",
     errors=("safetensors",),
+    install="transformers torch compressed-tensors",
+    running="logits = model(**inputs).logits.detach()",
+    tensors="pt",
 )
 
 

@@ -40,6 +40,10 @@ class Format:
             if `read` uses them.
         exact: the option of the runtime that avoids such kernels, for users of the format.
         errors: modules with the exception classes of its libraries that are no built-in exceptions.
+        runtime: its heading on the card. The default is the name.
+        install: the packages that users of the format install, for the card.
+        running: lines of Python that run it on `inputs`, which a tokenizer returned, and set `logits`, for the card.
+        tensors: what the tokenizer returns for them, as its `return_tensors`.
 
     Example:
         >>> from hf_compress.export import FORMATS
@@ -57,6 +61,10 @@ class Format:
     loading: str
     native: Callable[[Path, PreTrainedModel], nn.Module] | None = None
     exact: str = ""
+    runtime: str = ""
+    install: str = ""
+    running: str = ""
+    tensors: str = "np"
     errors: tuple[str, ...] = ()
 
     def failures(self) -> tuple[type[Exception], ...]:

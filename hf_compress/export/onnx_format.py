@@ -96,6 +96,11 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession(folder + "/onnx/model_quantized.onnx")""",
     native=lambda path, reference: in_onnx_runtime(path, reference.config),
+    runtime="ONNX Runtime",
+    install="onnxruntime transformers",
+    running="""\
+feeds = {node.name: inputs.get(node.name, 0 * inputs["input_ids"]) for node in session.get_inputs()}
+logits = session.run(None, feeds)[0]""",
     exact="the session option `{}` set to {}".format(*ONNX_RUNTIME_EXACT),
     errors=("onnxruntime.capi.onnxruntime_pybind11_state",),
 )

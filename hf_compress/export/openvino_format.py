@@ -43,6 +43,11 @@ import openvino
 
 model = openvino.Core().compile_model(folder + "/openvino/openvino_model.xml", "CPU")""",
     native=lambda path, reference: in_openvino(path, reference.config),
+    runtime="OpenVINO",
+    install="openvino transformers",
+    running="""\
+feeds = {node.any_name: inputs.get(node.any_name, 0 * inputs["input_ids"]) for node in model.inputs}
+logits = model(feeds)[0]""",
     exact="the property `{}` set to {}".format(*OPENVINO_EXACT),
     errors=("openvino.frontend", *onnx_format.ONNX.errors),
 )

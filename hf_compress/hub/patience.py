@@ -10,6 +10,8 @@ from typing import TypeVar
 from huggingface_hub import errors
 from transformers.utils import logging
 
+from hf_compress.redaction import printable
+
 HTTPError: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # Imported there from the HTTP client.
 # What the client raises if the Hub refuses or cannot be reached. A proxy that answers in HTML is no JSON; uploads of
 # large files fail with a RuntimeError around the reason, or with the words of the Xet client.
@@ -133,10 +135,10 @@ def reason(error: BaseException) -> str:
     status = status_of(error)
     if status is not None:
         said = getattr(error, "server_message", None)
-        return f"the Hub answered {status}" + (f": {' '.join(str(said).split())}" if said else "")
+        return f"the Hub answered {status}" + (f": {printable(' '.join(str(said).split()))}" if said else "")
     if isinstance(error, JSONDecodeError):
         return "the Hub's answer could not be read"
-    words = ADDRESS.sub(r"\1", " ".join(str(error).split()))[:300].rstrip(".") or type(error).__name__
+    words = ADDRESS.sub(r"\1", printable(" ".join(str(error).split())))[:300].rstrip(".") or type(error).__name__
     return f"the connection failed: {words}" if isinstance(error, HTTPError | ConnectionError) else words
 
 

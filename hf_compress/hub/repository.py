@@ -93,7 +93,7 @@ def written_by_us(report: str) -> frozenset[str]:
     """
     try:
         values = json.loads(report)
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: nested too deeply.
         return frozenset()
     if not isinstance(values, dict) or not str(values.get("schema", "")).startswith(FAMILY):
         return frozenset()

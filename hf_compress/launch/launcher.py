@@ -24,7 +24,7 @@ from hf_compress.launch.result import RESUME, Result
 from hf_compress.launch.run import compress, finish
 from hf_compress.launch.script import Script
 from hf_compress.launch.uploads import UPLOADS, disarm
-from hf_compress.redaction import redact_text
+from hf_compress.redaction import printable, redact_text
 from hf_compress.report import provenance
 from hf_compress.report.gate import exit_status
 from hf_compress.report.tables import comparison_table, recipe_table
@@ -262,10 +262,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(sys.argv[1:] if argv is None else argv, command)
     except Misuse as error:
-        sys.stderr.write(f"Error: {redact_text(str(error))}\n")
+        sys.stderr.write(f"Error: {printable(redact_text(str(error)))}\n")
         return 2
     except ModuleNotFoundError:
         raise
     except (ValueError, ImportError, OSError) as error:
-        sys.stderr.write(f"Error: {redact_text(str(error))}\n")
+        sys.stderr.write(f"Error: {printable(redact_text(str(error)))}\n")
         return 1

@@ -12,21 +12,25 @@ from transformers.utils import logging
 from hf_compress.checkpoint.aside import written_aside
 from hf_compress.extras import MissingExtraError
 from hf_compress.report.contents import CARD_NAME, contents
+from hf_compress.report.eval_results import RESULTS_NAME, render_results
 from hf_compress.report.markdown import code, listed, text
 from hf_compress.report.merging import merged
 from hf_compress.report.metadata import OWN_TAGS, inherited, metadata
-from hf_compress.report.picture import PICTURE_NAME, plot
+from hf_compress.report.picture import CURVE_NAME, PICTURE_NAME, plot_curves, plot_sizes
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
 from hf_compress.report.sections import (
+    author,
+    bytes,
     citation,
+    curve,
+    evaluation,
     limits,
-    loading,
     making,
     other_formats,
-    quality,
     speed,
     summary,
+    use,
 )
 from hf_compress.report.units import duration, human_bytes, percent
 
@@ -36,11 +40,14 @@ SECTIONS: dict[str, Section] = {
     section.name: section
     for section in (
         summary.SECTION,
-        quality.SECTION,
+        use.SECTION,
+        author.SECTION,
+        evaluation.SECTION,
+        bytes.SECTION,
         other_formats.SECTION,
         speed.SECTION,
+        curve.SECTION,
         making.SECTION,
-        loading.SECTION,
         limits.SECTION,
         citation.SECTION,
     )
@@ -81,7 +88,8 @@ def render(report: Report, existing: str = "") -> str:
 def save_card(folder: str | Path, hub_id: str | None = None) -> Path:
     """The path of the card written into `folder` from its `report.json`, beside the picture that the card shows.
 
-    A README that is there keeps its text outside our marks, and its own metadata. `report.json` then records every
+    A README that is there keeps its text outside our marks, and its own metadata. `.eval_results/` gets the main
+    score, if it belongs to a dataset of the Hub. `report.json` then records every
     file of the folder, the version of the template, the picture and `hub_id`. So call this after anything else was
     written into a finished folder. Without the extra `plots` the card has no picture, and the log says so.
 
@@ -101,18 +109,21 @@ def save_card(folder: str | Path, hub_id: str | None = None) -> Path:
     folder, report = Path(folder), Report.load(folder)
     existing = (folder / CARD_NAME).read_text("utf-8") if (folder / CARD_NAME).is_file() else ""
     with written_aside(folder, CARD_NAME, replace=True) as aside:
-        picture = _draw(report, aside.parent)
-        if picture is None:
-            (folder / PICTURE_NAME).unlink(missing_ok=True)
+        picture, curve = _draw(report, aside.parent)
+        for name, drawn in ((PICTURE_NAME, picture), (CURVE_NAME, curve)):
+            if drawn is None:
+                (folder / name).unlink(missing_ok=True)
         report = replace(
             report,
             card_template=template_version(),
             card_picture=picture,
+            card_curve=curve,
             hub_id=hub_id or report.hub_id,
             files=dict(sorted((contents(folder) | contents(aside.parent)).items())),
         )
         report.save(aside.parent)
         aside.write_text(render(report, existing), "utf-8")
+    _write_results(folder, render_results(report))
     return folder / CARD_NAME
 
 
@@ -126,18 +137,33 @@ def is_current(folder: str | Path) -> bool:
     report, card = Report.load(folder), Path(folder) / CARD_NAME
     if report.card_template != template_version() or not card.is_file():
         return False
-    text = card.read_text("utf-8")
-    return render(report, text) == text
+    text, results = card.read_text("utf-8"), Path(folder) / RESULTS_NAME
+    found = results.read_text("utf-8") if results.is_file() else None
+    return render(report, text) == text and render_results(report) == found
 
 
-def _draw(report: Report, folder: Path) -> str | None:
-    """Draw the picture of the card, and return its file name; None without the extra `plots`."""
+def _draw(report: Report, folder: Path) -> tuple[str | None, str | None]:
+    """Draw the pictures of the card, and return their file names; None for one that there is not.
+
+    There is none without the extra `plots`, and no curve without points.
+    """
     try:
-        plot(report, folder / PICTURE_NAME)
+        plot_sizes(report, folder / PICTURE_NAME)
+        if report.curves:
+            plot_curves(report, folder / CURVE_NAME)
     except MissingExtraError as error:
         logger.warning(f"The card has no picture. {error}")
-        return None
-    return PICTURE_NAME
+        return None, None
+    return PICTURE_NAME, CURVE_NAME if report.curves else None
+
+
+def _write_results(folder: Path, results: str | None) -> None:
+    """Write the scores for the Hub beside the card, or remove those of an earlier report."""
+    if results is None:
+        (folder / RESULTS_NAME).unlink(missing_ok=True)
+        return
+    with written_aside(folder, RESULTS_NAME, replace=True) as aside:
+        aside.write_text(results, "utf-8")
 
 
 def _in_order() -> list[Section]:

@@ -91,13 +91,17 @@ def split(text: str) -> tuple[dict[str, str], str]:
     front = found[1]
     try:
         node = yaml.compose(front, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
+        # The lines of each key are merged alone, and an alias may stand for far more text than it has letters.
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(front, Loader=yaml.SafeLoader))
+    except (yaml.YAMLError, RecursionError) as error:
+        problem = "they are nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ValueError(f"The metadata at the head of README.md are not YAML: {problem}. Correct them.") from error
     if node is None:
         return {}, text[found.end() :]
     if not isinstance(node, yaml.MappingNode) or node.flow_style:
         raise ValueError("The metadata at the head of README.md must be lines `name: value`. Correct them.")
+    if aliases:
+        raise ValueError("The metadata at the head of README.md use aliases (`*name`). Write their values out.")
     starts = [key.start_mark.index for key, _ in node.value]
     blocks = [front[start:stop] for start, stop in zip([0, *starts[1:]], [*starts[1:], len(front)], strict=True)]
     return {key.value: block for (key, _), block in zip(node.value, blocks, strict=True)}, text[found.end() :]

@@ -39,11 +39,12 @@ class Api:
     blobs: dict[str, bytes] = field(default_factory=dict)  # Large files by SHA-256.
     parts: dict[str, bytes] = field(default_factory=dict)  # Of uploads in several parts.
     xorbs: dict[str, bytes] = field(default_factory=dict)
+    moved: dict[tuple[str, str], str] = field(default_factory=dict)  # New names by old ones.
     multipart_bytes: int | None = None  # The length of a part; None for uploads in one request.
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def reset(self) -> None:
-        for held in (self.repositories, self.blobs, self.parts, self.xorbs):
+        for held in (self.repositories, self.blobs, self.parts, self.xorbs, self.moved):
             held.clear()
         self.multipart_bytes = None
 
@@ -79,6 +80,8 @@ class Api:
         self, request: Request, account: Account | None, kind: str, name: str, rest: str, route: routes.Route
     ) -> Answer:
         """The answer about a repository; one that the account may not see does not exist."""
+        if new := self.moved.get((kind, name)):
+            return Answer(307, {}, {"Location": self.url + request.target.replace(name, new, 1)})
         repository = self.repositories.get((kind, name))
         if repository is None or (repository.private and not (account and account.may_read(name))):
             return refuse(404 if account else 401, "Repository not found", "RepoNotFound")

@@ -98,6 +98,13 @@ class LocalHub:
         """The repository `repo_id`; `kind` is "model" or "dataset"."""
         return self._api.repositories[kind, repo_id]
 
+    def move(self, repo_id: str, new: str, kind: str = "model") -> None:
+        """Rename a repository; the old name leads to the new one, as on the Hub."""
+        with self._api.lock:
+            self._api.repositories[kind, new] = self._api.repositories.pop((kind, repo_id))
+            self._api.repositories[kind, new].name = new
+            self._api.moved[kind, repo_id] = new
+
     def add(
         self,
         repo_id: str,

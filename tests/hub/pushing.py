@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ def run(
     xet: bool = False,
     interrupt_at: str | None = None,
     limit: float = 120.0,
+    environment: Mapping[str, str] | None = None,
 ) -> Ran:
     """Run `hf-compress ARGUMENTS` and return its end.
 
@@ -51,16 +54,17 @@ def run(
         xet: whether large files go through Xet.
         interrupt_at: press Ctrl-C when a request comes in whose "METHOD /path" holds this.
         limit: seconds after which the process is killed.
+        environment: more variables of its environment.
     """
     slept = _PROCESSES.Value("d", 0.0)
     with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as said:
         words = [str(argument) for argument in arguments]
-        environment = hub.environment(token, xet=xet)
-        process = _PROCESSES.Process(target=_in_process, args=(words, environment, said.name, slept))
+        variables = hub.environment(token, xet=xet) | dict(environment or {})
+        process = _PROCESSES.Process(target=_in_process, args=(words, variables, said.name, slept))
         started = time.monotonic()
         process.start()
         if interrupt_at is not None:
-            _wait(lambda: any(interrupt_at in request.line for request in hub.requests), limit)
+            wait(lambda: any(interrupt_at in request.line for request in hub.requests), limit)
             os.kill(process.pid or 0, signal.SIGINT)
         process.join(limit)
         if process.is_alive():
@@ -69,7 +73,8 @@ def run(
         return Ran(process.exitcode, said.read(), time.monotonic() - started + slept.value)
 
 
-def _wait(happened: Callable[[], bool], limit: float) -> None:
+def wait(happened: Callable[[], bool], limit: float) -> None:
+    """Wait until something has happened, for `limit` seconds at most."""
     deadline = time.monotonic() + limit
     while not happened() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -85,10 +90,13 @@ def _in_process(words: list[str], environment: dict[str, str], said: str, slept:
     # The libraries read their environment when they were imported.
     importlib.reload(huggingface_hub.constants)
     importlib.reload(datasets.config)
-    sleep = time.sleep
+    sleep, main = time.sleep, threading.get_ident()
+    by_thread: dict[int, float] = defaultdict(float)
 
     def doze(seconds: float) -> None:
-        slept.value += seconds
+        by_thread[threading.get_ident()] += seconds
+        others = [total for thread, total in list(by_thread.items()) if thread != main]
+        slept.value = by_thread[main] + max(others, default=0.0)  # Uploads wait at the same time.
         sleep(seconds / FASTER)
 
     time.sleep = doze

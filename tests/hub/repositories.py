@@ -2,15 +2,18 @@
 
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 
 ATTRIBUTES = b"*.safetensors filter=lfs\n*.onnx filter=lfs\n*.bin filter=lfs\n"
 LARGE_NAMES = re.compile(r"\.(safetensors|onnx|onnx_data|bin|pt|pth|h5|npz|png|jpg|zst|parquet)$")
 LARGE_BYTES = 10_000_000
+LARGEST_CARD = 10_000  # Values in the metadata of a card.
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,24 @@ class Repository:
     def metadata(self, revision: str = "main") -> dict[str, object]:
         """The YAML block at the head of the card; empty without a card."""
         return front_matter(self.files(revision).get("README.md", b"").decode("utf-8", "replace"))
+
+    def card_data(self, revision: str = "main") -> dict[str, Any]:
+        """The metadata of the card as JSON; none if it is no YAML, or so much that only an attack can be meant."""
+        try:
+            card = self.metadata(revision)
+        except (yaml.YAMLError, RecursionError):
+            return {}
+        return dict(json.loads(json.dumps(card, default=str))) if _count(card) <= LARGEST_CARD else {}
+
+
+def _count(value: object) -> int:
+    """How many values there are, aliases counted as often as they stand; counting stops after `LARGEST_CARD`."""
+    waiting, count = [value], 0
+    while waiting and count <= LARGEST_CARD:
+        count += 1
+        found = waiting.pop()
+        waiting += found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    return count
 
 
 def front_matter(card: str) -> dict[str, object]:

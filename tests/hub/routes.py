@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-import yaml
-
 from tests.hub.accounts import Account
 from tests.hub.repositories import Commit, File, Repository, is_large
 from tests.hub.wire import Answer, Request, part, refuse
@@ -80,10 +78,7 @@ def about(api: "Api", repository: Repository, request: Request, revision: str) -
     found = repository.at(revision)
     if found is None:
         return no_revision(revision)
-    try:
-        card = repository.metadata(revision)
-    except yaml.YAMLError:
-        card = {}
+    card = repository.card_data(revision)
     siblings: list[dict[str, Any]] = [{"rfilename": path} for path in found.files]
     if request.flag("blobs"):
         siblings = [{"rfilename": path, **blob(file)} for path, file in found.files.items()]
@@ -102,7 +97,7 @@ def about(api: "Api", repository: Repository, request: Request, revision: str) -
         "downloads": 0,
         "likes": 0,
         "siblings": siblings,
-        "cardData": json.loads(json.dumps(card, default=str)),
+        "cardData": card,
     }
     named = {"pipeline_tag": card.get("pipeline_tag"), "library_name": card.get("library_name")}
     return Answer(body=body | {name: value for name, value in named.items() if value})

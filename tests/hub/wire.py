@@ -15,12 +15,17 @@ from tests.hub.faults import Fault
 
 @dataclass
 class Request:
-    """A request, and what became of it: `status` is None if the connection was closed instead of answered."""
+    """A request, and what became of it.
+
+    `target` is the path as it was sent, with the query. `status` is None if the connection was closed instead of
+    answered.
+    """
 
     method: str
     path: str
     query: Mapping[str, list[str]]
     headers: Mapping[str, str]
+    target: str = ""
     body: bytes = b""
     status: int | None = None
     fault: str | None = None
@@ -90,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         address = urlsplit(self.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        request = Request(self.command, unquote(address.path), parse_qs(address.query), headers)
+        request = Request(self.command, unquote(address.path), parse_qs(address.query), headers, self.path)
         type(self).note(request)
         try:
             self.answer(request)

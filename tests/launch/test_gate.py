@@ -196,9 +196,7 @@ def test_a_limit_that_is_no_number_is_a_misuse(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
-def test_the_example_exits_with_3(
-    dense: Path, tiny_sentences: Dataset, tmp_path: Path
-) -> None:
+def test_the_example_exits_with_3(dense: Path, tiny_sentences: Dataset, tmp_path: Path) -> None:
     options = [*launched(dense, tiny_sentences, tmp_path), "--compress_max_drop", "1"]
     command = [sys.executable, str(ROOT / "examples" / "run_glue.py"), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

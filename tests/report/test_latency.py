@@ -22,6 +22,7 @@ from hf_compress.recipe import Recipe
 from hf_compress.report import variants
 from hf_compress.report.bench import bench, save_latency
 from hf_compress.report.card import render, template_version
+from hf_compress.report.contents import contents
 from hf_compress.report.latency import Latency, Timing, measure_latency, paired_ratio
 from hf_compress.report.report import REPORT_NAME, Report
 from hf_compress.report.tables import latency_table
@@ -128,7 +129,8 @@ def test_latency_is_saved_in_report_and_card(folders: tuple[Path, Path]) -> None
     card = save_latency(small, latency)
     assert card is not None
     report = Report.load(small)
-    assert report == replace(plain, latency=latency, card_template=template_version(), card_picture="size.png")
+    drawn = replace(plain, latency=latency, card_picture="size.png", card_curve="training.png")
+    assert report == replace(drawn, card_template=template_version(), files=contents(small))
     text = card.read_text()
     assert latency.hardware in text
     assert "small: torch-int8" in text

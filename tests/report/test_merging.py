@@ -1,6 +1,7 @@
 """A card goes into a README: our part is replaced, and what the author wrote survives."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from huggingface_hub import ModelCard
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
 from hf_compress.report.card import is_current, render, save_card
-from hf_compress.report.merging import BEGIN, END
+from hf_compress.report.merging import BEGIN, END, split
 from hf_compress.report.report import Report
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -131,3 +132,16 @@ def test_tags_of_an_earlier_scheme_are_replaced(report: Report) -> None:
     other = replace(report, recipe=Recipe(quantization=QuantizationArguments(quant_scheme="int4-weight")))
     tags = yaml.safe_load(front(render(other, render(report))))["tags"]
     assert "int8" not in tags and "int4-weight" in tags
+
+
+def test_aliases_in_metadata_are_refused_before_they_expand() -> None:
+    letters = "abcdefghij"
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise(letters))
+    with pytest.raises(ValueError, match="aliases.*Write their values out"):
+        split(f"---\n{bomb}tags: *j\n---\nText")
+
+
+def test_metadata_nested_too_deeply_are_no_crash() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        split(f"---\na: {'[' * 5000}\n---\nText")

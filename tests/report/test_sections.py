@@ -21,7 +21,7 @@ from hf_compress.report import SECTIONS, Report, Section, save_card
 from hf_compress.report.card import is_current, render, template_version
 from hf_compress.report.contents import contents
 from hf_compress.report.report import FormatFacts
-from hf_compress.report.sections.loading import WITHOUT_PIPELINE
+from hf_compress.report.snippets import WITHOUT_PIPELINE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -49,7 +49,7 @@ def test_a_section_is_rendered_at_its_place(report: Report, steps: Section) -> N
     assert "## Steps\n\nHalf of the training took 562 steps, on Some CPU" in card
     found = headings(card)
     assert found[found.index("How it was made") + 1] == "Steps"
-    assert found[found.index("Steps") + 1] == "How to load it"
+    assert found[found.index("Steps") + 1] == "Limits"
 
 
 def test_a_section_without_text_is_left_out(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,12 @@ def test_saving_a_card_records_its_template(report: Report, tmp_path: Path) -> N
     report.save(tmp_path)
     assert "card_template" not in report.to_dict()
     save_card(tmp_path)
-    said = {"card_template": template_version(), "card_picture": "size.png", "files": contents(tmp_path)}
+    said = {
+        "card_template": template_version(),
+        "card_picture": "size.png",
+        "files": contents(tmp_path),
+        "card_curve": "training.png",
+    }
     assert Report.load(tmp_path) == replace(report, **said)
     assert is_current(tmp_path)
 
@@ -109,7 +114,7 @@ def test_the_code_of_every_format_is_valid(report: Report) -> None:
     card = render(replace(report, formats=dict.fromkeys(names, facts)))
     for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
         compile(code, "card", "exec")
-    assert card.count("```python") == 2 + len(names)
+    assert card.count("```python") == 1 + len(names)
     assert all(FORMATS[name].card in card for name in names)
 
 
@@ -118,11 +123,11 @@ def test_a_card_that_fails_leaves_the_folder_as_it_was(
 ) -> None:
     report.save(tmp_path)
     save_card(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.setitem(SECTIONS, "broken", Section("broken", "Broken", 99, lambda report: {}, "{{ missing }}"))
     with pytest.raises(UndefinedError):
         save_card(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 WORDS = {"help": "odd", "card": "odd words", "citation": "@misc{odd2026}"}

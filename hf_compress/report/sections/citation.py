@@ -17,6 +17,9 @@ STUDY = """\
 }"""
 
 TEMPLATE = """\
+<details>
+<summary>BibTeX of the study, the methods and the software</summary>
+
 The study that this work follows:
 
 {{ study }}
@@ -30,6 +33,8 @@ The methods:
 The software:
 
 {{ software }}
+
+</details>
 """
 
 

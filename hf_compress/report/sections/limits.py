@@ -2,17 +2,19 @@
 
 from typing import Any
 
+from hf_compress.report.phrases import base_words, task_words
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
 from hf_compress.report.sections.making import is_static
-from hf_compress.report.sections.summary import base_words
+from hf_compress.report.snippets import reads_itself
 
 TEMPLATE = """\
-- **Use it for {{ report.task }} only.** It knows this task, and the language and kind of text of its training data
-{%- if report.dataset.hub_id is none %}, which is not a published dataset{% endif %}.
+- **Use it for {{ task }} only.** It knows this task, and the language and kind of its training data.
+{% if not reads_itself %}
 - **It needs hf_compress.** Transformers alone cannot read the packed weights.
 {%- if report.formats %} The other formats need no hf_compress.{% endif %}
 
+{% endif %}
 - **It saves disk, not memory or time.** Loading unpacks the weights to floating point
 {%- if report.formats %} in Transformers{% endif %}. The loaded model takes as much memory as the dense model, and at least as much time.
 {% if report.recipe.quantization.enabled %}
@@ -27,14 +29,18 @@ TEMPLATE = """\
 {% if static %}
 - **Inputs unlike the training data are clipped.** The ranges of the int8 activations are fixed, and values outside them are clipped.
 {% endif %}
-- **One run says little about a method.** This is one run with one seed. Another seed gives another score.
 - **Bias and robustness were not measured.** The licences and the limits of {{ base }} and of the data apply.
 """  # noqa: E501
 
 
 def values(report: Report) -> dict[str, Any]:
     """The values that the template uses."""
-    return {"static": is_static(report), "base": base_words(report)}
+    return {
+        "static": is_static(report),
+        "base": base_words(report),
+        "task": task_words(report),
+        "reads_itself": reads_itself(report),
+    }
 
 
 SECTION = Section("limits", "Limits", 60, values, TEMPLATE)

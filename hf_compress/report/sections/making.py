@@ -1,23 +1,22 @@
 """How it was made: the methods in the words of their registries, the data, the settings and the command."""
 
+import shlex
 from typing import Any
 
 from hf_compress.report.descriptors import criterion, loss, pattern, schedule, scheme
 from hf_compress.report.markdown import Markdown, block, code, listed, text
+from hf_compress.report.phrases import base_words, dataset_words
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
-from hf_compress.report.sections.quality import dataset_words
 
 TEMPLATE = """\
 {% set distillation, pruning, quantization = report.recipe.distillation, report.recipe.pruning, report.recipe.quantization %}
 {% if layers %}
-- **Fewer layers.** {{ layers }} The other layers were left out before training. \
-On this page, "dense" means the model with all its layers.
+- **Fewer layers.** {{ layers }} The other layers were left out before training.
 {% endif %}
 {% if report.vocabulary %}
 - **Fewer words.** Embeddings and tokenizer keep {{ report.vocabulary.kept | count }} of the \
-{{ report.vocabulary.whole | count }} tokens: those of the training texts, and the pieces that spell any other word. \
-On this page, "dense" means the model with all its tokens.
+{{ report.vocabulary.whole | count }} tokens: those of the training texts, and the pieces that spell any other word.
 {% endif %}
 {% if distillation.enabled %}
 - **Distillation.** The teacher is {{ teacher }}. The loss is {{ distillation.distill_alpha }} x {{ loss }} + \
@@ -52,14 +51,23 @@ sparsity were chosen to fit it, except where the recipe sets them.
 {% if not compressed %}
 - **No compression.** No method was used. This is ordinary fine-tuning, saved in the packed file format.
 {% endif %}
+- **Start.** {{ base }}
+{%- if report.base_model_revision %} at revision {{ report.base_model_revision[:12] | code }}{% endif %}, \
+trained as a {{ report.model_class | code }}.
 - **Data.** {{ report.dataset.train_rows | count }} rows of the split {{ report.dataset.train_split | code }} of {{ dataset }}.
 - **Training.** {{ report.train_steps | count }} steps in {{ report.train_seconds | duration }} on \
 {{ report.hardware }}, seed {{ report.seed }}. Settings: {{ settings | listed }}.
 - **Versions.** {{ versions | listed }}.
+{% if emissions %}
+- **Emissions.** The training emitted {{ emissions }} of CO2 equivalents, as codecarbon measured.
+{% endif %}
 
-The exact command:
+<details>
+<summary>The exact command</summary>
 
 {{ command }}
+
+</details>
 """  # noqa: E501
 
 
@@ -92,10 +100,28 @@ def values(report: Report) -> dict[str, Any]:
         "static": is_static(report),
         "compressed": recipe.name != "dense" or report.vocabulary is not None,
         "dataset": dataset_words(report),
+        "base": base_words(report),
         "settings": [f"{name} {value}" for name, value in report.hyperparameters.items()],
         "versions": [f"{name} {value}" for name, value in report.versions.items()],
-        "command": block(report.command, "bash"),
+        "command": block(_folded(report.command), "bash"),
+        "emissions": None if report.emissions_kg is None else f"{1000 * report.emissions_kg:.3g} g",
     }
+
+
+def _folded(command: str) -> str:
+    """The command with every option on a line of its own; as it is if its quoting would change."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    if shlex.join(words) != command or "\n" in command:
+        return command
+    lines: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("-") and lines[-1]:
+            lines.append([])
+        lines[-1].append(word)
+    return " \\\n    ".join(shlex.join(line) for line in lines)
 
 
 def _temperature(report: Report) -> dict[str, float]:

@@ -13,12 +13,22 @@ The variants took turns for {{ latency.rounds }} rounds.
 The time is the median time of a batch.
 The speed-up is over {{ latency.baseline }}, with its 95 % interval.
 
-| variant | file | batch | time | middle half | rows per second | speed-up |
-|---|---:|---:|---:|---:|---:|---:|
+| variant | batch | time | speed-up |
+|---|---:|---:|---:|
 {% for row in rows %}
-| {{ row.variant }} | {{ row.bytes | size }} | {{ row.shape }} | {{ row.time }} | {{ row.quartiles }} | \
-{{ row.throughput }} | {{ row.speedup }} |
+| {{ row.variant }} | {{ row.shape }} | {{ row.time }} | {{ row.speedup }} |
 {% endfor %}
+
+<details>
+<summary>Files, spread and throughput</summary>
+
+| variant, batch | file | middle half | rows per second |
+|---|---:|---:|---:|
+{% for row in rows %}
+| {{ row.variant }}, {{ row.shape }} | {{ row.bytes | size }} | {{ row.quartiles }} | {{ row.throughput }} |
+{% endfor %}
+
+</details>
 
 `torch-fp32` is the same architecture without rounding. `torch-dense` is this model as `from_pretrained` loads it,
 and `torch-int8` is this model loaded with `CompressionConfig(run="int8")`.

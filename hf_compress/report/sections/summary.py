@@ -1,58 +1,107 @@
-"""The first lines of the card: what the model is, what was done to it and how large it is."""
+"""The first screen of the card: what the model does, how large and how good it is, and what was done to it."""
 
+from dataclasses import replace
 from typing import Any
 
-from hf_compress.report.markdown import Markdown, code, link, one_line
+from hf_compress.report.markdown import Markdown, code, listed, text
+from hf_compress.report.phrases import (
+    base_words,
+    dataset_words,
+    difference,
+    in_points,
+    interval_words,
+    package,
+    shown,
+    spelt,
+    task_words,
+    title,
+)
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
 
+MOST_LABELS = 8
 TEMPLATE = """\
 # {{ title }}
 
-This is a {{ report.model_class | code }}, trained on {{ report.task }} from {{ base }}
-{%- if report.base_model_revision %} (revision {{ report.base_model_revision[:12] | code }}){% endif %}.
-{% if done %}
-During that training it was {{ done | listed }}.
-{% else %}
-Its weights were not compressed.
+{{ does }} It was trained on {{ data }}, starting from {{ base }}.
+
+**{{ report.size.packed_bytes | size }} instead of {{ report.size.dense_bytes | size }}: \
+{{ "%.1f" | format(report.size.ratio) }} times smaller. {{ score }}**
+{% if report.verdict %}
+
+**{{ report.verdict }}**{% if reasons %}: {{ reasons }}{% endif %}
+
 {% endif %}
-Its weights take {{ report.size.packed_bytes | size }} on disk. \
-{{ dense }} takes {{ report.size.dense_bytes | size }} in dense fp32, \
-{{ "%.1f" | format(report.size.ratio) }} times as much.
 
-[hf_compress](https://pypi.org/project/hf-compress/) measured all numbers on this page. They are also in `report.json`.
-The numbers of the compressed model were measured after reloading it from these files.
+{{ done }} {{ package }} measured all numbers on this page after loading these files again. \
+They are also in [report.json](report.json).
 """
-
-
-def title(report: Report) -> str:
-    """A name for the model, from its base, its task and its recipe."""
-    base = report.base_model.rstrip("/").rpartition("/")[2] or report.base_model
-    return one_line(f"{base} for {report.task} ({report.recipe.name})")
-
-
-def base_words(report: Report) -> Markdown:
-    """The model that training started from: a link if the Hub has it."""
-    hub_id = report.base_model_hub_id
-    return link(hub_id, f"https://huggingface.co/{hub_id}") if hub_id else code(report.base_model)
 
 
 def values(report: Report) -> dict[str, Any]:
     """The values that the template uses."""
-    layers = report.recipe.distillation.distill_student_layers is not None
-    whole = [*(["all its layers"] if layers else []), *(["its whole vocabulary"] if report.vocabulary else [])]
     return {
         "title": title(report),
+        "does": _does(report),
+        "data": _data(report),
         "base": base_words(report),
+        "score": _score(report),
         "done": _done(report),
-        "dense": f"The model with {' and '.join(whole)}" if whole else "The same model",
+        "reasons": text(" ".join(report.reasons)),
+        "package": package(),
     }
 
 
-def _done(report: Report) -> list[str]:
-    recipe, done = report.recipe, []
+def _data(report: Report) -> Markdown:
+    """The data, by the name of the task if it is a part of a larger dataset."""
+    dataset = report.dataset
+    if dataset.config is None:
+        return dataset_words(report)
+    whole = dataset_words(replace(report, dataset=replace(dataset, config=None)))
+    return Markdown(f"{text(task_words(report))} of {whole}")
+
+
+def _does(report: Report) -> Markdown:
+    """What the model does, in a sentence."""
+    pair = report.dataset.preprocessing is not None and len(report.dataset.preprocessing.columns) == 2
+    pair = pair or (report.example is not None and len(report.example.inputs) == 2)
+    subject = "a pair of texts" if pair else "a text"
+    names = [code(name) for name in (report.labels or {}).values()]
+    few = Markdown(f": {listed(names)}") if 0 < len(names) <= MOST_LABELS else ""
+    classes = f"{len(names)} classes{few}" if names else "classes"
+    if report.head == "regression":
+        return Markdown(f"This model gives {subject} a number.")
+    if report.head == "sequence classification":
+        return Markdown(f"This model sorts {subject} into {classes}.")
+    if report.head == "multi-label classification":
+        return Markdown(f"This model gives {subject} any of {len(names) or 'several'} labels{few}.")
+    if report.head == "token classification":
+        entities = dict.fromkeys(name.removeprefix("B-").removeprefix("I-") for name in (report.labels or {}).values())
+        names = [code(name) for name in entities if name != "O"]
+        few = Markdown(f": {listed(names)}") if 0 < len(names) <= MOST_LABELS else ""
+        return Markdown(f"This model labels the words of a text{few}.")
+    return Markdown(f"This is a model for {text(report.head)}.")
+
+
+def _score(report: Report) -> str:
+    """The main score, against the dense model where there is one."""
+    metric = report.main_metric
+    name, score = spelt(metric).capitalize() if metric.islower() else metric, report.compressed[metric]
+    said = f"{name} {shown(report, metric, score)}"
+    apart = difference(report, metric)
+    if apart is not None:
+        dense = shown(report, metric, (report.dense or {})[metric])
+        return f"{said} against {dense} of the dense model: {apart}."
+    if (interval := report.intervals.get(metric)) is not None:
+        return f"{said} ({interval_words(interval, in_points(report, metric), sign='')})."
+    return f"{said}."
+
+
+def _done(report: Report) -> Markdown:
+    """What was done to the model during training, in a sentence."""
+    recipe, done = report.recipe, list[str]()
     if report.vocabulary is not None:
-        done.append("cut down to the words of its training texts")
+        done.append("cut down to the tokens of its training texts")
     if recipe.distillation.student_layers is not None:
         done.append("cut down to fewer layers")
     if recipe.distillation.enabled:
@@ -61,7 +110,9 @@ def _done(report: Report) -> list[str]:
         done.append(f"pruned ({100 * recipe.pruning.prune_sparsity:g} % of the weights of its linear layers are zero)")
     if recipe.quantization.enabled:
         done.append(Markdown(f"quantized ({code(str(recipe.quantization.quant_scheme))})"))
-    return done
+    if not done:
+        return Markdown("Its weights were not compressed.")
+    return Markdown(f"During training it was {listed(done)}.")
 
 
 SECTION = Section("summary", None, 0, values, TEMPLATE)

@@ -1,0 +1,156 @@
+"""Evaluation: the scores of the dense and the compressed model, their difference, and what these words mean."""
+
+from typing import Any
+
+from hf_compress.report.markdown import Markdown, code, text
+from hf_compress.report.phrases import (
+    dataset_words,
+    difference,
+    in_points,
+    interval_words,
+    is_part,
+    metric_names,
+    shown,
+    spelt,
+    split_words,
+)
+from hf_compress.report.report import Report
+from hf_compress.report.section import Section
+
+TEMPLATE = """\
+{% if report.dense is none %}
+| | this model | interval |
+|---|---:|---:|
+{% for row in scores %}
+| {{ row.name }} | {{ row.compressed }} | {{ row.interval }} |
+{% endfor %}
+{% else %}
+| | dense | this model | change |
+|---|---:|---:|---:|
+{% for row in scores %}
+| {{ row.name }} | {{ row.dense }} | {{ row.compressed }} | {{ row.difference }} |
+{% endfor %}
+{% endif %}
+
+- **Rows.** {{ report.dataset.eval_rows | count }} rows: {{ split | code }} of {{ dataset }}
+{%- if report.dataset.revision %} at revision {{ report.dataset.revision[:12] | code }}{% endif %}.
+{% if part %}
+  This is a part of the split, so the scores are not those of the whole split.
+{% endif %}
+{% if points %}
+- **Points.** Scores between 0 and 1 are shown times 100, and so are their changes.
+{% endif %}
+{% if intervals %}
+- **Intervals.** {{ intervals }}
+{% endif %}
+{% for sentence in without_interval %}
+- **No interval.** {{ sentence }}
+{% endfor %}
+{% if equal %}
+- **Equal?** {{ equal }}
+{% endif %}
+- **Dense** {{ dense }}
+{% if teacher %}
+- **The teacher** scores {{ teacher }} on the same rows.
+{% endif %}
+- **One run.** Another seed gives another score.{% if intervals %} The intervals do not include that.{% endif %}
+
+"""
+
+
+def values(report: Report) -> dict[str, Any]:
+    """The values that the template uses."""
+    names = metric_names(report)
+    return {
+        "scores": [_row(report, name) for name in names],
+        "dataset": dataset_words(report),
+        "split": split_words(report.dataset),
+        "part": is_part(report.dataset),
+        "points": any(in_points(report, name) for name in names),
+        "intervals": _intervals(report),
+        "without_interval": [Markdown(f"{code(name)}: {text(why)}") for name, why in report.without_interval.items()],
+        "equal": _equal(report),
+        "dense": _dense(report),
+        "teacher": _teacher(report, names),
+    }
+
+
+def _row(report: Report, name: str) -> dict[str, str]:
+    scores = [(report.dense or {}).get(name), report.compressed[name]]
+    dense, compressed = (shown(report, name, score) for score in scores)
+    label = Markdown(f"**{text(spelt(name))}**") if name == report.main_metric else spelt(name)
+    own = report.intervals.get(name)
+    return {
+        "name": label,
+        "dense": dense,
+        "compressed": compressed,
+        "difference": difference(report, name, short=True) or "n/a",
+        "interval": "n/a" if own is None else interval_words(own, in_points(report, name), sign="", short=True),
+    }
+
+
+def _intervals(report: Report) -> str:
+    """What the intervals count and how they were computed."""
+    methods: dict[str, list[str]] = {}
+    intervals = report.comparison or report.intervals
+    for name, interval in intervals.items():
+        how = f"{interval.method}; {interval.count:,} {interval.units}"
+        methods.setdefault(how, []).append(spelt(name))
+    levels = sorted({f"{100 * interval.level:g} %" for interval in intervals.values()})
+    said = " ".join(f"{', '.join(names)}: {how}." for how, names in methods.items())
+    return f"The intervals in brackets are {' and '.join(levels)} intervals. {said}" if said else ""
+
+
+def _equal(report: Report) -> str:
+    interval = report.comparison.get(report.main_metric)
+    if interval is None:
+        return ""
+    if interval.p_value is not None:
+        return f"McNemar's exact test that both models are right equally often: p = {interval.p_value:.2g}."
+    if interval.excludes_zero:
+        return "The interval of the main score leaves out zero: these rows show a difference."
+    return "The interval of the main score holds zero: these rows show no difference."
+
+
+def _dense(report: Report) -> Markdown:
+    """What "dense" means on this card."""
+    whole = "all its layers" if report.recipe.distillation.student_layers is not None else ""
+    tokens = "all its tokens" if report.vocabulary is not None else ""
+    uncut = " and ".join(part for part in (whole, tokens) if part)
+    with_all = f", with {uncut}" if uncut else ""
+    baseline = report.baseline
+    if report.dense is None:
+        return Markdown(
+            f"is the same model in fp32, uncompressed{with_all}. Only its size is known: no dense model of this task "
+            "was evaluated."
+        )
+    if baseline is None:
+        return Markdown(f"is an uncompressed model of this task in fp32{with_all}.")
+    if not baseline.start:
+        return Markdown(f"is an uncompressed model in fp32{with_all}, whose scores the training script gave.")
+    name = f", {code(baseline.name)}" if baseline.name else ""
+    trained = _length(baseline.epochs, baseline.steps)
+    before = f" It had been trained for this task for {trained}." if trained else " It had a trained head for it."
+    own = report.hyperparameters.get("num_train_epochs")
+    more = _length(own if isinstance(own, int | float) else None, report.train_steps)
+    return Markdown(
+        f"is the model that this training started from{name}, uncompressed and in fp32{with_all}.{before} The "
+        f"compressed model was trained for {more} more; the dense model was not."
+    )
+
+
+def _length(epochs: float | None, steps: int | None) -> str:
+    """A length of training in words; empty if it is unknown."""
+    if epochs is not None:
+        return f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+    return f"{steps:,} steps" if steps else ""
+
+
+def _teacher(report: Report, names: list[str]) -> str:
+    teacher, dense = report.teacher or {}, report.dense or {}
+    if all(dense.get(name) == score for name, score in teacher.items()):  # It is the dense model.
+        return ""
+    return ", ".join(f"{shown(report, name, teacher[name])} {spelt(name)}" for name in names if name in teacher)
+
+
+SECTION = Section("evaluation", "Evaluation", 10, values, TEMPLATE)

@@ -1,0 +1,177 @@
+"""Code for the card that runs as it stands: the same input in this package and in every other runtime."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pprint import pformat
+from typing import Any
+
+from hf_compress.checkpoint.reader import READER_NAME
+from hf_compress.export.formats import FORMATS
+from hf_compress.release import install_lines
+from hf_compress.report.report import Report
+
+FOLDER = "path/to/this/folder"
+# Tasks of the Hub that `transformers.pipeline` does not know (checked on 5.23).
+WITHOUT_PIPELINE = ("multiple-choice", "question-answering", "text2text-generation")
+# Tasks that read one text, and what the card calls the pipeline.
+TEXT = {"text-classification": "classify", "token-classification": "tag", "fill-mask": "fill", "text-generation": "go"}
+# The same for files.
+FILES = {"image-classification": "picture.jpg", "audio-classification": "sound.wav"}
+JAVASCRIPT = ("text-classification", "token-classification", "fill-mask")
+SAMPLE = "Put your text here."
+WIDE = 100
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A piece of code on the card.
+
+    Args:
+        title: of the way to use the model.
+        install: lines of a shell that install what the code needs.
+        code: the code.
+        language: of the code, as Markdown names it.
+    """
+
+    title: str
+    install: str
+    code: str
+    language: str = "python"
+
+
+def snippets(report: Report) -> list[Snippet]:
+    """The code of the card: one piece for each way to use the model that its folder has the files for."""
+    return [_packed(report), *_alone(report), *_formats(report), *_javascript(report)]
+
+
+def has_javascript(report: Report) -> bool:
+    """Whether transformers.js runs the model: there is a graph, for a task that it knows and for one text."""
+    return "onnx" in report.formats and report.pipeline_tag in JAVASCRIPT and len(_texts(report)) == 1
+
+
+def reads_itself(report: Report) -> bool:
+    """Whether stock Transformers loads the folder with `trust_remote_code=True`, by a Python file in it."""
+    return READER_NAME in report.files
+
+
+def _packed(report: Report) -> Snippet:
+    why = "import hf_compress  # makes Transformers read this file format"
+    return Snippet("With hf_compress", install_lines(), _transformers(report, why))
+
+
+def _alone(report: Report) -> Iterator[Snippet]:
+    """With Transformers alone, if the folder has the Python file that reads the format."""
+    if reads_itself(report):
+        code = _transformers(report, None, ", trust_remote_code=True")
+        yield Snippet("With Transformers alone", "pip install transformers torch zstandard", code)
+
+
+def _transformers(report: Report, first: str | None, more: str = "") -> str:
+    imports, where, tag = [first] if first else [], repr(report.hub_id or FOLDER), report.pipeline_tag
+    if tag in WITHOUT_PIPELINE:
+        imports.append(f"from transformers import {report.auto_class}")
+        return "\n".join([*imports, "", f"model = {report.auto_class}.from_pretrained({_quoted(where)}{more})"])
+    name = "predict" if report.head == "regression" else TEXT.get(tag, "predict")
+    lines = [
+        *imports,
+        "from transformers import pipeline",
+        "",
+        f'{name} = pipeline("{tag}", model={_quoted(where)}{more})',
+    ]
+    options = ', aggregation_strategy="simple"' if tag == "token-classification" else ""
+    options = ", top_k=None" if report.head.startswith("multi-label") else options
+    return "\n".join([*lines, f"print({name}({_given(report)}{options}))", *_answer(report)])
+
+
+def _given(report: Report) -> str:
+    """The input of a pipeline, as Python writes it."""
+    if report.pipeline_tag in FILES:
+        return _quoted(repr(FILES[report.pipeline_tag]))
+    texts = [_quoted(repr(text)) for text in _texts(report)]
+    return texts[0] if len(texts) == 1 else f'{{"text": {texts[0]}, "text_pair": {texts[1]}}}'
+
+
+def _texts(report: Report) -> Sequence[str]:
+    """The example, or words in its place."""
+    if report.example is not None:
+        return report.example.inputs
+    preprocessing = report.dataset.preprocessing
+    return [SAMPLE] * (len(preprocessing.columns) if preprocessing is not None and preprocessing.kind == "text" else 1)
+
+
+def _answer(report: Report) -> list[str]:
+    """The measured output of the example as lines of a comment."""
+    if report.example is None:
+        return []
+    output: Any = report.example.output
+    pair = len(report.example.inputs) == 2 and not report.head.startswith("multi-label")
+    said = pformat(output[0] if pair and len(output) == 1 else output, width=WIDE, sort_dicts=False)
+    return [f"# {line}" for line in said.splitlines()]
+
+
+def _formats(report: Report) -> Iterator[Snippet]:
+    """One piece for each other format. Models that read text are run on the example."""
+    for name in report.formats:
+        kind = FORMATS[name]
+        imports, _, load = kind.loading.replace("{auto_class}", report.auto_class).partition("\n\n")
+        lines, use = imports.splitlines(), [load]
+        if report.hub_id is not None:
+            lines.append("from huggingface_hub import snapshot_download")
+        where = _quoted(repr(report.hub_id or FOLDER))
+        folder = f"folder = {where if report.hub_id is None else f'snapshot_download({where})'}"
+        if kind.running and report.pipeline_tag in TEXT:
+            lines.append("from transformers import AutoTokenizer")
+            texts = ", ".join(_quoted(repr(text)) for text in _texts(report))
+            use += [
+                f'inputs = AutoTokenizer.from_pretrained(folder)({texts}, return_tensors="{kind.tensors}")',
+                kind.running,
+                _read_off(report),
+            ]
+        install = f"pip install {kind.install}" if kind.install else ""
+        yield Snippet(f"With {kind.runtime or kind.name}", install, "\n".join([*_sorted(lines), "", folder, *use]))
+
+
+def _read_off(report: Report) -> str:
+    """The line that says what the logits mean."""
+    labels = [name for _, name in sorted((report.labels or {}).items())]
+    names = f"[{', '.join(_quoted(repr(name)) for name in labels)}]"
+    if report.head == "regression":
+        return "print(float(logits[0, 0]))"
+    if not labels:
+        return "print(logits[0].argmax(-1))"
+    if report.head.startswith("multi-label"):
+        return f"labels = {names}\nprint([label for label, logit in zip(labels, logits[0]) if logit > 0])"
+    if report.head == "token classification":
+        return f"labels = {names}\nprint([labels[int(number)] for number in logits[0].argmax(-1)])"
+    return f"labels = {names}\nprint(labels[int(logits[0].argmax())])"
+
+
+def _javascript(report: Report) -> Iterator[Snippet]:
+    if not has_javascript(report):
+        return
+    name = "predict" if report.head == "regression" else TEXT[report.pipeline_tag]
+    where = _quoted(repr(report.hub_id or FOLDER))
+    lines = [
+        'import { pipeline } from "@huggingface/transformers";',
+        "",
+        f'const {name} = await pipeline("{report.pipeline_tag}", {where}, {{ dtype: "q8" }});',
+        f"console.log(await {name}({_quoted(repr(_texts(report)[0]))}));",
+    ]
+    yield Snippet("With transformers.js", "npm install @huggingface/transformers", "\n".join(lines), "js")
+
+
+def _sorted(imports: Sequence[str]) -> list[str]:
+    """Imports as formatters order them: whole modules first, the names of one module on one line."""
+    whole = sorted(line for line in imports if not line.startswith("from "))
+    parts = [line.removeprefix("from ").partition(" import ") for line in imports if line.startswith("from ")]
+    modules = sorted({module for module, _, _ in parts})
+    return whole + [
+        f"from {module} import {', '.join(sorted(name for found, _, name in parts if found == module))}"
+        for module in modules
+    ]
+
+
+def _quoted(literal: str) -> str:
+    """A Python string literal in double quotes where that needs no escape. JavaScript reads it as well."""
+    inner = literal[1:-1]
+    return f'"{inner}"' if literal[0] == "'" and '"' not in inner and "\\'" not in inner else literal
