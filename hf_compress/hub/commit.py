@@ -103,12 +103,9 @@ class Commit:
         return plan, made
 
     def _check_undisturbed(self, planned: Changes, first: Snapshot, now: Snapshot) -> None:
-        """Refuse to go on if somebody else changed the same files since the first look."""
-        touched = [
-            path
-            for path in (*planned.added, *planned.changed, *planned.removed)
-            if first.files.get(path) != now.files.get(path)
-        ]
+        """Refuse to go on if somebody else changed files of ours since the first look. README.md is merged again."""
+        ours = sorted({*self.hashes, REPORT_NAME, *planned.removed})
+        touched = [path for path in ours if first.files.get(path) != now.files.get(path)]
         if touched:
             raise ValueError(
                 f"Somebody else changed {', '.join(touched)} of {self.target.repo_id} during this push, so nothing "
