@@ -14,6 +14,7 @@ from hf_compress.hub.preflight import Target, holds_another_model
 from hf_compress.hub.readme import united
 from hf_compress.hub.repository import Snapshot, snapshot
 from hf_compress.report.contents import CARD_NAME
+from hf_compress.report.eval_results import RESULTS_NAME, render_results
 from hf_compress.report.report import REPORT_NAME, Report
 
 STALE_PARENT = 412
@@ -93,6 +94,8 @@ class Commit:
             REPORT_NAME: self.report.to_json().encode(),
             CARD_NAME: united(self.report, here, now.readme, replace=self.replace).encode(),
         }
+        if results := render_results(self.report):
+            made[RESULTS_NAME] = results.encode()
         files = self.hashes | {name: _hashes_of(content) for name, content in made.items()}
         plan = changes(files, now.files, now.ours, replace=self.replace)
         if plan.clashing:

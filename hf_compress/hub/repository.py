@@ -15,6 +15,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 
 from hf_compress.hub.patience import Patience
 from hf_compress.report.contents import CARD_NAME
+from hf_compress.report.eval_results import RESULTS_NAME
 from hf_compress.report.report import REPORT_NAME
 
 MAIN = "main"
@@ -80,14 +81,14 @@ def snapshot(client: HfApi, repo_id: str, revision: str, patience: Patience) -> 
 
 
 def written_by_us(report: str) -> frozenset[str]:
-    """The paths that a push with this `report.json` wrote, README.md aside; none if the report is not one of ours.
+    """The paths that a push with this `report.json` may have written, README.md aside; none if it is not one of ours.
 
     The report may come from another version of hf_compress.
 
     Example:
         >>> from hf_compress.hub.repository import written_by_us
         >>> sorted(written_by_us('{"schema": "hf_compress.report/1", "files": {"config.json": {}}}'))
-        ['config.json', 'report.json']
+        ['.eval_results/hf_compress.yaml', 'config.json', 'report.json']
         >>> sorted(written_by_us('{"accuracy": 0.9}'))
         []
     """
@@ -97,7 +98,7 @@ def written_by_us(report: str) -> frozenset[str]:
         return frozenset()
     if not isinstance(values, dict) or not str(values.get("schema", "")).startswith(FAMILY):
         return frozenset()
-    return frozenset({REPORT_NAME, *_names(values.get("files"))})
+    return frozenset({REPORT_NAME, RESULTS_NAME, *_names(values.get("files"))})
 
 
 def _names(files: Any) -> Iterable[str]:

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from hf_compress.hub.push import publish, push
 from hf_compress.report.card import save_card
+from hf_compress.report.eval_results import RESULTS_NAME
 from hf_compress.report.report import Report
 from hf_compress_cli import app
 from tests.hub.accounts import GOOD_TOKEN, OTHER_TOKEN
@@ -174,3 +176,14 @@ def test_files_of_a_report_without_ours_are_named(local_hub: LocalHub, folder: P
     local_hub.add(ID, {"report.json": json.dumps({"accuracy": 1}).encode()})
     with pytest.raises(ValueError, match=re.escape("report.json")):
         push(folder, ID, token=GOOD_TOKEN)
+
+
+def test_the_hub_s_file_of_results_comes_and_goes(local_hub: LocalHub, folder: Path) -> None:
+    report = Report.load(folder)
+    replace(report, dataset=replace(report.dataset, hub_id="me/films")).save(folder)
+    save_card(folder)
+    push(folder, ID, token=GOOD_TOKEN)
+    assert b"me/films" in in_repository(local_hub)[RESULTS_NAME]
+    replace(Report.load(folder), dataset=report.dataset).save(folder)
+    save_card(folder)
+    assert publish(folder, ID, token=GOOD_TOKEN).changes.removed == [RESULTS_NAME]

@@ -82,4 +82,7 @@ def test_a_report_of_somebody_else_makes_nothing_ours(text: str) -> None:
 
 @pytest.mark.parametrize("files", ["null", "[]", '"a"', "{}"])
 def test_a_report_without_files_makes_itself_ours(files: str) -> None:
-    assert written_by_us(f'{{"schema": "hf_compress.report/9", "files": {files}}}') == {"report.json"}
+    assert written_by_us(f'{{"schema": "hf_compress.report/9", "files": {files}}}') == {
+        "report.json",
+        ".eval_results/hf_compress.yaml",
+    }
