@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.layers.grids import SCHEMES
 from hf_compress.layers.rounded import compressed_layers
+from hf_compress.models.heads import find_head
 from hf_compress.models.targets import prunable
 from hf_compress.packing import packed as packed_module
 from hf_compress.packing.coding import CODECS, encode
@@ -139,7 +140,7 @@ def compressed(model: PreTrainedModel, recipe: Recipe, folder: Path, **options: 
             if layer.has_range:
                 layer.input_range.copy_(torch.tensor([-3.0, 5.0]))
         with torch.no_grad():
-            model.eval()(input_ids=torch.arange(20).reshape(2, 10))
+            model.eval()(**find_head(model).example_batch(model))
     return save_compressed(model, folder, recipe)
 
 

@@ -4,7 +4,9 @@ import ast
 import copy
 import io
 import json
+import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from transformers import (
     GPT2Config,
     PreTrainedModel,
     dynamic_module_utils,
+    pipeline,
 )
 from transformers.quantizers import auto
 
@@ -30,9 +33,11 @@ from hf_compress.checkpoint.config import FORMAT_VERSION, METHOD, CompressionCon
 from hf_compress.checkpoint.hf_compress_loading import PackedTensor
 from hf_compress.checkpoint.reader import MESSAGE_FIELD, READER_NAME, message
 from hf_compress.checkpoint.save import save_compressed
+from hf_compress.models.heads import find_head
 from hf_compress.packing.packed import KINDS, Packed, pack
 from hf_compress.recipe import Recipe
 from tests.checkpoint.test_format import RECIPES, compressed
+from tests.invariants import test_heads, test_models
 
 SOURCE = Path(hf_compress_loading.__file__)
 IDS = torch.arange(20).reshape(2, 10)
@@ -89,6 +94,39 @@ def test_the_file_gives_the_same_bits_as_hf_compress(
     folder = compressed(make_bert(**sizes), RECIPES[recipe], tmp_path / "packed")
     model, ours = with_and_without(folder, request, AutoModelForSequenceClassification, dtype=dtype)
     assert alike(model, ours)
+
+
+OWN_ATTENTION = ("deberta-v2",)
+
+
+def families() -> list[Any]:
+    """Every architecture and every kind of head that is tested, each once: its configuration and auto class."""
+    found = {(case.config, case.auto_class): case for case in test_models.CASES}
+    cases = [
+        (key[0], case.auto_class, test_models.CONFIGS[case.config](**case.changes)) for key, case in found.items()
+    ]
+    cases += [(case.name, case.auto_class, case.config) for case in test_heads.CASES]
+    return [pytest.param(auto_class, config, id=f"{name}-{auto_class.__name__}") for name, auto_class, config in cases]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["int8", "int8-attention"])
+@pytest.mark.parametrize(("auto_class", "config"), families())
+def test_every_family_and_head_computes_the_same(
+    auto_class: Any, config: Any, scheme: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = auto_class.from_config(copy.deepcopy(config))
+    if scheme == "int8-attention" and config.model_type in OWN_ATTENTION:
+        pytest.skip(f"{config.model_type} computes its attention without Transformers' interface")
+    folder = compressed(model, RECIPES[scheme], tmp_path / "packed")
+    loaded, ours = with_and_without(folder, request, auto_class)
+    head = find_head(ours)
+    batch = head.example_batch(ours, rows=3, length=8)
+    with torch.no_grad():
+        logits, expected = (head.logits(one.eval()(**batch)) for one in (loaded, ours))
+    assert weights(loaded).keys() == weights(ours).keys()
+    assert all(torch.equal(tensor, weights(ours)[name]) for name, tensor in weights(loaded).items())
+    assert all(torch.equal(one, other) for one, other in zip(logits, expected, strict=True))
 
 
 @pytest.mark.parametrize("recipe", ["int8", "int8-dynamic", "int4-weight", "int8-attention", "mixed"])
@@ -277,3 +315,32 @@ def test_the_configuration_loads_without_any_of_it(folder: Path, stock: None) ->
     """Tokenizers and other tools read config.json without trusting the folder."""
     config = AutoConfig.from_pretrained(folder)
     assert config.model_type == "bert" and config.quantization_config["quant_method"] == METHOD
+
+
+WITHOUT = """
+import sys
+sys.modules["hf_compress"] = None  # `import hf_compress` fails.
+from transformers import AutoModelForSequenceClassification, pipeline
+folder, trust = sys.argv[1], {"trust_remote_code": True} if sys.argv[2] == "trust" else {}
+print(pipeline("text-classification", model=folder, **trust)("the film was warm", top_k=None))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_without_hf_compress_runs_a_pipeline(folder: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    tiny_tokenizer.save_pretrained(folder)
+    expected = pipeline("text-classification", model=str(folder))("the film was warm", top_k=None)
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home")}
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", WITHOUT, folder, trust],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for trust in ("trust", "no")
+    ]
+    assert runs[0].returncode == 0, runs[0].stderr
+    assert runs[0].stdout.strip() == str(expected)
+    assert runs[1].returncode != 0 and runs[1].stderr.strip().endswith(message())
