@@ -74,6 +74,19 @@ def is_repository(path_or_repo: str | Path) -> bool:
     return not Path(path_or_repo).expanduser().exists() and _ID.fullmatch(str(path_or_repo)) is not None
 
 
+def repository(folder: Path) -> str | None:
+    """Return the id of the repository that `folder` is a copy of in the Hub's cache; None for any other folder.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hf_compress.folders import repository
+        >>> repository(Path("hub/models--someone--minilm/snapshots/3f1c")), repository(Path("runs/sst2"))
+        ('someone/minilm', None)
+    """
+    kind, _, name = folder.parent.parent.name.partition("--")
+    return name.replace("--", "/") if kind == "models" and folder.parent.name == "snapshots" else None
+
+
 def _explain(error: Exception, given: str, repo_id: str, revision: str | None) -> NoReturn:
     """Raise what the Hub refused as one sentence with the next step."""
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -4,7 +4,6 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,10 @@ LARGEST = 1_000_000  # Rows of a batch, or tokens of a row.
 
 
 def bench(
-    folders: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Model folders, dense or compressed.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH_OR_REPO...", help="Model folders or Hub ids, dense or compressed."),
+    ],
     batch_size: Annotated[str, typer.Option(metavar="N,N,...", help="Rows per batch.")] = "1,32",
     length: Annotated[str, typer.Option(metavar="N,N,...", help="Tokens per row.")] = "128",
     rounds: Annotated[int, typer.Option(min=1, max=100_000, help="Timed calls per variant and batch shape.")] = 20,
@@ -31,17 +33,23 @@ def bench(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="Device for PyTorch: cpu or cuda.")] = "cpu",
-    save: Annotated[bool, typer.Option("--save", help="Add the result to report.json and card of each PATH.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Add the result to report and card of each folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure the speed of models in PyTorch, ONNX Runtime and OpenVINO."""
     with clean_errors():
+        from hf_compress.folders import is_repository
         from hf_compress.report import VARIANTS, latency_table, records
         from hf_compress.report.bench import bench as measure
         from hf_compress.report.bench import save_latency
 
+        if save and (found := [model for model in models if is_repository(model)]):
+            raise ValueError(
+                f"`--save` writes into folders, but {found[0]} is on the Hub. Run `hf download {found[0]} "
+                "--local-dir FOLDER`, give that folder, and push it afterwards."
+            )
         latency = measure(
-            folders,
+            models,
             batch_sizes=_numbers("batch-size", batch_size),
             lengths=_numbers("length", length),
             rounds=rounds,
@@ -54,7 +62,7 @@ def bench(
             typer.echo(json.dumps(records.encode(latency)))
         else:
             console().print(latency_table(latency))
-        for folder in folders if save else ():
+        for folder in models if save else ():
             card = save_latency(folder, latency)
             typer.echo(f"{folder}: no report.json to add to" if card is None else f"Written to {card}", err=True)
 

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +20,10 @@ if TYPE_CHECKING:
 def inspect(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH_OR_REPO...", help="A compressed folder or Hub id. Give several to compare them."),
+        typer.Argument(
+            metavar="PATH_OR_REPO...",
+            help="A compressed folder or Hub id (owner/name or owner/name@revision). Give several to compare them.",
+        ),
     ],
     tensors: Annotated[bool, typer.Option("--tensors", help="Show one line per tensor instead of per layer.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts of every tensor as JSON.")] = False,
@@ -46,10 +48,11 @@ def inspect(
 
 
 def _compare(paths: Sequence[str], *, markdown: bool) -> None:
-    from hf_compress.report.report import Report
+    from hf_compress.folders import local_folder
+    from hf_compress.report.report import REPORT_NAME, Report
     from hf_compress.report.tables import markdown_table, terminal_table
 
-    reports = [Report.load(_local(path)) for path in paths]
+    reports = [Report.load(local_folder(path, only=[REPORT_NAME])) for path in paths]
     if markdown:
         typer.echo(markdown_table(reports))
     else:
@@ -58,8 +61,9 @@ def _compare(paths: Sequence[str], *, markdown: bool) -> None:
 
 def _inspect_one(path_or_repo: str, *, tensors: bool, as_json: bool, codecs: bool) -> None:
     from hf_compress.checkpoint import inventory
+    from hf_compress.folders import local_folder
 
-    folder = _local(path_or_repo)
+    folder = local_folder(path_or_repo, only=["*.json", "*.safetensors"])
     facts = inventory.tensors(folder)
     by_codec = inventory.bytes_by_codec(folder) if codecs else {}
     if as_json:
@@ -75,22 +79,6 @@ def _inspect_one(path_or_repo: str, *, tensors: bool, as_json: bool, codecs: boo
         f"{path_or_repo}: {on_disk:,} bytes in safetensors files, including {container:,} bytes of headers "
         f"({100 * container / on_disk:.2f} %)"
     )
-
-
-def _local(path_or_repo: str) -> Path:
-    """Return the folder itself, or a copy of the files that `inspect` needs from the Hub."""
-    path = Path(path_or_repo)
-    if path.exists():
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path_or_repo, allow_patterns=["*.json", "model.safetensors"]))
-    except HFValidationError as error:
-        raise ValueError(f"PATH_OR_REPO must be a folder or a Hub id; got {path_or_repo!r}. {error}") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"There is no folder {path_or_repo}, and the Hub did not provide it: {error}") from error
 
 
 def _plain(name: str) -> Text:

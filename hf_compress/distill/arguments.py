@@ -30,8 +30,9 @@ class DistillationArguments:
     distill_teacher: str | None = field(
         default=None,
         metadata={
-            "help": "The teacher: a path or Hub id of a model or an adapter; or `self`, a frozen copy of the model "
-            "before training. For a model with a new adapter, `self` is the base model, without a copy."
+            "help": "The teacher: a path or Hub id (owner/name or owner/name@revision) of a model or an adapter; or "
+            "`self`, a frozen copy of the model before training. For a model with a new adapter, `self` is the base "
+            "model, without a copy."
         },
     )
     distill_loss: str = field(

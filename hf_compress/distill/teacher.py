@@ -18,6 +18,7 @@ from transformers.utils import cached_file, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_compress.cut.vocabulary import keep_tokens
+from hf_compress.folders import is_repository, local_folder
 from hf_compress.models.classes import class_order, has_default_labels
 from hf_compress.models.examples import fits, pools_by_padding
 from hf_compress.models.heads import Head, bare, find_head, has_own_forward
@@ -64,9 +65,9 @@ def check_choice(settings: Any, model: Any, teacher: PreTrainedModel | None) -> 
 def load_teacher(name: str, head: Head, processing_class: Any = None, rows: int | None = None) -> PreTrainedModel:
     """Return the model at a path or Hub id, with the student's kind of head, in the dtype that it was saved in.
 
-    An adapter's folder gives its base model with the adapter, merged if it is LoRA. If `processing_class` is the
-    teacher's own tokenizer with fewer tokens (`cut_vocabulary`), the teacher's vocabulary is cut in the same way. If
-    it is the same tokenizer, embeddings that were padded to another size are resized.
+    A Hub id may end with "@revision". An adapter's folder gives its base model with the adapter, merged if it is LoRA.
+    If `processing_class` is the teacher's own tokenizer with fewer tokens (`cut_vocabulary`), the teacher's vocabulary
+    is cut in the same way. If it is the same tokenizer, embeddings that were padded to another size are resized.
 
     Args:
         rows: the rows of the student's embeddings; None to leave the teacher's as they are.
@@ -75,6 +76,11 @@ def load_teacher(name: str, head: Head, processing_class: Any = None, rows: int 
         ValueError: nothing can be loaded, the model has no trained head of that kind, or its tokenizer differs from
             `processing_class`.
     """
+    if "@" in name and is_repository(name):
+        try:
+            name = str(local_folder(name))
+        except ValueError as error:
+            raise ValueError(f"`--distill_teacher {name}`: {error}") from error
     source, options = name, dict[str, Any]()
     try:
         config = PeftConfig.from_pretrained(name) if find_adapter_config_file(name) is not None else None

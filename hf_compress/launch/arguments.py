@@ -43,7 +43,8 @@ class CompressionArguments:
     compress_config: str | None = field(
         default=None,
         metadata={
-            "help": "Read options from a YAML or JSON file, or the folder of an earlier result. Flags override it."
+            "help": "Read options from a YAML or JSON file, or from an earlier result, by its folder or Hub id. Flags "
+            "override it."
         },
     )
     compress_hub_id: str | None = field(

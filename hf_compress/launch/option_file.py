@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_compress.documents import YAML, read_document
+from hf_compress.folders import is_repository, local_folder
 from hf_compress.launch.arguments import ALL_ARGUMENTS, option_names
 from hf_compress.recipe import Recipe
 
@@ -21,19 +22,27 @@ LONGEST = 60  # Characters of a value in an error.
 
 
 def read_options(path: str | Path) -> dict[str, Any]:
-    """Return the options in a YAML or JSON file, or in the recipe.json of a folder, by the names of their flags.
+    """Return the options in a YAML or JSON file, or in the recipe.json of a result, by the names of their flags.
+
+    A result is a folder or the id of its repository on the Hub: "owner/name" or "owner/name@revision".
 
     They are grouped by method, as `Recipe.save` writes them, or not grouped.
 
     Raises:
-        ValueError: the file cannot be read, an option is unknown, or a value is not one that its flag takes.
+        ValueError: the file cannot be read, the Hub does not return it, an option is unknown, or a value is not one
+            that its flag takes.
     """
+    if "/" in str(path) and Path(path).suffix not in (*YAML, ".json") and is_repository(path):
+        try:
+            path = local_folder(path, only=[RECIPE_NAME])
+        except ValueError as error:
+            raise ValueError(f"`--compress_config {path}`: {error}") from error
     path = Path(path)
     file = path / RECIPE_NAME if path.is_dir() else path
     if not file.exists():
         raise ValueError(
-            f"`--compress_config` must be a YAML or JSON file, or a folder with a {RECIPE_NAME}; there is none at "
-            f"{path}. For a recipe that comes with hf_compress, use `--compress_recipe`."
+            f"`--compress_config` must be a YAML or JSON file, or a folder or Hub id with a {RECIPE_NAME}; there is "
+            f"none at {path}. For a recipe that comes with hf_compress, use `--compress_recipe`."
         )
     return flattened(read_document(file), str(file))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from hf_compress.export.runtimes import RuntimeModel
+from hf_compress.folders import MODEL_FILES, local_folder
 from hf_compress.models.heads import find_head
 from hf_compress.report import provenance
 from hf_compress.report.card import save_card
@@ -54,7 +55,7 @@ def bench(
     "torch-fp32", or to the first variant if that is left out.
 
     Args:
-        folders: models that `save_pretrained` or `save_compressed` wrote.
+        folders: models that `save_pretrained` or `save_compressed` wrote, or their ids on the Hub.
         batch_sizes: rows of a batch.
         lengths: tokens of a row. Every batch size is measured with every length. Models of images and sounds have
             inputs of a fixed size, and ignore it.
@@ -72,8 +73,8 @@ def bench(
         >>> from hf_compress.report import bench
         >>> latency = bench(["run/compressed"], batch_sizes=[1], rounds=5)  # doctest: +SKIP
     """
-    paths, place = [Path(folder) for folder in folders], torch.device(device)
     _check_positive(batch_sizes, lengths, rounds, threads)
+    paths, place = [local_folder(folder, only=MODEL_FILES) for folder in folders], torch.device(device)
     with _threads(threads or torch.get_num_threads()), torch.inference_mode():
         found = find_variants(paths, variants, place)
         shapes = _shapes(paths, batch_sizes, lengths)

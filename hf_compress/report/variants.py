@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
+from hf_compress.folders import repository
 from hf_compress.layers.rounded import compressed_layers
 from hf_compress.models.targets import model_class
 from hf_compress.report.sizes import dense_size
@@ -68,7 +69,7 @@ def find_variants(folders: Sequence[Path], names: Sequence[str], device: torch.d
 
 
 def label(folder: Path) -> str:
-    """The folder's name, or that of the run around it if the folder is called `compressed`.
+    """The folder's name, with that of the run around it if it is called `compressed`; the id of a copy from the Hub.
 
     Example:
         >>> from pathlib import Path
@@ -77,6 +78,9 @@ def label(folder: Path) -> str:
         'sst2/compressed'
     """
     folder = folder.resolve()
+    repo_id = repository(folder)
+    if repo_id is not None:
+        return repo_id
     return f"{folder.parent.name}/{folder.name}" if folder.name == "compressed" else folder.name
 
 
