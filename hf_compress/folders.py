@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import cast
 
 from huggingface_hub import HfApi, errors
 
@@ -20,6 +20,7 @@ def local_folder(
     revision: str | None = None,
     token: str | None = None,
     only: Sequence[str] | None = None,
+    option: str | None = None,
 ) -> Path:
     """Return an existing path as it is, or else the folder of a copy of that repository from the Hub.
 
@@ -30,6 +31,7 @@ def local_folder(
         revision: a branch, tag or commit of the repository. By default the one in the id, or else "main".
         token: a Hub token. The default is that of `hf auth login`.
         only: patterns of the files to download, for example `MODEL_FILES`. All by default.
+        option: the flag that it was given to, for the errors.
 
     Raises:
         ValueError: it is neither a path nor an id; or the Hub has no such repository or revision, refuses to give it,
@@ -45,10 +47,11 @@ def local_folder(
     if Path(path_or_repo).expanduser().exists():
         return Path(path_or_repo).expanduser()
     given = str(path_or_repo)
+    where = f"`--{option} {given}`: " if option else ""
     found = _ID.fullmatch(given)
     if found is None:
         raise ValueError(
-            f"{given} is neither an existing path nor a Hub id such as owner/name or owner/name@revision."
+            f"{where}{given} is neither an existing path nor a Hub id such as owner/name or owner/name@revision."
         )
     revision = revision or found["revision"]
     try:
@@ -58,9 +61,9 @@ def local_folder(
             )
         )
     except errors.HFValidationError as error:
-        raise ValueError(f"{given} is neither an existing path nor a Hub id: {error}") from error
+        raise ValueError(f"{where}{given} is neither an existing path nor a Hub id: {error}") from error
     except (OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]  # Imported there from the HTTP client.
-        _explain(error, given, found["id"], revision)
+        raise ValueError(where + _explained(error, given, found["id"], revision)) from error
 
 
 def is_repository(path_or_repo: str | Path) -> bool:
@@ -87,8 +90,8 @@ def repository(folder: Path) -> str | None:
     return name.replace("--", "/") if kind == "models" and folder.parent.name == "snapshots" else None
 
 
-def _explain(error: Exception, given: str, repo_id: str, revision: str | None) -> NoReturn:
-    """Raise what the Hub refused as one sentence with the next step."""
+def _explained(error: Exception, given: str, repo_id: str, revision: str | None) -> str:
+    """Return what the Hub refused as one sentence with the next step."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     nowhere = f"There is no path {given} here, and the Hub"
     if isinstance(error, errors.GatedRepoError):
@@ -106,7 +109,7 @@ def _explain(error: Exception, given: str, repo_id: str, revision: str | None) -
     else:
         reason = " ".join(str(cast(Exception, error.__cause__ or error)).split()) or type(error).__name__
         said = f"{nowhere} did not return {repo_id}: {reason.rstrip('.')}. Try again later, or give a folder."
-    raise ValueError(said) from error
+    return said
 
 
 def _is_offline(error: Exception) -> bool:

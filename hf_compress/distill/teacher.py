@@ -77,10 +77,7 @@ def load_teacher(name: str, head: Head, processing_class: Any = None, rows: int 
             `processing_class`.
     """
     if "@" in name and is_repository(name):
-        try:
-            name = str(local_folder(name))
-        except ValueError as error:
-            raise ValueError(f"`--distill_teacher {name}`: {error}") from error
+        name = str(local_folder(name, option="distill_teacher"))
     source, options = name, dict[str, Any]()
     try:
         config = PeftConfig.from_pretrained(name) if find_adapter_config_file(name) is not None else None

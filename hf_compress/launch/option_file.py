@@ -33,10 +33,7 @@ def read_options(path: str | Path) -> dict[str, Any]:
             that its flag takes.
     """
     if "/" in str(path) and Path(path).suffix not in (*YAML, ".json") and is_repository(path):
-        try:
-            path = local_folder(path, only=[RECIPE_NAME])
-        except ValueError as error:
-            raise ValueError(f"`--compress_config {path}`: {error}") from error
+        path = local_folder(path, only=[RECIPE_NAME], option="compress_config")
     path = Path(path)
     file = path / RECIPE_NAME if path.is_dir() else path
     if not file.exists():
