@@ -79,12 +79,11 @@ def load_teacher(name: str, head: Head, processing_class: Any = None, rows: int 
     if "@" in name and is_repository(name):
         name = str(local_folder(name, option="distill_teacher"))
     source, options = name, dict[str, Any]()
+    wanted = f"`--distill_teacher {name}` must be a path or Hub id of a model for {head.name}, or `{SELF}`"
     try:
         config = PeftConfig.from_pretrained(name) if find_adapter_config_file(name) is not None else None
     except OSError as error:
-        raise ValueError(
-            f"`--distill_teacher {name}` must be a path or Hub id of a model for {head.name}, or `{SELF}`: {error}"
-        ) from error
+        raise ValueError(f"{wanted}: {error}") from error
     if config is not None:
         source, options = str(config.base_model_name_or_path), {"revision": config.revision or "main"}
         if head.num_labels is not None:  # A base model without a head does not know the number.
@@ -94,10 +93,8 @@ def load_teacher(name: str, head: Head, processing_class: Any = None, rows: int 
         try:
             teacher, info = head.auto_class.from_pretrained(source, dtype="auto", output_loading_info=True, **options)
         except OSError as error:
-            raise ValueError(
-                f"`--distill_teacher {name}` must be a path or Hub id of a model for {head.name}, or `{SELF}`; "
-                f"loading {'it' if config is None else f'the base model {source} of that adapter'} failed: {error}"
-            ) from error
+            what = "it" if config is None else f"the base model {source} of that adapter"
+            raise ValueError(f"{wanted}; loading {what} failed: {error}") from error
         missing = set(info["missing_keys"])
         if config is not None:
             missing -= _adapter_names(name)
