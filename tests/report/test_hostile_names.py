@@ -1,5 +1,6 @@
 """Names with markup, HTML, fences or line breaks show as they are, on the card and in the terminal."""
 
+import ast
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,13 @@ from rich.console import Console
 
 from hf_compress import DatasetFacts, PruningArguments, Recipe, Report
 from hf_compress.report.card import render, save_card
+from hf_compress.report.eval_results import render_results
+from hf_compress.report.facts import Baseline, Example
+from hf_compress.report.intervals import Interval
 from hf_compress.report.latency import Latency, Ratio, Timing, Variant
+from hf_compress.report.preprocessing import Preprocessing
+from hf_compress.report.report import FormatFacts
+from hf_compress.report.snippets import snippets
 from hf_compress.report.tables import comparison_table, latency_table, markdown_table, recipe_table, terminal_table
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -31,6 +38,7 @@ NAMES = {
 def hostile(name: str) -> Report:
     """The golden report with `name` wherever a user chooses a name."""
     report = Report.load(GOLDEN)
+    interval = Interval(0.1, 0.0, 0.2, 0.95, name, name, 10)
     timing = Timing(name, 1, 8, 0.1, [0.1, 0.1], Ratio(1.0, [1.0, 1.0], [1.0, 1.0]))
     return replace(
         report,
@@ -40,8 +48,25 @@ def hostile(name: str) -> Report:
         base_model_revision=name,
         model_class=name,
         task=name,
-        dataset=DatasetFacts(name, name, name, 10, name, 10),
+        dataset=DatasetFacts(
+            name, name, name, 10, name, 10, eval_part=name, preprocessing=Preprocessing("text", [name], name)
+        ),
         compressed=report.compressed | {name: 0.5},
+        dense={**(report.dense or {}), name: 0.5},
+        intervals={},
+        comparison={"accuracy": interval, name: interval},
+        without_interval={name: name},
+        reasons=[name],
+        failed_formats={"openvino": name},
+        formats={"onnx": FormatFacts(1000, 0.1, {})},
+        hub_id=name,
+        labels={0: name, 1: f"{name} "},
+        example=Example([name], [{"label": name, "score": 0.5}]),
+        license=name,
+        languages=[name],
+        baseline=Baseline(start=True, name=name),
+        curves={name: [[1, 0.5], [2, 0.25]]},
+        author={"tags": [name], "thumbnail": name},
         hyperparameters=report.hyperparameters | {"optim_args": name},
         command=name,
         hardware=name,
@@ -119,3 +144,27 @@ def test_tables_show_a_name_without_markup(kind: str) -> None:
 def test_a_folder_with_hostile_names_has_a_card(tmp_path: Path) -> None:
     hostile(NAMES["script"]).save(tmp_path)
     assert save_card(tmp_path).read_text("utf-8") == render(Report.load(tmp_path))
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_the_title_of_the_author_adds_no_markup(kind: str) -> None:
+    report = replace(Report.load(GOLDEN), author={"title": shown(NAMES[kind])})
+    found = tokens(render(report))
+    assert structure(render(report)) == structure(render(replace(report, author={"title": "harmless"})))
+    title = next(token for number, token in enumerate(found) if found[number - 1].tag == "h1")
+    assert "".join(child.content for child in title.children or []) == shown(NAMES[kind])
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_code_on_the_card_holds_names_as_literals(kind: str) -> None:
+    for snippet in snippets(hostile(NAMES[kind])):
+        if snippet.language == "python":
+            literals = {node.value for node in ast.walk(ast.parse(snippet.code)) if isinstance(node, ast.Constant)}
+            assert NAMES[kind] in literals
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_name_adds_nothing_to_the_results_file(kind: str) -> None:
+    report = replace(hostile(NAMES[kind]), dataset=replace(hostile(NAMES[kind]).dataset, hub_id="me/data"))
+    (entry,) = yaml.safe_load(render_results(report) or "")
+    assert entry.keys() == {"dataset", "value", "date", "notes"}
