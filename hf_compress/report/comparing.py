@@ -9,8 +9,9 @@ import numpy as np
 from transformers import Trainer
 
 from hf_compress.models.heads import bare
+from hf_compress.report.formulas import Numbers, Scorer
 from hf_compress.report.intervals import DRAWS, LEVEL, Interval, bootstrap, ends, mcnemar, wilson
-from hf_compress.report.metrics import ACCURACY, Metric, Numbers, Scorer, find_metric, mean_of
+from hf_compress.report.metrics import ACCURACY, Metric, find_metric, mean_of
 from hf_compress.report.outputs import Outputs, UnreadableError
 from hf_compress.report.predictions import COMPRESSED, DENSE, Recorder, row_numbers, save_predictions
 from hf_compress.report.report import Report

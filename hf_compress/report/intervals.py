@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from hf_compress.report.metrics import Numbers, Scorer
+from hf_compress.report.formulas import Numbers, Scorer
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -159,8 +159,11 @@ def _flags(answer: NDArray[Any], labels: NDArray[Any]) -> Outputs:
     if answer.shape != labels.shape or not np.isin(labels, (0, 1)).all():
         raise UnreadableError("The labels are neither 0 nor 1.")
     scored = answer.dtype.kind == "f" and not np.isin(answer, (0, 1)).all()
-    logits = answer.astype(np.float32) if scored and answer.shape[1] <= MOST_LOGITS else None
-    return Outputs("flags", labels.astype(np.int8), (answer > 0).astype(np.int8), logits=logits)
+    # Scripts may have turned logits into probabilities.
+    share = scored and answer.min() >= 0 and answer.max() <= 1
+    logits = answer.astype(np.float32) if scored and not share and answer.shape[1] <= MOST_LOGITS else None
+    predicted = answer > (0.5 if share else 0)
+    return Outputs("flags", labels.astype(np.int8), predicted.astype(np.int8), logits=logits)
 
 
 def _tokens(answer: NDArray[Any], labels: NDArray[Any], *, shifted: bool) -> Outputs:

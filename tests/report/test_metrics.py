@@ -72,6 +72,7 @@ ORACLES: list[tuple[str, Outputs, Callable[..., float]]] = [
     ("hamming_score", FLAGS, lambda labels, predicted: 1 - metrics.hamming_loss(labels, predicted)),
     ("matthews_correlation", TWO, metrics.matthews_corrcoef),
     ("mcc", FOUR, metrics.matthews_corrcoef),
+    ("cohen_kappa", FOUR, metrics.cohen_kappa_score),
     ("pearson", REAL, lambda labels, predicted: stats.pearsonr(labels, predicted).statistic),
     ("spearmanr", REAL, lambda labels, predicted: stats.spearmanr(labels, predicted).statistic),
     ("mse", REAL, metrics.mean_squared_error),
@@ -136,6 +137,17 @@ TAGGED: list[tuple[str, list[tuple[str, int, int]]]] = [
 @pytest.mark.parametrize(("tags", "expected"), TAGGED)
 def test_entities_are_those_of_the_conll_script(tags: str, expected: list[tuple[str, int, int]]) -> None:
     assert list(entities(tags.split())) == expected
+
+
+def test_the_area_under_the_curve_is_scikit_learn_s() -> None:
+    assert TWO.logits is not None
+    scores = (TWO.logits[:, 1] - TWO.logits[:, 0]).round(1)  # Ties count half.
+    outputs = Outputs("classes", TWO.labels, TWO.predicted, logits=np.stack([0 * scores, scores], 1))
+    rows = [np.repeat(np.arange(ROWS), weights.astype(int)) for weights in WEIGHTS]
+    expected = [metrics.roc_auc_score(TWO.labels[chosen], scores[chosen]) for chosen in rows]
+    metric, _, tally = found("roc_auc", outputs, roc_auc=expected[0])
+    scorer = metric.scorer(tally)
+    assert scorer is not None and scorer(WEIGHTS) == pytest.approx(expected)
 
 
 def test_f1_of_tags_counts_entities_and_not_tokens() -> None:

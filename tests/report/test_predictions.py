@@ -193,6 +193,13 @@ def test_a_script_that_changes_labels_in_place_changes_nothing(tmp_path: Path) -
     assert same(run.outputs(), whole)
 
 
+def test_independent_labels_may_be_scored_as_probabilities(tmp_path: Path) -> None:
+    run, whole = Run("flags", tmp_path), Run("flags", tmp_path).outputs()
+    run.trainer.preprocess_logits_for_metrics = lambda logits, labels: logits.sigmoid()
+    outputs = run.outputs()
+    assert same(outputs, whole) and outputs.logits is None
+
+
 def test_a_head_without_classes_says_why_it_has_no_rows(tmp_path: Path) -> None:
     assert "sequence-to-sequence" in Run("seq2seq", tmp_path).record().obstacles[DENSE]
     silent = Run("sequence", tmp_path)
