@@ -45,7 +45,7 @@ def drop(report: Report) -> float | None:
         return None
     name = report.main_metric
     change = report.compressed[name] - report.dense[name]
-    return -sign_of_better(name) * _points(report) * change
+    return -_sign(report) * _points(report) * change
 
 
 def verdict(report: Report, max_drop: float) -> tuple[str, list[str]]:
@@ -119,7 +119,7 @@ def _drop_words(report: Report, max_drop: float) -> Iterator[str]:
     if lost is None:
         yield f"Nobody knows how far the {name} fell, because no dense model was scored. {allowed}."
         return
-    change, unit = -lost * sign_of_better(name), _unit(report)
+    change, unit = -lost * _sign(report), _unit(report)
     way = "equal to" if change == 0 else f"{abs(change):.2f}{unit} {'above' if change > 0 else 'below'}"
     interval, factor = report.comparison.get(name), _points(report)
     said = ""
@@ -177,7 +177,7 @@ def _longer(report: Report) -> Iterator[str]:
 
 def _allowed(report: Report, max_drop: float) -> str:
     unit = _unit(report)
-    what = "drop" if sign_of_better(report.main_metric) > 0 else "rise"
+    what = "drop" if _sign(report) > 0 else "rise"
     return f"A {what} of at most {max_drop:g}{unit.removesuffix('s') if max_drop == 1 else unit} is allowed"
 
 
@@ -187,5 +187,10 @@ def _points(report: Report) -> int:
     return points_per_unit(report.main_metric, scores)
 
 
+def _sign(report: Report) -> int:
+    """1 if a higher main metric is better, else -1."""
+    return -1 if report.greater_is_better is False else sign_of_better(report.main_metric)
+
+
 def _unit(report: Report) -> str:
-    return " points" if sign_of_better(report.main_metric) > 0 else ""
+    return " points" if _sign(report) > 0 else ""

@@ -154,10 +154,17 @@ def measure(
         starts_trained=None if origin is None else origin.trained and origin.name == base_model,
         curves=training_curves(trainer.state.log_history, main),
         author=dict(author or {}),
+        greater_is_better=_greater_is_better(trainer, main),
     )
     if not trainer.is_world_process_zero():
         return report
     return with_predictions(trainer, report, recorder, trainer.eval_dataset, folder)
+
+
+def _greater_is_better(trainer: Trainer, main: str) -> bool | None:
+    """False if the arguments say that a lower main metric is better. True may be a guess of Transformers."""
+    named = (trainer.args.metric_for_best_model or "").removeprefix("eval_") == main
+    return False if named and trainer.args.greater_is_better is False else None
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,8 @@ class Report:
         intervals: the interval of each score of the compressed model, by metric.
         comparison: the paired difference of each score, compressed - dense, with its interval, by metric.
         without_interval: why a metric has no interval, in one sentence, by metric.
+        greater_is_better: False if the run says that a lower main metric is better (`--greater_is_better false`); None
+            if its name decides.
         max_drop: how far the main metric may fall below the dense model (`--compress_max_drop`), in points; None if
             there is no limit.
         verdict: "ACCEPT" or "REGRESSION"; None without a limit.
@@ -207,6 +209,7 @@ class Report:
     intervals: dict[str, Interval] = field(default_factory=dict)
     comparison: dict[str, Interval] = field(default_factory=dict)
     without_interval: dict[str, str] = field(default_factory=dict)
+    greater_is_better: bool | None = None
     max_drop: float | None = None
     verdict: str | None = None
     reasons: list[str] = field(default_factory=list)

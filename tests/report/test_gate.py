@@ -57,6 +57,13 @@ def test_a_drop_is_in_points_and_positive_if_worse(
     assert drop(scored(report, dense, compressed, name)) == pytest.approx(points)
 
 
+def test_a_run_may_say_that_lower_is_better(report: Report) -> None:
+    distance = scored(report, 0.20, 0.25, "distance")
+    assert drop(distance) == pytest.approx(-5)
+    assert drop(replace(distance, greater_is_better=False)) == pytest.approx(5)
+    assert verdict(replace(distance, greater_is_better=False), 1.0)[0] == REGRESSION
+
+
 def test_the_limit_itself_is_allowed_and_more_is_not(report: Report) -> None:
     assert verdict(scored(report, 0.91, 0.90), 1.0)[0] == ACCEPT
     assert verdict(scored(report, 0.91, 0.8999), 1.0)[0] == REGRESSION
