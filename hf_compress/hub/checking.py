@@ -5,11 +5,16 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_compress.report.agreement import DIFFERS, check_folder
+from transformers.utils import logging
+
+from hf_compress.report.agreement import DIFFERS, UNCHECKED, check_folder
 from hf_compress.report.card import render, template_version
 from hf_compress.report.contents import CARD_NAME, check_contents
 from hf_compress.report.gate import REGRESSION, what_to_try
 from hf_compress.report.report import REPORT_NAME, Report
+from hf_compress.report.rescoring import check_scores
+
+logger = logging.get_logger(__name__)
 
 NEEDED = (REPORT_NAME, CARD_NAME, "config.json", "model.safetensors", "recipe.json")
 SHOWN = 3
@@ -66,6 +71,10 @@ def _differences(folder: Path, report: Report) -> list[str]:
     if wrong := check_contents(folder, report, others=False):
         return wrong
     checks = [check for check in check_folder(folder, report) if check.name != "files"]
+    checks.append(check_scores(folder, report))
+    for check in checks:
+        if check.verdict == UNCHECKED:
+            logger.warning(f"The {check.name} in {folder} cannot be checked: {' '.join(check.details)}")
     return [said for check in checks if check.verdict == DIFFERS for said in check.details]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from hf_compress.hub import check, push
 from hf_compress.report.card import SECTIONS, render, save_card
+from hf_compress.report.gate import REGRESSION, judged
 from hf_compress.report.report import FormatFacts, Report
 from hf_compress.report.section import Section
 from tests.hub.accounts import GOOD_TOKEN
@@ -79,6 +80,11 @@ def test_a_recorded_recipe_must_be_that_of_the_report(local_hub: LocalHub, folde
     refused(local_hub, folder, "recipe")
 
 
+def test_a_score_typed_into_the_report_is_refused(local_hub: LocalHub, folder: Path) -> None:
+    edit(folder, compressed={**Report.load(folder).compressed, "accuracy": 0.999})
+    refused(local_hub, folder, "The predictions of the compressed model give `accuracy`")
+
+
 def test_a_report_that_records_no_files_is_refused(local_hub: LocalHub, folder: Path) -> None:
     edit(folder, files={})
     refused(local_hub, folder, "records no files")
@@ -133,8 +139,10 @@ def test_a_card_of_another_template_is_not_pushed(
 
 
 def test_a_regression_is_pushed_only_if_it_is_meant(local_hub: LocalHub, folder: Path) -> None:
-    edit(folder, verdict="REGRESSION", reasons=["The accuracy fell by 3.00 points."])
-    refused(local_hub, folder, r"regression. The accuracy fell by 3.00 points.*`--regression-too`")
+    report = judged(Report.load(folder), 1.0)
+    edit(folder, verdict=report.verdict, reasons=report.reasons, max_drop=report.max_drop)
+    assert report.verdict == REGRESSION
+    refused(local_hub, folder, rf"regression. {re.escape(report.reasons[0])}.*`--regression-too`")
     assert push(folder, ID, token=GOOD_TOKEN, regression_too=True)
 
 
