@@ -35,6 +35,12 @@ class Scored:
         rows: the index of each row in its split.
         outputs: labels and predictions.
         scores: by the names of the report, as far as they can be computed from predictions of rows.
+
+    Example:
+        >>> from hf_compress.verify import score_folder
+        >>> scored = score_folder("run/compressed", Data(rows=100))  # doctest: +SKIP
+        >>> scored.rows[:3], scored.scores  # doctest: +SKIP
+        ([0, 1, 2], {'accuracy': 0.87})
     """
 
     name: str

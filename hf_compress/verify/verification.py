@@ -22,6 +22,12 @@ class Remeasured:
         measured: the scores of the same names.
         agreement: the share of predictions that are those that the report keeps; None if it keeps none of these rows.
         interval: the interval of the reported main score.
+
+    Example:
+        >>> from hf_compress.verify import Remeasured
+        >>> found = Remeasured("nyu-mll/glue sst2 validation", 872, {"accuracy": 0.856}, {"accuracy": 0.856}, 1.0)
+        >>> found.measured["accuracy"] - found.reported["accuracy"]
+        0.0
     """
 
     data: str
