@@ -85,7 +85,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
     )
     named = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, **named)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]  # As a BERT tokenizer returns.
+    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, model_input_names=inputs, **named)
 
 
 def config(words: int) -> BertConfig:
