@@ -133,7 +133,7 @@ class Commit:
         )
         for one in added:
             if one.path_in_repo in self.hashes and one.upload_info.sha256.hex() not in self.hashes[one.path_in_repo]:
-                raise ValueError(f"`{one.path_in_repo}` in {self.folder} was changed during the push.")
+                raise self._changed(one.path_in_repo)
         return added
 
     def _commit(self, now: Snapshot, operations: list[CommitOperationAdd | CommitOperationDelete]) -> str:
@@ -164,11 +164,17 @@ class Commit:
         return CommitOperationAdd(name, path.read_bytes() if path.stat().st_size <= LARGEST_REGULAR else path)
 
     def _hashes(self, name: str) -> list[str]:
-        """The ids by which the Hub may know a file of the folder."""
-        path = self.folder / name
-        if path.stat().st_size <= LARGEST_REGULAR:
-            return _hashes_of(path.read_bytes())
-        return [self.report.files[name].sha256]
+        """The ids by which the Hub may know a file of the folder; SHA-256 is that of the report."""
+        path, recorded = self.folder / name, self.report.files[name].sha256
+        if path.stat().st_size > LARGEST_REGULAR:
+            return [recorded]
+        found = _hashes_of(path.read_bytes())
+        if recorded not in found:  # The folder was checked before the Hub was asked.
+            raise self._changed(name)
+        return found
+
+    def _changed(self, name: str) -> ValueError:
+        return ValueError(f"`{name}` in {self.folder} was changed during the push.")
 
     def _pull_request(self) -> int | None:
         """The number of the open pull request that holds the folder: that of a try whose answer was lost."""
