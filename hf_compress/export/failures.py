@@ -24,9 +24,10 @@ def exceptions_of(module: str) -> tuple[type[Exception], ...]:
     """Return the exception classes in a module; none if nothing has imported it, since then nothing raised them.
 
     Example:
+        >>> import netrc
         >>> from hf_compress.export.failures import exceptions_of
-        >>> [error.__name__ for error in exceptions_of("zipfile")]
-        ['BadZipFile', 'LargeZipFile', 'BadZipFile']
+        >>> [error.__name__ for error in exceptions_of("netrc")]
+        ['NetrcParseError']
     """
     values = vars(sys.modules[module]).values() if module in sys.modules else ()
     return tuple(value for value in values if isinstance(value, type) and issubclass(value, Exception))
