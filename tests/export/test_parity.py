@@ -32,7 +32,7 @@ SIZES = {
 MODELS: dict[str, tuple[Any, dict[str, Any], str | None]] = {
     "plain": (BertForSequenceClassification, {}, "int8"),
     "deep": (BertForSequenceClassification, {"num_hidden_layers": 12}, "int8"),
-    "wide": (BertForSequenceClassification, {"hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.06}, "int8"),
+    "wide": (BertForSequenceClassification, {"hidden_size": 256, "initializer_range": 0.06}, "int8"),
     "many classes": (BertForSequenceClassification, {"num_labels": 50}, "int8"),
     "regression": (BertForSequenceClassification, {"num_labels": 1}, "int8"),
     "tokens": (BertForTokenClassification, {"num_labels": 5}, "int8"),
