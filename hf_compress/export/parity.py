@@ -45,6 +45,33 @@ class Parity:
     native_deviation: float | None = None
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """Whether rounding explains how far two models are from each other.
+
+    Args:
+        parity: how far they are.
+        bound: the largest deviation that rounding explains for this model.
+        turned: positions at which the answer differs although the reference is sure of it.
+    """
+
+    parity: Parity
+    bound: float
+    turned: int = 0
+
+    @property
+    def explained(self) -> bool:
+        """Whether the other model computes the same, up to rounding."""
+        return self.parity.deviation <= self.bound and not self.turned  # False if it is NaN.
+
+    def __str__(self) -> str:
+        turned = f"{self.turned} answers of which the checkpoint is sure differ, and the" if self.turned else "the"
+        return (
+            f"over {self.parity.rows} rows {turned} logits deviate by {self.parity.deviation:.3g} of their spread "
+            f"(rounding explains {self.bound:.3g} for this model), and by {self.parity.difference:.3g} in one place"
+        )
+
+
 def check_parity(
     reference: PreTrainedModel, other: nn.Module, batches: Iterable[Mapping[str, Any]], name: str
 ) -> Parity:
@@ -56,23 +83,43 @@ def check_parity(
         batches: inputs, with or without labels.
         name: of the format, for the error.
 
+    Raises:
+        ValueError: the deviation is more than rounding explains (`judge`); a logit is not a number; or there is no
+            batch.
+    """
+    judgement = judge(reference, other, batches)
+    if not judgement.explained:
+        raise ValueError(
+            f"The format `{name}` computes something else than the checkpoint, so it is not written: {judgement}. "
+            "Please report it with the architecture and the versions of torch and the runtime."
+        )
+    return judgement.parity
+
+
+def judge(reference: PreTrainedModel, other: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Judgement:
+    """Return how close `other` is to `reference`, and whether rounding explains the difference.
+
     What rounding explains is measured on the reference itself (`hf_compress.export.yardstick`), so that it fits deep
     and shallow models, with and without integers.
 
+    Args:
+        reference: the reloaded packed model.
+        other: a format behind the interface of a model.
+        batches: inputs, with or without labels.
+
     Raises:
-        ValueError: the deviation is more than rounding explains; the answer differs where the reference is sure of it;
-            a logit is not a number; or there is no batch.
+        ValueError: there is no batch, or the logits have another shape.
     """
     head, compared = find_head(reference), _compared(reference, batches)
     ours, theirs = _logits(reference, head, compared), _logits(other, head, compared)
-    if [one.shape for one in ours] != [two.shape for two in theirs]:
+    shapes = [[tuple(one.shape) for one in logits] for logits in (ours, theirs)]
+    if shapes[0] != shapes[1]:
         raise ValueError(
-            f"The format `{name}` computes logits of another shape than the checkpoint, so it is not written: "
-            f"{[tuple(two.shape) for two in theirs]} instead of {[tuple(one.shape) for one in ours]}."
+            f"The logits have another shape than those of the checkpoint: {shapes[1]} instead of {shapes[0]}."
         )
     parity = _parity(head, compared, ours, theirs)
     if parity.deviation <= TOLERANCE:
-        return parity
+        return Judgement(parity, TOLERANCE)
     noise, largest = 0.0, 0.0
     for seed in range(DRAWS):
         with rounded_otherwise(reference, seed):
@@ -81,16 +128,7 @@ def check_parity(
     # The last term is the noise of logits that are the same for all rows, which have no spread.
     bound = TOLERANCE + MARGIN * noise + RELATIVE * float(_size(ours) / spread(head, ours))
     # Both of two logits may move, in opposite directions.
-    turned = _sure_and_turned(ours, theirs, 2 * MARGIN * largest)
-    if not parity.deviation <= bound or turned:  # Also if it is NaN.
-        sure = f"{turned} answers of which the checkpoint is sure differ, and the" if turned else "the"
-        raise ValueError(
-            f"The format `{name}` computes something else than the checkpoint, so it is not written: over "
-            f"{parity.rows} rows {sure} logits deviate by {parity.deviation:.3g} of their spread (rounding explains "
-            f"{bound:.3g} for this model), and by {parity.difference:.3g} in one place. Please report it with the "
-            "architecture and the versions of torch and the runtime."
-        )
-    return parity
+    return Judgement(parity, bound, _sure_and_turned(ours, theirs, 2 * MARGIN * largest))
 
 
 def parity_of(reference: PreTrainedModel, other: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Parity:

@@ -1,14 +1,18 @@
 """Completing the result of a run from its files alone: card, formats and push, without its script and its data."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from hf_compress.export.failures import reason
+from hf_compress.export.formats import FORMATS
 from hf_compress.launch.claim import claim, release
-from hf_compress.launch.format_steps import FormatSteps
+from hf_compress.launch.format_steps import FormatSteps, record
 from hf_compress.launch.result import FINISH, Plan, Result, how_to_resume
 from hf_compress.report.card import is_current, save_card
 from hf_compress.report.gate import exit_status
 from hf_compress.report.report import REPORT_NAME, Report
+from hf_compress.verify.scoring import score_folder
 
 
 def complete(
@@ -21,7 +25,8 @@ def complete(
     """Complete an interrupted or failed result from its files alone, and return what was done, one sentence a step.
 
     Card, move, formats and push need nothing else. Formats that failed before are tried again. Scores of the packed
-    file need the run's script, with its data and metrics. Formats that are written here have no scores.
+    file need the run's script, with its data and metrics. Formats that are written here are scored if the report names
+    a dataset that can be loaded, and its preprocessing; otherwise they have no scores.
 
     Args:
         output: the output folder of the run.
@@ -70,7 +75,12 @@ class _Completion:
             self._renew_card()
         else:
             self._place(plan, without_report)
-        failed = FormatSteps(result.folder, result.scratch).add(result.missing_formats(plan), self._did)
+        missing = result.missing_formats(plan)
+        failed = FormatSteps(result.folder, result.scratch).add(missing, self._did)
+        if result.scored(result.folder):
+            for name in missing:
+                if name not in failed:
+                    self._score(name, token)
         for step in result.conclude(plan, token):
             self._did(step)
         if failed:
@@ -81,6 +91,17 @@ class _Completion:
     def _did(self, step: str) -> None:
         self.done.append(step)
         self._tell(step)
+
+    def _score(self, name: str, token: str | None) -> None:
+        """Score a format on the rows that the report names, if they and their preprocessing are known."""
+        folder = self.result.folder
+        try:
+            scored = score_folder(folder, format=name, token=token)
+        except FORMATS[name].failures() as error:
+            self._did(f"Did not score the format {name}: {reason(error)}")
+            return
+        record(folder, name, replace(Report.load(folder).formats[name], scores=scored.scores), None)
+        self._did(f"Scored the format {name} on {scored.name}")
 
     def _plan_of_report(self) -> Plan:
         """Return the plan of a result that has none left: to write the formats that failed."""

@@ -9,9 +9,8 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.formats import FORMATS
-from hf_compress.export.parity import BATCHES, INTEGER_TOLERANCE, TOLERANCE, parity_of, random_batches
+from hf_compress.export.parity import BATCHES, judge, random_batches
 from hf_compress.extras import MissingExtraError
 from hf_compress.report.agreement import DIFFERS, TRUE, UNCHECKED, Check
 from hf_compress.report.outputs import Outputs
@@ -22,8 +21,6 @@ from hf_compress.verify.verification import SCORE, Remeasured
 
 # Rounding to integers differs between machines and batches in a few rows of a thousand; another model in many.
 LEAST_AGREEMENT = 0.99
-# On random inputs a model that is not sure of its answers rounds to others, but never as far as another model.
-OTHER_MODEL = 0.5
 
 
 def check_format(
@@ -35,28 +32,20 @@ def check_format(
         folder: that holds both.
         name: of the format.
         reference: the reloaded packed model.
-        batches: real inputs; by default random ones, on which a trained model is not sure of its answers.
+        batches: real inputs; by default random ones.
     """
     kind, title = FORMATS[name], f"format {name}"
-    config = getattr(reference.config, "quantization_config", None)
-    bound = INTEGER_TOLERANCE if isinstance(config, CompressionConfig) and config.quantized else TOLERANCE
     given = list(itertools.islice(batches or random_batches(reference), BATCHES))
     try:
         kind.require()
         other = kind.read(folder / kind.path, reference)
-        parity = parity_of(reference, other, given)
+        judgement = judge(reference, other, given)
     except MissingExtraError as error:
         return Check(title, UNCHECKED, [str(error)])
     except kind.failures() as error:
         return Check(title, DIFFERS, [f"`{kind.path}` cannot be run: {' '.join(str(error).split())[:300]}"])
-    said = (
-        f"Over {parity.rows} {'random ' if not batches else ''}rows its logits deviate by {parity.deviation:.3g} from "
-        f"those of the packed file (rounding explains {bound:g})."
-    )
-    if parity.deviation <= bound:
-        return Check(title, TRUE, [said])
-    random = not batches and parity.deviation < OTHER_MODEL
-    return Check(title, UNCHECKED if random else DIFFERS, [said, *(["Real rows would tell."] if random else [])])
+    said = f"Compared with the packed file{'' if batches else ' on random inputs'}, {judgement}."
+    return Check(title, TRUE if judgement.explained else DIFFERS, [said])
 
 
 def check_score(

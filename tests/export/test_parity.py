@@ -153,7 +153,7 @@ def test_numbers_that_are_none_are_refused(make: Make) -> None:
 
 def test_logits_of_another_shape_are_refused(make: Make) -> None:
     model = make("plain")
-    with pytest.raises(ValueError, match="logits of another shape"):
+    with pytest.raises(ValueError, match="logits have another shape"):
         check_parity(model, Other(model, lambda logits: logits[:, :1]), random_batches(model), "broken")
 
 
