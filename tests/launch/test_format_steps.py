@@ -15,10 +15,11 @@ from transformers import BertForSequenceClassification, PreTrainedModel, Trainer
 from typer.testing import CliRunner
 
 from hf_compress import Recipe, finish, save_compressed
-from hf_compress.hub import check
 from hf_compress.launch.claim import release
 from hf_compress.launch.format_steps import FormatSteps
 from hf_compress.launch.result import UNFINISHED
+from hf_compress.report import check_contents
+from hf_compress.report.card import is_current
 from hf_compress.report.report import Report
 from hf_compress_cli import app
 from tests import made_up_formats
@@ -38,6 +39,13 @@ def run(once: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr(once.args, "output_dir", str(tmp_path / "out"))
     yield once
     release(tmp_path / "out")
+
+
+def check(folder: Path) -> Report:
+    """Return the report of a finished folder whose files and card are those of the report."""
+    report = Report.load(folder)
+    assert not check_contents(folder, report) and is_current(folder)
+    return report
 
 
 @pytest.fixture
