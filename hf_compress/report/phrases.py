@@ -119,7 +119,7 @@ def difference(report: Report, metric: str, *, short: bool = False) -> str | Non
     if dense is None:
         return None
     points = in_points(report, metric)
-    factor, form = (100, "+.2f") if points else (1, "+.4g")
+    factor, form = (100, "+.2f") if points else (1, "+.3g")
     unit = " points" if points and not short else ""
     paired = report.comparison.get(metric)
     value = report.compressed[metric] - dense if paired is None else paired.value
@@ -129,7 +129,7 @@ def difference(report: Report, metric: str, *, short: bool = False) -> str | Non
 
 def interval_words(interval: Interval, points: bool, *, sign: str = "+", short: bool = False) -> str:
     """An interval, with its level in front unless it is in short."""
-    factor, form = (100, f"{sign}.2f") if points else (1, f"{sign}.4g")
+    factor, form = (100, f"{sign}.2f") if points else (1, f"{sign}.3g")
     level = "" if short else f"{100 * interval.level:g} % interval: "
     return f"{level}{factor * interval.low:{form}} to {factor * interval.high:{form}}"
 

@@ -47,7 +47,7 @@ def values(report: Report) -> dict[str, Any]:
             "words": Markdown(FORMATS[name].card),
             "stored_bytes": facts.stored_bytes,
             "score": shown(report, metric, facts.scores.get(metric)),
-            "parity": f"{facts.parity:.3g}",
+            "parity": f"{facts.parity:.2g}",
             "native": "" if facts.native_deviation is None else percent(facts.native_deviation),
         }
         for name, facts in report.formats.items()
