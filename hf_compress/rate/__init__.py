@@ -1,0 +1,7 @@
+"""Bytes where they count: steps by the sensitivity of the outputs, and rounding with error feedback."""
+
+from hf_compress.rate.feedback import round_with_feedback as round_with_feedback
+from hf_compress.rate.statistics import Statistics as Statistics
+from hf_compress.rate.statistics import gather as gather
+from hf_compress.rate.steps import steps as steps
+from hf_compress.rate.steps import token_factors as token_factors

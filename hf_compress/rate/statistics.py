@@ -1,0 +1,163 @@
+"""What a model's texts say about its weights: how much the outputs depend on each, and the inputs of each layer."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_compress.models.heads import LABELS, Head, find_head
+from hf_compress.models.targets import Target
+
+MASK = "attention_mask"
+Inputs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of the weights of a model over a sample of rows.
+
+    Attributes:
+        sensitivity: by the name of a target, the mean over its weights and over the rows of the squared derivative of
+            the outputs: the mean of the diagonal of the Gauss-Newton matrix J'J, J the Jacobian of the outputs.
+        moments: by the name of a linear layer, the sum X'X over its input vectors, of shape (inputs, inputs).
+    """
+
+    sensitivity: dict[str, float]
+    moments: dict[str, Float[Tensor, "inputs inputs"]]
+
+
+def gather(model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[Inputs], seed: int = 0) -> Statistics:
+    """Return the statistics of the weights `targets` of `model` over the rows of `batches`.
+
+    The outputs z are the logits, or the normalized mean of the hidden states where the model has no head. For random
+    signs r, the expectation of the squared gradient of r.z is the diagonal of J'J, summed over outputs; so one
+    backward per batch is enough. The model runs in evaluation mode, without labels and without autocast. Parameters
+    and their gradients, modes and random states are as before.
+
+    Args:
+        model: the dense model, on any device.
+        targets: the weights, from `quantizable`. Tied weights may be there several times.
+        batches: model inputs, as a collator makes them.
+        seed: of the signs.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    layers = [target for target in targets if target.kind != "embedding"]
+    signs = torch.Generator().manual_seed(seed)
+    squares = {id(target.weight): torch.zeros((), dtype=torch.float64) for target in targets}
+    weights = {id(target.weight): target.weight for target in targets}
+    moments, rows = _Moments(layers), 0
+    with _evaluating(model, list(weights.values())), moments:
+        outputs = _outputs(model)
+        for batch in batches:
+            inputs = {name: value for name, value in batch.items() if name not in LABELS}
+            moments.mask = inputs.get(MASK)
+            found = outputs(inputs)
+            total = sum((one * _signs(one, signs)).sum() for one in found)
+            gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+            for key, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    squares[key] += gradient.double().square().sum().cpu()
+            rows += len(found[0])
+    if not rows:
+        raise ValueError("The sample of rows is empty. Give some text to measure the model on.")
+    sensitivity = {
+        target.name: float(squares[id(target.weight)]) / rows / target.weight.numel() for target in targets
+    }
+    return Statistics(sensitivity, moments.found)
+
+
+def embedding(hidden: Float[Tensor, "rows tokens width"], mask: Tensor | None) -> Float[Tensor, "rows width"]:
+    """Return the normalized mean of the hidden states of each row, as sentence-transformers pools by default."""
+    weight = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.to(hidden.dtype)
+    pooled = (hidden * weight.unsqueeze(-1)).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-9)
+    return nn.functional.normalize(pooled, dim=-1)
+
+
+def _outputs(model: PreTrainedModel) -> Callable[[Inputs], Sequence[Tensor]]:
+    """Return the function from the inputs of `model` to the outputs that its weights are judged by."""
+    head = _head(model)
+    if head is not None:
+        return lambda inputs: [_counted(one, inputs.get(MASK)) for one in head.logits(model(**inputs))]
+    return lambda inputs: [embedding(model(**inputs).last_hidden_state, inputs.get(MASK))]
+
+
+def _head(model: PreTrainedModel) -> Head | None:
+    try:
+        return find_head(model)
+    except ValueError:
+        return None
+
+
+def _counted(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the logits with those of padding set to zero."""
+    if mask is None or logits.shape[: mask.dim()] != mask.shape:
+        return logits
+    kept = mask.bool().reshape(*mask.shape, *[1] * (logits.dim() - mask.dim()))
+    return torch.where(kept, logits, 0.0)
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)
+
+
+class _Moments:
+    """Hooks that sum X'X over the inputs of linear layers. Layers that read the same tensor share the sum."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self.targets = targets
+        self.found: dict[str, Tensor] = {}
+        self.mask: Tensor | None = None
+        self._last: tuple[Tensor, str] | None = None
+        self._shared: dict[str, str] = {}
+
+    def __enter__(self) -> "_Moments":
+        self._handles = [
+            target.module.register_forward_pre_hook(self._hook(target.name)) for target in self.targets
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._last = None
+        self.found |= {name: self.found[owner] for name, owner in self._shared.items()}
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            values = arguments[0].detach()
+            if self._last is not None and self._last[0] is arguments[0] and name not in self.found:
+                self._shared[name] = self._last[1]
+                return
+            self._last = arguments[0], name
+            if self.mask is not None and values.shape[:-1] == self.mask.shape:
+                values = values[self.mask.bool()]
+            flat = values.reshape(-1, values.shape[-1]).float()
+            moment = flat.t() @ flat
+            self.found[name] = self.found[name] + moment if name in self.found else moment
+
+        return add
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel, weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """A context in which `model` is in evaluation mode and only `weights` need gradients."""
+    modes = {module: module.training for module in model.modules()}
+    needs = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.eval().requires_grad_(False)
+        for weight in weights:
+            weight.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, need in needs.items():
+            parameter.requires_grad_(need)
