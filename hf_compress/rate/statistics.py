@@ -25,6 +25,11 @@ class Statistics:
         sensitivity: by the name of a target, the mean over its weights and over the rows of the squared derivative of
             the outputs: the mean of the diagonal of the Gauss-Newton matrix J'J, J the Jacobian of the outputs.
         moments: by the name of a linear layer, the sum X'X over its input vectors, of shape (inputs, inputs).
+
+    Example:
+        >>> from hf_compress.rate import Statistics
+        >>> Statistics({"embeddings": 0.5}, moments={}).sensitivity["embeddings"]
+        0.5
     """
 
     sensitivity: dict[str, float]
@@ -47,6 +52,18 @@ def gather(model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[
 
     Raises:
         ValueError: there is no batch.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress.models import quantizable
+        >>> from hf_compress.rate import gather
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))
+        >>> targets = quantizable(model)
+        >>> statistics = gather(model, targets, [{"input_ids": torch.tensor([[1, 2, 3]])}])
+        >>> sorted(statistics.sensitivity) == sorted(target.name for target in targets)
+        True
     """
     layers = [target for target in targets if target.kind != "embedding"]
     signs = torch.Generator().manual_seed(seed)
@@ -59,7 +76,7 @@ def gather(model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[
             inputs = {name: value for name, value in batch.items() if name not in LABELS}
             moments.mask = inputs.get(MASK)
             found = outputs(inputs)
-            total = sum((one * _signs(one, signs)).sum() for one in found)
+            total = torch.stack([(one * _signs(one, signs)).sum() for one in found]).sum()
             gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
             for key, gradient in zip(weights, gradients, strict=True):
                 if gradient is not None:
@@ -67,14 +84,23 @@ def gather(model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[
             rows += len(found[0])
     if not rows:
         raise ValueError("The sample of rows is empty. Give some text to measure the model on.")
-    sensitivity = {
-        target.name: float(squares[id(target.weight)]) / rows / target.weight.numel() for target in targets
-    }
+    sensitivity = {target.name: float(squares[id(target.weight)]) / rows / target.weight.numel() for target in targets}
     return Statistics(sensitivity, moments.found)
 
 
 def embedding(hidden: Float[Tensor, "rows tokens width"], mask: Tensor | None) -> Float[Tensor, "rows width"]:
-    """Return the normalized mean of the hidden states of each row, as sentence-transformers pools by default."""
+    """Return the normalized mean of the hidden states of each row, as sentence-transformers pools by default.
+
+    Args:
+        hidden: the last hidden states.
+        mask: 1 for tokens and 0 for padding, of shape (rows, tokens); None if there is no padding.
+
+    Example:
+        >>> import torch
+        >>> from hf_compress.rate import embedding
+        >>> embedding(torch.tensor([[[3.0, 4.0], [9.0, 9.0]]]), torch.tensor([[1, 0]]))
+        tensor([[0.6000, 0.8000]])
+    """
     weight = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.to(hidden.dtype)
     pooled = (hidden * weight.unsqueeze(-1)).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-9)
     return nn.functional.normalize(pooled, dim=-1)
@@ -118,9 +144,7 @@ class _Moments:
         self._shared: dict[str, str] = {}
 
     def __enter__(self) -> "_Moments":
-        self._handles = [
-            target.module.register_forward_pre_hook(self._hook(target.name)) for target in self.targets
-        ]
+        self._handles = [target.module.register_forward_pre_hook(self._hook(target.name)) for target in self.targets]
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 LARGEST = 127
-# A token that occurs with frequency f, relative to the mean, counts by f + FLOOR, and its step is divided by the root of
+# A token that occurs with frequency f, relative to the mean, counts by f + FLOOR. Its step is divided by the root of
 # that, between these bounds.
 FLOOR, RARE, FREQUENT = 0.02, 0.6, 4.0
 
@@ -30,7 +30,7 @@ def token_factors(counts: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens 1"]:
         >>> import torch
         >>> from hf_compress.rate import token_factors
         >>> token_factors(torch.tensor([0, 10, 1000])).flatten()
-        tensor([1.6667, 1.6667, 0.5781])
+        tensor([1.6667, 1.6667, 0.5783])
     """
     frequency = counts.float() / counts.float().mean().clamp(min=1e-12)
     return 1 / (frequency + FLOOR).sqrt().clamp(RARE, FREQUENT).unsqueeze(1)

@@ -1,0 +1,96 @@
+"""Steps by sensitivity, and a number of bytes that is met as packed."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+from hf_compress.models.targets import Target, quantizable
+from hf_compress.packing import pack
+from hf_compress.rate import Statistics, fit, gather, steps, token_factors
+
+MakeBert = Callable[..., BertForSequenceClassification]
+BATCH = {"input_ids": torch.arange(40).reshape(4, 10) % 29}
+
+
+def _statistics(model: torch.nn.Module) -> tuple[list[Target], Statistics]:
+    targets = list({id(target.weight): target for target in quantizable(model)}.values())  # type: ignore[arg-type]
+    return targets, gather(model, targets, [BATCH])  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def model(make_bert: MakeBert) -> BertForSequenceClassification:
+    return make_bert(vocab_size=400, hidden_size=64, intermediate_size=128).eval()
+
+
+def test_steps_are_bfloat16_and_follow_the_root_of_sensitivity() -> None:
+    rows = torch.randn(20, 30)
+    fine, coarse = (steps(rows, sensitivity, 0.1) for sensitivity in (4.0, 1.0))
+    assert torch.equal(2 * fine, coarse) and torch.equal(fine.bfloat16().float(), fine)
+
+
+def test_no_row_needs_more_than_seven_bits_and_a_sign() -> None:
+    rows = torch.randn(500, 30) * torch.logspace(-3, 3, 500)[:, None]
+    assert float((rows / steps(rows, 1.0, 1e-9)).round().abs().max()) == 127
+
+
+def test_rare_tokens_get_coarser_steps_within_bounds() -> None:
+    factors = token_factors(torch.tensor([0, 1, 100, 10_000]))
+    assert torch.equal(factors, factors.sort(0, descending=True).values)
+    assert factors.max() == pytest.approx(1 / 0.6) and factors.min() >= 1 / 4
+    assert token_factors(torch.zeros(3, dtype=torch.long)).unique().numel() == 1
+
+
+@pytest.mark.parametrize("bits", [6.0, 3.5, 1.5])
+def test_the_packed_bytes_are_those_that_were_asked_for(bits: float, model: BertForSequenceClassification) -> None:
+    targets, statistics = _statistics(model)
+    limit = bits / 8 * sum(target.weight.numel() for target in targets)
+    found = fit(targets, statistics, limit)
+    packed = sum(len(pack(one.integers, scale=one.step)) for one in found.weights.values())
+    assert 0.97 * limit < packed == found.bytes <= limit
+
+
+def test_more_bytes_give_less_error_in_the_outputs(model: BertForSequenceClassification) -> None:
+    targets, statistics = _statistics(model)
+    dense, errors = model(**BATCH).logits, []
+    for bits in (2, 4, 6):
+        found = fit(targets, statistics, bits / 8 * sum(target.weight.numel() for target in targets))
+        weights = {f"{target.name}.weight": found.weights[target.name].weight(target) for target in targets}
+        logits = torch.func.functional_call(model, weights, (), BATCH).logits
+        errors.append((logits - dense).square().mean().item())
+    assert errors[0] > 4 * errors[1] and errors[1] > 2 * errors[2]
+
+
+def test_zeros_stay_and_leave_their_bytes_to_the_others(model: BertForSequenceClassification) -> None:
+    targets, statistics = _statistics(model)
+    kept = {
+        target.name: target.weight.abs() > target.weight.abs().median()
+        for target in targets
+        if target.kind == "linear"
+    }
+    limit = 0.5 * sum(target.weight.numel() for target in targets)
+    pruned, dense = fit(targets, statistics, limit, kept=kept), fit(targets, statistics, limit)
+    assert pruned.constant < dense.constant
+    assert all(
+        not pruned.weights[name].weight(target)[~kept[name]].any()
+        for target in targets
+        if (name := target.name) in kept
+    )
+
+
+def test_transposed_layers_are_rounded_by_outputs() -> None:
+    config = GPT2Config(vocab_size=29, n_positions=32, n_embd=32, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(config).eval()
+    targets, statistics = _statistics(model)
+    found = fit(targets, statistics, 0.75 * sum(target.weight.numel() for target in targets))
+    for target in targets:
+        rounded = found.weights[target.name]
+        assert rounded.weight(target).shape == target.weight.shape
+        assert len(rounded.step) == target.weight.shape[target.row_dim]
+
+
+def test_bytes_that_no_step_can_meet_are_refused(model: BertForSequenceClassification) -> None:
+    targets, statistics = _statistics(model)
+    with pytest.raises(ValueError, match="cannot be rounded into"):
+        fit(targets, statistics, 10.0)
