@@ -56,11 +56,17 @@ def push(
                 revision=revision,
                 create_pr=create_pr,
                 message=message,
-                token=sys.stdin.readline().strip() if token == "-" else token,
+                token=_read_token() if token == "-" else token,
                 replace=replace,
                 regression_too=regression_too,
             )
     _show(pushed)
+
+
+def _read_token() -> str:
+    if token := sys.stdin.readline().strip():
+        return token
+    raise ValueError("`--token -` reads the token from standard input, and there was none. Pipe it into the command.")
 
 
 @contextmanager

@@ -4,10 +4,12 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from json import JSONDecodeError
 from typing import TypeVar
 
 from huggingface_hub import errors
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 from transformers.utils import logging
 
 from hf_compress.redaction import printable
@@ -19,6 +21,7 @@ FAILURES: tuple[type[Exception], ...] = (OSError, HTTPError, JSONDecodeError, Ru
 TRIES = 6
 TRIES_OF_UPLOADS = 2  # In each of them the client repeats every request for half a minute itself.
 LONGEST_TOTAL = 60.0  # Seconds that one push spends on calls that fail and on waiting.
+LONGEST_ASKED = 300.0  # Seconds that it waits because the Hub asks for it: its limits hold for five minutes.
 FIRST_WAIT = 1.0
 XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")  # The Xet client says it in words only.
 ADDRESS = re.compile(r"https?://([^\s/'\")]+)[^\s'\")]*")
@@ -30,10 +33,11 @@ Answer = TypeVar("Answer")
 class Patience:
     """The patience of one push: every call is made up to six times, as long as failures take a minute at most in all.
 
-    The wait doubles with each failure, unless the Hub says how long to wait (`Retry-After`).
+    The wait doubles with each failure, unless the Hub says how long to wait; such waits take five minutes at most.
 
     Args:
         seconds: for failing calls and for waiting, in all.
+        asked: for waits that the Hub asks for, in all.
 
     Example:
         >>> from hf_compress.hub.patience import Patience
@@ -41,8 +45,8 @@ class Patience:
         'answer'
     """
 
-    def __init__(self, seconds: float = LONGEST_TOTAL) -> None:
-        self.left = seconds
+    def __init__(self, seconds: float = LONGEST_TOTAL, asked: float = LONGEST_ASKED) -> None:
+        self.left, self.left_asked = seconds, asked
         self.failed = 0
 
     def __call__(self, call: Callable[[], Answer], doing: str, tries: int = TRIES) -> Answer:
@@ -74,11 +78,13 @@ class Patience:
         except FAILURES as error:
             self.left -= time.monotonic() - began
             self.failed += 1
-            asked = _asked_to_wait(error)
+            asked = asked_to_wait(error)
             seconds = FIRST_WAIT * 2 ** (self.failed - 1) if asked is None else asked
-            if not passes(error) or self.failed >= tries or seconds > self.left:
+            left = self.left if asked is None else self.left_asked
+            if not passes(error) or self.failed >= tries or seconds > left:
                 raise
-            self.left -= seconds
+            self.left -= seconds if asked is None else 0
+            self.left_asked -= asked or 0
             logger.warning(f"Could not {doing}: {reason(error)}. Trying again in {seconds:.0f} s.")
             time.sleep(seconds)
 
@@ -149,10 +155,25 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__
 
 
-def _asked_to_wait(error: Exception) -> float | None:
-    """The seconds that the Hub asks to wait for, if it does."""
+def asked_to_wait(error: BaseException) -> float | None:
+    """The seconds that the Hub asks to wait for, by `Retry-After` or by what it says about its limits; None if not.
+
+    Example:
+        >>> from hf_compress.hub.patience import asked_to_wait
+        >>> asked_to_wait(ConnectionResetError()) is None
+        True
+    """
     found = root(error)
     if not isinstance(found, errors.HfHubHTTPError):
         return None
-    asked = found.response.headers.get("Retry-After", "").strip()
-    return float(asked) if asked.isdigit() else None
+    headers = found.response.headers
+    asked = headers.get("Retry-After", "").strip()
+    if asked.isdigit():
+        return float(asked)
+    if asked:
+        try:
+            return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+        except ValueError:
+            return None
+    limits = parse_ratelimit_headers(headers) if status_of(found) == 429 else None
+    return float(limits.reset_in_seconds) if limits is not None and limits.remaining == 0 else None

@@ -12,7 +12,7 @@ from hf_compress.hub import client
 from hf_compress.hub.changes import decides
 from hf_compress.hub.patience import FAILURES, Patience
 from hf_compress.hub.refusals import LOGIN, TOKENS, explained
-from hf_compress.hub.repository import MAIN, snapshot, visibility
+from hf_compress.hub.repository import MAIN, find, snapshot
 from hf_compress.redaction import redact_text
 
 WRITERS = ("contributor", "write", "admin")
@@ -33,7 +33,6 @@ class Target:
         revision: the branch or pull request.
         create_pr: whether a pull request is opened.
         exists: whether there is such a repository.
-        private: whether it is private; None if there is none.
     """
 
     client: HfApi
@@ -41,7 +40,6 @@ class Target:
     revision: str
     create_pr: bool
     exists: bool
-    private: bool | None
 
 
 def check_access(
@@ -112,23 +110,26 @@ def find_target(
     try:
         account = patience(api.whoami, "ask the Hub who owns the token")
         whole = repo_id if "/" in repo_id else f"{account['name']}/{repo_id}"
-        hidden = visibility(api, whole, patience)
+        found = find(api, whole, patience)
     except FAILURES as error:
         raise ValueError(explained(error, repo_id)) from error
     if not create_pr and not (revision or "").startswith("refs/pr/"):
         check_right_to_write(whole, account)
-    elif hidden is None:
+    elif found is None:
         raise ValueError(
             f"A pull request needs a repository, and the Hub has no {whole} that this token may see. Check the id, or "
             "push without `--create-pr`, which creates it."
         )
-    if None not in (private, hidden) and private != hidden:
-        wanted, found = ("private", "public") if private else ("public", "private")
+    if found is None:
+        return Target(api, whole, revision or MAIN, create_pr, exists=False)
+    whole, hidden = found
+    if private is not None and private != hidden:
+        wanted, is_now = ("private", "public") if private else ("public", "private")
         raise ValueError(
-            f"`--{wanted}` was given, but {whole} is {found}. Change that at https://huggingface.co/{whole}/settings, "
-            "or leave the flag out."
+            f"`--{wanted}` was given, but {whole} is {is_now}. Leave the flag out, or change that at "
+            f"{api.endpoint}/{whole}/settings."
         )
-    return Target(api, whole, revision or MAIN, create_pr, hidden is not None, hidden)
+    return Target(api, whole, revision or MAIN, create_pr, exists=True)
 
 
 def check_names(repo_id: str, revision: str | None = None, message: str | None = None, *, create_pr: bool) -> None:

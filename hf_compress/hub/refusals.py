@@ -4,7 +4,7 @@ from json import JSONDecodeError
 
 from huggingface_hub import errors
 
-from hf_compress.hub.patience import passes, reason, root, status_of
+from hf_compress.hub.patience import asked_to_wait, passes, reason, root, status_of
 from hf_compress.redaction import redact_text
 
 TOKENS = "https://huggingface.co/settings/tokens"
@@ -45,7 +45,10 @@ def _explained(error: BaseException, repo_id: str) -> str:
     if status in (409, 412):
         return f"Others change {repo_id} at the same time ({said}). Try again."
     if status == 429:
-        return f"The Hub limits the number of requests ({said}). Try again later."
+        asked = asked_to_wait(error)
+        return (
+            f"The Hub limits the number of requests ({said}). Try again {f'in {asked:.0f} s' if asked else 'later'}."
+        )
     if (status is not None and status >= 500) or isinstance(error, JSONDecodeError):
         return f"The Hub does not work now ({said}). Try again later; https://status.huggingface.co says more."
     if status is not None:

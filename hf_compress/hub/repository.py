@@ -42,13 +42,16 @@ class Snapshot:
     readme: str = ""
 
 
-def visibility(client: HfApi, repo_id: str, patience: Patience) -> bool | None:
-    """Whether the repository is private; None if there is no such repository that the token may see."""
+def find(client: HfApi, repo_id: str, patience: Patience) -> tuple[str, bool] | None:
+    """The id of the repository as the Hub writes it, and whether it is private; None if the token may see no such.
+
+    The Hub follows the old names of repositories that were renamed, and takes capital letters for small ones.
+    """
     try:
         found = patience(lambda: client.model_info(repo_id), f"look at {repo_id}")
     except errors.RepositoryNotFoundError:
         return None
-    return bool(found.private)
+    return str(found.id), bool(found.private)
 
 
 def snapshot(client: HfApi, repo_id: str, revision: str, patience: Patience) -> Snapshot | None:

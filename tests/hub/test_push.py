@@ -187,3 +187,14 @@ def test_the_hub_s_file_of_results_comes_and_goes(local_hub: LocalHub, folder: P
     replace(Report.load(folder), dataset=report.dataset).save(folder)
     save_card(folder)
     assert publish(folder, ID, token=GOOD_TOKEN).changes.removed == [RESULTS_NAME]
+
+
+def test_a_branch_may_have_slashes_in_its_name(local_hub: LocalHub, folder: Path) -> None:
+    push(folder, ID, token=GOOD_TOKEN, revision="runs/second")
+    assert in_repository(local_hub, "runs/second") == on_disk(folder)
+
+
+def test_an_empty_standard_input_is_no_token(local_hub: LocalHub, folder: Path) -> None:
+    result = CliRunner().invoke(app, ["push", str(folder), ID, "--token", "-"], input="\n")
+    assert (result.exit_code, local_hub.requests) == (1, [])
+    assert "`--token -` reads the token from standard input" in result.stderr

@@ -1,5 +1,7 @@
 """What is asked of the Hub before training: id, token, right to write, visibility, and what stands there."""
 
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -130,9 +132,23 @@ def test_the_hub_says_how_long_to_wait(local_hub: LocalHub, waits: list[float]) 
     assert waits == [7, 1]
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"Retry-After": "200"},
+        {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=200))},
+        {"RateLimit": '"api";r=0;t=200'},
+    ],
+)
+def test_the_limit_of_the_hub_is_waited_for(local_hub: LocalHub, waits: list[float], header: dict[str, str]) -> None:
+    local_hub.faults(status("whoami", 429, 1, **header))
+    check_access("me/new", token=GOOD_TOKEN)
+    assert 100 < waits[0] <= 200
+
+
 def test_a_wait_that_is_too_long_is_not_begun(local_hub: LocalHub, waits: list[float]) -> None:
     local_hub.faults(status("whoami", 429, Retry_After="3600"))
-    with pytest.raises(ValueError, match="limits the number of requests"):
+    with pytest.raises(ValueError, match="limits the number of requests.*Try again in 3600 s"):
         check_access("me/new", token=GOOD_TOKEN)
     assert waits == []
 
