@@ -11,10 +11,10 @@ from hf_compress.report.formulas import ClassScore, Maker, Scorer
 from hf_compress.report.tally import Tally
 
 TOLERANCE = 1e-6
-# Below this, a score differs from 0 by rounding alone.
-SMALLEST = 1e-6
-# The loss is computed in float32, batch by batch, so its mean is less exact.
-LOSS_TOLERANCE = 1e-5
+# Scores nearer to 0 are compared as if they were this large.
+SMALLEST = 0.1
+# Losses and correlations are computed in float32.
+FLOAT32 = 1e-5
 # Scripts report shares of one, or percentages.
 SCALES = (1.0, 100.0)
 
@@ -100,7 +100,7 @@ def _averages(word: str, score: ClassScore) -> list[Metric]:
 
 ACCURACY = Metric(("acc", "exact"), formulas.accuracy)
 METRICS: tuple[Metric, ...] = (
-    Metric(("loss",), formulas.loss, tolerance=LOSS_TOLERANCE),
+    Metric(("loss",), formulas.loss, tolerance=FLOAT32),
     ACCURACY,
     Metric(("acc",), formulas.of_classes(formulas.balanced)),
     Metric(("acc", "hamming"), formulas.each_flag),
@@ -110,7 +110,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(("matthews", "mcc"), formulas.of_classes(formulas.matthews)),
     Metric(("kappa",), formulas.of_classes(formulas.kappa)),
     Metric(("auc",), formulas.auc),
-    Metric(("pearson", "corr"), formulas.of_numbers(formulas.moments, formulas.correlation)),
+    Metric(("pearson", "corr"), formulas.of_numbers(formulas.moments, formulas.correlation), tolerance=FLOAT32),
     Metric(("spearman", "corr"), formulas.spearman),
     Metric(("mse", "squared"), formulas.of_numbers(lambda a, b: [(a - b) ** 2], lambda sums: sums[:, 0] / sums[:, 1])),
     Metric(("mse", "squared"), formulas.of_numbers(lambda a, b: [(a - b) ** 2], lambda s: np.sqrt(s[:, 0] / s[:, 1]))),

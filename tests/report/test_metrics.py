@@ -184,6 +184,17 @@ def test_a_combined_score_is_the_mean_of_the_others() -> None:
     assert not mean.reproduces("accuracy", tally, 1.0)
 
 
+def test_a_correlation_in_float32_is_reproduced() -> None:
+    """A model that has learned nothing predicts almost the same for all rows, where float32 loses most digits."""
+    random = np.random.default_rng(0)
+    labels, predicted = random.random(600, np.float32) * 5, 2.458 + 0.004 * random.normal(size=600).astype(np.float32)
+    reported = float(stats.pearsonr(labels, predicted).statistic)
+    exact = float(stats.pearsonr(labels.astype(float), predicted.astype(float)).statistic)
+    assert reported != exact
+    outputs = Outputs("numbers", labels.astype(float), predicted.astype(float))
+    assert find_metric("pearson", [Tally(outputs, {}, {"pearson": reported})]) is not None
+
+
 @pytest.mark.parametrize("name", ["pearson", "spearmanr"])
 def test_a_constant_has_no_correlation(name: str) -> None:
     constant = Outputs("numbers", REAL.labels, np.full(ROWS, 0.1))
