@@ -1,4 +1,4 @@
-"""Lets Transformers load this folder by itself: `from_pretrained(..., trust_remote_code=True)`.
+"""Lets Transformers 5 load this folder by itself: `from_pretrained(..., trust_remote_code=True)`.
 
 `model.safetensors` beside this file is packed: pruned, rounded and compressed by hf_compress. This file reads it with
 torch, numpy and zstandard, and gives the same weights and the same outputs as hf_compress. `auto_map` in config.json
@@ -279,7 +279,7 @@ class PackedQuantizer(HfQuantizer):
         raise ValueError("hf_compress_loading.py loads models for inference. To save one, load it with hf_compress.")
 
     def get_weight_conversions(self) -> list[WeightConverter]:
-        return [WeightConverter("(.+)", r"\1", [Unpack(self)])]
+        return [WeightConverter("(.+)", r"\1", operations=[Unpack(self)])]
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         paths = [str(path) for path in kwargs.get("checkpoint_files") or []]
@@ -289,8 +289,8 @@ class PackedQuantizer(HfQuantizer):
                 raise ValueError(f"{type(model).__name__} has no layer {name}: load the class that was saved.")
         tensors, expected = opened(paths, fields), model.state_dict()
         self.ranges = {name: tensors.pop(name).weight() for name in list(tensors) if name.endswith(RANGE)}
-        ignored = model._keys_to_ignore_on_load_unexpected or ()
-        model._keys_to_ignore_on_load_unexpected = {*ignored, re.escape(RANGE)}
+        ignored: Any = [] if (names := model._keys_to_ignore_on_load_unexpected) is None else names
+        model._keys_to_ignore_on_load_unexpected = type(ignored)([*ignored, re.escape(RANGE)])
         if paths and type(model).__name__ in (model.config.architectures or ()):
             optional = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
             wrong = [*(expected.keys() - tensors.keys() - optional), *(tensors.keys() - expected.keys())]
