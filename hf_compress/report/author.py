@@ -1,5 +1,6 @@
 """What the author adds to the card: metadata, a title, free text and an example, from a YAML or JSON file."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ WORDS = ("title", "text", "example")
 MEASURED = ("metrics", "model-index", "widget")
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
 LONGEST_EXAMPLE = 1000
+KEY = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
 def read_author(source: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
@@ -40,6 +42,8 @@ def read_author(source: str | Path | Mapping[str, Any] | None) -> dict[str, Any]
     where = f"`{FLAG}`" if isinstance(source, Mapping) else f"`{FLAG} {source}`"
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"{where} must hold names and values, for example `license: mit`; got {values!r}.")
+    if odd := [name for name in values if not KEY.fullmatch(name)]:
+        raise ValueError(f"{where}: a name must be letters, digits, `_`, `-` and `.`; got {odd[0]!r}.")
     if measured := [name for name in MEASURED if name in values]:
         raise ValueError(
             f"{where} must leave out {', '.join(f'`{name}`' for name in measured)}, which is made from what the "

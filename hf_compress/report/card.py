@@ -107,7 +107,7 @@ def save_card(folder: str | Path, hub_id: str | None = None) -> Path:
         PosixPath('run/compressed/README.md')
     """
     folder, report = Path(folder), Report.load(folder)
-    existing = (folder / CARD_NAME).read_text("utf-8") if (folder / CARD_NAME).is_file() else ""
+    existing = _text(folder / CARD_NAME) if (folder / CARD_NAME).is_file() else ""
     with written_aside(folder, CARD_NAME, replace=True) as aside:
         picture, curve = _draw(report, aside.parent)
         for name, drawn in ((PICTURE_NAME, picture), (CURVE_NAME, curve)):
@@ -137,9 +137,16 @@ def is_current(folder: str | Path) -> bool:
     report, card = Report.load(folder), Path(folder) / CARD_NAME
     if report.card_template != template_version() or not card.is_file():
         return False
-    text, results = card.read_text("utf-8"), Path(folder) / RESULTS_NAME
+    text, results = _text(card), Path(folder) / RESULTS_NAME
     found = results.read_text("utf-8") if results.is_file() else None
     return render(report, text) == text and render_results(report) == found
+
+
+def _text(card: Path) -> str:
+    try:
+        return card.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{card} is not UTF-8 text. Save it as UTF-8, or remove it.") from error
 
 
 def _draw(report: Report, folder: Path) -> tuple[str | None, str | None]:

@@ -42,13 +42,27 @@ def find_example(
     texts = author.get("example")
     if texts is None and dataset.hub_id is not None:
         texts = _of_rows(trainer.eval_dataset, tokenizer, dataset)
-    if not texts or (head.kind == "masked" and str(getattr(tokenizer, "mask_token", "")) not in texts[0]):
+    if not texts:
+        return None
+    if obstacle := _obstacle(texts, tokenizer, head):
+        if "example" in author:
+            logger.warning(f"The card has no example: {obstacle}")
         return None
     try:
         return Example(list(texts), _answer(model, tokenizer, head, texts))
     except (ValueError, RuntimeError, IndexError) as error:  # A text that the model cannot read.
         logger.warning(f"The card has no example: the model does not answer to {texts}. {error}")
         return None
+
+
+def _obstacle(texts: Sequence[str], tokenizer: Any, head: Head) -> str:
+    """Why the pipeline has no answer to the texts; empty if it has one."""
+    if head.kind != "sequence" and len(texts) > 1:
+        return f"a model for {head.name} reads one text, and `example` holds a pair."
+    mask = getattr(tokenizer, "mask_token", None)
+    if head.kind == "masked" and (mask is None or texts[0].count(mask) != 1):
+        return f"a model for {head.name} needs a text with one `{mask}`."
+    return ""
 
 
 def _of_rows(rows: Any, tokenizer: Any, dataset: DatasetFacts) -> list[str] | None:
@@ -70,12 +84,12 @@ def _texts(row: Mapping[str, Any], tokenizer: Any, dataset: DatasetFacts) -> lis
     columns = dataset.preprocessing.columns if dataset.preprocessing else []
     if columns and all(isinstance(row.get(column), str) for column in columns):
         return [row[column] for column in columns]
-    ids = row.get("input_ids")
-    if ids is None or len(ids) > LONGEST:
+    if row.get("input_ids") is None or len(row["input_ids"]) > LONGEST:
         return None
-    segments = list(row.get("token_type_ids") or [0] * len(ids))
+    ids = [int(token) for token in row["input_ids"]]  # They may be tensors.
+    segments = [int(segment) for segment in row.get("token_type_ids", [0] * len(ids))]
     parts = [[i for i, s in zip(ids, segments, strict=False) if s == segment] for segment in sorted(set(segments))]
-    separators = sum(int(token) == tokenizer.sep_token_id for token in ids) if tokenizer.sep_token_id else 0
+    separators = ids.count(tokenizer.sep_token_id) if tokenizer.sep_token_id else 0
     if len(parts) > 2 or (len(parts) == 1 and separators > 2):  # A pair whose parts only its separators tell apart.
         return None
     texts = [tokenizer.decode(part, skip_special_tokens=True).strip() for part in parts]

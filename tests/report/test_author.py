@@ -39,6 +39,8 @@ def test_what_was_read_can_be_read_again() -> None:
         ({"example": ["a", "b", "c"]}, "`example` must be a text, a list of two texts, or `false`"),
         ({"example": 1}, "`example` must be"),
         ({"example": "a" * 1001}, "at most 1,000 characters"),
+        ({"a key": 1}, "a name must be letters, digits"),
+        ({"x --> y": 1}, "a name must be letters, digits"),
         ({"tags": "films"}, "`tags` must be a list of words"),
         ({"base_model_relation": "child"}, "must be among adapter, finetune, merge, quantized"),
         ({"date": Path("x")}, "Write dates and similar values in quotes"),

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
 
 from hf_compress.models.heads import find_head
 from hf_compress.report.background import find_baseline, label_names, license_and_languages
@@ -148,3 +156,24 @@ def test_rows_that_are_not_published_stay_private(classifier: Trainer) -> None:
     assert example_of(classifier, FILMS, {"example": ["good"]}).inputs == ["good"]
     assert example_of(classifier, ON_HUB, {"example": False}) is None
     assert len(example_of(classifier, ON_HUB, {"example": ["good", "film"]}).output) == 1
+
+
+def test_rows_as_tensors_give_the_same_example(classifier: Trainer) -> None:
+    plain = example_of(classifier, ON_HUB, {})
+    rows: Any = classifier.eval_dataset
+    rows.set_format("torch")
+    assert example_of(classifier, ON_HUB, {}) == plain
+
+
+def test_an_example_that_a_head_cannot_answer_is_left_out(tiny_tokenizer: Any, classifier: Trainer) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = BertConfig(vocab_size=len(tiny_tokenizer), **sizes)
+    for head, wrong, right in (
+        (BertForTokenClassification(config), ["one", "two"], ["the film"]),
+        (BertForMaskedLM(config), ["no mask"], [f"the {tiny_tokenizer.mask_token} is good"]),
+        (BertForMaskedLM(config), [f"{tiny_tokenizer.mask_token} {tiny_tokenizer.mask_token}"], None),
+    ):
+        classifier.model = head.eval()
+        assert example_of(classifier, FILMS, {"example": wrong}) is None
+        if right:
+            assert example_of(classifier, FILMS, {"example": right}).output

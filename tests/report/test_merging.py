@@ -145,3 +145,10 @@ def test_aliases_in_metadata_are_refused_before_they_expand() -> None:
 def test_metadata_nested_too_deeply_are_no_crash() -> None:
     with pytest.raises(ValueError, match="nested too deeply"):
         split(f"---\na: {'[' * 5000}\n---\nText")
+
+
+def test_a_readme_that_is_no_text_is_refused(report: Report, tmp_path: Path) -> None:
+    report.save(tmp_path)
+    (tmp_path / "README.md").write_bytes(b"\xff\xfe words")
+    with pytest.raises(ValueError, match=r"README\.md is not UTF-8 text"):
+        save_card(tmp_path)
