@@ -286,12 +286,12 @@ def _fuzz(
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
 def test_a_mutated_file_is_refused_or_harmless(mutation: Callable[..., bytes], folder: Path) -> None:
-    _fuzz(folder, mutation, seed=0, rounds=12, load=loaded)
+    _fuzz(folder, mutation, seed=0, rounds=5, load=loaded)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
 def test_mutated_files_are_refused_or_harmless(mutation: Callable[..., bytes], folder: Path) -> None:
-    _fuzz(folder, mutation, seed=2, rounds=40, load=Door(folder))
+    _fuzz(folder, mutation, seed=2, rounds=20, load=Door(folder))
 
 
 def inspected(folder: Path) -> dict[str, torch.Tensor]:
@@ -302,7 +302,7 @@ def inspected(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
 def test_inspection_refuses_what_loading_refuses(mutation: Callable[..., bytes], folder: Path) -> None:
-    _fuzz(folder, mutation, seed=3, rounds=12, load=inspected)
+    _fuzz(folder, mutation, seed=3, rounds=4, load=inspected)
 
 
 @pytest.mark.slow
@@ -434,7 +434,7 @@ def _fuzz_config(folder: Path, seed: int, rounds: int) -> None:
 
 
 def test_a_changed_configuration_is_refused_or_harmless(folder: Path) -> None:
-    _fuzz_config(folder, seed=0, rounds=40)
+    _fuzz_config(folder, seed=0, rounds=20)
 
 
 @pytest.mark.slow
