@@ -78,9 +78,7 @@ def test_bits_are_lowered_before_weights_are_pruned(model: BertForSequenceClassi
 
 
 def test_a_greater_budget_never_has_more_error(model: BertForSequenceClassification, whole: float) -> None:
-    chosen = [
-        fit_budget(model, within(share * whole)) for share in (0.22, 0.26, 0.3, 0.33, 0.4, 0.41, 0.55, 0.7, 0.9, 1.1)
-    ]
+    chosen = [fit_budget(model, within(share * whole)) for share in (0.22, 0.33, 0.4, 0.41, 0.7, 1.1)]
     errors = [error_of(model, recipe) for recipe, _ in chosen]
     assert errors == sorted(errors, reverse=True)
     for recipe, expected in chosen:

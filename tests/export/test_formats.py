@@ -161,6 +161,7 @@ def test_compressed_tensors_needs_quantized_layers(tmp_path: Path, tiny_bert: Be
     assert not (tmp_path / "compressed-tensors").exists()
 
 
+@pytest.mark.slow
 def test_openvino_has_files_of_its_own(tmp_path: Path, tiny_bert: BertForSequenceClassification) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("onnxscript")

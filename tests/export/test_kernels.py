@@ -96,6 +96,7 @@ def test_a_cpu_that_saturates_is_compared_on_exact_kernels(
         assert words in warning
 
 
+@pytest.mark.slow
 def test_a_cpu_with_exact_kernels_is_not_warned_of(
     entries: list[tuple[str, str]],
     tiny_bert: BertForSequenceClassification,
