@@ -248,8 +248,8 @@ def test_a_cut_run_is_compressed_reloaded_and_described(
     assert embeddings.dense_bytes >= 4 * 32 * (len(tokenizer) + 3)
     card = render(report)
     assert f"keep {len(smaller):,} of the {len(tokenizer) + 3:,} tokens" in card
-    assert "The model with its whole vocabulary" in card
-    assert "cut down to the words of its training texts, distilled from a teacher" in card
+    assert "cut down to the tokens of its training texts, distilled from a teacher" in card
+    assert "all its tokens" in card
     assert "Words outside the training texts" in card
     classify = pipeline("text-classification", str(tmp_path / "compressed"))
     assert classify("the film was clumsy")[0]["score"] > 0
