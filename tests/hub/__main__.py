@@ -4,7 +4,8 @@ import argparse
 import os
 import threading
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # The seeds are made here.
+# Read by the libraries when they are imported. The seeds are made here, so nothing is downloaded.
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """`python -m tests.hub.table`: the table of faults and outcomes, as Markdown, from the cases that the tests run.
 
-`python -m tests.hub.table --write` puts it into docs/how-to/hub.md, between its marks.
+`python -m tests.hub.table --write` puts it into docs/guarantees.md, between its marks.
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.hub.cases import BEFORE, CASES, NOTHING, SAME, Case
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "hub.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guarantees.md"
 BEGIN, END = "<!-- table of faults: make it with `python -m tests.hub.table --write` -->", "<!-- end of the table -->"
 
 
@@ -25,7 +25,7 @@ def row(case: Case) -> str:
     named = [words for words in case.says if words not in ("/me/x", "/team/x")]
     says = ", ".join(named) or "the address of the repository"
     if case.status == 130:
-        says = "that it was interrupted"
+        says = "the interruption"
     cells = (case.name, ", ".join(case.over), str(case.status), says, afterwards(case))
     return "| " + " | ".join(cells) + " |"
 
