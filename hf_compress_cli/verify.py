@@ -3,6 +3,8 @@
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,20 +36,16 @@ def verify(
     Exit status: 0 if everything that can be checked is true and the score was measured again; 1 if something differs;
     2 if nothing differs, but the score (or the whole model) cannot be checked.
     """
-    from transformers.utils import logging as transformers_logging
+    with _quiet():
+        from hf_compress.verify import Data, verify_folder
 
-    # What libraries say about the files is for programmers; the checks say it in sentences.
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("datasets").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    from hf_compress.verify import Data, verify_folder
-
-    try:
-        found = verify_folder(model, Data(dataset, config, split, data_revision, rows), revision=revision, token=token)
-    except (ValueError, OSError, ImportError) as error:
-        # Nothing was verified, which is not the same as something that differs.
-        typer.echo(f"Error: {message(error)}", err=True)
-        raise typer.Exit(2) from error
+        rows_of = Data(dataset, config, split, data_revision, rows)
+        try:
+            found = verify_folder(model, rows_of, revision=revision, token=token)
+        except (ValueError, OSError, ImportError) as error:
+            # Nothing was verified, which is not the same as something that differs.
+            typer.echo(f"Error: {message(error)}", err=True)
+            raise typer.Exit(2) from error
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
     else:
@@ -62,6 +60,32 @@ SUMMARY = {
     "differs": "this model is not what its report says.",
     "cannot be checked": "nothing differs, but the score was not measured again.",
 }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A context in which libraries say nothing: the checks say in sentences what is wrong with a file."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    names = ("transformers", "datasets", "huggingface_hub")
+    levels = {name: logging.getLogger(name).level for name in names}
+    bars = transformers_logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        transformers_logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+            if bars[0]:
+                transformers_logging.enable_progress_bar()
+            if not bars[1]:
+                datasets.enable_progress_bars()
 
 
 def _line(check: "Check") -> str:

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from hf_compress.export.formats import exported
 from hf_compress.export.parity import BATCHES, load
 from hf_compress.folders import local_folder
+from hf_compress.models.heads import Head, find_head
 from hf_compress.report.agreement import DIFFERS, TRUE, UNCHECKED, Check, check_folder
 from hf_compress.report.card import render, template_version
 from hf_compress.report.contents import CARD_NAME, is_own_file
@@ -57,7 +58,7 @@ def verify_folder(
         names = [f"format {kind.name}" for kind in exported(list(report.formats))]
         said = [f"The model was not loaded. {obstacle}"]
         return Verification(str(model), [*checks, *(Check(name, UNCHECKED, said) for name in [*names, SCORE])])
-    batches, why = _batches(folder, report, data or Data(), token)
+    batches, why = _batches(folder, report, data or Data(), find_head(reference), token)
     inputs = None if batches is None else batches.inputs(BATCHES)
     for kind in exported(list(report.formats)):
         if (folder / kind.path).exists():
@@ -112,14 +113,14 @@ def _loaded(folder: Path) -> tuple[PreTrainedModel | None, str]:
         return None, " ".join(str(error).split())[:300]
 
 
-def _batches(folder: Path, report: Report, data: Data, token: str | None) -> tuple[Batches | None, str]:
+def _batches(folder: Path, report: Report, data: Data, head: Head, token: str | None) -> tuple[Batches | None, str]:
     """Return the rows to score as inputs, or None and why there are none."""
     try:
         recorded = stored_outputs(folder, report)[0].tolist() if report.predictions else None
     except ValueError:
         recorded = None
     try:
-        return Batches.of(folder, report, load_rows(report, data, recorded, token)), ""
+        return Batches.of(folder, report, load_rows(report, data, recorded, token), head), ""
     except failures() as error:
         return None, " ".join(str(error).split())
 

@@ -79,12 +79,12 @@ def score_folder(
     folder, report = Path(folder), Report.load(folder)
     stored_rows, stored = stored_outputs(folder, report) if report.predictions else (None, {})
     loaded = load_rows(report, data or Data(), None if stored_rows is None else stored_rows.tolist(), token)
-    batches = Batches.of(folder, report, loaded, batch_size)
     kind = FORMATS[format]
     kind.require()
     if not (folder / kind.path).exists():
         raise ValueError(f"{folder} does not hold the format `{format}`.")
     reference = load(folder)
+    batches = Batches.of(folder, report, loaded, find_head(reference), batch_size)
     model = kind.read(folder / kind.path, reference)
     outputs = predict(model, batches)
     scores = scores_of(outputs, known_metrics(report, stored), report)
@@ -112,8 +112,8 @@ class Batches:
     size: int = BATCH
 
     @classmethod
-    def of(cls, folder: Path, report: Report, loaded: Loaded, size: int = BATCH) -> "Batches":
-        """Return the rows `loaded` for the model in `folder`.
+    def of(cls, folder: Path, report: Report, loaded: Loaded, head: Head, size: int = BATCH) -> "Batches":
+        """Return the rows `loaded` for the model in `folder`, which has the head `head`.
 
         Raises:
             NoRowsError: the preprocessing is not known, or these rows have other columns.
@@ -134,7 +134,7 @@ class Batches:
         auto = PROCESSORS.get(preprocessing.kind, AutoTokenizer)
         with readable(f"The tokenizer or processor in {folder}"):
             processor = auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        return cls(find_head(load(folder)), preprocessing, processor, loaded, size)
+        return cls(head, preprocessing, processor, loaded, size)
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Any]]:
         """Yield the inputs of each batch as tensors, and its labels as an array; None without labels."""

@@ -29,7 +29,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_report_records_every_file_of_its_folder(folder: Path) -> None:
     report = Report.load(folder)
-    assert list(report.files) == ["config.json", "model.safetensors", "onnx/model.onnx", "size.png"]
+    names = ["config.json", "model.safetensors", "onnx/model.onnx", "size.png", "training.png"]
+    assert list(report.files) == names
     # What `printf graph | sha256sum` prints.
     facts = report.files["onnx/model.onnx"]
     assert (facts.bytes, facts.sha256[:16]) == (5, "eef93e1d14482804")

@@ -78,6 +78,7 @@ def test_without_rows_the_score_cannot_be_checked(made: Made) -> None:
     assert "not a dataset of the Hub. Name one with `--dataset`" in details(found, "score")
 
 
+@pytest.mark.slow
 def test_nothing_is_written_into_the_folder(folder: Path, made: Made) -> None:
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [folder, *folder.rglob("*")]}
     verify_folder(folder, Data(str(made.data), rows=2))
@@ -127,6 +128,7 @@ def test_predictions_that_were_edited_too_are_measured(folder: Path, made: Made)
     assert "outside the 95 % interval of the reported one" in details(found, "score")
 
 
+@pytest.mark.slow
 def test_other_weights_of_the_same_length_do_not_run_alike(folder: Path, made: Made) -> None:
     model = BertForSequenceClassification.from_pretrained(folder)
     with torch.no_grad():
@@ -137,6 +139,7 @@ def test_other_weights_of_the_same_length_do_not_run_alike(folder: Path, made: M
     assert (found["format onnx"], found["score"]) == ("differs", "differs")
 
 
+@pytest.mark.slow
 def test_a_card_edited_between_our_marks_is_found(folder: Path) -> None:
     card = (folder / "README.md").read_text("utf-8")
     (folder / "README.md").write_text(f"{card}\nMy own words.\n", "utf-8")
@@ -257,6 +260,7 @@ def test_a_sealed_file_of_nonsense_is_a_sentence(folder: Path, made: Made, name:
     assert details(found, check)
 
 
+@pytest.mark.slow
 def test_a_repository_of_the_hub_is_verified_by_its_id(local_hub: LocalHub, made: Made, tmp_path: Path) -> None:
     foreign = tmp_path / "published"
     shutil.copytree(made.folder, foreign)
@@ -279,6 +283,7 @@ def test_the_command_ends_with_its_verdict(made: Made, arguments: list[str], sta
     assert result.exit_code == status, result.output
     assert result.output.splitlines()[-1].startswith(line)
     assert "files                     true" in result.output
+    assert "Loading" not in result.output, "libraries say nothing"
 
 
 def test_the_command_prints_a_document_for_programs(folder: Path) -> None:
