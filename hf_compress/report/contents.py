@@ -103,6 +103,28 @@ def _entries(folder: Path) -> Iterator[tuple[str, Path | None]]:
                 yield relative, path if is_own_file(path, folder) else None
 
 
+def foreign_entries(folder: str | Path) -> list[str]:
+    """Return a sentence for everything in `folder`, hidden or not, that is no ordinary file of it.
+
+    Such are links to elsewhere, which a program would follow, pipes and devices.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from hf_compress.report.contents import foreign_entries
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "model.safetensors").symlink_to("/dev/zero")
+        >>> len(foreign_entries(folder))
+        1
+    """
+    root, found = Path(folder), list[str]()
+    for parent, folders, names in os.walk(root):
+        paths = [*(Path(parent, name) for name in folders if Path(parent, name).is_symlink())]
+        paths += [Path(parent, name) for name in names]
+        found += [path.relative_to(root).as_posix() for path in paths if not is_own_file(path, root)]
+    return [_foreign(name) for name in sorted(found)]
+
+
 def is_own_file(path: Path, folder: Path) -> bool:
     """Return whether `path` is an ordinary file of `folder`, or of the Hub's cache that `folder` is a snapshot of.
 

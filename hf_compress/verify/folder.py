@@ -10,7 +10,7 @@ from hf_compress.folders import local_folder
 from hf_compress.models.heads import Head, find_head
 from hf_compress.report.agreement import DIFFERS, TRUE, UNCHECKED, Check, check_folder
 from hf_compress.report.card import render, template_version
-from hf_compress.report.contents import CARD_NAME, is_own_file
+from hf_compress.report.contents import CARD_NAME, foreign_entries
 from hf_compress.report.outputs import Outputs
 from hf_compress.report.report import LARGEST, REPORT_NAME, Report
 from hf_compress.report.rescoring import check_scores, known_metrics, scores_of, stored_outputs
@@ -48,6 +48,8 @@ def verify_folder(
         'true'
     """
     folder = local_folder(model, revision=revision, token=token)
+    if foreign := foreign_entries(folder):
+        return Verification(str(model), [Check("files", DIFFERS, foreign)])
     report, check = _report(folder)
     if report is None:
         return Verification(str(model), [check])
@@ -69,7 +71,7 @@ def verify_folder(
 
 def _report(folder: Path) -> tuple[Report | None, Check]:
     path = folder / REPORT_NAME
-    if not path.is_file() or not is_own_file(path, folder):
+    if not path.is_file():
         return None, Check("report", UNCHECKED, [f"There is no {REPORT_NAME}, so nothing is claimed. {NOT_OURS}"])
     try:
         return Report.load(folder), Check("report", TRUE)
@@ -83,7 +85,7 @@ NOT_OURS = "`hf-compress verify` checks folders that `hf-compress run` or `finis
 def _card(folder: Path, report: Report) -> Check:
     """Check that our part of the card is what the report says."""
     path = folder / CARD_NAME
-    if not is_own_file(path, folder) or path.stat().st_size > LARGEST:
+    if not path.is_file() or path.stat().st_size > LARGEST:
         return Check("card", DIFFERS, [f"`{CARD_NAME}` is missing, or no file of ordinary size."])
     if report.card_template != template_version():
         version = report.versions.get("hf_compress", "another version")

@@ -215,10 +215,23 @@ def test_a_folder_without_a_report_claims_nothing(tmp_path: Path) -> None:
     assert (verdicts(found), found.status) == ({"report": "cannot be checked"}, 2)
 
 
-def test_a_report_behind_a_link_is_not_read(folder: Path, made: Made) -> None:
-    (folder / "report.json").unlink()
-    (folder / "report.json").symlink_to(made.folder / "report.json")
-    assert verdicts(verify_folder(folder)) == {"report": "cannot be checked"}
+@pytest.mark.parametrize("name", ["report.json", "README.md", "model.safetensors", "onnx", ".eval_results"])
+def test_links_to_elsewhere_are_not_followed(folder: Path, made: Made, name: str) -> None:
+    path = folder / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    path.symlink_to(made.folder / name)
+    found = verify_folder(folder)
+    assert ([check.name for check in found.checks], found.status) == (["files"], 1)
+    assert f"`{name}` is a link to something outside the folder" in details(found, "files")
+
+
+def test_a_pipe_in_place_of_a_file_does_not_block(folder: Path) -> None:
+    (folder / "recipe.json").unlink()
+    os.mkfifo(folder / "recipe.json")
+    assert "no ordinary file" in details(verify_folder(folder), "files")
 
 
 class Bomb:
