@@ -11,6 +11,7 @@ from hf_compress.models.heads import Head, find_head
 from hf_compress.report.agreement import DIFFERS, TRUE, UNCHECKED, Check, check_folder
 from hf_compress.report.card import render, template_version
 from hf_compress.report.contents import CARD_NAME, foreign_entries
+from hf_compress.report.eval_results import RESULTS_NAME, render_results
 from hf_compress.report.outputs import Outputs
 from hf_compress.report.report import LARGEST, REPORT_NAME, Report
 from hf_compress.report.rescoring import check_scores, known_metrics, scores_of, stored_outputs
@@ -99,6 +100,10 @@ def _card(folder: Path, report: Report) -> Check:
         same = render(report, text) == text
     except ValueError as error:
         return Check("card", DIFFERS, [" ".join(str(error).split())])
+    results = folder / RESULTS_NAME
+    # The file need not be there: a repository may hold results that the Hub's users gave.
+    if results.is_file() and results.read_bytes() != (render_results(report) or "").encode():
+        return Check("card", DIFFERS, [f"`{RESULTS_NAME}` is not what {REPORT_NAME} says."])
     return Check("card", TRUE) if same else Check("card", DIFFERS, [f"`{CARD_NAME}` is not what {REPORT_NAME} says."])
 
 

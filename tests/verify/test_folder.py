@@ -150,6 +150,12 @@ def test_a_card_edited_between_our_marks_is_found(folder: Path) -> None:
     assert verdicts(verify_folder(folder))["card"] == "differs"
 
 
+def test_results_for_the_hub_that_were_edited_are_found(folder: Path) -> None:
+    (folder / ".eval_results").mkdir(exist_ok=True)
+    (folder / ".eval_results" / "hf_compress.yaml").write_text("- value: 99.9\n")
+    assert ".eval_results/hf_compress.yaml" in details(verify_folder(folder), "card")
+
+
 @pytest.mark.slow
 def test_other_data_under_the_same_name_are_found(made: Made, tmp_path: Path) -> None:
     other = tmp_path / "films"
