@@ -134,6 +134,7 @@ def test_visibility_is_asked_for_only_if_it_is_set(
     assert (created.get("visibility"), created.get("private")).count(None) == (2 if private is None else 1)
 
 
+@pytest.mark.slow
 def test_the_default_of_an_organisation_holds(local_hub: LocalHub, folder: Path) -> None:
     push(folder, "team/small", token=GOOD_TOKEN)
     assert local_hub.repository("team/small").private
@@ -178,6 +179,7 @@ def test_files_of_a_report_without_ours_are_named(local_hub: LocalHub, folder: P
         push(folder, ID, token=GOOD_TOKEN)
 
 
+@pytest.mark.slow
 def test_the_hub_s_file_of_results_comes_and_goes(local_hub: LocalHub, folder: Path) -> None:
     report = Report.load(folder)
     replace(report, dataset=replace(report.dataset, hub_id="me/films")).save(folder)
@@ -189,6 +191,7 @@ def test_the_hub_s_file_of_results_comes_and_goes(local_hub: LocalHub, folder: P
     assert publish(folder, ID, token=GOOD_TOKEN).changes.removed == [RESULTS_NAME]
 
 
+@pytest.mark.slow
 def test_a_branch_may_have_slashes_in_its_name(local_hub: LocalHub, folder: Path) -> None:
     push(folder, ID, token=GOOD_TOKEN, revision="runs/second")
     assert in_repository(local_hub, "runs/second") == on_disk(folder)

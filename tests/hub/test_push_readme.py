@@ -76,6 +76,7 @@ def test_a_readme_that_cannot_be_read_is_refused(report: Report, there: str) -> 
     assert united(report, render(report), there, replace=True) == render(report)
 
 
+@pytest.mark.slow
 def test_words_written_on_the_hub_survive_a_push(local_hub: LocalHub, folder: Path) -> None:
     push(folder, ID, token=GOOD_TOKEN)
     card = local_hub.repository(ID).files()["README.md"].decode()
@@ -112,6 +113,7 @@ def test_words_written_meanwhile_are_merged(
     assert b"# Theirs" in local_hub.repository(ID).files()["README.md"]
 
 
+@pytest.mark.slow
 def test_a_change_elsewhere_meanwhile_stops_nothing(
     local_hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
