@@ -308,7 +308,8 @@ class PackedQuantizer(HfQuantizer):
         inputs, products = scheme.get("activation") or {}, scheme.get("attention") or {}
         for name in fields["quantized"] if inputs else ():
             if not isinstance(layers[name], nn.Embedding):
-                layers[name].register_forward_pre_hook(Rounding(inputs["bits"], self.ranges.get(name + RANGE)).hook)
+                ends = self.ranges[name + RANGE] if inputs["per"] == "tensor" else None
+                layers[name].register_forward_pre_hook(Rounding(inputs["bits"], ends).hook)
         for name in fields.get("attention", ()):
             ranges = {one: self.ranges[f"{name}.operands.{one}{RANGE}"] for one in OPERANDS[:3]}
             roundings = {one: Rounding(products["bits"], ends, centred=True) for one, ends in ranges.items()}

@@ -344,3 +344,17 @@ def test_a_process_without_hf_compress_runs_a_pipeline(folder: Path, tiny_tokeni
     assert runs[0].returncode == 0, runs[0].stderr
     assert runs[0].stdout.strip() == str(expected)
     assert runs[1].returncode != 0 and runs[1].stderr.strip().endswith(message())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("places", ["cpu", {"bert": "disk", "classifier": "cpu"}], ids=["cpu", "disk"])
+def test_it_loads_where_transformers_puts_the_weights(
+    places: Any, folder: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    ours = AutoModelForSequenceClassification.from_pretrained(folder)
+    request.getfixturevalue("stock")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, trust_remote_code=True, device_map=places, offload_folder=tmp_path / "offload"
+    )
+    with torch.no_grad():
+        assert torch.equal(model.eval()(IDS).logits, ours.eval()(IDS).logits)
