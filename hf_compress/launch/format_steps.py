@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import nn
+
 from hf_compress.checkpoint.aside import written_aside
 from hf_compress.export.descriptor import Format
 from hf_compress.export.formats import FORMATS, exported
@@ -19,8 +21,11 @@ from hf_compress.report.report import REPORT_NAME, FormatFacts, Report
 class Meter(Protocol):
     """Measures a format; `hf_compress.report.format_facts.FormatMeter` does it on the rows of a trainer."""
 
-    def facts(self, root: Path, kind: Format, native_deviation: float | None) -> FormatFacts:
-        """Return the facts of the format under the folder `root`. Collective."""
+    def read(self, root: Path, kind: Format) -> nn.Module:
+        """Return the model of the format under the folder `root`."""
+
+    def facts(self, other: nn.Module, root: Path, kind: Format, native_deviation: float | None) -> FormatFacts:
+        """Return the facts of the format whose model is `other`. Collective."""
 
 
 class FormatSteps:
@@ -69,7 +74,10 @@ class FormatSteps:
         try:
             parity, why = together(lambda: self._write(kind), kind.failures)
             if why is None:
-                facts, why = together(lambda: self._facts(kind, parity), kind.failures)
+                # Before the evaluation, in which the processes wait for each other.
+                other, why = together(lambda: self._read(kind), kind.failures)
+            if why is None:
+                facts, why = together(lambda: self._facts(kind, other, parity), kind.failures)
             if why is None:
                 _, why = together(lambda: self._move(kind), kind.failures)
         finally:
@@ -89,10 +97,13 @@ class FormatSteps:
         path.parent.mkdir(parents=True)
         return kind.write_checked(self.folder, path, self._batches)
 
-    def _facts(self, kind: Format, parity: Parity | None) -> FormatFacts | None:
+    def _read(self, kind: Format) -> nn.Module | None:
+        return None if self._meter is None else self._meter.read(self.scratch, kind)
+
+    def _facts(self, kind: Format, other: nn.Module | None, parity: Parity | None) -> FormatFacts | None:
         native = None if parity is None else parity.native_deviation
-        if self._meter is not None:
-            return self._meter.facts(self.scratch, kind, native)
+        if self._meter is not None and other is not None:
+            return self._meter.facts(other, self.scratch, kind, native)
         return None if parity is None else FormatFacts(kind.stored_bytes(self.scratch), parity.difference, {}, native)
 
     def _move(self, kind: Format) -> None:

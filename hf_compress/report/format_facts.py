@@ -36,10 +36,22 @@ class FormatMeter:
     scores: Callable[[], dict[str, float]]
     main_metric: str
 
-    def facts(self, root: Path, kind: Format, native_deviation: float | None = None) -> FormatFacts:
+    def read(self, root: Path, kind: Format) -> nn.Module:
+        """Return the model of a format, in its runtime.
+
+        It may fail on one rank alone, so ranks must agree that it has not before they call `facts`.
+
+        Args:
+            root: the folder that holds the format at its path.
+            kind: the format.
+        """
+        return kind.read(root / kind.path, self.reloaded).to(self.trainer.args.device)
+
+    def facts(self, other: nn.Module, root: Path, kind: Format, native_deviation: float | None = None) -> FormatFacts:
         """Return what is measured on a format. Collective: every rank must call it.
 
         Args:
+            other: its model, from `read`.
             root: the folder that holds the format at its path.
             kind: the format.
             native_deviation: what `Format.write_checked` has found.
@@ -50,7 +62,6 @@ class FormatMeter:
         """
         trainer, reloaded = self.trainer, self.reloaded
         head = find_head(reloaded)
-        other = kind.read(root / kind.path, reloaded).to(trainer.args.device)
         found: dict[str, float] = {}
         # Metrics of sequence-to-sequence models are computed on generated texts, and a graph does not generate by
         # itself.

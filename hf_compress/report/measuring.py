@@ -110,7 +110,7 @@ def measure(
     main = main_metric or find_main_metric(compressed, trainer.args.metric_for_best_model)
     check_finite(trainer, reloaded, {"loss": compressed.get("loss"), main: compressed.get(main), PARITY: parity})
     zeros, meter = Zeros.count(reloaded, recipe), FormatMeter(trainer, reloaded, scores, main)
-    packed = getattr(reloaded.config, "quantization_config", None)
+    packed, formats = getattr(reloaded.config, "quantization_config", None), [FORMATS[n] for n in written(folder)]
     hub_id = base_model_hub_id or provenance.hub_id(base_model)
     folder_of_base = origin.folder if origin is not None and origin.name == base_model else None
     license, languages = license_and_languages(folder_of_base, hub_id, dataset)
@@ -142,7 +142,7 @@ def measure(
         hardware=provenance.hardware(trainer.args.device),
         versions=provenance.versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        formats={name: meter.facts(folder, FORMATS[name]) for name in written(folder)},
+        formats={kind.name: meter.facts(meter.read(folder, kind), folder, kind) for kind in formats},
         vocabulary=VocabularyFacts.of(source.config),
         bits=packed.bits if isinstance(packed, CompressionConfig) else {},
         labels=label_names(reloaded.config, head.classifies and head.descriptor.has_classes, trainer.eval_dataset),

@@ -212,6 +212,10 @@ def _finish_together(folder: str, failing: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", ["writer", "reader", "runtime"])
-def test_processes_agree_on_a_format_that_fails_on_one(failing: str, tmp_path: Path) -> None:
+def test_processes_agree_on_a_format_that_fails_on_one(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert in_two_processes(_finish_together, str(tmp_path / "out"), failing) == [0, 0]
-    check(tmp_path / "out" / "compressed")
+    for name in ("broken", "whole"):
+        register(monkeypatch, name)
+    assert check(tmp_path / "out" / "compressed").formats.keys() == {"whole"}
