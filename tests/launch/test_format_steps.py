@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +132,19 @@ def test_a_runtime_that_fails_while_scoring_is_recorded(run: Trainer, monkeypatc
     report = finish(run, formats=["broken"])
     assert report is not None and report.failed_formats == {"broken": "out of memory (RuntimeError)"}
     assert not (Path(run.args.output_dir) / "compressed" / "broken").exists()
+
+
+@pytest.mark.slow
+def test_finish_scores_a_format_where_rows_are_known(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tests/verify` tests the scoring itself, which needs rows and preprocessing in the report."""
+    register(monkeypatch, "broken", write=raising(RuntimeError("no kernel")))
+    finish(run, formats=["broken"])
+    register(monkeypatch, "broken")
+    scored = SimpleNamespace(name="16 rows", scores={"loss": 0.5})
+    monkeypatch.setattr("hf_compress.launch.completion.score_folder", lambda *_, **__: scored)
+    said = CliRunner().invoke(app, ["finish", run.args.output_dir])
+    assert said.exit_code == 0 and "Scored the format broken on 16 rows" in said.stdout
+    assert check(Path(run.args.output_dir) / "compressed").formats["broken"].scores == {"loss": 0.5}
 
 
 @pytest.mark.slow
