@@ -36,7 +36,7 @@ def metadata(report: Report) -> dict[str, Any]:
         library_name="transformers",
         pipeline_tag=one_line(report.pipeline_tag),
         datasets=None if dataset.hub_id is None else [one_line(dataset.hub_id)],
-        metrics=[_hub_metric(name) for name in names],
+        metrics=[_hub_metric(name) for name in names] or None,
         model_name=title(report) if results else None,
         eval_results=results or None,
     )

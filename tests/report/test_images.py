@@ -46,7 +46,10 @@ def test_a_report_measures_an_image_model(run: tuple[Path, Report]) -> None:
 def test_a_card_describes_an_image_model(run: tuple[Path, Report]) -> None:
     card = save_card(run[0]).read_text("utf-8")
     assert "pipeline_tag: image-classification" in card
-    assert 'predict = pipeline("image-classification", model=folder)' in card
+    assert (
+        'predict = pipeline("image-classification", model="path/to/this/folder")\nprint(predict("picture.jpg"))'
+        in card
+    )
 
 
 def test_an_image_model_is_benched_by_rows(run: tuple[Path, Report]) -> None:
