@@ -102,7 +102,8 @@ def test_a_failed_evaluation_can_be_repeated(
     assert not (tmp_path / "out" / UNFINISHED).exists()
 
 
-@pytest.mark.parametrize("limit", [100, 3000, 20_000])
+# Where the disk is full: at the first file, among the weights, behind them. One is enough before a push.
+@pytest.mark.parametrize("limit", [3000, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (100, 20_000))])
 def test_a_full_disk_is_one_message_and_can_be_repeated(
     limit: int, command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

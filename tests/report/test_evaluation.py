@@ -98,6 +98,7 @@ def check_predictions(kind: str, formats: list[str], folder: Path) -> None:
             assert shapes(found) == shapes(expected), f"{name}: {shapes(found)} for {shapes(expected)}"
 
 
+@pytest.mark.slow
 def test_graphs_answer_questions_as_the_model_does(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     check_predictions("question", ["onnx"], tmp_path)
