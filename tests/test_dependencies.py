@@ -23,6 +23,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FOR_WORK = {"benchmarks", "dev", "docs", "minilm", "optimizers", "release"}
 # Declared and not imported by us: torch.onnx imports it.
 INDIRECT = {"onnx"}
+# `compression` is in the standard library from Python 3.14 on; hf_compress_loading.py imports it there only.
+STANDARD = {*sys.stdlib_module_names, "compression"}
 # Packages that no other package of a plain installation brings.
 HIDDEN = ("evaluate", "matplotlib", "onnxruntime", "onnxscript", "openvino", "ray", "scipy", "sklearn")
 
@@ -69,7 +71,7 @@ def all_imports() -> list[tuple[Path, str, str | None, bool]]:
     found = []
     for path in SOURCES:
         for package, within, late in imports(ast.parse(path.read_text("utf-8"))):
-            if package not in sys.stdlib_module_names and package not in ("hf_compress", "hf_compress_cli"):
+            if package not in STANDARD and package not in ("hf_compress", "hf_compress_cli"):
                 found.append((path, package, within, late))
     return found
 
