@@ -1,11 +1,12 @@
 """Measuring another format of a compressed model: its bytes, its logits, and its scores in its own runtime."""
 
-import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -97,10 +98,9 @@ def failing_late(
 
     Ranks evaluate together: if the runtime of one failed at once, the others would wait for it without end.
     """
-    forward, failed = model.forward, list[Exception]()
+    forward, own, failed = model.forward, vars(model).get("forward"), list[Exception]()
 
-    @functools.wraps(forward)
-    def answer(*args: Any, **kwargs: Any) -> Any:
+    def answer(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not failed:
             try:
                 return forward(*args, **kwargs)
@@ -108,10 +108,17 @@ def failing_late(
                 failed.append(error)
         return stand_in(*args, **kwargs)
 
-    model.forward = answer
+    # A method, and without `__wrapped__`: accelerate unwraps the functions that it finds, and binds them again.
+    known = inspect.signature(forward).parameters.values()
+    answer.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *known]
+    )
+    model.forward = MethodType(answer, model)
     try:
         yield
     finally:
         del model.forward
+        if own is not None:
+            model.forward = own
     if failed:
         raise failed[0]

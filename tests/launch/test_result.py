@@ -114,7 +114,7 @@ def test_finish_completes_from_the_folder_alone(point: str, trained: Trainer, mo
     result = CliRunner().invoke(app, ["finish", str(output)])
     assert result.exit_code == 0, result.output
     done = ["Moved the result"] if point == "card" else []
-    done += [] if point == "push" else ["Wrote the format pickled", "Did not score the format pickled: The report"]
+    done += [] if point == "push" else ["Wrote the format pickled", "Did not score the format pickled"]
     done.append("Published at")
     assert all(step.startswith(said) for step, said in zip(result.stdout.splitlines(), done, strict=True))
     assert pushed == [(output / "compressed", "me/small")]
