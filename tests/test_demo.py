@@ -52,7 +52,7 @@ def test_a_small_demo_leaves_a_model_with_report_and_card(tmp_path: Path, capsys
     assert report.recipe.name == "kd+mp60+int8"
     assert report.achieved_sparsity >= 0.6
     assert report.parity == 0
-    assert "kd+mp60+int8" in (folder / "compressed" / "README.md").read_text()
+    assert "int8 + 60 % sparse" in (folder / "compressed" / "README.md").read_text()
     for name in ("dense", "compressed"):
         model = AutoModelForSequenceClassification.from_pretrained(folder / name)
         assert model.config.id2label == {0: "negative", 1: "positive"}

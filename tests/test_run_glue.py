@@ -107,7 +107,7 @@ def test_a_dense_model_is_trained_and_then_compressed(
     assert report.size.packed_bytes < report.size.dense_bytes / 3
     assert report.base_model == encoder.name
     card = (out / "compressed" / "README.md").read_text()
-    assert "kd+mp50+int8" in card
+    assert "int8 + 50 % sparse" in card
 
     dense = AutoModelForSequenceClassification.from_pretrained(out / "dense")
     small = AutoModelForSequenceClassification.from_pretrained(out / "compressed")
@@ -230,7 +230,7 @@ def test_labels_keep_the_numbers_of_the_model(
     flipped = make_bert(id2label={0: "POSITIVE", 1: "NEGATIVE"}, label2id={"POSITIVE": 0, "NEGATIVE": 1})
     folder = save(flipped, tiny_tokenizer, tmp_path / "flipped")
     args = script.ScriptArguments(str(folder), train_file=str(files[1]), validation_file=str(files[3]))
-    rows, columns = script.load_rows(args)
+    rows, columns, _ = script.load_rows(args)
     labels = script.label_names(args, rows)
     model = script.load_model(args, folder, labels)
     assert model.config.label2id == {"POSITIVE": 0, "NEGATIVE": 1}
@@ -261,7 +261,7 @@ def test_missing_columns_and_unknown_labels_are_named(script: ModuleType, files:
     with pytest.raises(ValueError, match="has no column review, only"):
         script.load_rows(script.ScriptArguments(**given, text_columns=["review"]))
     args = script.ScriptArguments(**given)
-    rows, columns = script.load_rows(args)
+    rows, columns, _ = script.load_rows(args)
     with pytest.raises(ValueError, match="`label` of the split validation has labels that training lacks: positive"):
         script.tokenized(args, {"validation": rows["validation"]}, columns, ["negative"], None, {"negative": 0})
 

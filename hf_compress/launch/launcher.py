@@ -94,7 +94,11 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
     @functools.wraps(train)
     def train_compressed(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         if not any(trainer is self for trainer in begun):
-            launched.begin(self)
+            try:
+                launched.begin(self)
+            except ValueError as error:
+                # An option is wrong. The frames of the script would say nothing about it.
+                raise SystemExit(f"Error: {printable(str(error))}") from error
             begun.append(self)
         named = _named(inspect.signature(train), (self, *args), kwargs)
         if named.get("trial") is None:

@@ -71,7 +71,8 @@ def test_a_format_added_to_the_registry_flows_everywhere(
     assert report is not None and report.formats["pickled"].parity < 1e-5
     assert report.formats["pickled"].stored_bytes == (folder / pickled.path).stat().st_size
     assert written(folder) == ["pickled"]
-    assert "pickled/weights.pt" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "### With pickled" in card and pickled.card in card and pickled.loading in card
 
 
 def test_an_export_that_fails_leaves_nothing_behind(

@@ -136,11 +136,13 @@ def test_the_hub_says_how_long_to_wait(local_hub: LocalHub, waits: list[float]) 
     "header",
     [
         {"Retry-After": "200"},
-        {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=200))},
+        {"Retry-After": "in 200 s, as a date"},
         {"RateLimit": '"api";r=0;t=200'},
     ],
 )
 def test_the_limit_of_the_hub_is_waited_for(local_hub: LocalHub, waits: list[float], header: dict[str, str]) -> None:
+    if header.get("Retry-After", "").endswith("date"):
+        header = {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=200))}
     local_hub.faults(status("whoami", 429, 1, **header))
     check_access("me/new", token=GOOD_TOKEN)
     assert 100 < waits[0] <= 200
