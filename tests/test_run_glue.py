@@ -295,7 +295,7 @@ def test_other_formats_are_written_scored_and_on_the_card(
     report = Report.load(out / "compressed")
     assert list(report.formats) == formats
     assert all(facts.scores["accuracy"] == report.compressed["accuracy"] for facts in report.formats.values())
-    assert "`onnx/model_quantized.onnx`" in (out / "compressed" / "README.md").read_text("utf-8")
+    assert "onnx/model_quantized.onnx" in (out / "compressed" / "README.md").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_the_file_gives_the_same_bits_as_hf_compress(
     assert alike(model, ours)
 
 
-OWN_ATTENTION = ("deberta-v2",)
+OWN_ATTENTION = ("deberta-v2", "mpnet")
 
 
 def families() -> list[Any]:
