@@ -22,6 +22,8 @@ from typing import Any
 from tests.hub.local import LocalHub
 
 FASTER = 100
+# What multiprocessing says of a process whose server has ended before it. The process goes on.
+LOST = 255
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["hf_compress", "hf_compress.hub", "hf_compress_cli", "tests.hub.pushing"])
 
@@ -56,17 +58,20 @@ def run(
         limit: seconds after which the process is killed.
         environment: more variables of its environment.
     """
-    slept = _PROCESSES.Value("d", 0.0)
+    slept, ended = _PROCESSES.Value("d", 0.0), _PROCESSES.Value("i", -1)
     with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as said:
         words = [str(argument) for argument in arguments]
         variables = hub.environment(token, xet=xet) | dict(environment or {})
-        process = _PROCESSES.Process(target=_in_process, args=(words, variables, said.name, slept))
+        process = _PROCESSES.Process(target=_in_process, args=(words, variables, said.name, slept, ended))
         started = time.monotonic()
         process.start()
         if interrupt_at is not None:
             wait(lambda: any(interrupt_at in request.line for request in hub.requests), limit)
             os.kill(process.pid or 0, signal.SIGINT)
         process.join(limit)
+        if process.exitcode == LOST:
+            wait(lambda: ended.value >= 0, limit)
+            return Ran(ended.value, said.read(), time.monotonic() - started + slept.value)
         if process.is_alive():
             process.kill()
             process.join()
@@ -80,7 +85,7 @@ def wait(happened: Callable[[], bool], limit: float) -> None:
         time.sleep(0.01)
 
 
-def _in_process(words: list[str], environment: dict[str, str], said: str, slept: Any) -> None:
+def _in_process(words: list[str], environment: dict[str, str], said: str, slept: Any, ended: Any) -> None:
     """Become the program: its environment, its output, its exit status."""
     os.environ.clear()
     os.environ.update(environment)
@@ -106,4 +111,8 @@ def _in_process(words: list[str], environment: dict[str, str], said: str, slept:
     sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(number, "w", closefd=False)) for number in (1, 2))
     from hf_compress_cli import app
 
-    app(words, prog_name="hf-compress")
+    try:
+        app(words, prog_name="hf-compress")
+    except SystemExit as end:
+        ended.value = int(end.code or 0)
+        raise
