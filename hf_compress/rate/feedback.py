@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
+from hf_compress.rate.steps import LARGEST
+
 # Added to the diagonal of the moments, relative to its mean, so that they can be inverted (Frantar et al., 2023).
 DAMPING = 0.01
 BLOCK = 128
-LARGEST = 127
 
 
 @torch.no_grad()
