@@ -1,98 +1,253 @@
-"""Measure what a file-size budget costs in accuracy: bits chosen per layer, against 8 bits and sparsity.
+"""Measure the score of a model trained within a number of bytes, against the same training without compression.
 
-    python benchmarks/budget.py --model FINE_TUNED --dataset_name GLUE --task_name sst2
+    python benchmarks/budget.py --model MODEL --dataset_name GLUE --task_name sst2 --output_dir OUT
+    python benchmarks/budget.py --model MODEL --dataset_name GLUE --task_name sst2 --output_dir OUT --table
 
-Weights are pruned and rounded in one shot, without training; inputs are not rounded. `bits` is
-`--compress_budget_mb`. `zeros` chooses no bits: 8 bits and up to 50 % zeros, then 4-bit embeddings and more zeros.
-`divergence` is the mean Kullback-Leibler divergence from the dense model's predictions, in millinats; on few rows it
-is more sensitive than accuracy. `--powers` tries other exponents for the weight that a layer's error has
-(`size_power` of `fit_budget`).
+A dense model is fine-tuned from MODEL once. Every way then trains on from it with the same rows, order and steps:
+`control` without compression, `5` within 5 MB, `cut3+4` three layers within 4 MB, `mp60+int8` with the paper's 60 %
+zeros and eight bits. Compressed ways are taught by the dense model. Scores are of the reloaded file, on the dev split
+and, where the task has them, on further labelled rows that no training saw; `choice` are the rows by which the
+options of this script were chosen. Finished trainings are kept, so the command can be repeated after an interruption,
+or with more ways and seeds.
 """
 
 import argparse
-import copy
-from collections import Counter
+import json
+from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import load_dataset
-from scipy.special import log_softmax
-from sizes import prune
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, logging
-from vocabulary import answers, score
+from datasets import Dataset, load_dataset
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    logging,
+    set_seed,
+)
 
 import hf_compress as hfc
-from hf_compress.checkpoint import expected_bytes, fit_budget
-from hf_compress.layers import fake_quantize_symmetric, weight_grids
-from hf_compress.models import quantizable
-from hf_compress.study.grid import TASKS
+from hf_compress.checkpoint import save_compressed
+from hf_compress.study.grid import TASKS, compute_metrics
 
-SIZE_POWER = 0.5  # The default of `fit_budget`.
-RESERVE = 0.01  # Share of the budget that `fit_budget` leaves free.
-
-
-def zeros(model: PreTrainedModel, megabytes: float) -> hfc.Recipe:
-    """Return the recipe of 8 bits and the least sparsity that fits; above 50 % also with 4-bit embeddings."""
-    eight = hfc.QuantizationArguments(quant_scheme="int8", quant_bits=[".=8"])
-    half = hfc.Recipe(pruning=hfc.PruningArguments(prune_sparsity=0.5), quantization=eight)
-    if expected_bytes(model, half) > (1 - RESERVE) * 1e6 * megabytes:
-        eight = hfc.QuantizationArguments(quant_scheme="int8", quant_bits=[".=8", "embeddings=4"])
-    return fit_budget(model, hfc.Recipe(quantization=eight, budget=hfc.BudgetArguments(megabytes)))[0]
+DENSE, CONTROL = "dense", "control"
+# Rows and steps of the default runs; rows after `train_rows` are the further ones.
+DEFAULTS = {
+    "sst2": {"train_rows": 32_000, "dense_steps": 1000, "steps": 600, "length": 64},
+    "stsb": {"train_rows": None, "dense_steps": 540, "steps": 540, "length": 128},
+    "mrpc": {"train_rows": None, "dense_steps": 460, "steps": 345, "length": 128},
+    "cola": {"train_rows": None, "dense_steps": 1000, "steps": 540, "length": 64},
+}
+FURTHER = 7349  # Rows from the end of the training split.
+CHOICE = 6000  # Rows after those of training, by which options were chosen.
+RESAMPLES = 2000
 
 
-@torch.no_grad()
-def one_shot(model: PreTrainedModel, recipe: hfc.Recipe) -> tuple[PreTrainedModel, Counter[int]]:
-    """Return a copy of the model, pruned and rounded by the recipe, and the number of weights by bits."""
-    copied, options = copy.deepcopy(model), recipe.quantization
-    prune(copied, recipe.pruning.prune_sparsity)
-    numbers: Counter[int] = Counter()
-    for target, grid in weight_grids(quantizable(copied), options.scheme, options.quant_bits):
-        target.weight.copy_(fake_quantize_symmetric(target.weight, grid))
-        numbers[grid.bits] += target.weight.numel()
-    return copied, numbers
+class Task:
+    """The tokenized rows of a task, and its metric."""
+
+    def __init__(self, options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.name, self.tokenizer = options.task_name, tokenizer
+        self.known = TASKS[self.name]
+        rows = load_dataset(options.dataset_name, self.name)
+        train, count = rows["train"], options.train_rows
+        self.train = self._tokenized(train if count is None else train.select(range(count)), options.length)
+        self.sets = {"dev": self._tokenized(rows[self.known.validation], options.length)}
+        if count is not None and count + FURTHER <= len(train):
+            further = train.select(range(len(train) - FURTHER, len(train)))
+            self.sets["further"] = self._tokenized(further, options.length)
+            self.sets["choice"] = self._tokenized(train.select(range(count, count + CHOICE)), options.length)
+
+    @property
+    def labels(self) -> int:
+        return 1 if self.name == "stsb" else self.train.features["label"].num_classes
+
+    def score(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        """Return the main metric x 100."""
+        found = compute_metrics(self.known.metrics)(EvalPrediction(logits, labels))
+        return 100 * float(found[self.known.main_metric])
+
+    def logits(self, model: PreTrainedModel, rows: Dataset) -> np.ndarray:
+        """Return the logits of all rows, in their order."""
+        order = np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable")
+        loader = DataLoader(rows.select(order), 64, collate_fn=DataCollatorWithPadding(self.tokenizer))
+        model.eval()
+        with torch.no_grad():
+            found = [
+                model(**{name: one for name, one in batch.items() if name != "labels"}).logits for batch in loader
+            ]
+        placed = np.empty((len(rows), found[0].shape[-1]), np.float32)
+        placed[order] = torch.cat(found).float().numpy()
+        return placed
+
+    def _tokenized(self, rows: Dataset, length: int) -> Dataset:
+        columns = [column for column in rows.column_names if column != "label"]
+        sentences = self.known.sentences
+        return rows.map(
+            lambda batch: self.tokenizer(*(batch[name] for name in sentences), truncation=True, max_length=length),
+            batched=True,
+            remove_columns=columns,
+        )
 
 
-def divergence(logits: np.ndarray, dense: np.ndarray) -> float:
-    """Return the mean Kullback-Leibler divergence of the predictions from the dense ones, in nats."""
-    expected, got = log_softmax(dense, axis=-1), log_softmax(logits, axis=-1)
-    return float((np.exp(expected) * (expected - got)).sum(-1).mean())
+def recipe_of(way: str, task: Path, options: argparse.Namespace) -> hfc.Recipe | None:
+    """Return the recipe of a way; None for the control."""
+    if way == CONTROL:
+        return None
+    methods: dict[str, object] = {}
+    teacher = {"distill_teacher": str(task / DENSE), "distill_alpha": options.alpha}
+    for part in way.split("+"):
+        if part.startswith("cut"):
+            teacher["distill_student_layers"] = part.removeprefix("cut")
+        elif part.startswith("mp"):
+            methods["pruning"] = hfc.PruningArguments(prune_sparsity=int(part.removeprefix("mp")) / 100)
+        elif part == "int8":
+            methods["quantization"] = hfc.QuantizationArguments(quant_scheme="int8")
+        else:
+            methods["budget"] = hfc.BudgetArguments(float(part))
+            methods["quantization"] = hfc.QuantizationArguments(
+                quant_scheme=options.scheme, quant_begin=options.quant_begin
+            )
+    return hfc.Recipe(distillation=hfc.DistillationArguments(**teacher), **methods)  # type: ignore[arg-type]
+
+
+def train(
+    model: PreTrainedModel, task: Task, folder: Path, steps: int, seed: int, recipe: hfc.Recipe | None, rate: float
+) -> Trainer:
+    """Train `model`, compressed by `recipe` if there is one, and return its trainer."""
+    arguments = TrainingArguments(
+        str(folder / "run"),
+        max_steps=steps,
+        per_device_train_batch_size=32,
+        learning_rate=rate,
+        warmup_steps=0.1,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        train_sampling_strategy="group_by_length",
+        save_strategy="no",
+        report_to="none",
+        seed=seed,
+        logging_steps=100,
+        disable_tqdm=True,
+    )
+    collator = DataCollatorWithPadding(task.tokenizer)
+    trainer = Trainer(model, arguments, train_dataset=task.train, data_collator=collator)
+    if recipe is not None:
+        trainer = hfc.compress(trainer, recipe)
+    trainer.train()
+    return trainer
+
+
+def run(way: str, seed: int, task: Task, out: Path, options: argparse.Namespace) -> None:
+    """Train one way with one seed, and write its bytes and logits, unless that was done before."""
+    name = way if way == DENSE else f"{way}-{seed}"
+    folder = out / name
+    if (folder / "logits.npz").exists():
+        return
+    set_seed(seed)
+    source = options.model if way == DENSE else out / DENSE
+    attention = {"attn_implementation": "eager", "dtype": torch.float32}
+    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=task.labels, **attention)
+    recipe = None if way == DENSE else recipe_of(way, out, options)
+    rate = options.control_learning_rate if way in (DENSE, CONTROL) else options.learning_rate
+    if recipe is not None and recipe.distillation.student_layers is not None:
+        model = hfc.student_from(model, recipe.distillation.student_layers)
+    trainer = train(model, task, folder, options.dense_steps if way == DENSE else options.steps, seed, recipe, rate)
+    model = trainer.model
+    if recipe is None:
+        size = sum(parameter.nbytes for parameter in model.parameters())
+        if way == DENSE:
+            model.save_pretrained(folder)
+            task.tokenizer.save_pretrained(folder)
+    else:
+        save_compressed(model, folder / "compressed", recipe)
+        size = sum(file.stat().st_size for file in (folder / "compressed").glob("*.safetensors"))
+        model = AutoModelForSequenceClassification.from_pretrained(folder / "compressed", attn_implementation="eager")
+    logits = {name: task.logits(model, rows) for name, rows in task.sets.items()}
+    scores = {name: task.score(found, np.array(task.sets[name]["label"])) for name, found in logits.items()}
+    (folder / "facts.json").write_text(json.dumps({"bytes": size, **scores}) + "\n", encoding="utf-8")
+    np.savez(folder / "logits.npz", **logits)  # Last: it says that the way is finished.
+    print(name, f"{size / 1e6:.3f} MB", scores, flush=True)
+
+
+def table(task: Task, out: Path) -> None:
+    """Print the scores of all ways, with paired intervals against the control of the same seed."""
+    found: dict[str, dict[int, Path]] = {}
+    for folder in sorted(out.iterdir()):
+        way, _, seed = folder.name.rpartition("-")
+        if (folder / "logits.npz").exists() and way:
+            found.setdefault(way, {})[int(seed)] = folder
+    heads = [f"{name} | against control" for name in task.sets]
+    print(
+        f"| way | MB | seeds | {' | '.join(heads)} |",
+        "| --- | ---: | ---: |" + " ---: | ---: |" * len(heads),
+        sep="\n",
+    )
+    for way, folders in sorted(found.items(), key=lambda item: -_bytes(item[1])):
+        cells = [way, f"{_bytes(folders) / 1e6:.2f}", str(len(folders))]
+        for name, rows in task.sets.items():
+            labels = np.array(rows["label"])
+            scores = [task.score(np.load(folder / "logits.npz")[name], labels) for folder in folders.values()]
+            cells.append(f"{np.mean(scores):.2f}")
+            controls = found.get(CONTROL, {})
+            pairs = [(controls[seed], folder) for seed, folder in folders.items() if seed in controls]
+            cells.append(paired(task, name, labels, pairs) if pairs and way != CONTROL else "")
+        print(f"| {' | '.join(cells)} |")
+
+
+def _bytes(folders: dict[int, Path]) -> float:
+    return float(np.mean([json.loads((folder / "facts.json").read_text())["bytes"] for folder in folders.values()]))
+
+
+def paired(task: Task, name: str, labels: np.ndarray, pairs: list[tuple[Path, Path]]) -> str:
+    """Return the mean difference over seeds and its 95 % interval; rows are drawn again, the same for both models."""
+    generator = np.random.default_rng(0)
+    logits = [[np.load(folder / "logits.npz")[name] for folder in pair] for pair in pairs]
+
+    def difference(rows: np.ndarray | slice) -> float:
+        return float(
+            np.mean([task.score(b[rows], labels[rows]) - task.score(a[rows], labels[rows]) for a, b in logits])
+        )
+
+    drawn = [difference(generator.integers(0, len(labels), len(labels))) for _ in range(RESAMPLES)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return f"{difference(slice(None)):+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="fine-tuned model")
-    parser.add_argument("--dataset_name", required=True, help="GLUE: Hub id or folder")
-    parser.add_argument("--task_name", default="sst2", choices=TASKS, help="GLUE task (%(default)s)")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[14, 12, 10, 8], help="MB (14 12 10 8)")
-    parser.add_argument("--powers", type=float, nargs="+", default=[SIZE_POWER], help="exponents to try (0.5)")
-    arguments = parser.parse_args()
+    parser.add_argument("--model", required=True, help="model to fine-tune: Hub id or folder")
+    parser.add_argument("--dataset_name", default="nyu-mll/glue", help="GLUE: Hub id or folder (%(default)s)")
+    parser.add_argument("--task_name", default="sst2", choices=DEFAULTS, help="(%(default)s)")
+    parser.add_argument("--output_dir", required=True, type=Path, help="folder for trainings and results")
+    parser.add_argument("--ways", nargs="+", default=[CONTROL, "7", "5", "4", "3"], help="(control 7 5 4 3)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="(0)")
+    parser.add_argument("--learning_rate", type=float, default=1e-4, help="of compressed ways (%(default)s)")
+    parser.add_argument("--control_learning_rate", type=float, default=5e-5, help="(%(default)s)")
+    parser.add_argument("--alpha", type=float, default=0.9, help="share of the teacher's loss (%(default)s)")
+    parser.add_argument("--scheme", default="int8", help="number format (%(default)s)")
+    parser.add_argument("--quant_begin", type=float, default=0.1, help="(%(default)s)")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is finished")
+    for name in ("train_rows", "dense_steps", "steps", "length"):
+        parser.add_argument(f"--{name}", type=int, help="by default one that suits the task")
+    options = parser.parse_args()
+    for name, value in DEFAULTS[options.task_name].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     logging.set_verbosity_error(), logging.disable_progress_bar()
-    task = arguments.task_name
-    rows = load_dataset(arguments.dataset_name, task)[TASKS[task].validation]
-    model = AutoModelForSequenceClassification.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    dense = answers(model, tokenizer, rows, task)
-    print(f"{TASKS[task].main_metric} of the dense model: {100 * score(dense, rows, task):.2f}")
-    print(
-        f"| budget MB | by | file MB | zeros | millions of weights by bits | {TASKS[task].main_metric} | divergence |"
-    )
-    print("| ---: | --- | ---: | ---: | --- | ---: | ---: |")
-    for megabytes in arguments.budgets:
-        for power in (None, *arguments.powers):
-            asked = hfc.Recipe(budget=hfc.BudgetArguments(megabytes))
-            recipe = zeros(model, megabytes) if power is None else fit_budget(model, asked, size_power=power)[0]
-            small, numbers = one_shot(model, recipe)
-            logits = answers(small, tokenizer, rows, task)
-            cells = [
-                f"{megabytes:g}",
-                "zeros" if power is None else "bits" if len(arguments.powers) == 1 else f"bits, power {power:g}",
-                f"{expected_bytes(model, recipe) / 1e6:.2f}",
-                f"{recipe.pruning.prune_sparsity:.0%}",
-                ", ".join(f"{bits}: {numbers[bits] / 1e6:.1f}" for bits in sorted(numbers)),
-                f"{100 * score(logits, rows, task):.2f}",
-                f"{1000 * divergence(logits, dense):.1f}",
-            ]
-            print(f"| {' | '.join(cells)} |", flush=True)
+    task = Task(options, AutoTokenizer.from_pretrained(options.model))
+    out = options.output_dir / options.task_name
+    if not options.table:
+        for way, seeds in {DENSE: [0], **dict.fromkeys(options.ways, options.seeds)}.items():
+            for seed in seeds:
+                run(way, seed, task, out, options)
+    table(task, out)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@
 
 `distortion` is 1,000 x (1 - cosine) of the rounded model's embeddings to the dense one's, and `rho` the Spearman
 correlation x 100 with the labels of STS-B, both over 1,000 rows of its development set. Inputs of layers are not
-rounded. `MB` are the packed bytes of all tensors. `bits` is `--compress_budget_mb`: bits for each layer, with the
-largest weight of a row as the last step. The others choose steps by sensitivity (`hf_compress.rate`): `sensitivity`
-alone, `+ feedback` with error feedback in linear layers, `+ tokens` with coarser steps for rare tokens.
+rounded. `MB` are the packed bytes of all tensors. All ways choose steps by sensitivity (`hf_compress.rate`):
+`sensitivity` alone, `+ feedback` with error feedback in linear layers, `+ tokens` with coarser steps for rare tokens.
 """
 
 import argparse
@@ -15,16 +14,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from budget import one_shot
 from datasets import load_dataset
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoTokenizer, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase, logging
 
-import hf_compress as hfc
-from hf_compress.checkpoint import expected_bytes, fit_budget
 from hf_compress.models import quantizable
 from hf_compress.packing import pack
-from hf_compress.rate import embedding, fit, gather, token_factors
+from hf_compress.rate import Rounding, embedding, fit, gather, token_factors
 
 ROWS, SAMPLE, LENGTH = 1000, 512, 64
 # Texts whose tokens are counted: a model for any text, not for STS-B.
@@ -108,17 +104,14 @@ def main() -> None:
         f"| | dense | {sum(value.nbytes for value in dense.state_dict().values()) / 1e6:.2f} | {judge.scores(dense)} |"
     )
     for megabytes in arguments.megabytes:
-        int8 = hfc.QuantizationArguments(quant_scheme="int8-weight")
-        recipe, _ = fit_budget(dense, hfc.Recipe(quantization=int8, budget=hfc.BudgetArguments(megabytes)))
-        rounded, _ = one_shot(dense, recipe)
-        size = expected_bytes(dense, recipe) / 1e6
-        print(f"| {megabytes:g} MB | bits | {size:.2f} | {judge.scores(rounded)} |", flush=True)
         for way, options in WAYS.items():
-            scaled = {f"{word_embeddings(targets)}": factors} if options["tokens"] else {}
-            found = fit(targets, statistics, 1e6 * megabytes - rest, scaled, feedback=options["feedback"])
+            scaled = {word_embeddings(targets): factors} if options["tokens"] else {}
+            weights = {target.name: target.weight.detach() for target in targets}
+            rounding = Rounding(weights, statistics, scaled, feedback=options["feedback"])
+            found = fit(rounding, 1e6 * megabytes - rest)
             rounded = copy.deepcopy(dense)
             for target in targets:
-                rounded.get_submodule(target.name).weight.data = found.weights[target.name].weight(target)
+                rounded.get_submodule(target.name).weight.data = found.weights[target.name].rows
             size = (rest + found.bytes) / 1e6
             print(f"| {megabytes:g} MB | {way} | {size:.2f} | {judge.scores(rounded)} |", flush=True)
 

@@ -9,11 +9,13 @@ have, pruned and rounded in one shot.
 import argparse
 import copy
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from datasets import Dataset, load_dataset
+from sizes import prune
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -24,8 +26,8 @@ from transformers import (
 )
 
 import hf_compress as hfc
-from hf_compress.checkpoint import expected_bytes
-from hf_compress.layers import Grid, fake_quantize_symmetric
+from hf_compress.checkpoint import save_compressed
+from hf_compress.layers import Grid, fake_quantize_symmetric, quantize_layers
 from hf_compress.study.grid import TASKS, compute_metrics
 
 METHODS = ((8, 0.0), (4, 0.0), (8, 0.6), (4, 0.6))  # Bits of the embeddings, sparsity of the other layers.
@@ -63,6 +65,19 @@ def with_embeddings(model: PreTrainedModel, bits: int) -> PreTrainedModel:
     return copied
 
 
+def file_bytes(model: PreTrainedModel, recipe: hfc.Recipe) -> int:
+    """Return the bytes of the packed file of the model, pruned and rounded by `recipe` in one shot."""
+    copied, options = copy.deepcopy(model), recipe.quantization
+    prune(copied, recipe.pruning.prune_sparsity)
+    for layer in quantize_layers(copied, options.scheme, bits=options.quant_bits):
+        layer.quantizing, layer.rounded = True, layer.weight.dtype
+        if layer.has_range:
+            layer.input_range = torch.tensor([-1.0, 1.0])
+    with tempfile.TemporaryDirectory() as folder:
+        saved = save_compressed(copied, folder, recipe)
+        return sum(file.stat().st_size for file in saved.glob("*.safetensors"))
+
+
 def row(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, task: str) -> str:
     weights = sum(parameter.numel() for parameter in model.parameters())
     cells = [name, f"{model.config.vocab_size:,}", f"{4 * weights / 1e6:.2f}"]
@@ -71,7 +86,7 @@ def row(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, r
             pruning=hfc.PruningArguments(prune_sparsity=sparsity),
             quantization=hfc.QuantizationArguments(quant_scheme="int8", quant_bits=[f"embeddings={bits}"]),
         )
-        cells.append(f"{expected_bytes(model, recipe) / 1e6:.2f}")
+        cells.append(f"{file_bytes(model, recipe) / 1e6:.2f}")
     for rounded in (model, with_embeddings(model, 8), with_embeddings(model, 4)):
         cells.append(f"{100 * score(answers(rounded, tokenizer, rows, task), rows, task):.2f}")
     return f"| {' | '.join(cells)} |"

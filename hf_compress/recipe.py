@@ -4,7 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hf_compress.callbacks import refuse_diverged
 from hf_compress.cut.vocabulary import VocabularyArguments
 from hf_compress.distill import DistillationArguments
 from hf_compress.documents import read_document
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.heads import bare
 from hf_compress.models.targets import undeclared_ties, whole
 from hf_compress.options import warn_idle
@@ -41,9 +41,9 @@ class BudgetArguments:
     compress_budget_mb: float | None = field(
         default=None,
         metadata={
-            "help": "Largest size of the packed file in megabytes (10^6 bytes), above 0. Bits and sparsity that you "
-            "do not set are chosen before training to fit it; the default scheme is then int8. A size that cannot be "
-            "reached is refused."
+            "help": "Largest size of the packed file in megabytes (10^6 bytes), above 0. When rounding begins, every "
+            "weight gets the step at which the outputs suffer least for this size. The default scheme is then int8; "
+            "`--prune_sparsity` is kept. A size that is too small is refused before training."
         },
     )
 
@@ -66,6 +66,7 @@ class BudgetArguments:
 
 # For `HfArgumentParser((TrainingArguments, *ARGUMENTS))`.
 ARGUMENTS = (DistillationArguments, PruningArguments, QuantizationArguments, VocabularyArguments, BudgetArguments)
+BUDGET_SCHEME = "int8"  # Of a recipe with a budget and without a scheme.
 # Options that name a place. They do not change the training.
 PLACES = ("distill_cache",)
 
@@ -95,9 +96,12 @@ class Recipe:
     budget: BudgetArguments = field(default_factory=BudgetArguments)
 
     def __post_init__(self) -> None:
-        # A budget switches methods on as it needs them.
+        if self.budget.enabled:
+            self.quantization.check_steps("--compress_budget_mb")
+            if not self.quantization.enabled:
+                object.__setattr__(self, "quantization", replace(self.quantization, quant_scheme=BUDGET_SCHEME))
         for method, switch in ((self.pruning, "prune_sparsity"), (self.quantization, "quant_scheme")):
-            if not method.enabled and not self.budget.enabled:
+            if not method.enabled:
                 warn_idle(method, switch)
 
     @property
@@ -123,10 +127,13 @@ class Recipe:
         Distillation has no callback: it changes the loss, which `DistillationTrainer` does.
         """
         callbacks: list[TrainerCallback] = []
+        zeros = None
         if self.pruning.enabled:
-            callbacks.append(PruningCallback(self.pruning))
+            callbacks.append(pruning := PruningCallback(self.pruning))
+            zeros = pruning.planned_zeros
         if self.quantization.enabled:
-            callbacks.append(QuantizationCallback(self.quantization))
+            budget = self.budget.bytes if self.budget.enabled else None
+            callbacks.append(QuantizationCallback(self.quantization, budget, zeros))
         return [*callbacks, RecipeCallback(self)]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

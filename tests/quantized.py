@@ -9,7 +9,7 @@ from hf_compress.checkpoint.save import save_compressed
 from hf_compress.export.parity import random_batches
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.grids import SCHEMES
-from hf_compress.layers.rounded import compressed_layers, quantize_layers
+from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
 

@@ -11,6 +11,7 @@ from transformers.quantizers import auto, register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_compress.layers.grids import BITS, Grid, Grids
+from hf_compress.layers.steps import STEP_BITS, has_steps
 from hf_compress.models.targets import LayerKind
 
 METHOD = "hf_compress"
@@ -31,6 +32,8 @@ class CompressionConfig(QuantizationConfigMixin):
         pruned: names of the layers whose zeros are not stored.
         bits: the number of bits of quantized layers that differ from the scheme, by layer name.
         attention: names of the attention modules whose products are rounded.
+        steps: whether the scales of weights are fixed steps, which further training keeps. Otherwise they follow the
+            largest weight of each row.
         version: of the format. Any other version is refused.
         run: how loading treats the integers. "dense" gives floating-point weights, which can be trained again.
             "int8" keeps integers in a quarter of the memory, for inference. It is not stored in the file: pass it as
@@ -52,6 +55,7 @@ class CompressionConfig(QuantizationConfigMixin):
         pruned: list[str] | None = None,
         bits: dict[str, int] | None = None,
         attention: list[str] | None = None,
+        steps: bool = False,
         version: int = FORMAT_VERSION,
         run: Run = "dense",
         **kwargs: Any,
@@ -61,7 +65,7 @@ class CompressionConfig(QuantizationConfigMixin):
         self.quantized = [] if quantized is None else quantized
         self.pruned = [] if pruned is None else pruned
         self.attention = [] if attention is None else attention
-        self.bits = {} if bits is None else bits
+        self.bits, self.steps = {} if bits is None else bits, steps
         if kwargs.pop("quant_method", METHOD) != METHOD or kwargs:
             raise ValueError(
                 f"`quantization_config` must have the fields of a packed checkpoint; got {[*kwargs] or 'no method'}."
@@ -82,6 +86,8 @@ class CompressionConfig(QuantizationConfigMixin):
                 f"`quantization_config.bits` must map names in `quantized` to numbers from {BITS[0]} to {BITS[-1]}; "
                 f"got {bits!r}."
             )
+        if not isinstance(steps, bool):
+            raise ValueError(f"`quantization_config.steps` must be true or false; got {steps!r}.")
         if run not in get_args(Run):
             raise ValueError(f"`run` must be one of {', '.join(get_args(Run))}; got {run!r}.")
         self.run = run
@@ -92,10 +98,15 @@ class CompressionConfig(QuantizationConfigMixin):
             raise ValueError(
                 "`quantization_config.scheme` must name the grid of the attention that is rounded; got None."
             )
+        if self.steps and not has_steps(self.grids):
+            raise ValueError(
+                f"`quantization_config.steps` needs a scheme with {STEP_BITS} bits and one scale per row; got "
+                f"{scheme!r}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         names = ["quant_method", "version", "scheme", "quantized", "pruned"]
-        names += [field for field in ("bits", "attention") if getattr(self, field)]
+        names += [field for field in ("bits", "attention", "steps") if getattr(self, field)]
         return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
     def seal(self, checksums: Mapping[str, int]) -> int:

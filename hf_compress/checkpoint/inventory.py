@@ -10,7 +10,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_compress.checkpoint.config import METHOD, CompressionConfig
-from hf_compress.checkpoint.quantizer import CompressionQuantizer, located, printable, safetensors_file
+from hf_compress.checkpoint.files import located, printable, safetensors_file
+from hf_compress.checkpoint.quantizer import CompressionQuantizer
 from hf_compress.models.targets import kind, model_class, part
 from hf_compress.packing.coding import CODECS, entropy_bytes
 from hf_compress.packing.packed import Packed

@@ -1,14 +1,12 @@
 """The interface to Transformers: its `from_pretrained` and `save_pretrained` call this quantizer."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter
@@ -16,12 +14,13 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.quantizers import HfQuantizer, register_quantizer
 
 from hf_compress.checkpoint.config import METHOD, CompressionConfig
+from hf_compress.checkpoint.files import located, packed_tensors, printable
 from hf_compress.checkpoint.reader import drop_reader, keep_reader
 from hf_compress.layers.attention import range_owners, restore_attention
-from hf_compress.layers.grids import Grid, from_integers, symmetric_scale, to_integers
+from hf_compress.layers.grids import Grid, from_integers, to_integers
 from hf_compress.layers.integer import Integer, Loaded, keep_integers, note
 from hf_compress.layers.loaded import keep_compression, restore_layers
-from hf_compress.layers.rounded import CompressedLayer
+from hf_compress.layers.rounded import CompressedLayer, integers_of, step_of
 from hf_compress.models.sharding import whole_on_first
 from hf_compress.models.targets import LayerKind, kind
 from hf_compress.packing.packed import Packed, pack, set_seal
@@ -137,7 +136,7 @@ class CompressionQuantizer(HfQuantizer):
         if self.quantization_config.run == "int8":
             keep_integers(model)
         else:
-            keep_compression(model, self.quantization_config.pruned)
+            keep_compression(model, self.quantization_config.pruned, steps=self.quantization_config.steps)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -149,7 +148,7 @@ class CompressionQuantizer(HfQuantizer):
         tensors: dict[str, Tensor] = {
             name: tensor
             for name, tensor in remove_tied_weights_from_state_dict(model.state_dict(), model).items()
-            if name not in ignored and not self._idle_range(name)
+            if name not in ignored and not self._left_out(name)
         }
         state: dict[str, Tensor] = {}
         for name, tensor in whole_on_first(tensors):
@@ -171,10 +170,15 @@ class CompressionQuantizer(HfQuantizer):
         # No metadata: safetensors writes its entries in an order that changes from run to run.
         return state, {}
 
-    def _idle_range(self, name: str) -> bool:
-        """Return whether it is the range of a layer that is never called, which is stored as an ordinary layer."""
+    def _left_out(self, name: str) -> bool:
+        """Return whether the file does not hold the tensor `name` of the model.
+
+        Steps are the scales of packed weights. A layer that is never called has a range, but is stored as an ordinary
+        layer.
+        """
         (layer, _, leaf), config = name.rpartition("."), self.quantization_config
-        return leaf == "input_range" and layer not in {*config.quantized, *range_owners(config.attention)}
+        idle = leaf == "input_range" and layer not in {*config.quantized, *range_owners(config.attention)}
+        return idle or leaf == "weight_step"
 
     def _integers(self, weight: Tensor, layer: nn.Module, layer_kind: LayerKind, grid: Grid) -> tuple[Tensor, Tensor]:
         if isinstance(layer, Integer):
@@ -182,14 +186,16 @@ class CompressionQuantizer(HfQuantizer):
         rows = weight.t() if layer_kind == "conv1d" else weight
         if isinstance(layer, CompressedLayer) and layer.rounded:
             rows = rows.to(layer.rounded)
+        step = step_of(layer)
+        if step is not None:
+            return integers_of(rows, grid, step.to(rows.device))
         loaded = layer.__dict__.get("loaded_scale")
         if loaded is not None:
             # The scale of values cast to 16 bits may differ from the one that they were loaded with.
             integers = to_integers(rows, loaded.to(rows.device), grid)
             if torch.equal(from_integers(integers, loaded.to(rows.device), grid).to(rows.dtype), rows):
                 return integers.to(torch.int8), loaded
-        scale = symmetric_scale(rows, grid)
-        return to_integers(rows, scale, grid).to(torch.int8), scale
+        return integers_of(rows, grid, None)
 
     def unpacked(self, model: PreTrainedModel, name: str, given: Tensor) -> Tensor:
         """Return the tensor `name` of `model`, decoded, in the dtype that it has in the model.
@@ -248,52 +254,6 @@ class CompressionQuantizer(HfQuantizer):
             "`quantization_config` in config.json: a file was changed, mixed with another or left out. Download or "
             "save the folder again."
         )
-
-
-def packed_tensors(path: Path, expected: Mapping[str, Sequence[int]]) -> Iterator[Packed]:
-    """Yield the packed tensors of a file, opened, in the order of the file.
-
-    Args:
-        path: a safetensors file.
-        expected: the shapes of the model's tensors by name. The shapes of other tensors are not checked.
-
-    Raises:
-        ValueError: it is not a safetensors file, a tensor is not packed, or a tensor has another shape.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from hf_compress.checkpoint import packed_tensors
-        >>> [tensor.key for tensor in packed_tensors(Path("compressed/model.safetensors"), {})]  # doctest: +SKIP
-        ['bert.embeddings.LayerNorm.bias', ...]
-    """
-    with safetensors_file(path) as file:
-        for key in file.keys():  # noqa: SIM118 - the handle is no dict
-            yield located(path, key, partial(Packed.open, file.get_tensor(key), key, expected.get(key)))
-
-
-def located(path: Path, key: str, action: Callable[[], T]) -> T:
-    """Return what `action` returns, and add the file and the tensor to a `ValueError` of it."""
-    try:
-        return action()
-    except ValueError as error:
-        raise ValueError(f"{path}: {printable(key)}: {error}.") from error
-
-
-def printable(name: str) -> str:
-    """Return a name from a file with control characters escaped, so that it is safe to print."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
-
-
-def safetensors_file(path: Path) -> Any:
-    """Open the safetensors file `path` for reading.
-
-    Raises:
-        ValueError: it is not a safetensors file, or it is damaged.
-    """
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not an intact safetensors file: {error}. Download or save it again.") from error
 
 
 def _check_names(tensors: Mapping[str, Packed], expected: Mapping[str, Any], model: PreTrainedModel) -> None:

@@ -21,7 +21,7 @@ from hf_compress.layers.attention import OPERANDS, trained_attention
 from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import Grid
 from hf_compress.layers.probe import attention_modules
-from hf_compress.layers.rounded import compressed_layers, rounded
+from hf_compress.layers.turning import compressed_layers, rounded
 from hf_compress.models.sharding import count_zeros, reshard, whole_on_first
 from hf_compress.models.targets import Target, prunable, quantizable
 from hf_compress.prune.selection import Scope, zero_counts
@@ -157,11 +157,13 @@ def _config(model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Target, Gr
     prunes = recipe.pruning.enabled
     names = {target.name for target in rounded(model, [target for target, _ in grids])}
     stored = [(target, grid) for target, grid in grids if target.name in names]
+    layers = compressed_layers(model)
     config = CompressionConfig(
         scheme=None if scheme is None else asdict(scheme.grids),
         quantized=[target.name for target, _ in stored],
         pruned=[target.name for target in prunable(model, recipe.pruning.prune_exclude)] if prunes else [],
         attention=trained_attention(model) if scheme is not None and scheme.attention else [],
+        steps=any(layers[target.name].step is not None for target, _ in stored),
         bits={
             target.name: grid.bits
             for target, grid in stored

@@ -13,7 +13,7 @@ from hf_compress.export.descriptor import Format
 from hf_compress.export.parity import load
 from hf_compress.extras import extra
 from hf_compress.layers.grids import Grid, Grids, affine_parameters, symmetric_scale
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import kind
 
 # The format's signed integers are ours less this.
@@ -38,10 +38,12 @@ def write_compressed_tensors(folder: Path, path: Path) -> None:
     packed = load(folder)
     config, layers, scheme = _carried(packed)
     ranges = {name: layer.input_range for name, layer in compressed_layers(packed).items() if layer.has_range}
+    steps = {name: layer.step for name, layer in compressed_layers(packed).items()}
     model = _plain(packed)
     apply_quantization_config(model, QuantizationConfig.model_validate(_config(model, layers, scheme)))
     for name in layers:
-        _fill(model.get_submodule(name), config.grid(name, "linear"), scheme.activation, ranges.get(name))
+        grid, step = config.grid(name, "linear"), steps.get(name)
+        _fill(model.get_submodule(name), grid, step, scheme.activation, ranges.get(name))
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
     model.save_pretrained(path)
@@ -130,16 +132,16 @@ def _config(model: PreTrainedModel, layers: list[str], scheme: Grids) -> dict[st
 
 
 @torch.no_grad()
-def _fill(layer: Any, weight: Grid, activation: Grid | None, input_range: Tensor | None) -> None:
+def _fill(layer: Any, weight: Grid, step: Tensor | None, activation: Grid | None, input_range: Tensor | None) -> None:
     """Set the trained scales of weight and input in `layer`, which compressed-tensors has prepared.
 
     A layer with fewer bits than the scheme has integers of smaller magnitude.
     """
-    layer.weight_scale.data = symmetric_scale(layer.weight, weight)
+    layer.weight_scale.data = symmetric_scale(layer.weight, weight) if step is None else step
     if input_range is not None:
         assert activation is not None
-        step, zero = affine_parameters(input_range[0], input_range[1], activation)
-        layer.input_scale.data = step.reshape(1)
+        scale, zero = affine_parameters(input_range[0], input_range[1], activation)
+        layer.input_scale.data = scale.reshape(1)
         layer.input_zero_point.data = (zero - OFFSET).to(torch.int8).reshape(1)
 
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.layers.attention import OPERANDS, Operand, Probabilities
-from hf_compress.layers.grids import SMALLEST_SCALE, Grid, affine_parameters, symmetric_scale, to_integers
-from hf_compress.layers.rounded import LAYERS, CompressedLayer, plain_class
+from hf_compress.layers.grids import SMALLEST_SCALE, Grid, affine_parameters
+from hf_compress.layers.rounded import LAYERS, CompressedLayer, integers_of, plain_class, step_of
 from hf_compress.models.targets import LayerKind, Target, kind, tied
 
 # Marks an operator whose integers are stored in four bits, a type that torch lacks.
@@ -152,7 +152,7 @@ def to_graph_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
         weight = target.weight
         if id(weight) not in turned:  # Tied layers share one tensor.
             grid = config.grid(target.name, target.kind)
-            integers, scale = _integers(weight.detach(), target.kind, grid, as_rows)
+            integers, scale = _integers(target, grid, as_rows)
             if as_rows and fits_nibble(grid) and id(weight) not in shared:
                 integers = _pairs(integers)
             turned[id(weight)] = grid, integers, scale
@@ -175,10 +175,10 @@ def _turn_operands(attention: nn.Module) -> None:
         cast(GraphOperand, operand).known = known
 
 
-def _integers(weight: Tensor, layer: LayerKind, grid: Grid, as_rows: bool) -> tuple[Tensor, Tensor]:
-    rows = weight.t() if layer == "conv1d" else weight
-    scale = symmetric_scale(rows, grid)
-    integers = to_integers(rows, scale, grid).to(torch.int8)
+def _integers(target: Target, grid: Grid, as_rows: bool) -> tuple[Tensor, Tensor]:
+    rows = target.weight.detach()
+    rows = rows.t() if target.kind == "conv1d" else rows
+    integers, scale = integers_of(rows, grid, step_of(target.module))
     if grid.per == "group":
         return integers.t().contiguous(), scale.t().contiguous()
     return (integers if as_rows else integers.t().contiguous()), scale.reshape(-1).clone()

@@ -1,5 +1,6 @@
 """What must hold before a Trainer can compress: checked before training starts."""
 
+import math
 from dataclasses import fields
 
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -8,6 +9,8 @@ from transformers.utils import logging
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill.teacher import SELF
 from hf_compress.models.heads import bare
+from hf_compress.models.targets import prunable, transformer
+from hf_compress.quantize.spending import LEAST_BITS, least_bytes
 from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.report.evaluation import Origin
 from hf_compress.report.gate import check_max_drop
@@ -52,6 +55,27 @@ def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
             f"{type(trainer).__name__} are tokenized already. Let the script call `model, tokenizer = "
             "hf_compress.cut_vocabulary(model, tokenizer, texts)` first, as examples/run_glue.py does, or drop the "
             "flag."
+        )
+
+
+def check_budget(trainer: Trainer, recipe: Recipe) -> None:
+    """Check that a file as small as the budget of `recipe` is worth making of the trainer's model.
+
+    Raises:
+        ValueError: it is not. The message says how small a file can be.
+    """
+    if not recipe.budget.enabled or recipe.quantization.quant_step is not None:
+        return
+    model, pruning = transformer(trainer.model), recipe.pruning
+    sparsity = {}
+    if pruning.enabled:
+        sparsity = {target.name: pruning.prune_sparsity for target in prunable(model, pruning.prune_exclude)}
+    least = least_bytes(model, recipe.quantization.quant_exclude, sparsity)
+    if recipe.budget.bytes < least:
+        raise ValueError(
+            f"`--compress_budget_mb {recipe.budget.compress_budget_mb:g}` is too small: it leaves less than "
+            f"{LEAST_BITS} bits per weight. Set at least {math.ceil(least / 1e4) / 100:g}, remove layers "
+            "(`--distill_student_layers`) or unused tokens (`--compress_vocabulary`), or start from a smaller model."
         )
 
 

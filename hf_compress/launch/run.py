@@ -1,13 +1,14 @@
 """Make a Trainer compress what it trains, and finish its run: the packed file, the report, the card."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import Trainer
 from transformers.utils import logging
 
-from hf_compress.checkpoint.budget import fit_budget
+from hf_compress.callbacks import progress
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.distill import DistillationMixin
 from hf_compress.export.formats import exported
@@ -15,12 +16,18 @@ from hf_compress.hub.preflight import check_access
 from hf_compress.launch.claim import claim
 from hf_compress.launch.completion import said_of_failures
 from hf_compress.launch.format_steps import FormatSteps
-from hf_compress.launch.preconditions import check_compressible, check_gate, recipe_of, warn_of_untrained_teacher
+from hf_compress.launch.preconditions import (
+    check_budget,
+    check_compressible,
+    check_gate,
+    recipe_of,
+    warn_of_untrained_teacher,
+)
 from hf_compress.launch.processes import on_first
 from hf_compress.launch.reporting import Reporting
 from hf_compress.launch.result import Plan, Result
 from hf_compress.launch.uploads import Destination, disarm
-from hf_compress.models.targets import transformer
+from hf_compress.quantize.callback import CONSTANT
 from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.redaction import keep_secret, redact_command
 from hf_compress.report import provenance
@@ -43,9 +50,8 @@ def compress(
     """Make `trainer` compress what it trains, in place, and return it.
 
     The trainer's class becomes a subclass of its own class and `DistillationMixin`, and the callbacks of `recipe` are
-    added. Call this before `train()`, and `finish` after it. A `--compress_budget_mb` is turned into bits and a
-    sparsity here. Trainer's own uploads (`push_to_hub`) are switched off: `finish` pushes the compressed model
-    instead, in one commit. Collective: every process must call it.
+    added. Call this before `train()`, and `finish` after it. Trainer's own uploads (`push_to_hub`) are switched off:
+    `finish` pushes the compressed model instead, in one commit. Collective: every process must call it.
 
     Args:
         trainer: any Trainer, before `train()`.
@@ -76,6 +82,7 @@ def compress(
     keep_secret(trainer.args.hub_token)
     Result(trainer.args.output_dir).check_free()
     check_compressible(trainer, recipe)
+    check_budget(trainer, recipe)
     on_first(trainer, lambda: _prepare(trainer, Destination.of(trainer, hub_id)))
     disarm(trainer)
     origin = Origin.of(trainer.model)
@@ -83,7 +90,7 @@ def compress(
     warn_of_untrained_teacher(trainer, recipe, origin)
     distilling = _distilling(trainer)
     distilling.begin_distillation(recipe.distillation)
-    _install(distilling, _fitted(distilling, recipe))
+    _install(distilling, recipe)
     distilling.origin, distilling.pushes_to, distilling.max_drop = origin, hub_id, max_drop
     return distilling
 
@@ -108,18 +115,6 @@ def _distilling(trainer: Trainer) -> DistillationMixin:
         names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
         trainer.__class__ = type(own.__name__, (DistillationMixin, own), names)
     return cast(DistillationMixin, trainer)
-
-
-def _fitted(trainer: Trainer, recipe: Recipe) -> Recipe:
-    """Return the recipe with the bits and the sparsity that meet its budget, if it has one."""
-    if not recipe.budget.enabled:
-        return recipe
-    recipe, expected = fit_budget(transformer(trainer.model), recipe)
-    logger.warning(
-        f"`--compress_budget_mb {recipe.budget.compress_budget_mb:g}`: the file will have about {expected / 1e6:.2f} "
-        f"MB with `{recipe.quantization.flags}` and `--prune_sparsity {recipe.pruning.prune_sparsity:g}`."
-    )
-    return recipe
 
 
 def _install(trainer: Trainer, recipe: Recipe) -> None:
@@ -242,13 +237,17 @@ def _say_without_report(result: Result, obstacle: str, destination: Destination,
 
 
 def _promised(trainer: Trainer) -> Recipe:
+    """Return the recipe of the trainer, with the constant of the steps that its budget has chosen."""
     recipe = recipe_of(trainer)
     if recipe is None:
         raise ValueError(
             "This trainer has no recipe to finish. Call `compress(trainer, recipe)` before `train()`, or build the "
             "trainer with `callbacks=recipe.callbacks()`."
         )
-    return recipe
+    constant = progress(trainer.state).get(CONSTANT)
+    if constant is None:
+        return recipe
+    return replace(recipe, quantization=replace(recipe.quantization, quant_step=constant))
 
 
 def _save(trainer: Trainer, result: Result, plan: Plan, recipe: Recipe) -> None:

@@ -1,7 +1,7 @@
 """Layers that compute with rounded or masked weights, in place of the model's own.
 
-`grids` holds the number formats as pure functions of tensors; `rounded`, `attention`, `lora` and `integer` hold the
-layers that use them. A number format is an entry in `grids.SCHEMES`.
+`grids` and `steps` hold the number formats as pure functions of tensors; `rounded`, `attention`, `lora` and `integer`
+hold the layers that use them, and `turning` puts them into a model. A number format is an entry in `grids.SCHEMES`.
 """
 
 from hf_compress.layers.bits import weight_grids as weight_grids
@@ -10,3 +10,5 @@ from hf_compress.layers.grids import Grid as Grid
 from hf_compress.layers.grids import Grids as Grids
 from hf_compress.layers.grids import Scheme as Scheme
 from hf_compress.layers.grids import fake_quantize_symmetric as fake_quantize_symmetric
+from hf_compress.layers.steps import fake_quantize_steps as fake_quantize_steps
+from hf_compress.layers.turning import quantize_layers as quantize_layers

@@ -16,7 +16,8 @@ from transformers.masking_utils import eager_mask
 
 from hf_compress.layers.grids import SMALLEST_SCALE, Grid, Grids, fake_quantize_affine
 from hf_compress.layers.probe import attention_modules, remember_attention
-from hf_compress.layers.rounded import CompressedLayer, switched_off
+from hf_compress.layers.rounded import CompressedLayer
+from hf_compress.layers.turning import switched_off
 from hf_compress.models.targets import named_modules
 
 # The name of our attention function, and of the submodule that holds the operands of a module of attention.

@@ -16,13 +16,8 @@ from hf_compress.layers.grids import (
     to_affine_integers,
     to_integers,
 )
-from hf_compress.layers.rounded import (
-    CompressedConv1D,
-    CompressedEmbedding,
-    CompressedLayer,
-    CompressedLinear,
-    turn,
-)
+from hf_compress.layers.rounded import CompressedConv1D, CompressedEmbedding, CompressedLayer, CompressedLinear
+from hf_compress.layers.turning import turn
 from hf_compress.models.targets import LayerKind, kind
 
 # Rows per multiplication: few enough that their sums stay in the cache.

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_compress.layers.grids import Grid
-from hf_compress.layers.rounded import CompressedLayer, compressed_layers, turn, version_of
+from hf_compress.layers.rounded import CompressedLayer, version_of
+from hf_compress.layers.turning import compressed_layers, turn
 from hf_compress.models.targets import kind
 
 
@@ -21,19 +22,27 @@ def restore_layers(model: PreTrainedModel, grids: Mapping[str, tuple[Grid | None
         turn(module, layer_kind, weight_grid, input_grid).quantizing = True
 
 
-def keep_compression(model: PreTrainedModel, pruned: Sequence[str]) -> None:
+def keep_compression(model: PreTrainedModel, pruned: Sequence[str], *, steps: bool) -> None:
     """Let further training keep what a file was loaded with: the grids of weights, and the zeros of layers `pruned`.
 
     Loaded weights are on their grids already, so a layer starts to round when it is trained. Zeros get no gradient,
     and the optimizers of PyTorch do not move a weight that never had one. It costs nothing where the model is not
     trained.
+
+    Args:
+        pruned: the names of the layers whose zeros stay.
+        steps: whether the scales in the file are steps that stay, or follow the largest weights of rows.
     """
     rounding = [layer for layer in compressed_layers(model).values() if layer.weight_grid is not None]
+    for layer in rounding if steps else ():
+        layer.keep_step(layer.__dict__.get("loaded_scale"))  # None where weights came as a `state_dict`.
     for module in model.modules():  # A head tied to an embedding computes with its grid.
         owner = next((one for one in rounding if one.weight is getattr(module, "weight", None)), None)
         layer_kind = kind(module)
         if owner is not None and layer_kind is not None and not isinstance(module, CompressedLayer):
-            turn(module, layer_kind, owner.weight_grid, None).quantizing = True
+            head = turn(module, layer_kind, owner.weight_grid, None)
+            head.quantizing = True
+            head.keep_step(owner.step)
     for layer in compressed_layers(model).values():
         if layer.weight_grid is not None:
             layer.on_grid = version_of(layer.weight)

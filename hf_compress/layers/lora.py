@@ -11,12 +11,13 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hf_compress.layers.rounded import CompressedLayer, compressed_layers
+from hf_compress.layers.rounded import CompressedLayer
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import kind
 
 STATE = "compression"
 PREFIX = "base_model.model."  # PEFT puts it in front of the names of the model.
-MASK, RANGE = ".mask", ".input_range"
+MASK, RANGE, STEP = ".mask", ".input_range", ".weight_step"
 
 
 class MergedLora(lora.Linear):
@@ -66,7 +67,7 @@ class MergedLora(lora.Linear):
 
 
 class CompressionState(nn.Module):
-    """Puts the masks and ranges of all layers into an adapter's checkpoint; PEFT saves nothing of the base model.
+    """Puts masks, ranges and steps of all layers into an adapter's checkpoint; PEFT saves nothing of the base model.
 
     It is a module of PEFT's tuner, because PEFT saves and loads those. It holds no tensors itself: it reads and writes
     those of the layers. A mask takes one bit per weight in the file.
@@ -82,15 +83,19 @@ class CompressionState(nn.Module):
                 destination[prefix + name + MASK] = packed_mask(layer.mask)
             if layer.has_range:
                 destination[prefix + name + RANGE] = layer.input_range.detach()
+            if layer.step is not None:
+                destination[prefix + name + STEP] = layer.step.detach()
 
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         for name, layer in self.layers.items():
-            bits, seen = (state_dict.pop(prefix + name + part, None) for part in (MASK, RANGE))
+            bits, seen, step = (state_dict.pop(prefix + name + part, None) for part in (MASK, RANGE, STEP))
             if bits is not None:
                 layer.mask = unpacked_mask(bits, layer.weight.shape).to(layer.weight.device)
             if seen is not None and layer.has_range:
                 layer.input_range.copy_(seen)
+            if step is not None and layer.step is not None:
+                layer.step.copy_(step)
 
 
 def merge_in_forward(model: PeftModel) -> None:

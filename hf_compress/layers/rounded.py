@@ -1,25 +1,28 @@
 """Compressed layers: linear layers and embeddings that compute with masked weights, or with numbers on grids."""
 
-import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Hashable
 from typing import Any, Self, cast
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_compress.layers.bits import weight_grids
-from hf_compress.layers.grids import Grid, Grids, affine_parameters, fake_quantize_affine, fake_quantize_symmetric
+from hf_compress.layers.grids import (
+    Grid,
+    affine_parameters,
+    fake_quantize_affine,
+    fake_quantize_symmetric,
+    symmetric_scale,
+    to_integers,
+)
 from hf_compress.layers.shared_inputs import Siblings
-from hf_compress.models.targets import LAYER_KINDS, LayerKind, Target, named_modules, quantizable, tied
+from hf_compress.layers.steps import fake_quantize_steps, to_steps
+from hf_compress.models.targets import LAYER_KINDS, LayerKind
 
 # Buffers that stay float32 when the model is cast.
-EXACT = ("input_range", "weight_scale")
+EXACT = ("input_range", "weight_scale", "weight_step")
 
 
 class CompressedLayer(nn.Module):
@@ -100,7 +103,30 @@ class CompressedLayer(nn.Module):
     @property
     def ready(self) -> bool:
         """Whether the layer was trained on its grids: rounding is on and the range, if any, was observed."""
-        return self.quantizing and not (self.has_range and bool(self.input_range.isinf().any()))
+        seen = not (self.has_range and bool(self.input_range.isinf().any()))
+        return self.quantizing and seen and (self.step is None or bool(self.step.all()))
+
+    @property
+    def row_dim(self) -> int:
+        """The dimension of the weight that counts output features or tokens."""
+        return 0
+
+    @property
+    def step(self) -> Tensor | None:
+        """The fixed step of each row, of shape (rows, 1), in float32; None if scales follow the largest weights."""
+        return self._buffers.get("weight_step")
+
+    def keep_step(self, step: Tensor | None) -> None:
+        """Round the weight to multiples of `step` from now on, or to the scales of its rows if that is None."""
+        self._buffers.pop("weight_step", None)
+        if step is not None:
+            self.register_buffer("weight_step", step.detach().float().to(self.weight.device, copy=True))
+
+    def on_its_grid(self, rows: Tensor) -> Tensor:
+        """Return `rows` of the weight rounded, with a straight-through gradient."""
+        if self.step is not None:
+            return fake_quantize_steps(rows, self.step)
+        return fake_quantize_symmetric(rows, cast(Grid, self.weight_grid))
 
     def rounded_weight(self) -> Tensor:
         """Return the weight as a matrix of rows, on its grid once rounding has begun."""
@@ -108,7 +134,7 @@ class CompressedLayer(nn.Module):
         if not self.quantizing or self.plain or self.weight_grid is None or self.is_on_grid():
             return weight
         self.rounded = weight.dtype
-        return fake_quantize_symmetric(weight, self.weight_grid)
+        return self.on_its_grid(weight)
 
     def rounded_input(self, values: Tensor) -> Tensor:
         """Return the input, observed while ranges move, on its grid once rounding has begun."""
@@ -170,13 +196,17 @@ class CompressedConv1D(CompressedLayer, Conv1D):
     bias: Tensor
     nf: int
 
+    @property
+    def row_dim(self) -> int:
+        return 1
+
     def rounded_weight(self) -> Tensor:
         weight = self.masked(self.weight)
         if not self.quantizing or self.plain or self.weight_grid is None or self.is_on_grid():
             return weight
         self.rounded = weight.dtype
         # Contiguous like the stored weight: another layout may change the last bit of the product.
-        return fake_quantize_symmetric(weight.t(), self.weight_grid).t().contiguous()
+        return self.on_its_grid(weight.t()).t().contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.rounded_input(x).reshape(-1, x.shape[-1])
@@ -191,7 +221,22 @@ class CompressedEmbedding(CompressedLayer, nn.Embedding):
         if not self.quantizing or self.plain or self.weight_grid is None or self.is_on_grid():
             return rows
         self.rounded = rows.dtype
+        if self.step is not None:
+            return fake_quantize_steps(rows, F.embedding(input, self.step))
         return fake_quantize_symmetric(rows, self.weight_grid)
+
+
+def integers_of(rows: Tensor, grid: Grid, step: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return int8 integers of the weight `rows` and their float32 scales: fixed steps, or those of `grid`."""
+    if step is not None:
+        return to_steps(rows, step), step
+    scale = symmetric_scale(rows, grid)
+    return to_integers(rows, scale, grid).to(torch.int8), scale
+
+
+def step_of(module: nn.Module) -> Tensor | None:
+    """Return the fixed steps of the weight of `module`; None if it has none."""
+    return module.step if isinstance(module, CompressedLayer) else None
 
 
 def version_of(weight: Tensor) -> int:
@@ -204,101 +249,6 @@ LAYERS: dict[LayerKind, type[CompressedLayer]] = {
     "conv1d": CompressedConv1D,
     "embedding": CompressedEmbedding,
 }
-
-
-def quantize_layers(
-    model: PreTrainedModel | PeftModel,
-    scheme: Grids,
-    exclude: Sequence[str] = (),
-    bits: Sequence[str] = (),
-) -> list[CompressedLayer]:
-    """Turn the layers that `scheme` rounds into compressed layers in place, still switched off, and return them.
-
-    Parameters, hooks, names and ties stay. A head tied to an embedding computes with the embedding's grid. Layers that
-    were turned before keep their ranges. Layers that a loaded file rounds and `scheme` does not become plain again.
-
-    Args:
-        exclude: regular expressions of the layers to leave in floating point.
-        bits: items `PATTERN=BITS` for weights with other bits than the scheme's (see `bits.weight_grids`).
-
-    Raises:
-        ValueError: a pattern matches nothing, nothing is left to quantize, or an item is malformed.
-    """
-    targets, siblings = quantizable(model, exclude), Siblings()
-    grids = {id(target.weight): grid for target, grid in weight_grids(targets, scheme, bits)}
-    layers = []
-    for target in targets + tied(model, targets):
-        input_grid = None if target.shares_embedding else scheme.activation
-        layers.append(turn(target.module, target.kind, grids[id(target.weight)], input_grid))
-        layers[-1].siblings = siblings
-    turned = {id(layer) for layer in layers}
-    for layer in compressed_layers(model).values():
-        if id(layer) not in turned and layer.weight_grid is not None:
-            switched_off(layer, None, None, layer.weight.device)
-    return layers
-
-
-def maskable_layers(targets: Sequence[Target]) -> list[CompressedLayer]:
-    """Turn the layers of `targets` in place into ones that can carry a mask, if they are not yet, and return them."""
-    return [
-        target.module if isinstance(target.module, CompressedLayer) else turn(target.module, target.kind, None, None)
-        for target in targets
-    ]
-
-
-def compressed_layers(model: nn.Module) -> dict[str, CompressedLayer]:
-    """Return the compressed layers of `model` by name."""
-    return {name: module for name, module in named_modules(model) if isinstance(module, CompressedLayer)}
-
-
-def rounded(model: PreTrainedModel, targets: Sequence[Target]) -> list[Target]:
-    """Return those of `targets` whose weight some layer has computed with on its grid.
-
-    The others are never called: an unused pooler, or DeBERTa's `rel_embeddings`, whose weight the encoder reads
-    directly. Training has not seen them rounded, so they must not be stored rounded.
-    """
-    used = {id(layer.weight) for layer in compressed_layers(model).values() if layer.rounded}
-    return [target for target in targets if id(target.weight) in used]
-
-
-def turn(
-    layer: nn.Module,
-    layer_kind: LayerKind,
-    weight_grid: Grid | None,
-    input_grid: Grid | None,
-    classes: Mapping[LayerKind, type[CompressedLayer]] = LAYERS,
-) -> CompressedLayer:
-    """Turn `layer` in place into its kind's class of `classes`, with these grids, switched off, and return it."""
-    layer.__class__ = _grafted(cast(Hashable, type(layer)), cast(Hashable, classes[layer_kind]))
-    assert isinstance(layer, CompressedLayer)
-    return switched_off(layer, weight_grid, input_grid, layer.weight.device)
-
-
-def switched_off(
-    layer: CompressedLayer, weight_grid: Grid | None, input_grid: Grid | None, device: torch.device
-) -> CompressedLayer:
-    """Give `layer` these grids, without rounding and observing, and return it. A range that it has is kept."""
-    layer.weight_grid, layer.input_grid = weight_grid, input_grid
-    layer.observing = layer.quantizing = False
-    layer.rounded = layer.step_range = layer.on_grid = None
-    layer.siblings = Siblings()
-    if not layer.has_range:
-        layer._buffers.pop("input_range", None)
-    if layer.has_range and "input_range" not in layer._buffers:
-        unseen = torch.tensor([math.inf, -math.inf], device=device, dtype=torch.float32)
-        layer.register_buffer("input_range", unseen)
-    return layer
-
-
-@cache
-def _grafted(layer_class: type[nn.Module], ours: type[CompressedLayer]) -> type[nn.Module]:
-    """Return the class `ours` for layers of `layer_class`, whose own `forward` stays, for example Bart's."""
-    if issubclass(layer_class, ours):
-        return layer_class
-    if issubclass(ours, layer_class):
-        return ours
-    # Ours comes last, so that their `super().forward` calls it.
-    return type(f"{ours.__name__}As{layer_class.__name__}", (layer_class, ours), {})
 
 
 def plain_class(layer_class: type[CompressedLayer]) -> type[nn.Module]:

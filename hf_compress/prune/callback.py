@@ -6,12 +6,12 @@ from typing import Any, cast
 import torch
 from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_compress.callbacks import log_first, progress, refuse_diverged
 from hf_compress.layers.lora import current_weight, merge_in_forward
-from hf_compress.layers.rounded import maskable_layers
+from hf_compress.layers.turning import maskable_layers
 from hf_compress.models.sharding import count_zeros, refuse_shards, reshard
 from hf_compress.models.targets import prunable, transformer, whole
 from hf_compress.options import refuse_averages
@@ -179,6 +179,17 @@ class PruningCallback(TrainerCallback):
         refuse_diverged(whole(kwargs["model"]), state)
         if masking is not None:
             self._refuse_lost_zeros(masking)
+
+    def planned_zeros(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return where weights of `model` would be kept if all were pruned now, by the names of layers. Collective.
+
+        A criterion that looks at gradients or has a memory is replaced by magnitude.
+        """
+        criterion = self.criterion
+        if criterion.has_state or criterion.needs_gradients or criterion.needs_optimizer:
+            criterion = CRITERIA["magnitude"]
+        masking = self._new_masking(whole(model))
+        return Masking(masking.targets, criterion, masking.pattern, self._scope).planned(self.arguments.prune_sparsity)
 
     def _initial(self, model: nn.Module) -> float:
         """Return the sparsity that a model loaded from a pruned file has already; 0 for any other model."""

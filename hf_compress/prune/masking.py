@@ -83,6 +83,13 @@ class Masking:
         masks = self._selected(sparsity, 0, None, None)
         return self.shards.total(torch.stack([mask.count_nonzero() for mask in masks]).cpu().numpy()).tolist()
 
+    def planned(self, sparsity: float) -> dict[str, Tensor]:
+        """Return where weights would be kept if all were pruned now, whole, by the names of layers. Collective."""
+        masks = self._selected(sparsity, 0, None, None)
+        return {
+            target.name: _whole(mask, target.weight).bool() for target, mask in zip(self.targets, masks, strict=True)
+        }
+
     def observe(self, optimizer: Any) -> None:
         """Let the criterion update its memory."""
         if self.criterion.observe is not None:

@@ -1,10 +1,12 @@
 """The options of quantization-aware training."""
 
+import math
 import shlex
 from dataclasses import dataclass, field
 
 from hf_compress.layers.bits import parsed
 from hf_compress.layers.grids import SCHEMES, Scheme
+from hf_compress.layers.steps import has_steps
 from hf_compress.patterns import check_patterns
 
 
@@ -35,6 +37,13 @@ class QuantizationArguments:
             "help": "Items PATTERN=BITS, for example embeddings=4: bits from 2 to 8 for the weights of layers whose "
             "name contains a match of the regular expression. The last matching item counts. The scheme must have "
             "one scale per row. Activations keep their bits."
+        },
+    )
+    quant_step: float | None = field(
+        default=None,
+        metadata={
+            "help": "Round weights to fixed steps: this number over the root of the layer's sensitivity, above 0. "
+            "`--compress_budget_mb` chooses it for a file size."
         },
     )
     quant_begin: float = field(
@@ -70,9 +79,28 @@ class QuantizationArguments:
 
     @property
     def flags(self) -> str:
-        """Scheme and bits as command-line flags."""
+        """Scheme, bits and the constant of the steps as command-line flags."""
         bits = ["--quant_bits", *self.quant_bits] if self.quant_bits else []
-        return shlex.join(["--quant_scheme", str(self.quant_scheme), *bits])
+        step = [] if self.quant_step is None else ["--quant_step", f"{self.quant_step:g}"]
+        return shlex.join(["--quant_scheme", str(self.quant_scheme), *bits, *step])
+
+    def check_steps(self, option: str) -> None:
+        """Refuse a scheme whose weights cannot have the fixed steps that `option` asks for.
+
+        Raises:
+            ValueError: the scheme has other bits or scales, or bits are given.
+        """
+        if self.quant_bits:
+            raise ValueError(
+                f"`{option}` chooses a step for every layer, so `--quant_bits {' '.join(self.quant_bits)}` cannot be "
+                "given beside it. Leave one of them out."
+            )
+        if self.quant_scheme is not None and not has_steps(self.scheme):
+            fitting = ", ".join(name for name, scheme in SCHEMES.items() if has_steps(scheme))
+            raise ValueError(
+                f"`{option}` needs a `--quant_scheme` of 8 bits with one scale per row: {fitting}; got "
+                f"{self.quant_scheme}. Choose one of these; the packed file spends fewer bits per weight anyway."
+            )
 
     def __post_init__(self) -> None:
         if self.quant_scheme is not None and self.quant_scheme not in SCHEMES:
@@ -80,6 +108,13 @@ class QuantizationArguments:
                 f"`--quant_scheme` must be one of {', '.join(SCHEMES)}; got {self.quant_scheme!r}. Choose one of "
                 "these, or leave the flag out to train without quantization."
             )
+        if self.quant_step is not None:
+            if not 0 < self.quant_step < math.inf:
+                raise ValueError(
+                    f"`--quant_step` must be a number above 0; got {self.quant_step}. Take the one that a run with "
+                    "`--compress_budget_mb` has chosen, from its recipe.json."
+                )
+            self.check_steps("--quant_step")
         check_patterns("quant_exclude", self.quant_exclude)
         check_patterns("quant_bits", [item.rpartition("=")[0] for item in self.quant_bits])
         for item in self.quant_bits:

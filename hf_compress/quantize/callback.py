@@ -1,22 +1,28 @@
 """Quantization-aware training: the callback that switches rounding on and updates the activation ranges."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.distributed.fsdp import is_fsdp_enabled
+from transformers.utils import logging
 
 from hf_compress.callbacks import log_first, progress, refuse_diverged
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.lora import merge_in_forward
-from hf_compress.layers.rounded import CompressedLayer, compressed_layers, quantize_layers
+from hf_compress.layers.rounded import CompressedLayer
+from hf_compress.layers.turning import compressed_layers, quantize_layers
+from hf_compress.models.heads import bare
 from hf_compress.models.sharding import refuse_shards, reshard
 from hf_compress.models.targets import quantizable, transformer, whole
 from hf_compress.quantize.arguments import QuantizationArguments
+from hf_compress.quantize.sample import sample_batches, token_counts
+from hf_compress.quantize.spending import Masks, spend
 
 # Weight of the past in the moving average of activation ranges (Jacob et al., 2018, sec. 3.1: "close to 1").
 RANGE_MOMENTUM = 0.95
@@ -28,7 +34,9 @@ RANGE_REACH = 20.0
 # In the first steps the bound holds in both directions: an outlier in the very first step has nothing to be compared
 # with, and the moving average would take hundreds of steps to forget it.
 RANGE_WARMUP = 20
-BEGIN = "rounding_begins"
+logger = logging.get_logger(__name__)
+
+BEGIN, CONSTANT = "rounding_begins", "step_constant"
 
 
 class QuantizationCallback(TrainerCallback):
@@ -46,11 +54,18 @@ class QuantizationCallback(TrainerCallback):
     ranges and rounding are float32. Beside a LoRA adapter the merged weight is rounded, and the ranges are in the
     adapter's checkpoint.
 
+    With a `budget` or a `quant_step`, weights are rounded to fixed steps; otherwise the largest weight of a row sets
+    its step. When rounding begins, 512 rows of the training set tell how much each layer counts, the steps are chosen,
+    and the weights are rounded once with error feedback (`spend`). Training goes on from there and keeps the steps,
+    which are buffers, so checkpoints hold them.
+
     The logs of training gain `quant_range_mean` and `quant_range_max`, and `quant_ranges_skipped`, the number of
     extremes skipped so far, if there are any.
 
     Args:
         arguments: with a `quant_scheme`.
+        budget: bytes of the packed file that steps are chosen for.
+        zeros: returns, for the model, where weights will be kept when pruning ends, by the names of layers.
 
     Raises:
         ValueError: when the Trainer is built or training starts, if a pattern matches nothing, the attention of the
@@ -66,8 +81,13 @@ class QuantizationCallback(TrainerCallback):
         >>> trainer = Trainer(model, args, callbacks=[callback])  # doctest: +SKIP
     """
 
-    def __init__(self, arguments: QuantizationArguments) -> None:
-        self.arguments = arguments
+    def __init__(
+        self,
+        arguments: QuantizationArguments,
+        budget: float | None = None,
+        zeros: Callable[[nn.Module], Masks] | None = None,
+    ) -> None:
+        self.arguments, self.budget, self.zeros = arguments, budget, zeros
         self._layers: list[CompressedLayer] = []
         self._begin = 0
         self._skipped: Tensor | int = 0
@@ -78,14 +98,18 @@ class QuantizationCallback(TrainerCallback):
         """Replace the layers of the model, still without rounding."""
         model = transformer(kwargs["model"])
         options = self.arguments
-        layers = quantize_layers(model, options.scheme, options.quant_exclude, options.quant_bits)
+        layers = quantize_layers(
+            model, options.scheme, options.quant_exclude, options.quant_bits, steps=self.has_steps
+        )
         round_attention(model, options.scheme, options.quant_exclude)
         # True with `cpu_ram_efficient_loading` only.
-        if is_fsdp_enabled() and any(layer.has_range for layer in layers):
+        if is_fsdp_enabled() and any(layer.has_range or layer.step is not None for layer in layers):
+            what = "steps" if self.has_steps else "ranges"
+            remedy = "" if self.has_steps else ", or choose a scheme without ranges, such as `int8-dynamic`"
             raise ValueError(
-                f"`--quant_scheme {self.arguments.quant_scheme}` keeps ranges in buffers, which accelerate cannot "
+                f"`--quant_scheme {self.arguments.quant_scheme}` keeps {what} in buffers, which accelerate cannot "
                 "load with `cpu_ram_efficient_loading`. Set that to false in `--fsdp_config` or in accelerate's "
-                "configuration, or choose a scheme without ranges, such as `int8-dynamic`."
+                f"configuration{remedy}."
             )
         if isinstance(model, PeftModel):
             merge_in_forward(model)
@@ -122,7 +146,9 @@ class QuantizationCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Switch rounding and observing on or off for this step."""
+        """Switch rounding and observing on or off for this step, and choose the steps when rounding begins."""
+        if self.has_steps and state.global_step >= self._begin and CONSTANT not in progress(state):
+            self._spend(state, kwargs["model"], kwargs.get("train_dataloader"))
         self._switch(state.global_step, state)
 
     @torch.no_grad()
@@ -193,6 +219,36 @@ class QuantizationCallback(TrainerCallback):
                 f"`--quant_begin` (now {self.arguments.quant_begin})."
             )
         refuse_diverged(whole(kwargs["model"]), state)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether weights are rounded to fixed steps."""
+        return self.budget is not None or self.arguments.quant_step is not None
+
+    def _spend(self, state: TrainerState, wrapped: nn.Module, loader: Any) -> None:
+        """Choose the steps, and round the weights to them. Collective."""
+        if loader is None:
+            raise ValueError(
+                "`--compress_budget_mb` measures on the training set how much each weight counts, but this trainer "
+                "gives its callbacks no `train_dataloader`. Use Transformers' Trainer, or leave the option out."
+            )
+        model = transformer(wrapped)
+        reshard(whole(wrapped))
+        words = bare(model).get_input_embeddings()
+        counts = token_counts(loader, len(words.weight)) if isinstance(words, nn.Embedding) else None
+        spent = spend(
+            model,
+            sample_batches(loader, bare(model)),
+            self.budget,
+            constant=self.arguments.quant_step,
+            counts=counts,
+            exclude=self.arguments.quant_exclude,
+            zeros=None if self.zeros is None else self.zeros(wrapped),
+        )
+        progress(state)[CONSTANT] = spent.constant
+        logger.info(
+            f"Steps were chosen: `--quant_step {spent.constant:.6g}`, for a file of {spent.bytes / 1e6:.2f} MB."
+        )
 
     def _refuse_lost_ranges(self, state: TrainerState) -> None:
         ranges = [layer.input_range for layer in self._layers if layer.has_range]

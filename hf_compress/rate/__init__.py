@@ -3,6 +3,7 @@
 from hf_compress.rate.feedback import round_with_feedback as round_with_feedback
 from hf_compress.rate.fit import Fit as Fit
 from hf_compress.rate.fit import Rounded as Rounded
+from hf_compress.rate.fit import Rounding as Rounding
 from hf_compress.rate.fit import fit as fit
 from hf_compress.rate.statistics import Statistics as Statistics
 from hf_compress.rate.statistics import embedding as embedding

@@ -1,15 +1,14 @@
 """Fit the integers of a model's weights into a number of bytes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
-from hf_compress.models.targets import Target
 from hf_compress.packing.coding import expected_bytes
 from hf_compress.packing.packed import pack
 from hf_compress.rate.feedback import round_with_feedback
@@ -34,23 +33,27 @@ class Rounded:
     Example:
         >>> import torch
         >>> from hf_compress.rate import Rounded
-        >>> rounded = Rounded(torch.tensor([[1, -2]], dtype=torch.int8), torch.tensor([[0.5]]))
-        >>> rounded.integers * rounded.step
+        >>> Rounded(torch.tensor([[1, -2]], dtype=torch.int8), torch.tensor([[0.5]])).rows
         tensor([[ 0.5000, -1.0000]])
     """
 
     integers: Int8[Tensor, "rows width"]
     step: Float[Tensor, "rows 1"]
 
-    def weight(self, like: Target) -> Float[Tensor, "..."]:
-        """Return the weight in the layout of the target."""
-        rows = self.integers * self.step
-        return rows.t().contiguous() if like.kind == "conv1d" else rows
+    @property
+    def rows(self) -> Float[Tensor, "rows width"]:
+        """The rounded weight."""
+        return self.integers * self.step
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the weight when packed."""
+        return len(pack(self.integers.cpu(), scale=self.step.cpu()))
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The result of `fit`: the constant of all steps, the weights by the names of targets, and their packed bytes.
+    """The result of `fit`: the constant of all steps, the rounded weights by name, and their packed bytes.
 
     Example:
         >>> from hf_compress.rate import Fit
@@ -63,84 +66,90 @@ class Fit:
     bytes: int
 
 
-@torch.no_grad()
-def fit(
-    targets: Sequence[Target],
-    statistics: Statistics,
-    limit: float,
-    factors: Mapping[str, Float[Tensor, "rows 1"]] | None = None,
-    kept: Mapping[str, Bool[Tensor, "..."]] | None = None,
-    *,
-    feedback: bool = True,
-) -> Fit:
-    """Return the weights `targets` rounded such that they take at most `limit` bytes when packed, and nearly as many.
+@dataclass(frozen=True)
+class Rounding:
+    """Weights, and what is known about them, ready to be rounded with any constant.
+
+    Args:
+        weights: by name, one row per output feature or token.
+        statistics: of these weights.
+        factors: by name, the factors of the steps of the rows (`token_factors`).
+        kept: by name, where a weight may differ from zero, in the layout of its rows.
+        feedback: whether the layers whose inputs are known are rounded with error feedback.
+
+    Example:
+        >>> import torch
+        >>> from hf_compress.rate import Rounding, Statistics
+        >>> rounding = Rounding({"dense": torch.tensor([[0.9, -2.1]])}, Statistics({"dense": 4.0}, moments={}))
+        >>> rounding.at(constant=1.0)["dense"].rows
+        tensor([[ 1., -2.]])
+    """
+
+    weights: Mapping[str, Float[Tensor, "rows width"]]
+    statistics: Statistics
+    factors: Mapping[str, Float[Tensor, "rows 1"]] = field(default_factory=dict)
+    kept: Mapping[str, Bool[Tensor, "rows width"]] = field(default_factory=dict)
+    feedback: bool = True
+
+    @torch.no_grad()
+    def at(self, constant: float) -> dict[str, Rounded]:
+        """Return the weights rounded to steps with this `constant`."""
+        found = {}
+        for name, rows in self.weights.items():
+            step, kept, moments = self._step(name, constant), self.kept.get(name), self.statistics.moments.get(name)
+            if self.feedback and moments is not None:
+                integers = round_with_feedback(rows, step, moments, kept)
+            else:
+                integers = _nearest(rows if kept is None else rows * kept, step)
+            found[name] = Rounded(integers, step)
+        return found
+
+    @torch.no_grad()
+    def estimate(self, constant: float) -> float:
+        """Return an estimate of the packed bytes with this `constant`, from the entropy of samples."""
+        total = 0.0
+        for name, rows in self.weights.items():
+            every = math.ceil(rows.numel() / SAMPLE)
+            some = rows[::every].float()
+            if name in self.kept:
+                some = some * self.kept[name][::every]
+            integers = _nearest(some, self._step(name, constant, every))
+            total += expected_bytes(integers.cpu().numpy().reshape(-1).view(np.uint8)) * len(rows) / max(len(some), 1)
+        return total
+
+    def _step(self, name: str, constant: float, every: int = 1) -> Float[Tensor, "rows 1"]:
+        factor = self.factors.get(name)
+        chosen = None if factor is None else factor[::every]
+        return steps(self.weights[name][::every], self.statistics.sensitivity[name], constant, chosen)
+
+
+def fit(rounding: Rounding, limit: float) -> Fit:
+    """Return the weights rounded such that they take at most `limit` bytes when packed, and nearly as many.
 
     Every step is the constant over the root of the tensor's sensitivity. The constant is found by bisection on the
     entropy of samples, and corrected until the packed bytes fit.
 
     Args:
-        targets: the weights, each once.
-        statistics: of these weights.
+        rounding: the weights.
         limit: bytes.
-        factors: by the name of a target, the factors of the steps of its rows (`token_factors`).
-        kept: by the name of a target, where its weight may differ from zero, in the layout of the weight.
-        feedback: whether the layers whose inputs are known are rounded with error feedback.
 
     Raises:
         ValueError: the steps cannot be so coarse that the weights fit.
 
     Example:
         >>> import torch
-        >>> from transformers import BertConfig, BertForSequenceClassification
-        >>> from hf_compress.models import quantizable
-        >>> sizes = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64)
-        >>> model = BertForSequenceClassification(BertConfig(vocab_size=500, **sizes))
-        >>> targets = quantizable(model)
-        >>> from hf_compress.rate import fit, gather
-        >>> statistics = gather(model, targets, [{"input_ids": torch.tensor([[1, 2, 3]])}])
-        >>> found = fit(targets, statistics, limit=40_000)
-        >>> 38_000 < found.bytes <= 40_000
+        >>> from hf_compress.rate import Rounding, Statistics, fit
+        >>> weights = {"dense": torch.randn(256, 256, generator=torch.Generator().manual_seed(0))}
+        >>> found = fit(Rounding(weights, Statistics({"dense": 1.0}, moments={})), limit=20_000)  # 2.4 bits per weight
+        >>> 19_000 < found.bytes <= 20_000
         True
     """
-    all_rows = {target.name: _rows(target, target.weight) for target in targets}
-    masks = {
-        name: _rows(target, mask) for target in targets if (mask := (kept or {}).get(name := target.name)) is not None
-    }
-    scaled = factors or {}
-
-    def step(name: str, constant: float, every: int = 1) -> Tensor:
-        factor = scaled.get(name)
-        chosen = None if factor is None else factor[::every]
-        return steps(all_rows[name][::every], statistics.sensitivity[name], constant, chosen)
-
-    def estimate(constant: float) -> float:
-        total = 0.0
-        for name, rows in all_rows.items():
-            every = math.ceil(rows.numel() / SAMPLE)
-            some = rows[::every].float()
-            if name in masks:
-                some = some * masks[name][::every]
-            integers = _nearest(some, step(name, constant, every))
-            total += expected_bytes(integers.numpy().reshape(-1).view(np.uint8)) * len(rows) / max(len(some), 1)
-        return total
-
-    def rounded(constant: float) -> dict[str, Rounded]:
-        found = {}
-        for name, rows in all_rows.items():
-            chosen, mask = step(name, constant), masks.get(name)
-            if feedback and name in statistics.moments:
-                integers = round_with_feedback(rows, chosen, statistics.moments[name], mask)
-            else:
-                integers = _nearest(rows if mask is None else rows * mask, chosen)
-            found[name] = Rounded(integers, chosen)
-        return found
-
-    count = sum(rows.numel() for rows in all_rows.values())
-    constant, best = _bisected(estimate, limit), None
+    count = sum(rows.numel() for rows in rounding.weights.values())
+    constant, best = _bisected(rounding.estimate, limit), None
     above, below = 0.0, math.inf  # Constants whose bytes exceed the limit, and whose bytes fit.
     for tried in range(ROUNDS):
-        weights = rounded(constant)
-        size = sum(len(pack(one.integers, scale=one.step)) for one in weights.values())
+        weights = rounding.at(constant)
+        size = sum(one.bytes for one in weights.values())
         if size <= limit and (best is None or size > best.bytes):
             best = Fit(constant, weights, size)
         if CLOSE * limit < size <= limit:
@@ -169,8 +178,3 @@ def _bisected(estimate: Callable[[float], float], limit: float) -> float:
 
 def _nearest(rows: Tensor, step: Tensor) -> Int8[Tensor, "rows width"]:
     return torch.div(rows.float(), step).round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
-
-
-def _rows(target: Target, tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.t().contiguous() if target.kind == "conv1d" else tensor

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from hf_compress.models.heads import LABELS, Head, find_head
+from hf_compress.models.sharding import gathered
 from hf_compress.models.targets import Target
 
 MASK = "attention_mask"
@@ -25,6 +27,8 @@ class Statistics:
         sensitivity: by the name of a target, the mean over its weights and over the rows of the squared derivative of
             the outputs: the mean of the diagonal of the Gauss-Newton matrix J'J, J the Jacobian of the outputs.
         moments: by the name of a linear layer, the sum X'X over its input vectors, of shape (inputs, inputs).
+        uses: by the name of an embedding, how often each of its rows was looked up. Targets in neither `moments` nor
+            `uses` were never called.
 
     Example:
         >>> from hf_compress.rate import Statistics
@@ -34,6 +38,7 @@ class Statistics:
 
     sensitivity: dict[str, float]
     moments: dict[str, Float[Tensor, "inputs inputs"]]
+    uses: dict[str, Int[Tensor, " rows"]] = field(default_factory=dict)
 
 
 def gather(model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[Inputs], seed: int = 0) -> Statistics:
@@ -41,8 +46,8 @@ def gather(model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[
 
     The outputs z are the logits, or the normalized mean of the hidden states where the model has no head. For random
     signs r, the expectation of the squared gradient of r.z is the diagonal of J'J, summed over outputs; so one
-    backward per batch is enough. The model runs in evaluation mode, without labels and without autocast. Parameters
-    and their gradients, modes and random states are as before.
+    backward per batch is enough. The model runs in evaluation mode, without labels. Parameters and their gradients,
+    modes and random states are as before.
 
     Args:
         model: the dense model, on any device.
@@ -65,27 +70,25 @@ def gather(model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[
         >>> sorted(statistics.sensitivity) == sorted(target.name for target in targets)
         True
     """
-    layers = [target for target in targets if target.kind != "embedding"]
     signs = torch.Generator().manual_seed(seed)
     squares = {id(target.weight): torch.zeros((), dtype=torch.float64) for target in targets}
     weights = {id(target.weight): target.weight for target in targets}
-    moments, rows = _Moments(layers), 0
-    with _evaluating(model, list(weights.values())), moments:
+    inputs_seen, rows = _Inputs(targets), 0
+    with _evaluating(model, list(weights.values())), inputs_seen:
         outputs = _outputs(model)
         for batch in batches:
             inputs = {name: value for name, value in batch.items() if name not in LABELS}
-            moments.mask = inputs.get(MASK)
+            inputs_seen.mask = inputs.get(MASK)
             found = outputs(inputs)
             total = torch.stack([(one * _signs(one, signs)).sum() for one in found]).sum()
-            gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-            for key, gradient in zip(weights, gradients, strict=True):
+            for key, gradient in zip(weights, _gradients(total, list(weights.values())), strict=True):
                 if gradient is not None:
-                    squares[key] += gradient.double().square().sum().cpu()
+                    squares[key] += gathered(gradient.double().square().sum()).cpu()
             rows += len(found[0])
     if not rows:
         raise ValueError("The sample of rows is empty. Give some text to measure the model on.")
     sensitivity = {target.name: float(squares[id(target.weight)]) / rows / target.weight.numel() for target in targets}
-    return Statistics(sensitivity, moments.found)
+    return Statistics(sensitivity, inputs_seen.moments, inputs_seen.uses)
 
 
 def embedding(hidden: Float[Tensor, "rows tokens width"], mask: Tensor | None) -> Float[Tensor, "rows width"]:
@@ -133,40 +136,63 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
     return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)
 
 
-class _Moments:
-    """Hooks that sum X'X over the inputs of linear layers. Layers that read the same tensor share the sum."""
+class _Inputs:
+    """Hooks that sum X'X over the inputs of linear layers, and count the rows that embeddings look up.
+
+    Layers that read the same tensor share the sum.
+    """
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self.targets = targets
-        self.found: dict[str, Tensor] = {}
+        self.moments: dict[str, Tensor] = {}
+        self.uses: dict[str, Tensor] = {}
         self.mask: Tensor | None = None
         self._last: tuple[Tensor, str] | None = None
         self._shared: dict[str, str] = {}
 
-    def __enter__(self) -> "_Moments":
-        self._handles = [target.module.register_forward_pre_hook(self._hook(target.name)) for target in self.targets]
+    def __enter__(self) -> "_Inputs":
+        self._handles = [target.module.register_forward_pre_hook(self._hook(target)) for target in self.targets]
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._last = None
-        self.found |= {name: self.found[owner] for name, owner in self._shared.items()}
+        self.moments |= {name: self.moments[owner] for name, owner in self._shared.items()}
 
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def add(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            values = arguments[0].detach()
-            if self._last is not None and self._last[0] is arguments[0] and name not in self.found:
-                self._shared[name] = self._last[1]
-                return
-            self._last = arguments[0], name
-            if self.mask is not None and values.shape[:-1] == self.mask.shape:
-                values = values[self.mask.bool()]
-            flat = values.reshape(-1, values.shape[-1]).float()
+    def _hook(self, target: Target) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        add = self._count if target.kind == "embedding" else self._multiply
+        return lambda module, arguments: add(target, arguments[0])
+
+    def _count(self, target: Target, places: Tensor) -> None:
+        kept = places[self.mask.bool()] if self.mask is not None and self.mask.shape == places.shape else places
+        count = torch.bincount(kept.reshape(-1).cpu(), minlength=len(target.weight))
+        self.uses[target.name] = self.uses.get(target.name, 0) + count
+
+    def _multiply(self, target: Target, values: Tensor) -> None:
+        name, given = target.name, values
+        if self._last is not None and self._last[0] is given and name not in self.moments:
+            self._shared[name] = self._last[1]
+            return
+        self._last = given, name
+        values = values.detach()
+        if self.mask is not None and values.shape[: self.mask.dim()] == self.mask.shape:
+            values = values[self.mask.bool()]
+        flat = values.reshape(-1, values.shape[-1]).float()
+        with torch.autocast(flat.device.type, enabled=False):  # Sums of 16-bit products are not positive definite.
             moment = flat.t() @ flat
-            self.found[name] = self.found[name] + moment if name in self.found else moment
+        self.moments[name] = self.moments[name] + moment if name in self.moments else moment
 
-        return add
+
+def _gradients(total: Tensor, weights: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
+    """Return the gradients of `total`, without leaving them on the weights."""
+    if not any(isinstance(weight, DTensor) for weight in weights):
+        return torch.autograd.grad(total, weights, allow_unused=True)
+    total.backward()  # FSDP2 shards gradients only in a backward pass that accumulates them.
+    gradients = [weight.grad for weight in weights]
+    for weight in weights:
+        weight.grad = None
+    return gradients
 
 
 @contextmanager
@@ -174,14 +200,20 @@ def _evaluating(model: PreTrainedModel, weights: Sequence[nn.Parameter]) -> Iter
     """A context in which `model` is in evaluation mode and only `weights` need gradients."""
     modes = {module: module.training for module in model.modules()}
     needs = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    sharded = any(isinstance(weight, DTensor) for weight in weights)
     try:
-        model.eval().requires_grad_(False)
-        for weight in weights:
-            weight.requires_grad_(True)
+        model.eval()
+        if not sharded:  # FSDP2 fixes what needs gradients when it first gathers a weight.
+            model.requires_grad_(False)
+            for weight in weights:
+                weight.requires_grad_(True)
         with torch.enable_grad():
             yield
     finally:
         for module, training in modes.items():
             module.training = training
         for parameter, need in needs.items():
-            parameter.requires_grad_(need)
+            if sharded:
+                parameter.grad = None
+            else:
+                parameter.requires_grad_(need)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
 from hf_compress.folders import repository
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import model_class
 from hf_compress.report.sizes import dense_size
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.layers.grids import SCHEMES
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.heads import find_head
 from hf_compress.models.targets import prunable
 from hf_compress.packing import packed as packed_module

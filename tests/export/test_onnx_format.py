@@ -40,7 +40,7 @@ from hf_compress.export.onnx_nodes import _rounded_up
 from hf_compress.export.parity import check_parity, load, random_batches
 from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
 from hf_compress.layers.grids import SCHEMES, SMALLEST_SCALE, symmetric_scale
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from tests.quantized import quantized
 
 onnx = pytest.importorskip("onnx")

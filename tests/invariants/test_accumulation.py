@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import prunable
 from tests.invariants.harness import KD, NAMED, PRUNE, QUANT, SUBSETS, logged, make, rows
 from tests.tiny import NO_DROPOUT, bert

@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from hf_compress import PruningArguments, PruningCallback, QuantizationArguments, QuantizationCallback
 from hf_compress.checkpoint.save import save_compressed
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import prunable
 from tests.invariants.harness import PRUNE, QUANT, checkpoints, make, recipe
 

@@ -16,7 +16,7 @@ from hf_compress import save_compressed
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.grids import SCHEMES
 from hf_compress.layers.lora import current_weight
-from hf_compress.layers.rounded import compressed_layers, quantize_layers
+from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.models.heads import find_head
 from hf_compress.models.targets import prunable
 from hf_compress.report.evaluation import logit_difference

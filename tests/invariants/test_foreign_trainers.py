@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hf_compress import PruningCallback, save_compressed
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import prunable, transformer
 from tests.invariants.harness import PRUNE, QUANT, SETTINGS, make, recipe, rows
 from tests.tiny import NO_DROPOUT, bert

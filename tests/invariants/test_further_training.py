@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
 
 from hf_compress import PruningArguments, QuantizationArguments, Recipe, save_compressed
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import prunable
 from tests.invariants.harness import SETTINGS, bert, rows
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import Trainer, TrainerCallback, TrainerState
 
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from tests.invariants.harness import PRUNE, QUANT, make, recipe, trained
 
 

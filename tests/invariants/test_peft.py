@@ -22,7 +22,7 @@ from hf_compress import (
 from hf_compress.distill.teacher import load_teacher, own_teacher
 from hf_compress.layers.grids import SCHEMES
 from hf_compress.layers.lora import current_weight, merge_in_forward
-from hf_compress.layers.rounded import quantize_layers
+from hf_compress.layers.turning import quantize_layers
 from hf_compress.models.heads import bare, find_head
 from hf_compress.models.targets import prunable, quantizable
 

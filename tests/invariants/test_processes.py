@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerState
 
 from hf_compress.layers.lora import current_weight
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import prunable
 from tests.invariants.harness import KD, METHODS, PRUNE, QUANT, adapted, in_two_processes, logged, make, rows, same
 from tests.tiny import NO_DROPOUT, bert

@@ -9,7 +9,7 @@ import pytest
 from transformers import Trainer, TrainerCallback
 
 from hf_compress import DistillationTrainer, PruningCallback, QuantizationCallback, save_compressed
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import prunable
 from tests.invariants.harness import METHODS, NAMED, PRUNE, QUANT, SUBSETS, logged, make, recipe, same, trained
 from tests.tiny import bert

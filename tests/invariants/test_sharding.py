@@ -31,7 +31,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config
 
 from hf_compress import PruningArguments, QuantizationArguments, Recipe
 from hf_compress.checkpoint.save import save_compressed
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.sharding import Shards, count_zeros, gathered, local, refuse_shards, reshard
 from hf_compress.models.targets import prunable
 from hf_compress.prune import selection as under_test

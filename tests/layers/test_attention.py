@@ -30,7 +30,7 @@ from hf_compress.layers.attention import (
 )
 from hf_compress.layers.grids import SCHEMES
 from hf_compress.layers.probe import attention_modules
-from hf_compress.layers.rounded import compressed_layers, quantize_layers
+from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
 from hf_compress.recipe import Recipe

@@ -16,7 +16,7 @@ from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.inventory import tensors
 from hf_compress.layers.bits import items_of, weight_grids
 from hf_compress.layers.grids import SCHEMES
-from hf_compress.layers.rounded import compressed_layers, quantize_layers
+from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.models.targets import Target, quantizable
 from tests.quantized import quantized
 

@@ -31,7 +31,7 @@ from hf_compress.layers import integer
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.grids import SCHEMES
 from hf_compress.layers.integer import Integer, IntegerLinear
-from hf_compress.layers.rounded import compressed_layers, quantize_layers
+from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.models.targets import prunable
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments

@@ -14,8 +14,9 @@ from transformers import BertForSequenceClassification
 from hf_compress.layers import grids as schemes
 from hf_compress.layers import shared_inputs as siblings
 from hf_compress.layers.grids import SCHEMES
-from hf_compress.layers.rounded import CompressedLayer, quantize_layers
+from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.layers.shared_inputs import Siblings
+from hf_compress.layers.turning import quantize_layers
 
 MakeBert = Callable[..., BertForSequenceClassification]
 INPUTS = {"input_ids": torch.arange(12).reshape(2, 6), "labels": torch.tensor([0, 1])}

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_compress import PruningArguments, QuantizationArguments, Recipe
-from hf_compress.layers.rounded import compressed_layers
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.quantize.callback import RANGE_MOMENTUM, RANGE_REACH
 
 MakeBert = Callable[..., PreTrainedModel]

@@ -1,6 +1,7 @@
 """Steps by sensitivity, and a number of bytes that is met as packed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,15 +9,21 @@ from transformers import BertForSequenceClassification, GPT2Config, GPT2LMHeadMo
 
 from hf_compress.models.targets import Target, quantizable
 from hf_compress.packing import pack
-from hf_compress.rate import Statistics, fit, gather, steps, token_factors
+from hf_compress.rate import Rounding, fit, gather, steps, token_factors
 
 MakeBert = Callable[..., BertForSequenceClassification]
 BATCH = {"input_ids": torch.arange(40).reshape(4, 10) % 29}
 
 
-def _statistics(model: torch.nn.Module) -> tuple[list[Target], Statistics]:
+def _rounding(model: torch.nn.Module) -> tuple[list[Target], Rounding]:
     targets = list({id(target.weight): target for target in quantizable(model)}.values())  # type: ignore[arg-type]
-    return targets, gather(model, targets, [BATCH])  # type: ignore[arg-type]
+    weights = {target.name: _rows(target, target.weight.detach()) for target in targets}
+    return targets, Rounding(weights, gather(model, targets, [BATCH]))  # type: ignore[arg-type]
+
+
+def _rows(target: Target, tensor: torch.Tensor) -> torch.Tensor:
+    """The weight with one row per output, or back: the transpose of the transpose."""
+    return tensor.t().contiguous() if target.kind == "conv1d" else tensor
 
 
 @pytest.fixture
@@ -44,53 +51,49 @@ def test_rare_tokens_get_coarser_steps_within_bounds() -> None:
 
 @pytest.mark.parametrize("bits", [6.0, 3.5, 1.5])
 def test_the_packed_bytes_are_those_that_were_asked_for(bits: float, model: BertForSequenceClassification) -> None:
-    targets, statistics = _statistics(model)
+    targets, rounding = _rounding(model)
     limit = bits / 8 * sum(target.weight.numel() for target in targets)
-    found = fit(targets, statistics, limit)
+    found = fit(rounding, limit)
     packed = sum(len(pack(one.integers, scale=one.step)) for one in found.weights.values())
     assert 0.97 * limit < packed == found.bytes <= limit
 
 
 def test_more_bytes_give_less_error_in_the_outputs(model: BertForSequenceClassification) -> None:
-    targets, statistics = _statistics(model)
+    targets, rounding = _rounding(model)
     dense, errors = model(**BATCH).logits, []
     for bits in (2, 4, 6):
-        found = fit(targets, statistics, bits / 8 * sum(target.weight.numel() for target in targets))
-        weights = {f"{target.name}.weight": found.weights[target.name].weight(target) for target in targets}
+        found = fit(rounding, bits / 8 * sum(target.weight.numel() for target in targets))
+        weights = {f"{target.name}.weight": _rows(target, found.weights[target.name].rows) for target in targets}
         logits = torch.func.functional_call(model, weights, (), BATCH).logits
         errors.append((logits - dense).square().mean().item())
     assert errors[0] > 4 * errors[1] and errors[1] > 2 * errors[2]
 
 
 def test_zeros_stay_and_leave_their_bytes_to_the_others(model: BertForSequenceClassification) -> None:
-    targets, statistics = _statistics(model)
+    targets, rounding = _rounding(model)
     kept = {
         target.name: target.weight.abs() > target.weight.abs().median()
         for target in targets
         if target.kind == "linear"
     }
     limit = 0.5 * sum(target.weight.numel() for target in targets)
-    pruned, dense = fit(targets, statistics, limit, kept=kept), fit(targets, statistics, limit)
+    pruned, dense = fit(replace(rounding, kept=kept), limit), fit(rounding, limit)
     assert pruned.constant < dense.constant
-    assert all(
-        not pruned.weights[name].weight(target)[~kept[name]].any()
-        for target in targets
-        if (name := target.name) in kept
-    )
+    assert not any(pruned.weights[name].integers[~mask].any() for name, mask in kept.items())
 
 
 def test_transposed_layers_are_rounded_by_outputs() -> None:
     config = GPT2Config(vocab_size=29, n_positions=32, n_embd=32, n_layer=1, n_head=2)
     model = GPT2LMHeadModel(config).eval()
-    targets, statistics = _statistics(model)
-    found = fit(targets, statistics, 0.75 * sum(target.weight.numel() for target in targets))
+    targets, rounding = _rounding(model)
+    found = fit(rounding, 0.75 * sum(target.weight.numel() for target in targets))
     for target in targets:
         rounded = found.weights[target.name]
-        assert rounded.weight(target).shape == target.weight.shape
+        assert _rows(target, rounded.rows).shape == target.weight.shape
         assert len(rounded.step) == target.weight.shape[target.row_dim]
 
 
 def test_bytes_that_no_step_can_meet_are_refused(model: BertForSequenceClassification) -> None:
-    targets, statistics = _statistics(model)
+    _, rounding = _rounding(model)
     with pytest.raises(ValueError, match="cannot be rounded into"):
-        fit(targets, statistics, 10.0)
+        fit(rounding, 10.0)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.layers.grids import SCHEMES
-from hf_compress.layers.rounded import quantize_layers
+from hf_compress.layers.turning import quantize_layers
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
 from hf_compress.report import variants

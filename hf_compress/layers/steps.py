@@ -1,0 +1,68 @@
+"""Rounding to fixed steps: the distance of two values is given, not computed from the largest weight of the row."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from hf_compress.layers.grids import Grid, Grids
+
+# Integers of fixed steps fill a signed byte, without its smallest value, as those of 8-bit grids do.
+STEP_BITS, LARGEST = 8, 127
+
+
+def has_steps(scheme: Grids | None) -> bool:
+    """Return whether the weights of `scheme` can have fixed steps: integers of 8 bits with one scale per row.
+
+    Example:
+        >>> from hf_compress.layers import SCHEMES
+        >>> from hf_compress.layers.steps import has_steps
+        >>> has_steps(SCHEMES["int8"]), has_steps(SCHEMES["int4-weight"])
+        (True, False)
+    """
+    row = Grid(STEP_BITS, "row")
+    return scheme is not None and scheme.weight == scheme.embedding == row
+
+
+def fake_quantize_steps(
+    values: Float[Tensor, "*rows width"], step: Float[Tensor, "*rows 1"]
+) -> Float[Tensor, "*rows width"]:
+    """Return `values` rounded to multiples of `step`, at most 127 of them, in their own dtype.
+
+    Rounding is idempotent to the last bit, because steps are bfloat16 numbers. The gradient is straight-through
+    (Bengio et al., 2013), and zero where a value lies beyond 127.5 steps and is clipped.
+
+    Args:
+        values: one row per output feature or token.
+        step: float32, of each row.
+
+    Example:
+        >>> import torch
+        >>> from hf_compress.layers import fake_quantize_steps
+        >>> fake_quantize_steps(torch.tensor([[0.3, -1.0, 99.0]]), torch.tensor([[0.5]]))
+        tensor([[ 0.5000, -1.0000, 63.5000]])
+    """
+    return _RoundToSteps.apply(values, step)
+
+
+def to_steps(values: Float[Tensor, "rows width"], step: Float[Tensor, "rows 1"]) -> Int8[Tensor, "rows width"]:
+    """Return the multiples of `step` that are nearest to `values`; halves round to even."""
+    return _nearest(values, step).to(torch.int8)
+
+
+def _nearest(values: Tensor, step: Tensor) -> Tensor:
+    return torch.div(values.detach().float(), step).round_().clamp_(-LARGEST, LARGEST)
+
+
+class _RoundToSteps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, step: Tensor) -> Tensor:
+        ctx.save_for_backward(values, step)
+        return _nearest(values, step).mul_(step).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        values, step = ctx.saved_tensors
+        inside = values.abs() < (LARGEST + 0.5) * step
+        return torch.where(inside, gradients[0], 0.0), None

@@ -1,0 +1,102 @@
+"""Rows of a training set that tell, before rounding begins, how much each weight counts."""
+
+import inspect
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedModel, set_seed
+
+ROWS, BATCH = 512, 8
+COUNTED = 1 << 15  # Tokens are counted in so many rows.
+IDS, MASK = "input_ids", "attention_mask"
+
+
+def sample_batches(loader: DataLoader[Any], model: PreTrainedModel, rows: int = ROWS) -> Iterator[dict[str, Any]]:
+    """Yield inputs of `model`, made of some rows of the dataset of `loader` by its collator.
+
+    The same rows are taken in every process and in every run: evenly spaced ones, or the first of an iterable dataset.
+    Random numbers that collator and dataset draw start from a fixed seed, and the states of the generators are as
+    before at the end. Rows of similar length share a batch.
+
+    Args:
+        loader: of the training set.
+        rows: how many rows to take, if there are so many.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel, default_data_collator
+        >>> from hf_compress.quantize import sample_batches
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> rows = [{"input_ids": [1, 2, 3]} for _ in range(20)]
+        >>> loader = torch.utils.data.DataLoader(rows, collate_fn=default_data_collator)
+        >>> batches = sample_batches(loader, BertModel(BertConfig(vocab_size=9, **sizes)))
+        >>> [len(batch["input_ids"]) for batch in batches]
+        [8, 8, 4]
+    """
+    known = inspect.signature(type(model).forward).parameters
+    with _fixed_random_numbers():
+        some = sorted(_some_rows(loader.dataset, rows), key=_length)
+        batches = [loader.collate_fn(some[begin : begin + BATCH]) for begin in range(0, len(some), BATCH)]
+    for batch in batches:
+        yield {
+            name: value.to(model.device) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+            if name in known
+        }
+
+
+def token_counts(loader: DataLoader[Any], tokens: int) -> Int[Tensor, " tokens"] | None:
+    """Return how often each of `tokens` tokens occurs in many rows of the dataset of `loader`, without padding.
+
+    None if the rows hold no token numbers, because the collator makes them.
+
+    Example:
+        >>> import torch
+        >>> from hf_compress.quantize import token_counts
+        >>> token_counts(torch.utils.data.DataLoader([{"input_ids": [1, 2, 1]}]), tokens=4)
+        tensor([0, 2, 1, 0])
+    """
+    found = torch.zeros(tokens, dtype=torch.long)
+    with _fixed_random_numbers():
+        for row in _some_rows(loader.dataset, COUNTED):
+            if not isinstance(row, Mapping) or IDS not in row:
+                return None
+            ids = torch.as_tensor(row[IDS]).reshape(-1)
+            if MASK in row:
+                ids = ids[torch.as_tensor(row[MASK]).reshape(-1).bool()]
+            found += torch.bincount(ids, minlength=tokens)
+    return found
+
+
+def _some_rows(dataset: Any, count: int) -> Sequence[Any]:
+    """Return `count` rows of `dataset`, or all that there are."""
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        whole = getattr(dataset, "dataset", dataset)  # A shard of it differs from process to process.
+        return list(itertools.islice(whole, count))
+    size = len(dataset)
+    return [dataset[place * size // min(count, size)] for place in range(min(count, size))]
+
+
+def _length(row: Any) -> int:
+    return len(row[IDS]) if isinstance(row, Mapping) and IDS in row else 0
+
+
+@contextmanager
+def _fixed_random_numbers() -> Iterator[None]:
+    """A context whose random numbers are the same in every process, and after which they go on as before it."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - libraries draw from the global state
+    with torch.random.fork_rng():
+        set_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002

@@ -1,0 +1,256 @@
+"""Spend a number of bytes on the weights of a model: choose the steps of all layers, and round the weights to them."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+from hf_compress.layers.lora import current_weight
+from hf_compress.layers.turning import compressed_layers
+from hf_compress.models.heads import bare
+from hf_compress.models.sharding import gathered
+from hf_compress.models.targets import Target, quantizable
+from hf_compress.packing.packed import pack
+from hf_compress.rate import Rounded, Rounding, Statistics, fit, gather, token_factors
+from hf_compress.rate.steps import steps
+
+# Share of the budget that is left free for what training changes.
+RESERVE = 0.01
+# Fewer bits per weight leave nothing of a model.
+LEAST_BITS = 0.25
+# Bytes of a tensor in the header of a safetensors file, beside its name.
+ENTRY = 64
+
+Masks = Mapping[str, Bool[Tensor, "..."]]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The constant of all steps, and the expected bytes of the file.
+
+    Example:
+        >>> from hf_compress.quantize import Spent
+        >>> Spent(constant=0.02, bytes=6_900_000).bytes
+        6900000
+    """
+
+    constant: float
+    bytes: int
+
+
+def spend(
+    model: PreTrainedModel | PeftModel,
+    batches: Iterable[Mapping[str, Any]],
+    limit: float | None,
+    *,
+    constant: float | None = None,
+    counts: Int[Tensor, " tokens"] | None = None,
+    exclude: Sequence[str] = (),
+    zeros: Masks | None = None,
+) -> Spent:
+    """Choose the steps of all layers of `model` for a file of `limit` bytes, and round its weights to them, in place.
+
+    A step is one constant over the root of the sensitivity of its weight (`hf_compress.rate`). Rows of embeddings that
+    are rarely looked up get coarser steps. Linear layers are rounded with error feedback, except beside an adapter,
+    whose merged weights are rounded to the nearest multiples in every forward. Weights that are zero stay zero. The
+    layers must have been turned by `quantize_layers(..., steps=True)`. Collective: every process must call it with the
+    same batches.
+
+    Args:
+        model: on any device, also sharded by FSDP2.
+        batches: inputs of the model, about 512 rows.
+        limit: the bytes of the file. 1 % of them is left free.
+        constant: the constant of all steps; it is then not chosen, and `limit` does not count.
+        counts: how often each token occurs in the training set; by default in `batches`.
+        exclude: regular expressions of layers that stay in floating point.
+        zeros: by the names of targets, where weights will be kept when pruning ends, in the layout of the weight. The
+            constant is chosen for these zeros. By default those that are there.
+
+    Raises:
+        ValueError: the limit is too small, or there are no batches.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress.layers import SCHEMES, quantize_layers
+        >>> from hf_compress.quantize import spend
+        >>> sizes = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=500, **sizes))
+        >>> layers = quantize_layers(model, SCHEMES["int8"], steps=True)
+        >>> spent = spend(model, [{"input_ids": torch.tensor([[1, 2, 3]])}], limit=60_000)
+        >>> 57_000 < spent.bytes <= 60_000
+        True
+    """
+    base = cast(PreTrainedModel, bare(model))
+    targets = quantizable(model, exclude)
+    statistics = _from_first(gather(base, targets, batches))
+    used = _used(targets, statistics)
+    rounding = _rounding(base, used, statistics, counts, feedback=not isinstance(model, PeftModel))
+    others = other_bytes(model, used, zeros)
+    if constant is None:
+        assert limit is not None
+        planned = rounding if zeros is None else _with_zeros(rounding, used, zeros)
+        found = fit(planned, (1 - RESERVE) * limit - others)
+        constant, size = found.constant, found.bytes
+        rounded = found.weights if planned is rounding else rounding.at(constant)
+    else:
+        rounded = rounding.at(constant)
+        size = sum(one.bytes for one in rounded.values())
+    _apply(model, targets, used, rounded)
+    return Spent(constant, others + size)
+
+
+def least_bytes(model: PreTrainedModel | PeftModel, exclude: Sequence[str], sparsity: Mapping[str, float]) -> int:
+    """Return the bytes of the smallest file that is worth making of `model`, with `LEAST_BITS` bits per weight.
+
+    Args:
+        exclude: regular expressions of layers that stay in floating point.
+        sparsity: the share of zeros by the names of layers that will be pruned.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress.quantize import least_bytes
+        >>> sizes = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=500, **sizes))
+        >>> least_bytes(model, [], {}) < 4 * model.num_parameters() / 10
+        True
+    """
+    targets = {id(target.weight): target for target in quantizable(model, exclude)}.values()
+    weights = sum((1 - sparsity.get(target.name, 0)) * target.weight.numel() for target in targets)
+    rest = other_bytes(model, {target.name: target for target in targets}, None)
+    return round((rest + LEAST_BITS / 8 * weights) / (1 - RESERVE))
+
+
+@torch.no_grad()
+def other_bytes(model: PreTrainedModel | PeftModel, rounded: Mapping[str, Target], zeros: Masks | None) -> int:
+    """Return the bytes of the packed file without the integers of the weights `rounded`. Collective if sharded.
+
+    Args:
+        rounded: the targets by name.
+        zeros: by the names of layers, where weights will be kept.
+    """
+    if isinstance(model, PeftModel):
+        model = copy.deepcopy(model).merge_and_unload()
+    base = cast(PreTrainedModel, bare(model))
+    known = dict(base.named_modules())
+    integers = {id(known[name].weight) for name in rounded if name in known}
+    parameters = dict(base.named_parameters(remove_duplicate=False))
+    kept = {id(known[name].weight): mask for name, mask in (zeros or {}).items() if name in known}
+    ignored, total = base._keys_to_ignore_on_save or (), 0
+    for name, tensor in remove_tied_weights_from_state_dict(base.state_dict(), base).items():
+        if name in ignored or name.endswith("weight_step"):
+            continue
+        total += len(name) + ENTRY
+        parameter = parameters.get(name, tensor)
+        if id(parameter) not in integers:
+            total += _packed_floats(gathered(tensor).detach().cpu(), kept.get(id(parameter)), parameter.requires_grad)
+    return total
+
+
+def _packed_floats(tensor: Tensor, kept: Tensor | None, trained: bool) -> int:
+    values = tensor if kept is None else torch.where(kept.cpu(), tensor, 0.0)
+    # A constant, such as an initial bias, packs into nothing, but training changes it.
+    constant = trained and bool((values == values.flatten()[:1]).all())
+    return len(pack(values)) + constant * values.nbytes
+
+
+def _used(targets: Sequence[Target], statistics: Statistics) -> dict[str, Target]:
+    """Return one target for each weight that a layer has computed with, by name."""
+    seen: dict[int, Target] = {}
+    for target in targets:
+        if target.name in statistics.moments or target.name in statistics.uses:
+            seen.setdefault(id(target.weight), target)
+    return {target.name: target for target in seen.values()}
+
+
+def _rounding(
+    model: PreTrainedModel,
+    used: Mapping[str, Target],
+    statistics: Statistics,
+    counts: Int[Tensor, " tokens"] | None,
+    *,
+    feedback: bool,
+) -> Rounding:
+    weights = {name: _rows(target, gathered(current_weight(target.module))) for name, target in used.items()}
+    words = getattr(model.get_input_embeddings(), "weight", None)
+    factors = {}
+    for name, uses in statistics.uses.items():
+        if name in used:
+            own = counts if counts is not None and used[name].weight is words else uses
+            factors[name] = token_factors(own).to(weights[name].device)
+    # Training leaves no weight at exactly zero; pruning does.
+    kept = {name: rows != 0 for name, rows in weights.items() if name in statistics.moments and not bool(rows.all())}
+    return Rounding(weights, statistics, factors, kept, feedback)
+
+
+def _with_zeros(rounding: Rounding, used: Mapping[str, Target], zeros: Masks) -> Rounding:
+    kept = {name: _rows(target, zeros[name]) for name, target in used.items() if name in zeros}
+    return Rounding(
+        rounding.weights, rounding.statistics, rounding.factors, {**rounding.kept, **kept}, rounding.feedback
+    )
+
+
+@torch.no_grad()
+def _apply(
+    model: nn.Module, targets: Sequence[Target], used: Mapping[str, Target], rounded: Mapping[str, Rounded]
+) -> None:
+    """Write the steps into all layers, and the rounded weights into those that no adapter changes."""
+    found = {id(target.weight): rounded[name] for name, target in used.items()}
+    for layer in compressed_layers(model).values():
+        if layer.step is not None:
+            known = found.get(id(layer.weight))
+            layer.step.copy_(_fallback(layer.weight, layer.row_dim) if known is None else known.step)
+            _same_everywhere(layer.step)
+    for target in {id(target.weight): target for target in targets}.values():
+        known = found.get(id(target.weight))
+        if known is None or isinstance(model, PeftModel):
+            continue
+        weight = target.weight
+        values = (known.rows.t() if target.kind == "conv1d" else known.rows).contiguous().to(weight.dtype)
+        if isinstance(weight, DTensor):
+            weight.copy_(distribute_tensor(values, weight.device_mesh, weight.placements))
+        else:
+            weight.copy_(values)
+            _same_everywhere(weight.data)
+
+
+def _fallback(weight: Tensor, row_dim: int) -> Float[Tensor, "rows 1"]:
+    """Return 8-bit steps for a layer that the sample did not call."""
+    rows = gathered(weight)
+    return steps(rows.t() if row_dim else rows, 1.0, 0.0).clamp_(min=2.0**-100)
+
+
+def _rows(target: Target, tensor: Tensor) -> Tensor:
+    """Return a tensor of the shape of the weight of `target` with one row per output feature or token."""
+    tensor = tensor.detach()
+    return (tensor.t() if target.kind == "conv1d" else tensor).contiguous()
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _same_everywhere(tensor: Tensor) -> None:
+    """Give all processes the values of the first: processors may round sums differently."""
+    if _several():
+        dist.broadcast(tensor, 0)
+
+
+def _from_first(statistics: Statistics) -> Statistics:
+    """Return the statistics of the first process."""
+    if _several():
+        facts: list[Any] = [statistics.sensitivity, statistics.uses]
+        dist.broadcast_object_list(facts, 0)
+        for name in sorted(statistics.moments):
+            dist.broadcast(statistics.moments[name], 0)
+        return Statistics(facts[0], statistics.moments, facts[1])
+    return statistics
