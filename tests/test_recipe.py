@@ -12,8 +12,9 @@ from transformers import BertForSequenceClassification, HfArgumentParser, Traine
 
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.callback import PruningCallback
+from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
-from hf_compress.recipe import ARGUMENTS, Recipe, RecipeCallback
+from hf_compress.recipe import ARGUMENTS, BudgetArguments, Recipe, RecipeCallback
 
 FLAGS = {
     "kd": ["--distill_teacher", "self"],
@@ -76,15 +77,45 @@ def test_json_of_a_recipe_is_plain_values(tmp_path: Path) -> None:
         ("quantization", "quant_begin", 0.2, "quant_scheme"),
         ("quantization", "quant_bits", ["embeddings=4"], "quant_scheme"),
         ("quantization", "quant_exclude", ["pooler"], "quant_scheme"),
+        ("quantization", "quant_step", 0.01, "quant_scheme"),
     ],
 )
-def test_an_idle_option_warns_unless_a_budget_turns_it_on(
-    method: str, option: str, value: Any, switch: str, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_an_option_without_its_method_warns(method: str, option: str, value: Any, switch: str) -> None:
     with pytest.warns(UserWarning, match=f"`--{option}` has no effect without `--{switch}`"):
         Recipe.from_dict({method: {option: value}})
-    Recipe.from_dict({method: {option: value}, "budget": {"compress_budget_mb": 10}})
+
+
+def test_a_budget_turns_quantization_on_and_nothing_else(recwarn: pytest.WarningsRecorder) -> None:
+    budget = {"compress_budget_mb": 10}
+    recipe = Recipe.from_dict({"quantization": {"quant_exclude": ["pooler"], "quant_begin": 0.2}, "budget": budget})
     assert not recwarn.list
+    assert recipe.quantization == QuantizationArguments("int8", quant_exclude=["pooler"], quant_begin=0.2)
+    assert recipe.name == "int8+10MB" and not recipe.pruning.enabled
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    with pytest.warns(UserWarning, match="`--prune_every` has no effect without `--prune_sparsity`"):
+        Recipe.from_dict({"pruning": {"prune_every": 5}, "budget": budget})
+
+
+@pytest.mark.parametrize("steps", [{"quantization": {"quant_step": 0.01}}, {"budget": {"compress_budget_mb": 10}}])
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"quant_scheme": "int8", "quant_bits": ["query=4"]}, "`--quant_bits query=4` cannot be given beside it"),
+        ({"quant_scheme": "int4-weight"}, r"needs a `--quant_scheme` of 8 bits with one scale per row: int8, .*int4"),
+    ],
+)
+def test_fixed_steps_need_eight_bits_per_row(steps: dict[str, Any], options: dict[str, Any], refused: str) -> None:
+    quantization = options | steps.get("quantization", {})
+    with pytest.raises(ValueError, match=rf"`--(quant_step|compress_budget_mb)` .*{refused}"):
+        Recipe.from_dict(steps | {"quantization": quantization})
+
+
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
+def test_a_budget_or_a_step_that_is_no_size_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"`--compress_budget_mb` must be a number of megabytes above 0; got"):
+        BudgetArguments(value)
+    with pytest.raises(ValueError, match=r"`--quant_step` must be a number above 0; got"):
+        QuantizationArguments("int8", quant_step=value)
 
 
 def test_undeclared_shared_weights_fail_before_training(

@@ -144,7 +144,7 @@ def test_unused_tokens_go_and_the_file_keeps_its_budget(
         "--save_strategy",
         "steps",
     ]
-    options += ["--compress_vocabulary", "--compress_budget_mb", 0.036, "--prune_every", 1, "--save_steps", 4]
+    options += ["--compress_vocabulary", "--compress_budget_mb", 0.036, "--save_steps", 4]
     run(*options)
     report = Report.load(out / "compressed")
     assert report.vocabulary is not None and report.vocabulary.whole == len(words)

@@ -86,7 +86,7 @@ def take_flags(argv: list[str]) -> Flags:
     in_file: dict[str, Any] = {}
     if len(rest) == 1 and rest[0].endswith((".json", *YAML)) and Path(rest[0]).is_file():
         in_file, rest[0] = split_file(Path(rest[0]))
-    given = in_file | flags
+    given = _over(in_file, flags)
     _warn_of_misspellings(rest)
     values = _with_recipe(given)
     *methods, options = (
@@ -106,7 +106,16 @@ def _with_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
         name = name or configured.get("compress_recipe")
     if name is not None:
         named = flattened(read_recipe(name), name)
-    return named | configured | dict(values)
+    return _over(_over(named, configured), values)
+
+
+def _over(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of two sources; those of the `higher` one count.
+
+    The recipe of a finished run holds the step that its budget has chosen. A new budget chooses again.
+    """
+    chosen_before = ("quant_step",) if "compress_budget_mb" in higher else ()
+    return {name: value for name, value in lower.items() if name not in chosen_before} | dict(higher)
 
 
 def _parse(tokens: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -81,7 +81,7 @@ class QuantizationArguments:
     def flags(self) -> str:
         """Scheme, bits and the constant of the steps as command-line flags."""
         bits = ["--quant_bits", *self.quant_bits] if self.quant_bits else []
-        step = [] if self.quant_step is None else ["--quant_step", f"{self.quant_step:g}"]
+        step = [] if self.quant_step is None else ["--quant_step", str(self.quant_step)]
         return shlex.join(["--quant_scheme", str(self.quant_scheme), *bits, *step])
 
     def check_steps(self, option: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from hf_compress.checkpoint.budget import LEAST_BITS, MOST_SPARSITY, RESERVE, SIZE_POWER, expected_bytes, fit_budget
 from transformers import (
     BertForSequenceClassification,
     T5Config,
@@ -17,7 +18,6 @@ from transformers import (
 )
 
 from hf_compress import PruningArguments, QuantizationArguments, Recipe, compress, finish
-from hf_compress.checkpoint.budget import LEAST_BITS, MOST_SPARSITY, RESERVE, SIZE_POWER, expected_bytes, fit_budget
 from hf_compress.launch.flags import take_flags
 from hf_compress.launch.preconditions import recipe_of
 from hf_compress.layers.bits import weight_grids

@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hf_compress.launch.arguments import ALL_ARGUMENTS, descriptions, recipe_names
 from hf_compress.launch.flags import take_flags
+from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
 
 FROZEN = """
@@ -37,6 +38,7 @@ FROZEN = """
 
 --quant_scheme            None        int8 int8-dynamic int8-weight int4-weight int8-attention
 --quant_bits              []
+--quant_step              None
 --quant_begin             0.1
 --quant_freeze            0.9
 --quant_exclude           []
@@ -166,6 +168,26 @@ def test_the_recipe_of_a_result_is_read_from_its_folder(tmp_path: Path) -> None:
     earlier.save(tmp_path / "recipe.json")
     assert taken("--compress_config", str(tmp_path))[0] == earlier
     assert taken("--compress_config", str(tmp_path / "recipe.json"))[0] == earlier
+
+
+def test_a_new_budget_drops_the_step_that_an_old_one_chose(tmp_path: Path) -> None:
+    options = {"quantization": {"quant_scheme": "int8", "quant_step": 0.0213}, "budget": {"compress_budget_mb": 7}}
+    Recipe.from_dict(options).save(tmp_path / "recipe.json")
+    same, _ = taken("--compress_config", str(tmp_path))
+    assert same == Recipe.from_dict(options)
+    smaller, _ = taken("--compress_config", str(tmp_path), "--compress_budget_mb", "5")
+    assert smaller.budget.compress_budget_mb == 5 and smaller.quantization.quant_step is None
+    given, _ = taken("--compress_config", str(tmp_path), "--compress_budget_mb", "5", "--quant_step", "0.03")
+    assert given.quantization.quant_step == 0.03
+    (tmp_path / "arguments.json").write_text(json.dumps({"quant_scheme": "int8", "quant_step": 0.0213, "seed": 1}))
+    in_file, _ = taken(str(tmp_path / "arguments.json"), "--compress_budget_mb", "5")
+    assert in_file.quantization.quant_step is None
+
+
+@pytest.mark.parametrize("step", [0.0213, 1 / 3, 1e-7])
+def test_the_flags_of_a_step_give_the_same_number(step: float) -> None:
+    options = QuantizationArguments("int8", quant_step=step)
+    assert taken(*options.flags.split())[0].quantization == options
 
 
 MISUSED_FILES = [

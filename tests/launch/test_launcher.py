@@ -34,7 +34,7 @@ from hf_compress.report.report import Report
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests" / "launched"
-ALL = ["--distill_teacher", "self", "--prune_sparsity", "0.5", "--prune_every", "1", "--quant_scheme", "int8"]
+ALL = ["--distill_teacher", "self", "--prune_sparsity", "0.5", "--quant_scheme", "int8"]
 SMALL = "--max_steps 8 --per_device_train_batch_size 8 --learning_rate 1e-3 --use_cpu --save_strategy no"
 SMALL += " --disable_tqdm true --report_to none --logging_steps 2"
 
