@@ -19,6 +19,7 @@ from hf_compress.rate.steps import LARGEST, steps
 SAMPLE = 1 << 18
 # The packed integers take at least this share of the bytes they may take.
 CLOSE, ROUNDS = 0.995, 8
+DIGITS = 4  # Significant digits of the constant: people read it, and give it again.
 SMALLEST, GREATEST = 1e-12, 1e12  # Of the constant.
 
 
@@ -127,7 +128,7 @@ def fit(rounding: Rounding, limit: float) -> Fit:
     """Return the weights rounded such that they take at most `limit` bytes when packed, and nearly as many.
 
     Every step is the constant over the root of the tensor's sensitivity. The constant is found by bisection on the
-    entropy of samples, and corrected until the packed bytes fit.
+    entropy of samples, and corrected until the packed bytes fit. It has four significant digits.
 
     Args:
         rounding: the weights.
@@ -148,6 +149,7 @@ def fit(rounding: Rounding, limit: float) -> Fit:
     constant, best = _bisected(rounding.estimate, limit), None
     above, below = 0.0, math.inf  # Constants whose bytes exceed the limit, and whose bytes fit.
     for tried in range(ROUNDS):
+        constant = float(f"{constant:.{DIGITS}g}")
         weights = rounding.at(constant)
         size = sum(one.bytes for one in weights.values())
         if size <= limit and (best is None or size > best.bytes):

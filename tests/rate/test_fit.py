@@ -58,6 +58,14 @@ def test_the_packed_bytes_are_those_that_were_asked_for(bits: float, model: Bert
     assert 0.97 * limit < packed == found.bytes <= limit
 
 
+def test_the_constant_as_printed_gives_the_same_weights(model: BertForSequenceClassification) -> None:
+    targets, rounding = _rounding(model)
+    found = fit(rounding, 3 / 8 * sum(target.weight.numel() for target in targets))
+    assert found.constant == float(f"{found.constant:.4g}")
+    again = rounding.at(float(f"{found.constant:g}"))
+    assert all(torch.equal(one.rows, again[name].rows) for name, one in found.weights.items())
+
+
 def test_more_bytes_give_less_error_in_the_outputs(model: BertForSequenceClassification) -> None:
     targets, rounding = _rounding(model)
     dense, errors = model(**BATCH).logits, []
