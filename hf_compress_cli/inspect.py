@@ -32,7 +32,7 @@ def inspect(
 ) -> None:
     """Show bits, zeros and bytes of a compressed model, or compare several.
 
-    Several are compared by the sizes and scores in their reports.
+    A file with steps by sensitivity also shows the share of each layer in the sensitivity of the outputs. Several are compared by the sizes and scores in their reports.
     """
     compares = markdown or len(paths) > 1
     if compares and (tensors or as_json or codecs):
@@ -67,10 +67,11 @@ def _inspect_one(path_or_repo: str, *, tensors: bool, as_json: bool, codecs: boo
     facts = inventory.tensors(folder)
     by_codec = inventory.bytes_by_codec(folder) if codecs else {}
     if as_json:
-        rows = [_row(fact.name, [fact]) for fact in facts]
+        sensitivity = _sensitivity(facts)
+        rows = [_row(fact.name, [fact], sensitivity) for fact in facts]
         for row in rows if codecs else ():
             row["bytes_by_codec"] = by_codec[row["name"]]
-        typer.echo(json.dumps({"tensors": rows, "total": _row("total", facts)}))
+        typer.echo(json.dumps({"tensors": rows, "total": _row("total", facts, sensitivity)}))
         return
     console().print(_codec_table(facts, by_codec, by_tensor=tensors) if codecs else _table(facts, by_tensor=tensors))
     on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -86,9 +87,15 @@ def _plain(name: str) -> Text:
     return Text("".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name))
 
 
-def _row(name: str, facts: Sequence["TensorFacts"]) -> dict[str, Any]:
-    """Return the facts of one tensor, or the sums over several, under `name`."""
+def _sensitivity(facts: Sequence["TensorFacts"]) -> float:
+    """Return the sum of the sensitivities of all tensors; 0 if no tensor has fixed steps."""
+    return sum(fact.sensitivity or 0.0 for fact in facts)
+
+
+def _row(name: str, facts: Sequence["TensorFacts"], whole: float) -> dict[str, Any]:
+    """Return the facts of one tensor, or the sums over several, under `name`; `whole` is that of `_sensitivity`."""
     numel, stored = sum(fact.numel for fact in facts), sum(fact.stored_bytes for fact in facts)
+    stepped = any(fact.sensitivity is not None for fact in facts)
     return {
         "name": name,
         "part": facts[0].part if len({fact.part for fact in facts}) == 1 else None,
@@ -101,6 +108,7 @@ def _row(name: str, facts: Sequence["TensorFacts"]) -> dict[str, Any]:
         "stored_bytes": stored,
         "entropy_bytes": round(sum(fact.entropy_bytes for fact in facts)),
         "codec": facts[0].codec if len({fact.codec for fact in facts}) == 1 else None,
+        "sensitivity_share": _sensitivity(facts) / whole if whole and stepped else None,
     }
 
 
@@ -153,23 +161,29 @@ def _codec_table(
 
 
 def _table(facts: Sequence["TensorFacts"], *, by_tensor: bool) -> Table:
-    """Return size, bits and zeros of each layer or tensor."""
-    table = Table(
-        box=box.SIMPLE,
-        caption="grid: bits of the stored integers. bits: bits on disk per weight. entropy: order-0 entropy bound in "
-        "bytes. fp32: bytes of the dense tensor.",
-        caption_justify="left",
+    """Return size, bits and zeros of each layer or tensor, and its share of sensitivity if the file has steps."""
+    whole = _sensitivity(facts)
+    caption = (
+        "grid: bits of the stored integers. bits: bits on disk per weight. entropy: order-0 entropy bound in bytes. "
+        "fp32: bytes of the dense tensor."
     )
+    headings = ["shape" if by_tensor else "weights", "grid", "bits", "zeros", "bytes", "entropy", "fp32"]
+    if whole:
+        caption += (
+            " sens.: share of the sensitivity of the outputs, from the steps. Rows whose step is set by their largest "
+            "weight count too little."
+        )
+        headings.insert(3, "sens.")
+    table = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
     table.add_column("tensor" if by_tensor else "part or layer", overflow="fold")
-    for heading in ("shape" if by_tensor else "weights", "grid", "bits", "zeros", "bytes", "entropy", "fp32"):
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     groups = {fact.name: [fact] for fact in facts} if by_tensor else _grouped(facts)
-    rows = [_row(name, group) for name, group in groups.items()]
-    for row in [*rows, _row("total", facts)]:
+    rows = [_row(name, group, whole) for name, group in groups.items()]
+    for row in [*rows, _row("total", facts, whole)]:
         if row["name"] == "total":
             table.add_section()
-        table.add_row(
-            _plain(row["name"]),
+        cells = [
             " x ".join(map(str, row["shape"])) if by_tensor and row["shape"] is not None else f"{row['weights']:,}",
             " ".join(map(str, row["grid_bits"])),
             f"{row['bits_per_weight']:.2f}",
@@ -177,5 +191,9 @@ def _table(facts: Sequence["TensorFacts"], *, by_tensor: bool) -> Table:
             f"{row['stored_bytes']:,}",
             f"{row['entropy_bytes']:,}",
             f"{row['dense_bytes']:,}",
-        )
+        ]
+        if whole:
+            share = row["sensitivity_share"]
+            cells.insert(3, "" if share is None else f"{100 * share:.1f} %")
+        table.add_row(_plain(row["name"]), *cells)
     return table

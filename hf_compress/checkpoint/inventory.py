@@ -1,12 +1,14 @@
 """The facts of a checkpoint, tensor by tensor: bytes, bits per weight, zeros and entropy."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_compress.checkpoint.config import METHOD, CompressionConfig
@@ -31,6 +33,8 @@ class TensorFacts:
             entropy of the mask plus the raw non-zeros, or the raw bytes if those are fewer.
         zeros: how many values are zero.
         grid_bits: the bits of the grid of integers. None for floats.
+        sensitivity: how much the outputs depend on the tensor, in a unit that all tensors of the file share: the sum
+            of 1 / step^2 over its weights. None where rows have no fixed steps.
     """
 
     name: str
@@ -41,6 +45,7 @@ class TensorFacts:
     entropy_bytes: float
     zeros: int
     grid_bits: int | None = None
+    sensitivity: float | None = None
 
     @property
     def numel(self) -> int:
@@ -76,6 +81,20 @@ def tensors(folder: str | Path) -> list[TensorFacts]:
         return [facts for path in files for facts in _dense_facts(path, model)]
     packed = CompressionQuantizer(config).opened(model, files)
     return [located(folder, name, partial(_packed_facts, tensor, model, config)) for name, tensor in packed.items()]
+
+
+def bits_per_weight(facts: Sequence[TensorFacts]) -> float | None:
+    """Return the average bits on disk of a weight that is stored as an integer, scales included; None without any.
+
+    Example:
+        >>> from hf_compress.checkpoint.inventory import TensorFacts, bits_per_weight
+        >>> stored = TensorFacts("dense.weight", "encoder", (8, 8), "pairs", 24, 20.0, zeros=9, grid_bits=8)
+        >>> bits_per_weight([stored])
+        3.0
+    """
+    integers = [fact for fact in facts if fact.grid_bits is not None]
+    numel = sum(fact.numel for fact in integers)
+    return 8 * sum(fact.stored_bytes for fact in integers) / numel if numel else None
 
 
 def bytes_by_codec(folder: str | Path) -> dict[str, dict[str, int | None]]:
@@ -148,15 +167,23 @@ def _dense_facts(path: Path, model: PreTrainedModel) -> list[TensorFacts]:
 
 
 def _packed_facts(packed: Packed, model: PreTrainedModel, config: CompressionConfig) -> TensorFacts:
-    values, scale, bits = packed.values(), packed.scale(), None
+    values, scale, bits, sensitivity = packed.values(), packed.scale(), None, None
     zeros = values.numel() - int(values.count_nonzero())
     owner = packed.key.removesuffix(".weight")
     if scale is not None and config.grids is not None and owner in config.quantized:
         bits = config.grid(owner, kind(model.get_submodule(owner)) or "linear").bits
+        if config.steps:
+            sensitivity = _sensitivity(scale, packed.shape[1])
     if scale is not None:
         bound = entropy_bytes(values) + 2 * scale.numel()
     else:
         bound = min(float(values.nbytes), entropy_bytes(values != 0) + values.itemsize * (values.numel() - zeros))
     codec = "/".join(sorted(packed.codecs()))
     where, shape = part(model, packed.key), packed.weight_shape
-    return TensorFacts(packed.key, where, shape, codec, len(packed.data), bound, zeros, bits)
+    return TensorFacts(packed.key, where, shape, codec, len(packed.data), bound, zeros, bits, sensitivity)
+
+
+def _sensitivity(steps: Tensor, width: int) -> float:
+    """Return the sum over the weights of a tensor of 1 / step^2: a step is a constant over the root of sensitivity."""
+    known = steps.double()[(steps > 0) & steps.isfinite()]  # A file from anywhere may hold other numbers.
+    return float(width * known.square().reciprocal().sum())
