@@ -32,7 +32,8 @@ def inspect(
 ) -> None:
     """Show bits, zeros and bytes of a compressed model, or compare several.
 
-    A file with steps by sensitivity also shows the share of each layer in the sensitivity of the outputs. Several are compared by the sizes and scores in their reports.
+    A file with steps by sensitivity also shows the share of each layer in the sensitivity of the outputs.
+    Several are compared by the sizes and scores in their reports.
     """
     compares = markdown or len(paths) > 1
     if compares and (tensors or as_json or codecs):

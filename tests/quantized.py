@@ -46,5 +46,7 @@ def quantized(
                 if layer.has_range and layer.step_range is not None:
                     layer.input_range.copy_(layer.step_range)
             model.eval()(**batches[0])
-    options = QuantizationArguments(quant_scheme=scheme, quant_bits=list(bits), quant_step=step, quant_exclude=list(exclude))
+    options = QuantizationArguments(
+        quant_scheme=scheme, quant_bits=list(bits), quant_step=step, quant_exclude=list(exclude)
+    )
     return save_compressed(model, folder, Recipe(quantization=options))

@@ -246,9 +246,11 @@ class QuantizationCallback(TrainerCallback):
             zeros=None if self.zeros is None else self.zeros(wrapped),
         )
         progress(state)[CONSTANT] = spent.constant
-        logger.info(
-            f"Steps were chosen: `--quant_step {spent.constant:.6g}`, for a file of {spent.bytes / 1e6:.2f} MB."
-        )
+        if self.budget is not None and self.arguments.quant_step is None and state.is_world_process_zero:
+            logger.warning(
+                f"`--compress_budget_mb {self.budget / 1e6:g}`: the weights now have steps for a file of about "
+                f"{spent.bytes / 1e6:.3g} MB. `--quant_step {spent.constant:g}` gives the same steps again."
+            )
 
     def _refuse_lost_ranges(self, state: TrainerState) -> None:
         ranges = [layer.input_range for layer in self._layers if layer.has_range]

@@ -9,6 +9,20 @@ from hf_compress.rate.steps import LARGEST
 # Added to the diagonal of the moments, relative to its mean, so that they can be inverted (Frantar et al., 2023).
 DAMPING = 0.01
 BLOCK = 128
+CITATION = """@inproceedings{frantar-etal-2023-gptq,
+  title     = {{GPTQ}: Accurate Post-Training Quantization for Generative Pre-trained Transformers},
+  author    = {Frantar, Elias and Ashkboos, Saleh and Hoefler, Torsten and Alistarh, Dan},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2023},
+  url       = {https://arxiv.org/abs/2210.17323}
+}
+
+@inproceedings{hassibi-stork-1993-second,
+  title     = {Second Order Derivatives for Network Pruning: Optimal Brain Surgeon},
+  author    = {Hassibi, Babak and Stork, David G.},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {1993}
+}"""
 
 
 @torch.no_grad()

@@ -16,6 +16,15 @@ LARGEST = 127
 # A token that occurs with frequency f, relative to the mean, counts by f + FLOOR. Its step is divided by the root of
 # that, between these bounds.
 FLOOR, RARE, FREQUENT = 0.02, 0.6, 4.0
+CITATION = """@article{gish-pierce-1968-asymptotically,
+  title   = {Asymptotically Efficient Quantizing},
+  author  = {Gish, Herbert and Pierce, John N.},
+  journal = {IEEE Transactions on Information Theory},
+  volume  = {14},
+  number  = {5},
+  pages   = {676--683},
+  year    = {1968}
+}"""
 
 
 def token_factors(counts: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens 1"]:

@@ -192,6 +192,16 @@ class _Agreement:
         scheme = None if config is None else config.scheme
         if scheme != (asdict(options.scheme.grids) if options.enabled else None):
             said.append(f"`config.json` has another number format than the recipe's `{options.quant_scheme}`.")
+        steps = self.report.steps
+        if len({config is not None and config.steps, options.quant_step is not None, steps is not None}) > 1:
+            said.append(
+                "`config.json`, the recipe (`quant_step`) and the report (`steps`) do not agree on whether weights "
+                "have fixed steps."
+            )
+        elif steps is not None:
+            average = inventory.bits_per_weight([*self.tensors.values()]) or 0.0
+            if abs(average - steps.bits_per_weight) > 1e-9:
+                said.append(f"A weight takes {average:.4g} bits, the report says {steps.bits_per_weight:.4g}.")
         if options.enabled and not (config and config.quantized):
             said.append("The recipe quantizes, but no layer in the file is quantized.")
         return said

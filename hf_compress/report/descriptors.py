@@ -5,6 +5,8 @@ from hf_compress.layers.grids import Scheme
 from hf_compress.prune.criteria import CRITERIA, Criterion
 from hf_compress.prune.patterns import PATTERNS, Pattern
 from hf_compress.prune.schedules import SCHEDULES, Schedule
+from hf_compress.rate import feedback
+from hf_compress.rate.steps import CITATION as STEPS_CITATION
 from hf_compress.report.report import Report
 
 
@@ -43,4 +45,8 @@ def citations(report: Report) -> list[str]:
         found += [criterion(report).citation, pattern(report).citation, schedule(report).citation]
     if recipe.quantization.enabled:
         found.append(scheme(report).citation)
+    if recipe.quantization.quant_step is not None:
+        found.append(STEPS_CITATION)
+    if report.steps is not None and report.steps.feedback:
+        found.append(feedback.CITATION)
     return [entry for entry in dict.fromkeys(found) if entry]

@@ -23,6 +23,24 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """How the weights are stored that have fixed steps.
+
+    Args:
+        bits_per_weight: average bits of such a weight in the packed file, with its share of the steps.
+        feedback: whether linear layers were first rounded with error feedback. Weights beside an adapter were not.
+
+    Example:
+        >>> from hf_compress.report.facts import Steps
+        >>> Steps(bits_per_weight=2.43, feedback=True).bits_per_weight
+        2.43
+    """
+
+    bits_per_weight: float
+    feedback: bool
+
+
+@dataclass(frozen=True)
 class Baseline:
     """What the dense model is, with which the compressed model is compared.
 

@@ -147,18 +147,22 @@ def _broken_promises(report: Report) -> Iterator[str]:
 
 def _gentler(report: Report) -> Iterator[str]:
     """What makes a compression lose less, the cheapest first."""
-    recipe = report.recipe
+    recipe, step = report.recipe, report.recipe.quantization.quant_step
     if not recipe.distillation.enabled:
         yield "distillation (`--distill_teacher self`)"
     yield from _longer(report)
     if recipe.budget.enabled:
+        if recipe.pruning.enabled:
+            yield "the same size without zeros (leave `--prune_sparsity` out)"
         more = 1.25 * float(recipe.budget.compress_budget_mb or 0)
         yield f"a larger file (`--compress_budget_mb {more:.3g}`)"
     else:
         if recipe.pruning.enabled:
             less = max(0.0, recipe.pruning.prune_sparsity - 0.1)
             yield f"less sparsity (`--prune_sparsity {less:.2g}`)"
-        if recipe.quantization.quant_bits:
+        if step is not None:
+            yield f"finer steps (`--quant_step {0.8 * step:.3g}`)"
+        elif recipe.quantization.quant_bits:
             yield f"more bits (`--quant_scheme {recipe.quantization.quant_scheme}` without `--quant_bits`)"
         elif recipe.quantization.enabled and recipe.quantization.quant_scheme != "int8-weight":
             gentler = "int8-weight" if SCHEMES[str(recipe.quantization.quant_scheme)].weight.bits >= 8 else "int8"

@@ -1,7 +1,7 @@
 """Measuring a compressed folder: it is reloaded as its user will load it, evaluated, counted, and described."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, Trainer
 
 from hf_compress.checkpoint import inventory
 from hf_compress.checkpoint.config import CompressionConfig
+from hf_compress.checkpoint.inventory import TensorFacts
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill import DistillationMixin
 from hf_compress.export.formats import FORMATS, written
@@ -27,7 +29,7 @@ from hf_compress.report.course import emissions_kg, training_curves
 from hf_compress.report.divergence import PARITY, baseline, check_finite, finite_scores
 from hf_compress.report.evaluation import Origin, evaluating, logit_difference, of_first_process
 from hf_compress.report.examples import find_example
-from hf_compress.report.facts import Baseline
+from hf_compress.report.facts import Baseline, Steps
 from hf_compress.report.format_facts import FormatMeter
 from hf_compress.report.predictions import COMPRESSED, Recorder
 from hf_compress.report.report import DatasetFacts, Report
@@ -109,6 +111,7 @@ def measure(
     parity, parity_rows = logit_difference(trainer, reloaded, head)
     main = main_metric or find_main_metric(compressed, trainer.args.metric_for_best_model)
     check_finite(trainer, reloaded, {"loss": compressed.get("loss"), main: compressed.get(main), PARITY: parity})
+    tensors = inventory.tensors(folder)
     zeros, meter = Zeros.count(reloaded, recipe), FormatMeter(trainer, reloaded, scores, main)
     packed, formats = getattr(reloaded.config, "quantization_config", None), [FORMATS[n] for n in written(folder)]
     hub_id = base_model_hub_id or provenance.hub_id(base_model)
@@ -129,7 +132,7 @@ def measure(
         dense=baseline(dense, main, "dense model"),
         teacher=baseline(teacher, main, "teacher"),
         compressed=finite_scores(compressed, "compressed model"),
-        size=_sizes(trainer, source, folder, recipe),
+        size=_sizes(trainer, source, folder, tensors, recipe),
         sparsity=zeros.by_layer,
         achieved_sparsity=zeros.overall,
         parity=parity,
@@ -145,6 +148,7 @@ def measure(
         formats={kind.name: meter.facts(meter.read(folder, kind), folder, kind) for kind in formats},
         vocabulary=VocabularyFacts.of(source.config),
         bits=packed.bits if isinstance(packed, CompressionConfig) else {},
+        steps=steps_of(packed, tensors, feedback=not isinstance(targets.transformer(trainer.model), PeftModel)),
         labels=label_names(reloaded.config, head.classifies and head.descriptor.has_classes, trainer.eval_dataset),
         example=find_example(trainer, reloaded, head, dataset, author or {}),
         license=license,
@@ -191,7 +195,17 @@ def _scores(trainer: Trainer, evaluate: Callable[[], Mapping[str, Any]] | None) 
     return lambda: clean_scores(evaluate())
 
 
-def _sizes(trainer: Trainer, source: PreTrainedModel, folder: Path, recipe: Recipe) -> Size:
+def steps_of(config: Any, facts: Sequence[TensorFacts], *, feedback: bool) -> Steps | None:
+    """What the report says about the steps of a model with the `quantization_config`; None if it has none."""
+    bits = inventory.bits_per_weight(facts)
+    if not isinstance(config, CompressionConfig) or not config.steps or bits is None:
+        return None
+    return Steps(bits, feedback)
+
+
+def _sizes(
+    trainer: Trainer, source: PreTrainedModel, folder: Path, facts: Sequence[TensorFacts], recipe: Recipe
+) -> Size:
     """The sizes of `folder` against the dense model, which has all layers and tokens."""
     uncut = trainer.uncut if isinstance(trainer, DistillationMixin) else None
     whole, vocabulary = copy.deepcopy(uncut or source.config), VocabularyFacts.of(source.config)
@@ -200,7 +214,7 @@ def _sizes(trainer: Trainer, source: PreTrainedModel, folder: Path, recipe: Reci
     with torch.device("meta"):
         student: PreTrainedModel = type(source)(copy.deepcopy(source.config))
         dense: PreTrainedModel = type(source)(whole)
-    return measured_size(folder, dense, student, inventory.tensors(folder), recipe)
+    return measured_size(folder, dense, student, facts, recipe)
 
 
 def _train_seconds(trainer: Trainer) -> float:

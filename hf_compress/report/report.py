@@ -11,7 +11,7 @@ from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.export.formats import FORMATS
 from hf_compress.recipe import Recipe
 from hf_compress.report import records
-from hf_compress.report.facts import Baseline, Example
+from hf_compress.report.facts import Baseline, Example, Steps
 from hf_compress.report.intervals import Interval
 from hf_compress.report.latency import Latency
 from hf_compress.report.preprocessing import Preprocessing
@@ -136,6 +136,7 @@ class Report:
         latency: what `hf-compress bench --save` measured; None before that.
         vocabulary: how many tokens were kept; None if all were.
         bits: number of bits of the layers whose weights differ from the scheme.
+        steps: how the weights are stored that have fixed steps; None if none have.
         card_template: the version of the card's template that `save_card` used last; None before that.
         card_picture: the file name of the picture that `save_card` drew last; None if there is none.
         predictions: the file name of the predictions for each row, beside the report; None if there are none.
@@ -203,6 +204,7 @@ class Report:
     latency: Latency | None = None
     vocabulary: VocabularyFacts | None = None
     bits: dict[str, int] = field(default_factory=dict)
+    steps: Steps | None = None
     card_template: str | None = None
     card_picture: str | None = None
     predictions: str | None = None

@@ -83,7 +83,8 @@ def analytic_bytes(model: PreTrainedModel, recipe: Recipe) -> int:
     """The size of Movva et al. (2022) in bytes: bytes per weight x (embeddings + (1 - sparsity) x all other weights).
 
     The sparsity is that of the recipe. The formula leaves out masks, scales and indices; no file has this size.
-    Weights with their own number of bits count with that number. The values of `model` do not matter.
+    Weights with their own number of bits count with that number, and weights with fixed steps with the 8 bits of their
+    scheme, although they take fewer in the file. The values of `model` do not matter.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification

@@ -39,6 +39,9 @@ def comparison_table(report: Report) -> Table:
     table.add_row(
         "zeros (linear)", "", *([""] if report.teacher else []), f"{100 * report.achieved_sparsity:.1f} %", ""
     )
+    if report.steps is not None:
+        bits = f"{report.steps.bits_per_weight:.2f}"
+        table.add_row("bits per weight", "32", *([""] if report.teacher else []), bits, "")
     return table
 
 

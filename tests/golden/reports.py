@@ -10,9 +10,9 @@ from typing import Any
 from hf_compress.distill import DistillationArguments
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
-from hf_compress.recipe import Recipe
+from hf_compress.recipe import BudgetArguments, Recipe
 from hf_compress.report.card import render
-from hf_compress.report.facts import Example
+from hf_compress.report.facts import Example, Steps
 from hf_compress.report.intervals import Interval
 from hf_compress.report.latency import Latency, Ratio, Timing, Variant
 from hf_compress.report.preprocessing import Preprocessing
@@ -29,7 +29,8 @@ def golden() -> Report:
 
 def golden_reports() -> dict[str, Report]:
     """Return all golden reports by the names of their cards."""
-    return _subsets() | _heads() | {"pushed": _pushed(), "plain": _plain(), "refused": _refused()}
+    others = {"pushed": _pushed(), "plain": _plain(), "refused": _refused(), "budget": _budget()}
+    return _subsets() | _heads() | others
 
 
 def _subsets() -> dict[str, Report]:
@@ -226,6 +227,23 @@ def _refused() -> Report:
             "The format `onnx` was not written.",
         ],
     )
+
+
+def _budget() -> Report:
+    """A model within a budget: steps by sensitivity, without zeros."""
+    report = golden()
+    recipe = Recipe(
+        report.recipe.distillation,
+        quantization=replace(report.recipe.quantization, quant_step=0.02134),
+        budget=BudgetArguments(compress_budget_mb=7.0),
+    )
+    parts = {
+        name: replace(part, packed_bytes=packed)
+        for (name, part), packed in zip(report.size.parts.items(), (3460321, 3462811, 3080), strict=True)
+    }
+    size = replace(report.size, packed_bytes=6937644, parts=parts, analytic_bytes=22713220, entropy_bytes=6921337)
+    command = "hf-compress run train.py --output_dir out --distill_teacher self --compress_budget_mb 7"
+    return replace(report, recipe=recipe, size=size, steps=Steps(2.434, feedback=True), command=command)
 
 
 def write_cards() -> None:

@@ -155,6 +155,23 @@ def test_a_limit_that_is_no_number_of_points_is_refused(value: float, report: Re
             {"distillation": {"distill_teacher": "self"}, "budget": {"compress_budget_mb": 8.0}},
             "Try more training (`--num_train_epochs 6`), or a larger file (`--compress_budget_mb 10`).",
         ),
+        (
+            {
+                "distillation": {"distill_teacher": "self"},
+                "pruning": {"prune_sparsity": 0.6},
+                "quantization": {"quant_scheme": "int8", "quant_step": 0.02},  # As a finished run records it.
+                "budget": {"compress_budget_mb": 8.0},
+            },
+            "Try more training (`--num_train_epochs 6`), or the same size without zeros (leave `--prune_sparsity` "
+            "out), or a larger file (`--compress_budget_mb 10`).",
+        ),
+        (
+            {
+                "distillation": {"distill_teacher": "self"},
+                "quantization": {"quant_scheme": "int8", "quant_step": 0.02},
+            },
+            "Try more training (`--num_train_epochs 6`), or finer steps (`--quant_step 0.016`).",
+        ),
     ],
 )
 def test_what_to_try_follows_from_the_recipe(report: Report, recipe: dict[str, Any], expected: str) -> None:

@@ -22,6 +22,9 @@ TEMPLATE = """\
 
 The *analytic* size is the formula of Movva et al. (2022): bytes per weight x (embeddings + (1 - sparsity) x all other
 weights). It leaves out masks, scales and headers, and no file has this size.
+{% if report.recipe.quantization.quant_step is not none %}
+Here it counts 8 bits per weight. The file needs fewer, because larger steps leave fewer different integers.
+{% endif %}
 The *entropy bound* is the size that a perfect order-0 coder gives the integers, plus the raw bytes of everything else.
 
 On {{ report.parity_rows | count }} evaluation rows, the logits of the reloaded model differ from those of the \

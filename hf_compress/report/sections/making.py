@@ -8,6 +8,7 @@ from hf_compress.report.markdown import Markdown, block, code, listed, text
 from hf_compress.report.phrases import base_words, dataset_words
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
+from hf_compress.report.snippets import FILES
 
 TEMPLATE = """\
 {% set distillation, pruning, quantization = report.recipe.distillation, report.recipe.pruning, report.recipe.quantization %}
@@ -44,9 +45,19 @@ TEMPLATE = """\
   The head stays in floating point
 {%- if quantization.quant_exclude %}, and so do layers that match {{ quantization_excluded }}{% endif %}.
 {% endif %}
-{% if report.recipe.budget.enabled %}
-- **Size.** The budget for the file was {{ report.recipe.budget.bytes | int | size }}. Before training, bits and \
-sparsity were chosen to fit it, except where the recipe sets them.
+{% if quantization.quant_step is not none %}
+- **Steps by sensitivity.** {% if report.recipe.budget.enabled %}The budget for the file was \
+{{ report.recipe.budget.bytes | int | size }}; it has {{ report.size.packed_bytes | size }}. {% endif %}
+Every rounded weight is a multiple of a step. The step of a layer is {{ "%g" | format(quantization.quant_step) }} \
+(`--quant_step`) over the root of its sensitivity: how much the outputs depend on its weights.
+  The sensitivity was measured on rows of the training set when rounding began, so bytes are spent where the outputs \
+need them{% if takes_text %}; rare tokens have larger steps{% endif %}.
+{% if report.steps %}
+  {% if report.steps.feedback %}
+  Linear layers were rounded once with error feedback (GPTQ), and training went on with the same steps.
+  {% endif %}
+  In the file a rounded weight takes {{ "%.2f" | format(report.steps.bits_per_weight) }} bits on average.
+{% endif %}
 {% endif %}
 {% if not compressed %}
 - **No compression.** No method was used. This is ordinary fine-tuning, saved in the packed file format.
@@ -98,6 +109,7 @@ def values(report: Report) -> dict[str, Any]:
         "quantization_excluded": listed([code(pattern) for pattern in quantization.quant_exclude]),
         "bits": _bits_words(report),
         "static": is_static(report),
+        "takes_text": report.pipeline_tag not in FILES,
         "compressed": recipe.name != "dense" or report.vocabulary is not None,
         "dataset": dataset_words(report),
         "base": base_words(report),

@@ -109,7 +109,8 @@ def _done(report: Report) -> Markdown:
     if recipe.pruning.enabled:
         done.append(f"pruned ({100 * recipe.pruning.prune_sparsity:g} % of the weights of its linear layers are zero)")
     if recipe.quantization.enabled:
-        done.append(Markdown(f"quantized ({code(str(recipe.quantization.quant_scheme))})"))
+        bits = "" if report.steps is None else f", {report.steps.bits_per_weight:.1f} bits per weight in the file"
+        done.append(Markdown(f"quantized ({code(str(recipe.quantization.quant_scheme))}{bits})"))
     if not done:
         return Markdown("Its weights were not compressed.")
     return Markdown(f"During training it was {listed(done)}.")
