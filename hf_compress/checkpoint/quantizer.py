@@ -134,6 +134,7 @@ class CompressionQuantizer(HfQuantizer):
         model._weight_conversions = []
         keep_reader(model)
         if self.quantization_config.run == "int8":
+            _check_one_device(model)
             keep_integers(model)
         else:
             keep_compression(model, self.quantization_config.pruned, steps=self.quantization_config.steps)
@@ -267,6 +268,17 @@ def _check_names(tensors: Mapping[str, Packed], expected: Mapping[str, Any], mod
         raise ValueError(
             f"{model.config.name_or_path}: the checkpoint {lacks} ({len(missing) + len(foreign)} such tensors). "
             "config.json describes another model than the files hold: download or save the folder again."
+        )
+
+
+def _check_one_device(model: PreTrainedModel) -> None:
+    """Refuse a model in several places: its layers move what they need there, but not the scales of integers."""
+    places = sorted({str(place) for place in getattr(model, "hf_device_map", {}).values()})
+    if len(places) > 1 or "disk" in places:
+        raise ValueError(
+            f'`run="int8"` needs the whole model on one device; `device_map` puts it on {", ".join(places)}. '
+            'Give one device, such as `device_map={"": "cpu"}`: integers take a quarter of the memory. Or load with '
+            '`run="dense"`.'
         )
 
 

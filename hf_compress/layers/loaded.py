@@ -34,8 +34,12 @@ def keep_compression(model: PreTrainedModel, pruned: Sequence[str], *, steps: bo
         steps: whether the scales in the file are steps that stay, or follow the largest weights of rows.
     """
     rounding = [layer for layer in compressed_layers(model).values() if layer.weight_grid is not None]
+    # Tied layers share the scale of one packed tensor. There is none where weights came as a `state_dict`.
+    scales = {
+        id(layer.weight): scale for layer in rounding if (scale := layer.__dict__.get("loaded_scale")) is not None
+    }
     for layer in rounding if steps else ():
-        layer.keep_step(layer.__dict__.get("loaded_scale"))  # None where weights came as a `state_dict`.
+        layer.keep_step(scales.get(id(layer.weight)))
     for module in model.modules():  # A head tied to an embedding computes with its grid.
         owner = next((one for one in rounding if one.weight is getattr(module, "weight", None)), None)
         layer_kind = kind(module)

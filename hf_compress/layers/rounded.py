@@ -120,12 +120,14 @@ class CompressedLayer(nn.Module):
         """Round the weight to multiples of `step` from now on, or to the scales of its rows if that is None."""
         self._buffers.pop("weight_step", None)
         if step is not None:
-            self.register_buffer("weight_step", step.detach().float().to(self.weight.device, copy=True))
+            # A weight that is left on the disk has no device until it is used.
+            device = step.device if self.weight.is_meta else self.weight.device
+            self.register_buffer("weight_step", step.detach().float().to(device, copy=True))
 
     def on_its_grid(self, rows: Tensor) -> Tensor:
         """Return `rows` of the weight rounded, with a straight-through gradient."""
         if self.step is not None:
-            return fake_quantize_steps(rows, self.step)
+            return fake_quantize_steps(rows, self.step.to(rows.device))
         return fake_quantize_symmetric(rows, cast(Grid, self.weight_grid))
 
     def rounded_weight(self) -> Tensor:
@@ -222,7 +224,7 @@ class CompressedEmbedding(CompressedLayer, nn.Embedding):
             return rows
         self.rounded = rows.dtype
         if self.step is not None:
-            return fake_quantize_steps(rows, F.embedding(input, self.step))
+            return fake_quantize_steps(rows, F.embedding(input, self.step.to(rows.device)))
         return fake_quantize_symmetric(rows, self.weight_grid)
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from hf_compress.models.heads import LABELS, Head, find_head
@@ -136,33 +137,51 @@ def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
     return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)
 
 
-class _Inputs:
+class _Inputs(TorchFunctionMode):
     """Hooks that sum X'X over the inputs of linear layers, and count the rows that embeddings look up.
 
-    Layers that read the same tensor share the sum.
+    Layers that read the same tensor share the sum. Rows are counted where PyTorch looks them up: some embeddings, such
+    as Bart's of positions, compute the row numbers from what they are given.
     """
 
     def __init__(self, targets: Sequence[Target]) -> None:
+        super().__init__()
         self.targets = targets
         self.moments: dict[str, Tensor] = {}
         self.uses: dict[str, Tensor] = {}
         self.mask: Tensor | None = None
         self._last: tuple[Tensor, str] | None = None
         self._shared: dict[str, str] = {}
+        self._looking: Target | None = None  # The embedding that is called, until it looks up its rows.
 
     def __enter__(self) -> "_Inputs":
-        self._handles = [target.module.register_forward_pre_hook(self._hook(target)) for target in self.targets]
+        self._handles = [
+            target.module.register_forward_pre_hook(self._hook(target), with_kwargs=True) for target in self.targets
+        ]
+        super().__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
         for handle in self._handles:
             handle.remove()
         self._last = None
         self.moments |= {name: self.moments[owner] for name, owner in self._shared.items()}
 
-    def _hook(self, target: Target) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        add = self._count if target.kind == "embedding" else self._multiply
-        return lambda module, arguments: add(target, arguments[0])
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.embedding and self._looking is not None:
+            target, self._looking = self._looking, None
+            self._count(target, args[0])
+        return func(*args, **(kwargs or {}))
+
+    def _hook(self, target: Target) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def called(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if target.kind == "embedding":
+                self._looking = target
+            else:
+                self._multiply(target, [*arguments, *named.values()][0])
+
+        return called
 
     def _count(self, target: Target, places: Tensor) -> None:
         kept = places[self.mask.bool()] if self.mask is not None and self.mask.shape == places.shape else places

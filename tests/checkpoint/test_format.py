@@ -26,6 +26,7 @@ from hf_compress.packing.ordering import ORDERS
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
+from hf_compress.quantize.spending import spend
 from hf_compress.recipe import Recipe
 
 KINDS = ["<i1", "<f4", "<f2", "bfloat16", "<f8", "<u1", "<i2", "<i4", "<i8", "?"]
@@ -135,6 +136,8 @@ def compressed(model: PreTrainedModel, recipe: Recipe, folder: Path, **options: 
                 target.weight[target.weight.abs() <= target.weight.abs().flatten().kthvalue(count).values] = 0
     if recipe.quantization.enabled:
         QuantizationCallback(recipe.quantization).on_init_end(None, None, None, model=model)  # type: ignore[arg-type]
+        if recipe.quantization.quant_step is not None:
+            spend(model, [find_head(model).example_batch(model)], None, constant=recipe.quantization.quant_step)
         for layer in compressed_layers(model).values():
             layer.quantizing = True
             if layer.has_range:
@@ -152,6 +155,12 @@ RECIPES = {
     ),
     "very pruned int8": Recipe(
         pruning=PruningArguments(prune_sparsity=0.95), quantization=QuantizationArguments(quant_scheme="int8")
+    ),
+    # Models that were not trained depend little on their weights, so their steps have a small constant.
+    "steps": Recipe(quantization=QuantizationArguments(quant_scheme="int8", quant_step=3e-4)),
+    "pruned steps": Recipe(
+        pruning=PruningArguments(prune_sparsity=0.8),
+        quantization=QuantizationArguments(quant_scheme="int8-dynamic", quant_step=3e-4),
     ),
     "mixed": Recipe(
         quantization=QuantizationArguments(quant_scheme="int8", quant_bits=[".=5", "emb|wte=4", "query|attn=2"])
@@ -184,7 +193,8 @@ def test_a_reader_of_the_specification_gives_the_same_bits(
     # Integers times scales are float32; the two agree only in float32, before rounding to bfloat16.
     reloaded = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     weights = read(folder)
-    assert set(weights) == set(reloaded.state_dict())
+    # Steps are the scales of the integers, so no tensor in the file has their name.
+    assert set(weights) == {name for name in reloaded.state_dict() if not name.endswith("weight_step")}
     _equal(reloaded.state_dict(), weights)
 
 
@@ -212,12 +222,12 @@ def test_it_reads_every_codec_in_every_order(codec: str, order: str, monkeypatch
     assert torch.equal(packed_module.Packed.open(data, "name").weight(torch.float32), integers * scale)
 
 
-@pytest.mark.parametrize("recipe", ["int8", "pruned int8", "int4-weight", "mixed"])
+@pytest.mark.parametrize("recipe", ["int8", "pruned int8", "int4-weight", "mixed", "steps"])
 def test_it_reads_transposed_and_tied_weights(recipe: str, tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=29, n_positions=32, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     folder = compressed(AutoModelForCausalLM.from_config(config), RECIPES[recipe], tmp_path / "packed")
     weights, state = read(folder), AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    assert set(state) - set(weights) == {"lm_head.weight"}
+    assert {name for name in set(state) - set(weights) if not name.endswith("_step")} == {"lm_head.weight"}
     _equal(state, weights)
 
 

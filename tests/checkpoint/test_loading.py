@@ -13,20 +13,29 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.inventory import tensors
 from hf_compress.checkpoint.quantizer import CompressionQuantizer
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.layers.grids import SCHEMES
+from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import prunable, quantizable
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.recipe import Recipe
+from tests.quantized import quantized
 from tests.tiny import bert
 
 ROOT = Path(__file__).parents[2]
 RECIPE = Recipe(pruning=PruningArguments(prune_sparsity=0.6))
+STEP = 1e-4  # The constant of fixed steps. A model that was not trained is hardly sensitive to its weights.
 
 
 def _pruned(model: PreTrainedModel) -> PreTrainedModel:
@@ -140,10 +149,13 @@ def test_several_threads_load_the_same_bits(make_bert: Callable[..., PreTrainedM
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("steps", [False, True], ids=["pruned", "steps"])
 @pytest.mark.parametrize("offload", [False, True], ids=["cpu and disk", "disk"])
 def test_weights_that_do_not_fit_are_left_on_the_disk(
-    offload: bool, model: PreTrainedModel, folder: Path, tmp_path: Path
+    offload: bool, steps: bool, model: PreTrainedModel, folder: Path, tmp_path: Path
 ) -> None:
+    if steps:
+        folder = quantized(model, tmp_path / "steps", "int8", step=STEP)
     places = {"bert": "disk" if offload else "cpu", "classifier": "cpu" if offload else "disk"}
     loaded = AutoModelForSequenceClassification.from_pretrained(
         folder, device_map=places, offload_folder=tmp_path / "offload"
@@ -151,6 +163,35 @@ def test_weights_that_do_not_fit_are_left_on_the_disk(
     inputs = torch.arange(20).view(2, 10)
     with torch.no_grad():
         assert torch.equal(loaded(inputs).logits, model(inputs).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("cast", [False, True], ids=["loaded", "cast"])
+def test_a_model_of_any_dtype_is_saved_with_the_same_integers_and_steps(
+    dtype: torch.dtype, cast: bool, tiny_bert: PreTrainedModel, tmp_path: Path
+) -> None:
+    folder = quantized(tiny_bert, tmp_path / "steps", "int8", step=STEP)
+    exact = AutoModelForSequenceClassification.from_pretrained(folder)
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32 if cast else dtype)
+    (loaded.to(dtype) if cast else loaded).save_pretrained(tmp_path / "again")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again", dtype=torch.float32)
+    for name, layer in compressed_layers(exact).items():
+        other = again.get_submodule(name)
+        assert torch.equal(layer.weight, other.weight) and torch.equal(layer.step, other.step), name
+
+
+def test_tied_layers_go_on_with_the_steps_of_their_weight(tmp_path: Path) -> None:
+    config = T5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    folder = quantized(T5ForConditionalGeneration(config), tmp_path / "steps", "int8", step=1e-2)
+    model = T5ForConditionalGeneration.from_pretrained(folder)
+    ids = torch.arange(20).reshape(2, 10)
+    with torch.no_grad():
+        loaded = model(input_ids=ids, decoder_input_ids=ids).logits
+        for parameter in model.parameters():
+            parameter.add_(0)  # Layers round from here on.
+        assert torch.equal(model(input_ids=ids, decoder_input_ids=ids).logits, loaded)
+    owners = [layer for layer in compressed_layers(model).values() if layer.weight is model.shared.weight]
+    assert len(owners) == 4 and all(torch.equal(layer.step, model.shared.step) for layer in owners)
 
 
 def test_several_threads_refuse_damage_by_name(folder: Path) -> None:

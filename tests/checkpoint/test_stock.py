@@ -60,7 +60,8 @@ def folder(make_bert: Callable[..., PreTrainedModel], tmp_path: Path) -> Path:
 
 
 def weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("input_range")}
+    ours = ("input_range", "weight_step")
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(ours)}
 
 
 def alike(model: PreTrainedModel, ours: PreTrainedModel) -> bool:
@@ -129,7 +130,7 @@ def test_every_family_and_head_computes_the_same(
     assert all(torch.equal(one, other) for one, other in zip(logits, expected, strict=True))
 
 
-@pytest.mark.parametrize("recipe", ["int8", "int8-dynamic", "int4-weight", "int8-attention", "mixed"])
+@pytest.mark.parametrize("recipe", ["int8", "int8-dynamic", "int4-weight", "int8-attention", "mixed", "steps"])
 def test_it_reads_transposed_and_tied_weights_alike(
     recipe: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

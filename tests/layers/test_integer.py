@@ -35,6 +35,7 @@ from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.models.targets import prunable
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
+from hf_compress.quantize.spending import spend
 from hf_compress.recipe import Recipe
 
 WIDTH = 64
@@ -59,6 +60,9 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
 }  # fmt: skip
 
+# Constants of fixed steps. Classifiers that were not trained are hardly sensitive to their weights.
+STEPS = dict.fromkeys(MODELS, 1e-4) | dict.fromkeys(("masked lm with a tied head", "gpt2", "t5"), 1e-2)
+
 
 @pytest.fixture(params=[False, True], ids=["dequantized", "multiplied as integers"])
 def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -76,17 +80,23 @@ def inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     return given | ({"decoder_input_ids": ids} if isinstance(model, T5ForConditionalGeneration) else {})
 
 
-def saved(model: PreTrainedModel, scheme: str, folder: Path) -> Path:
-    """The folder that `model` was saved to, after a forward with everything rounded, as at the end of training."""
-    quantize_layers(model.eval(), SCHEMES[scheme])
+def saved(model: PreTrainedModel, scheme: str, folder: Path, step: float | None = None) -> Path:
+    """The folder that `model` was saved to, after a forward with everything rounded, as at the end of training.
+
+    `step` is the constant of fixed steps, if there are any.
+    """
+    quantize_layers(model.eval(), SCHEMES[scheme], steps=step is not None)
     round_attention(model, SCHEMES[scheme])
+    if step is not None:
+        spend(model, [inputs(model)], None, constant=step)
     for layer in compressed_layers(model).values():
         layer.quantizing = True
         if layer.has_range:
             layer.input_range.copy_(torch.tensor([-2.0, 3.0]))
     with torch.no_grad():
         model(**inputs(model))
-    return save_compressed(model, folder, Recipe(quantization=QuantizationArguments(quant_scheme=scheme)))
+    options = QuantizationArguments(quant_scheme=scheme, quant_step=step)
+    return save_compressed(model, folder, Recipe(quantization=options))
 
 
 def loaded(model: PreTrainedModel, folder: Path, run: str, **settings: Any) -> PreTrainedModel:
@@ -106,13 +116,15 @@ def logits(model: PreTrainedModel) -> Tensor:
         return model(**inputs(model)).logits
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("scheme", "steps"), [*((scheme, False) for scheme in SCHEMES), ("int8", True)])
 @pytest.mark.parametrize("name", MODELS)
-def test_integers_give_the_logits_of_the_dense_model(name: str, scheme: str, multiplied: bool, tmp_path: Path) -> None:
+def test_integers_give_the_logits_of_the_dense_model(
+    name: str, scheme: str, steps: bool, multiplied: bool, tmp_path: Path
+) -> None:
     if multiplied and SCHEMES[scheme].activation is None:
         pytest.skip("inputs in floating point are never multiplied as integers")
     model = MODELS[name]()
-    folder = saved(model, scheme, tmp_path / "small")
+    folder = saved(model, scheme, tmp_path / "small", STEPS[name] if steps else None)
     dense, small = loaded(model, folder, "dense"), loaded(model, folder, "int8")
     assert sum(isinstance(module, Integer) for module in small.modules()) >= len(
         small.hf_quantizer.quantization_config.quantized
@@ -125,10 +137,11 @@ def test_integers_give_the_logits_of_the_dense_model(name: str, scheme: str, mul
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("steps", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_saved_again_is_the_same_file(name: str, tmp_path: Path) -> None:
+def test_what_is_saved_again_is_the_same_file(name: str, steps: bool, tmp_path: Path) -> None:
     model = MODELS[name]()
-    folder = saved(model, "int8", tmp_path / "small")
+    folder = saved(model, "int8", tmp_path / "small", STEPS[name] if steps else None)
     loaded(model, folder, "int8").save_pretrained(tmp_path / "again")
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
@@ -242,6 +255,14 @@ def test_a_file_without_integers_cannot_be_run_on_them(
     folder = save_compressed(tiny_bert, tmp_path / "pruned", recipe)
     with pytest.raises(ValueError, match="are floating point"):
         loaded(tiny_bert, folder, "int8")
+
+
+@pytest.mark.parametrize("places", [{"bert": "cpu", "classifier": "disk"}, {"": "disk"}], ids=["some", "all"])
+def test_integers_on_several_devices_are_refused(places: dict[str, str], tmp_path: Path) -> None:
+    model = MODELS["bert"]()
+    folder = saved(model, "int8", tmp_path / "small")
+    with pytest.raises(ValueError, match='`run="int8"` needs the whole model on one device; .* disk'):
+        loaded(model, folder, "int8", device_map=places, offload_folder=tmp_path / "offload")
 
 
 def test_there_are_two_ways_to_run() -> None:

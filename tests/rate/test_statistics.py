@@ -5,7 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch.autograd.functional import jacobian
-from transformers import BertForSequenceClassification, BertModel, PreTrainedModel
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedModel,
+)
 
 from hf_compress.models.targets import quantizable
 from hf_compress.rate import embedding, gather
@@ -50,6 +56,18 @@ def test_moments_leave_padding_out_and_are_shared_by_siblings(make_bert: MakeBer
     named = {name.rpartition(".")[2]: value for name, value in moments.items() if "self" in name}
     assert torch.allclose(named["query"], 2 * rows.t() @ rows, rtol=1e-4)
     assert named["query"] is named["key"] is named["value"]
+
+
+def test_rows_of_bart_s_positions_are_those_looked_up() -> None:
+    """Its embedding of positions is given the embedded words, and computes the row numbers from their shape."""
+    sizes = {"encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    config = BartConfig(vocab_size=9, d_model=8, encoder_layers=1, decoder_layers=1, num_labels=2, **sizes)
+    model = BartForSequenceClassification(config).eval()
+    ids = torch.tensor([[3, 4, 5, 2], [6, 7, 8, 2]])
+    uses = gather(model, quantizable(model), [{"input_ids": ids}]).uses
+    assert uses["model.encoder.embed_positions"].nonzero().flatten().tolist() == [2, 3, 4, 5], "after an offset of 2"
+    words = {name: counts for name, counts in uses.items() if name.startswith("model.encoder.embed_tokens")}
+    assert all(torch.equal(counts, torch.bincount(ids.flatten(), minlength=9)) for counts in words.values()) and words
 
 
 def test_the_model_is_as_before_and_labels_are_not_used(make_bert: MakeBert) -> None:
