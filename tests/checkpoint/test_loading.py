@@ -167,7 +167,7 @@ def test_weights_that_do_not_fit_are_left_on_the_disk(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("cast", [False, True], ids=["loaded", "cast"])
-def test_a_model_of_any_dtype_is_saved_with_the_same_integers_and_steps(
+def test_any_dtype_is_saved_with_the_same_integers_and_steps(
     dtype: torch.dtype, cast: bool, tiny_bert: PreTrainedModel, tmp_path: Path
 ) -> None:
     folder = quantized(tiny_bert, tmp_path / "steps", "int8", step=STEP)
