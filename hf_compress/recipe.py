@@ -42,8 +42,8 @@ class BudgetArguments:
         default=None,
         metadata={
             "help": "Largest size of the packed file in megabytes (10^6 bytes), above 0. When rounding begins, every "
-            "weight gets the step at which the outputs suffer least for this size. The default scheme is then int8; "
-            "`--prune_sparsity` is kept. A size that is too small is refused before training."
+            "layer gets the step at which the outputs change least for this size (`--quant_step`). Zeros of "
+            "`--prune_sparsity` come first. The default scheme is then int8."
         },
     )
 
@@ -75,8 +75,8 @@ PLACES = ("distill_cache",)
 class Recipe:
     """The plan of a run: any combination of distillation, pruning and quantization.
 
-    It also says whether the vocabulary is first cut to the words of the training set, and the file size that bits and
-    sparsity are chosen for. The fields have the order of `ARGUMENTS`, so `Recipe(*parsed)` takes what
+    It also says whether the vocabulary is first cut to the words of the training set, and the file size that the steps
+    of weights are chosen for. The fields have the order of `ARGUMENTS`, so `Recipe(*parsed)` takes what
     `HfArgumentParser` returns.
 
     Example:

@@ -202,8 +202,9 @@ def _warn_of_size(folder: Path, recipe: Recipe) -> None:
     """Warn if the file is larger than the budget of the recipe."""
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if size > recipe.budget.bytes:
+        smaller = 0.999 * recipe.budget.bytes**2 / size / 1e6
         logger.warning(
-            f"The file of the compressed model has {size / 1e6:.2f} MB, more than the budget `--compress_budget_mb "
-            f"{recipe.budget.compress_budget_mb:g}`. Train with `hf_compress.compress(trainer, recipe)`, which "
-            "chooses bits and sparsity that fit. If you did, ask for a slightly smaller budget."
+            f"The packed file has {size / 1e6:.4g} MB, more than `--compress_budget_mb "
+            f"{recipe.budget.compress_budget_mb:g}` allows, because training changed the weights after their steps "
+            f"were chosen. The model is complete. For a smaller file give `--compress_budget_mb {smaller:.3g}`."
         )

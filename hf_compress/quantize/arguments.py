@@ -36,14 +36,14 @@ class QuantizationArguments:
         metadata={
             "help": "Items PATTERN=BITS, for example embeddings=4: bits from 2 to 8 for the weights of layers whose "
             "name contains a match of the regular expression. The last matching item counts. The scheme must have "
-            "one scale per row. Activations keep their bits."
+            "one scale per row. Activations keep their bits. For a file size use `--compress_budget_mb` instead."
         },
     )
     quant_step: float | None = field(
         default=None,
         metadata={
-            "help": "Round weights to fixed steps: this number over the root of the layer's sensitivity, above 0. "
-            "`--compress_budget_mb` chooses it for a file size."
+            "help": "Round the weights of each layer to multiples of a fixed step: this number, above 0, over the "
+            "root of the layer's sensitivity. `--compress_budget_mb` chooses it for a file size."
         },
     )
     quant_begin: float = field(
