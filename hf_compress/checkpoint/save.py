@@ -205,6 +205,7 @@ def _warn_of_size(folder: Path, recipe: Recipe) -> None:
         smaller = 0.999 * recipe.budget.bytes**2 / size / 1e6
         logger.warning(
             f"The packed file has {size / 1e6:.4g} MB, more than `--compress_budget_mb "
-            f"{recipe.budget.compress_budget_mb:g}` allows, because training changed the weights after their steps "
-            f"were chosen. The model is complete. For a smaller file give `--compress_budget_mb {smaller:.3g}`."
+            f"{recipe.budget.compress_budget_mb:g}` allows: training has changed the weights since their steps were "
+            "chosen, and weights beside an adapter are not trimmed to the budget at the end. The model is complete. "
+            f"For a smaller file train with `--compress_budget_mb {smaller:.3g}`."
         )
