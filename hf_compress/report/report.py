@@ -118,7 +118,8 @@ class Report:
         teacher: scores of the teacher, on the same rows.
         compressed: scores of the model as reloaded from disk, on the same rows.
         size: all sizes.
-        sparsity: the share of zeros of each prunable tensor of the reloaded model, with those that rounding set to zero.
+        sparsity: the share of zeros of each prunable tensor of the reloaded model, including weights that rounding set
+            to zero.
         achieved_sparsity: the share of zeros over all prunable tensors.
         parity: the largest absolute difference of a logit between the trained and the reloaded model.
         parity_rows: evaluation rows that `parity` was measured on, per process.
