@@ -60,6 +60,11 @@ def write_graph(folder: Path, path: Path) -> None:
         >>> from hf_compress.export import write_graph
         >>> write_graph(Path("compressed"), Path("graph.onnx"))  # doctest: +SKIP
     """
+    graph_of(folder).save(path)
+
+
+def graph_of(folder: Path) -> Any:
+    """Return the ONNX program of the checkpoint in `folder`, as torch's exporter returns one."""
     model = load(folder)
     config = getattr(model.config, "quantization_config", None)
     if isinstance(config, CompressionConfig) and config.quantized:
@@ -67,7 +72,7 @@ def write_graph(folder: Path, path: Path) -> None:
     program = _traced(model, find_head(model))
     _narrow(program.model)
     _round_before_reshaping(program.model)
-    program.save(path)
+    return program
 
 
 def require_onnx() -> None:
