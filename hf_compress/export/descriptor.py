@@ -31,11 +31,11 @@ class Format:
         write: takes the compressed folder and a path, and writes the format to that path. None for the packed file,
             which `save_compressed` writes and all others are written from.
         read: takes the path and the reloaded model, and returns a model that computes from the files at the path
-            alone, with the configuration of the reloaded model.
+            alone (`web`: and from the packed file), with the configuration of the reloaded model.
         help: one clause for `--help`, after the name.
         card: one sentence for the model card.
         loading: lines of Python that load it, for the card. `folder` is the path of the compressed folder, and
-            `{auto_class}` stands for the model's auto class.
+            `{auto_class}` stands for the model's auto class. Empty if it is not for Python.
         native: as `read`, but with the fastest kernels of the machine, which saturate on x86 CPUs without VNNI. None
             if `read` uses them.
         exact: the option of the runtime that avoids such kernels, for users of the format.

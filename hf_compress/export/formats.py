@@ -9,8 +9,9 @@ from hf_compress.export.onnx_format import ONNX
 from hf_compress.export.openvino_format import OPENVINO
 from hf_compress.export.packed_format import PACKED
 from hf_compress.export.parity import Parity
+from hf_compress.export.web_format import WEB
 
-FORMATS: dict[str, Format] = {format.name: format for format in (PACKED, ONNX, OPENVINO, COMPRESSED_TENSORS)}
+FORMATS: dict[str, Format] = {format.name: format for format in (PACKED, ONNX, WEB, OPENVINO, COMPRESSED_TENSORS)}
 
 
 def check_formats(names: Sequence[str]) -> None:

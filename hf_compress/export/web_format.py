@@ -13,10 +13,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_compress.checkpoint.config import METHOD
 from hf_compress.checkpoint.files import packed_tensors
 from hf_compress.export.descriptor import Format
 from hf_compress.export.onnx_format import ONNX, graph_of, require_onnx
-from hf_compress.export.runtimes import ONNX_RUNTIME_EXACT, in_onnx_runtime
+from hf_compress.export.runtimes import in_onnx_runtime
 from hf_compress.export.web_parts import Part, find_parts, places
 from hf_compress.packing.packed import Packed
 
@@ -31,9 +32,18 @@ def write_web(folder: Path, path: Path) -> None:
 
     The list (`path` with the suffix .json) says how to make each constant of the graph from the packed file.
     docs/format.md specifies it. A constant that the packed file does not hold in any known layout stays in the graph.
+
+    Raises:
+        ValueError: the checkpoint is not packed.
     """
     import onnx_ir as ir
 
+    settings = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config") or {}
+    if settings.get("quant_method") != METHOD:
+        raise ValueError(
+            f"`--compress_formats web` makes weights from a packed file, and {folder} holds dense ones. Compress the "
+            "model (`--quant_scheme int8`, `--prune_sparsity 0.6`), or write `onnx`."
+        )
     program = graph_of(folder)
     tensors = packed_weights(folder)
     constants = {name: value.const_value for name, value in program.model.graph.initializers.items()}
@@ -115,8 +125,8 @@ WEB = Format(
     require=require_onnx,
     write=write_web,
     read=read_web,
-    help="the ONNX graph without weights: a browser makes them from the packed file",
-    card="`web`: a browser downloads this and the packed file, and makes the weights of the graph.",
+    help="the graph without weights, for browsers, which make them from the packed file",
+    card="`web`: a browser downloads this and the packed file, and makes the weights of the ONNX graph.",
     loading="",
     native=lambda path, reference: read_web(path, reference, exact=False),
     runtime="the browser",

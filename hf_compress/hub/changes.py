@@ -14,6 +14,7 @@ SETTINGS |= {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spec
 SETTINGS |= {"added_tokens.json", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model"}
 SETTINGS |= {"chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json"}
 SETTINGS |= {"modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "openvino_model.xml"}
+SETTINGS |= {"graph.json"}
 # What a Trainer leaves beside its weights; nothing loads a model from it.
 LEFTOVERS = {"training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt"}
 

@@ -18,6 +18,7 @@ TEXT = {"text-classification": "classify", "token-classification": "tag", "fill-
 # The same for files.
 FILES = {"image-classification": "picture.jpg", "audio-classification": "sound.wav"}
 JAVASCRIPT = ("text-classification", "token-classification", "fill-mask")
+DECODER = "hf_compress.mjs"
 SAMPLE = "Put your text here."
 WIDE = 100
 
@@ -46,9 +47,13 @@ def snippets(report: Report) -> list[Snippet]:
 
 def has_javascript(report: Report) -> bool:
     """Whether transformers.js runs the model: there is a graph, for a task that it knows and for one text."""
+    return "onnx" in report.formats and _is_for_javascript(report)
+
+
+def _is_for_javascript(report: Report) -> bool:
     # A card that was copied out of its folder records no weights, and says nothing about the tokenizer.
     readable = "tokenizer.json" in report.files or "model.safetensors" not in report.files
-    return "onnx" in report.formats and report.pipeline_tag in JAVASCRIPT and len(_texts(report)) == 1 and readable
+    return report.pipeline_tag in JAVASCRIPT and len(_texts(report)) == 1 and readable
 
 
 def reads_itself(report: Report) -> bool:
@@ -113,8 +118,7 @@ def _answer(report: Report) -> list[str]:
 
 def _formats(report: Report) -> Iterator[Snippet]:
     """One piece for each other format. Models that read text are run on the example."""
-    for name in report.formats:
-        kind = FORMATS[name]
+    for kind in (FORMATS[name] for name in report.formats if FORMATS[name].loading):
         imports, _, load = kind.loading.replace("{auto_class}", report.auto_class).partition("\n\n")
         lines, use = imports.splitlines(), [load]
         if report.hub_id is not None:
@@ -149,17 +153,34 @@ def _read_off(report: Report) -> str:
 
 
 def _javascript(report: Report) -> Iterator[Snippet]:
-    if not has_javascript(report):
+    """With transformers.js: by the whole graph, and by the one without weights."""
+    if not _is_for_javascript(report):
         return
+    install, imported = (
+        "npm install @huggingface/transformers",
+        'import { pipeline } from "@huggingface/transformers";',
+    )
     name = "predict" if report.head == "regression" else TEXT[report.pipeline_tag]
     where = _quoted(repr(report.hub_id or FOLDER))
-    lines = [
-        'import { pipeline } from "@huggingface/transformers";',
-        "",
-        f'const {name} = await pipeline("{report.pipeline_tag}", {where}, {{ dtype: "q8" }});',
-        f"console.log(await {name}({_quoted(repr(_texts(report)[0]))}));",
-    ]
-    yield Snippet("With transformers.js", "npm install @huggingface/transformers", "\n".join(lines), "js")
+    make, run = f'const {name} = await pipeline("{report.pipeline_tag}", {where}', _quoted(repr(_texts(report)[0]))
+    use = f"console.log(await {name}({run}));"
+    if "onnx" in report.formats:
+        code = [imported, "", make + ', { dtype: "q8" });', use]
+        yield Snippet("With transformers.js", install, "\n".join(code), "js")
+    if "web" in report.formats:
+        address = where if report.hub_id is None else f'"https://huggingface.co/{report.hub_id}/resolve/main/"'
+        code = [
+            imported,
+            f'import {{ load }} from "./{DECODER}";',
+            "",
+            f"const {{ externalData }} = await load({address});",
+            make + ", {",
+            '  subfolder: "web", model_file_name: "graph", dtype: "fp32", session_options: { externalData },',
+            "});",
+            use,
+        ]
+        lines = f"# And copy examples/browser/{DECODER} from the repository of hf_compress.\n{install} zstddec"
+        yield Snippet("With transformers.js, from the packed file", lines, "\n".join(code), "js")
 
 
 def _sorted(imports: Sequence[str]) -> list[str]:

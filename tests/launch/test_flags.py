@@ -49,7 +49,7 @@ FROZEN = """
 --compress_recipe         None        gmp-60 gmp-oneshot int8-only kd-int8 paper-all-60 paper-all-80
 --compress_config         None
 --compress_hub_id         None
---compress_formats        ['packed']  packed onnx openvino compressed-tensors
+--compress_formats        ['packed']  packed onnx web openvino compressed-tensors
 --compress_card_metadata  None
 --compress_max_drop       None
 """
