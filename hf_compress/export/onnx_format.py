@@ -17,7 +17,7 @@ from hf_compress.export.onnx_nodes import NARROW, to_graph_layers
 from hf_compress.export.parity import Parity, load, random_batches
 from hf_compress.export.runtimes import ONNX_RUNTIME_EXACT, in_onnx_runtime
 from hf_compress.extras import extra
-from hf_compress.models.heads import Head, find_head
+from hf_compress.models.heads import Head, find_outputs
 
 # Where optimum and transformers.js look for a quantized graph.
 PATH = Path("onnx", "model_quantized.onnx")
@@ -69,7 +69,7 @@ def graph_of(folder: Path) -> Any:
     config = getattr(model.config, "quantization_config", None)
     if isinstance(config, CompressionConfig) and config.quantized:
         to_graph_layers(model, config)
-    program = _traced(model, find_head(model))
+    program = _traced(model, find_outputs(model))
     _narrow(program.model)
     _round_before_reshaping(program.model)
     return program

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_compress.export.yardstick import RELATIVE, rounded_otherwise
 from hf_compress.layers.rounded import CompressedLayer
-from hf_compress.models.heads import LABELS, Head, find_head
+from hf_compress.models.heads import LABELS, Head, find_outputs
 from hf_compress.models.targets import model_class
 
 BATCHES = 8
@@ -114,7 +114,7 @@ def judge(reference: PreTrainedModel, other: nn.Module, batches: Iterable[Mappin
     Raises:
         ValueError: there is no batch, or the logits have another shape.
     """
-    head, compared = find_head(reference), _compared(reference, batches)
+    head, compared = find_outputs(reference), _compared(reference, batches)
     ours, theirs = _logits(reference, head, compared), _logits(other, head, compared)
     shapes = [[tuple(one.shape) for one in logits] for logits in (ours, theirs)]
     if shapes[0] != shapes[1]:
@@ -143,13 +143,13 @@ def parity_of(reference: PreTrainedModel, other: nn.Module, batches: Iterable[Ma
     Raises:
         ValueError: there is no batch.
     """
-    head, compared = find_head(reference), _compared(reference, batches)
+    head, compared = find_outputs(reference), _compared(reference, batches)
     return _parity(head, compared, _logits(reference, head, compared), _logits(other, head, compared))
 
 
 def _compared(reference: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
     """Return the inputs to compare on: the first batches, and the first row alone."""
-    head = find_head(reference)
+    head = find_outputs(reference)
     taken = [_inputs(reference, head, batch) for batch in itertools.islice(batches, BATCHES)]
     if not taken:
         raise ValueError("`batches` is empty, so that nothing can be compared. Give some batches, or leave it out.")
@@ -222,7 +222,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 def random_batches(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
     """Yield random batches for `model`: one and several rows of several lengths, the later rows padded."""
-    head = find_head(model)
+    head = find_outputs(model)
     for seed, (rows, length, decoder_length) in enumerate(SHAPES):
         batch = head.example_batch(model, rows, length, seed)
         if "decoder_input_ids" in batch:

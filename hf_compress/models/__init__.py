@@ -7,6 +7,7 @@ and `sharding` handles weights that several processes share. To support a model 
 
 from hf_compress.models.heads import Head as Head
 from hf_compress.models.heads import find_head as find_head
+from hf_compress.models.heads import find_outputs as find_outputs
 from hf_compress.models.kinds import HEAD_KINDS as HEAD_KINDS
 from hf_compress.models.kinds import HeadKind as HeadKind
 from hf_compress.models.targets import Target as Target

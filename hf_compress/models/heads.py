@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_compress.models.examples import SHAPES, input_names, random_batch
-from hf_compress.models.kinds import HEAD_KINDS, UNSHIFTED, HeadKind
+from hf_compress.models.kinds import EMBEDDING, HEAD_KINDS, HEADLESS, UNSHIFTED, WITHOUT_HEAD, HeadKind
 
 Problem = Literal["regression", "single_label_classification", "multi_label_classification"]
 
@@ -33,7 +33,7 @@ class Head:
     over it, so one count serves the label loss and the distillation loss.
 
     Args:
-        kind: the key in `HEAD_KINDS`.
+        kind: the key in `HEAD_KINDS`, or "embedding" for a text encoder without a head.
         main_input: the model's main input: `input_ids`, `pixel_values`, `input_values` or `input_features`.
         num_labels: the number of classes; None if the configuration does not say.
         problem_type: what a position predicts; None if the labels of a batch decide.
@@ -53,7 +53,7 @@ class Head:
     @property
     def descriptor(self) -> HeadKind:
         """The descriptor that all heads of this kind share."""
-        return HEAD_KINDS[self.kind]
+        return WITHOUT_HEAD if self.kind == EMBEDDING else HEAD_KINDS[self.kind]
 
     @property
     def name(self) -> str:
@@ -298,3 +298,23 @@ def find_head(model: nn.Module) -> Head:
     if entry.has_problem:
         problem = inner.config.problem_type or ("regression" if num_labels == 1 else None)
     return Head(kind, main_input, num_labels, problem)
+
+
+def find_outputs(model: nn.Module) -> Head:
+    """Return the head of a model, or what stands for it in a text encoder without one: the last hidden states.
+
+    Raises:
+        ValueError: the head is unknown, and the model is no such encoder.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_compress.models import find_outputs
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> find_outputs(BertModel(BertConfig(vocab_size=9, **sizes))).names
+        ('last_hidden_state',)
+    """
+    inner = bare(model)
+    known = isinstance(inner, PreTrainedModel) and {cls.__name__ for cls in type(inner).__mro__} & HEADLESS
+    if known and inner.main_input_name == "input_ids" and not inner.config.is_encoder_decoder:
+        return Head(EMBEDDING, "input_ids", None, None)
+    return find_head(model)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import (
+    AutoModel,
     AutoModelForAudioClassification,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -39,6 +40,13 @@ UNSHIFTED = {
     "WhisperForCausalLM",
     "XLMWithLMHeadModel",
     "XLNetLMHeadModel",
+}
+
+# The classes that `AutoModel` makes; they have no head.
+HEADLESS = {
+    name
+    for names in modeling_auto.MODEL_MAPPING_NAMES.values()
+    for name in ([names] if isinstance(names, str) else names)
 }
 
 
@@ -161,3 +169,15 @@ HEAD_KINDS: dict[str, HeadKind] = {
         has_problem=True,
     ),
 }
+
+# What a text encoder without a head gives: a vector for each token. No loss is known for it, so it is trained by other
+# Trainers than ours; it is rounded, exported and checked like any model.
+EMBEDDING = "embedding"
+WITHOUT_HEAD = HeadKind(
+    task="text embeddings",
+    pipeline_tag="feature-extraction",
+    auto_class=AutoModel,
+    mapping="",
+    outputs=("last_hidden_state",),
+    position="token",
+)

@@ -13,14 +13,13 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from transformers import AutoConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
+
+from hf_compress.models.kinds import HEADLESS
 
 LayerKind = Literal["linear", "conv1d", "embedding"]
 LAYER_KINDS: dict[type[nn.Module], LayerKind] = {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding"}
 
-# The classes that `AutoModel` makes; they have no head.
-_HEADLESS = {name for names in MODEL_MAPPING_NAMES.values() for name in ([names] if isinstance(names, str) else names)}
 _LEGACY_HEADS = {"DebertaForMaskedLM", "DebertaV2ForMaskedLM"}
 _REMEDIES = {
     "prune_exclude": "Embeddings and heads are never pruned: leave `--prune_sparsity` out for this model.",
@@ -244,7 +243,7 @@ def _in_head(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
         return True
     if model.base_model is not model:
         return not f"{name}.".startswith(f"{model.base_model_prefix}.")
-    headless = _class_name(model) in _HEADLESS
+    headless = _class_name(model) in HEADLESS
     # T5 has no base: there, a linear layer beside encoder and decoder is the head. ALBERT's base has a pooler.
     return "." not in name and kind(model.get_submodule(name)) in ("linear", "conv1d") and not headless
 

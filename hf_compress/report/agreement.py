@@ -20,7 +20,7 @@ from hf_compress.checkpoint.reader import READER_NAME
 from hf_compress.checkpoint.save import RECIPE_NAME
 from hf_compress.documents import read_document
 from hf_compress.export.formats import FORMATS, written
-from hf_compress.models.heads import find_head
+from hf_compress.models.heads import find_outputs
 from hf_compress.models.targets import model_class, prunable
 from hf_compress.recipe import Recipe
 from hf_compress.release import __version__
@@ -171,7 +171,7 @@ class _Agreement:
         ]
 
     def model(self) -> Sequence[str]:
-        found, head = type(self.empty).__name__, find_head(self.empty)
+        found, head = type(self.empty).__name__, find_outputs(self.empty)
         facts = (
             ("model_class", found, self.report.model_class),
             ("head", head.name, self.report.head),
@@ -253,7 +253,7 @@ class _Agreement:
         return said[: SHOWN + 1]
 
     def tokenizer(self) -> Sequence[str]:
-        text = find_head(self.empty).takes_text
+        text = find_outputs(self.empty).takes_text
         needed = (TOKENIZER,) if text else PROCESSORS
         if any((self.folder / name).is_file() for name in needed):
             return []

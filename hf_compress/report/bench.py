@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from hf_compress.export.runtimes import RuntimeModel
 from hf_compress.folders import MODEL_FILES, local_folder
-from hf_compress.models.heads import find_head
+from hf_compress.models.heads import find_outputs
 from hf_compress.report import provenance
 from hf_compress.report.card import save_card
 from hf_compress.report.latency import Latency, Timing, Variant, measure_latency
@@ -124,7 +124,7 @@ def _check_positive(batch_sizes: Sequence[int], lengths: Sequence[int], rounds: 
 
 def _shapes(folders: Sequence[Path], batch_sizes: Sequence[int], lengths: Sequence[int]) -> list[Shape]:
     """The shapes of the batches: rows and tokens, or rows alone if no model takes text."""
-    if not any(find_head(empty_model(folder)).takes_text for folder in folders):
+    if not any(find_outputs(empty_model(folder)).takes_text for folder in folders):
         return [(rows, None) for rows in batch_sizes]
     configs = [AutoConfig.from_pretrained(folder) for folder in folders]
     longest = min(getattr(config, "max_position_embeddings", None) or math.inf for config in configs)
@@ -165,7 +165,7 @@ def _timings(
 def _batch(folder: Path, shape: Shape, device: torch.device) -> dict[str, Tensor]:
     """A random batch without padding for the model of `folder`."""
     model, (rows, tokens) = empty_model(folder), shape
-    batch = find_head(model).example_batch(model, rows=rows, length=tokens or 1)
+    batch = find_outputs(model).example_batch(model, rows=rows, length=tokens or 1)
     whole = {name: torch.ones_like(value) if name.endswith("mask") else value for name, value in batch.items()}
     return {name: value.to(device) for name, value in whole.items()}
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, Trainer
 
 from hf_compress.export.descriptor import Format
 from hf_compress.export.runtimes import RuntimeModel
-from hf_compress.models.heads import find_head
+from hf_compress.models.heads import find_outputs
 from hf_compress.report.divergence import PARITY, finite_scores
 from hf_compress.report.evaluation import can_evaluate, evaluating, logit_difference
 from hf_compress.report.report import FormatFacts
@@ -62,7 +62,7 @@ class FormatMeter:
                 have finished the evaluation.
         """
         trainer, reloaded = self.trainer, self.reloaded
-        head = find_head(reloaded)
+        head = find_outputs(reloaded)
         found: dict[str, float] = {}
         # Metrics of sequence-to-sequence models are computed on generated texts, and a graph does not generate by
         # itself.

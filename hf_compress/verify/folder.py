@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from hf_compress.export.formats import exported
 from hf_compress.export.parity import BATCHES, load
 from hf_compress.folders import local_folder
-from hf_compress.models.heads import Head, find_head
+from hf_compress.models.heads import Head, find_outputs
 from hf_compress.report.agreement import DIFFERS, TRUE, UNCHECKED, Check, check_folder
 from hf_compress.report.card import render, template_version
 from hf_compress.report.contents import CARD_NAME, foreign_entries
@@ -61,7 +61,7 @@ def verify_folder(
         names = [f"format {kind.name}" for kind in exported(list(report.formats))]
         said = [f"The model was not loaded. {obstacle}"]
         return Verification(str(model), [*checks, *(Check(name, UNCHECKED, said) for name in [*names, SCORE])])
-    batches, why = _batches(folder, report, data or Data(), find_head(reference), token)
+    batches, why = _batches(folder, report, data or Data(), find_outputs(reference), token)
     inputs = None if batches is None else batches.inputs(BATCHES)
     for kind in exported(list(report.formats)):
         if (folder / kind.path).exists():

@@ -14,7 +14,7 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 from hf_compress.export.formats import FORMATS
 from hf_compress.export.parity import load
 from hf_compress.export.runtimes import RuntimeModel
-from hf_compress.models.heads import IGNORED, Head, find_head
+from hf_compress.models.heads import IGNORED, Head, find_outputs
 from hf_compress.report.outputs import Outputs, joined, read_outputs
 from hf_compress.report.preprocessing import Preprocessing
 from hf_compress.report.report import Report
@@ -84,7 +84,7 @@ def score_folder(
     if not (folder / kind.path).exists():
         raise ValueError(f"{folder} does not hold the format `{format}`.")
     reference = load(folder)
-    batches = Batches.of(folder, report, loaded, find_head(reference), batch_size)
+    batches = Batches.of(folder, report, loaded, find_outputs(reference), batch_size)
     model = kind.read(folder / kind.path, reference)
     outputs = predict(model, batches)
     scores = scores_of(outputs, known_metrics(report, stored), report)
