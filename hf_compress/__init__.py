@@ -20,6 +20,7 @@ from hf_compress.launch.arguments import CompressionArguments as CompressionArgu
 from hf_compress.launch.flags import take_flags as take_flags
 from hf_compress.launch.run import compress as compress
 from hf_compress.launch.run import finish as finish
+from hf_compress.oneshot.quantizing import quantize_once as quantize_once
 from hf_compress.prune.arguments import PruningArguments as PruningArguments
 from hf_compress.prune.callback import PruningCallback as PruningCallback
 from hf_compress.quantize.arguments import QuantizationArguments as QuantizationArguments

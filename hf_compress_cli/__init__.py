@@ -6,7 +6,7 @@ seconds. Each command imports what it needs when it runs, so that `hf-compress -
 
 import typer
 
-from hf_compress_cli import bench, demo, finish, inspect, push, run, study, verify
+from hf_compress_cli import bench, demo, finish, inspect, push, quantize, run, study, verify
 
 app = typer.Typer(
     help="Distil, prune and quantize Transformers models inside the Trainer. Inspect, share and study the results.",
@@ -20,6 +20,7 @@ app.command(
     add_help_option=False,
 )(run.run)
 app.command()(finish.finish)
+app.command()(quantize.quantize)
 app.command()(inspect.inspect)
 app.command()(bench.bench)
 app.command()(push.push)

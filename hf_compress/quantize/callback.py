@@ -21,19 +21,10 @@ from hf_compress.models.heads import bare
 from hf_compress.models.sharding import refuse_shards, reshard
 from hf_compress.models.targets import quantizable, transformer, whole
 from hf_compress.quantize.arguments import QuantizationArguments
+from hf_compress.quantize.ranges import RANGE_WARMUP, moved, unseen
 from hf_compress.quantize.sample import sample_batches, token_counts
 from hf_compress.quantize.spending import Masks, spend
 
-# Weight of the past in the moving average of activation ranges (Jacob et al., 2018, sec. 3.1: "close to 1").
-RANGE_MOMENTUM = 0.95
-# How many times the magnitude of a range one step may contribute to its average. A value further out is an outlier and
-# is clipped to that bound (winsorizing; Tukey, 1962): a range grows by a factor of at most 1.95 in one step. A lasting
-# change of scale is still followed, by that factor per step. Wu et al. (2020) compare ways to leave outliers out of
-# ranges.
-RANGE_REACH = 20.0
-# In the first steps the bound holds in both directions: an outlier in the very first step has nothing to be compared
-# with, and the moving average would take hundreds of steps to forget it.
-RANGE_WARMUP = 20
 logger = logging.get_logger(__name__)
 
 BEGIN, CONSTANT = "rounding_begins", "step_constant"
@@ -48,7 +39,7 @@ class QuantizationCallback(TrainerCallback):
 
     A range is a moving average over optimizer steps of the extremes over all micro-batches and processes of a step. It
     depends neither on gradient accumulation nor on the number of processes. Extremes that are not finite are skipped,
-    and outliers are bounded (`RANGE_REACH`).
+    and outliers are bounded (`quantize.ranges`).
 
     The head stays in floating point; BERT's pooler belongs to the body and is rounded. Under 16-bit autocast scales,
     ranges and rounding are float32. Beside a LoRA adapter the merged weight is rounded, and the ranges are in the
@@ -160,7 +151,7 @@ class QuantizationCallback(TrainerCallback):
         if not layers:
             return
         # One process may have seen what another has not; all must send messages of the same length, or none.
-        steps = torch.stack([_unseen(layer) if layer.step_range is None else layer.step_range for layer in layers])
+        steps = torch.stack([unseen(layer) if layer.step_range is None else layer.step_range for layer in layers])
         # Extremes of all processes in one message: the negated minimum makes both a maximum.
         sign = steps.new_tensor([-1.0, 1.0])
         extremes = torch.where(steps.isnan(), math.inf, steps * sign)
@@ -168,12 +159,12 @@ class QuantizationCallback(TrainerCallback):
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
         broken = extremes.isposinf().any(dim=1, keepdim=True)
         seen, past = extremes * sign, torch.stack([layer.input_range for layer in layers])
-        average = _moved(seen, past, warming_up=state.global_step < RANGE_WARMUP)
+        average = moved(seen, past, warming_up=state.global_step < RANGE_WARMUP)
         average = torch.where(broken, past, average)
         self._skipped = self._skipped + broken.sum()
-        for layer, moved in zip(layers, average, strict=True):
-            layer.input_range.copy_(moved)
-            layer.step_range = _unseen(layer)
+        for layer, bounds in zip(layers, average, strict=True):
+            layer.input_range.copy_(bounds)
+            layer.step_range = unseen(layer)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -284,28 +275,4 @@ class QuantizationCallback(TrainerCallback):
         for layer in self._layers:
             layer.quantizing, layer.observing = quantizing, observing
             if observing and layer.has_range and layer.step_range is None:
-                layer.step_range = _unseen(layer)
-
-
-def _moved(seen: Tensor, past: Tensor, *, warming_up: bool) -> Tensor:
-    """Return ranges (layers, 2) after a step with the extremes `seen`; what was not seen leaves its range alone."""
-    if warming_up:
-        past = _within_reach(past, seen)
-    average = torch.where(past.isinf(), seen, torch.lerp(_within_reach(seen, past), past, RANGE_MOMENTUM))
-    return torch.where(seen.isinf(), past, average)
-
-
-def _within_reach(ranges: Tensor, of: Tensor) -> Tensor:
-    """Return `ranges`, clipped to `RANGE_REACH` times the largest magnitude in the ranges `of`, unless that is 0."""
-    limit = RANGE_REACH * of.abs().amax(dim=1, keepdim=True)
-    limit = torch.where(limit > 0, limit, math.inf)
-    return torch.where(ranges.isinf(), ranges, ranges.clamp(-limit, limit))
-
-
-def _unseen(layer: CompressedLayer) -> Tensor:
-    """Return the range of a layer that has seen nothing.
-
-    A compiled forward always finds a tensor here, a different one in each layer. None in the first micro-batch of a
-    step, or one tensor for all layers, would double the graphs of the compiler.
-    """
-    return layer.input_range.new_tensor([math.inf, -math.inf])
+                layer.step_range = unseen(layer)

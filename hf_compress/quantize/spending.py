@@ -20,7 +20,7 @@ from hf_compress.models.heads import bare
 from hf_compress.models.sharding import gathered
 from hf_compress.models.targets import Target, quantizable
 from hf_compress.packing.packed import pack
-from hf_compress.rate import Rounded, Rounding, Statistics, fit, gather, token_factors
+from hf_compress.rate import Pooling, Rounded, Rounding, Statistics, fit, gather, token_factors
 from hf_compress.rate.steps import steps
 
 # Share of the budget that is left free for what training changes.
@@ -56,6 +56,7 @@ def spend(
     counts: Int[Tensor, " tokens"] | None = None,
     exclude: Sequence[str] = (),
     zeros: Masks | None = None,
+    pooling: Pooling = "mean",
 ) -> Spent:
     """Choose the steps of all layers of `model` for a file of `limit` bytes, and round its weights to them, in place.
 
@@ -74,6 +75,7 @@ def spend(
         exclude: regular expressions of layers that stay in floating point.
         zeros: by the names of targets, where weights will be kept when pruning ends, in the layout of the weight. The
             constant is chosen for these zeros. By default those that are there.
+        pooling: of the hidden states of a model without a head.
 
     Raises:
         ValueError: the limit is too small, or there are no batches.
@@ -92,7 +94,7 @@ def spend(
     """
     base = cast(PreTrainedModel, bare(model))
     targets = quantizable(model, exclude)
-    statistics = _from_first(gather(base, targets, batches))
+    statistics = _from_first(gather(base, targets, batches, pooling=pooling))
     used = _used(targets, statistics)
     rounding = _rounding(base, used, statistics, counts, feedback=not isinstance(model, PeftModel))
     others = other_bytes(model, used, zeros)

@@ -5,6 +5,7 @@ from hf_compress.rate.fit import Fit as Fit
 from hf_compress.rate.fit import Rounded as Rounded
 from hf_compress.rate.fit import Rounding as Rounding
 from hf_compress.rate.fit import fit as fit
+from hf_compress.rate.statistics import Pooling as Pooling
 from hf_compress.rate.statistics import Statistics as Statistics
 from hf_compress.rate.statistics import embedding as embedding
 from hf_compress.rate.statistics import gather as gather

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from hf_compress.models.targets import Target
 
 MASK = "attention_mask"
 Inputs = Mapping[str, Any]
+Pooling = Literal["mean", "first"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,16 @@ class Statistics:
     uses: dict[str, Int[Tensor, " rows"]] = field(default_factory=dict)
 
 
-def gather(model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[Inputs], seed: int = 0) -> Statistics:
+def gather(
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    batches: Iterable[Inputs],
+    seed: int = 0,
+    pooling: Pooling = "mean",
+) -> Statistics:
     """Return the statistics of the weights `targets` of `model` over the rows of `batches`.
 
-    The outputs z are the logits, or the normalized mean of the hidden states where the model has no head. For random
+    The outputs z are the logits, or the normalized, pooled hidden states where the model has no head. For random
     signs r, the expectation of the squared gradient of r.z is the diagonal of J'J, summed over outputs; so one
     backward per batch is enough. The model runs in evaluation mode, without labels. Parameters and their gradients,
     modes and random states are as before.
@@ -55,6 +62,7 @@ def gather(model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[
         targets: the weights, from `quantizable`. Tied weights may be there several times.
         batches: model inputs, as a collator makes them.
         seed: of the signs.
+        pooling: of the hidden states of a model without a head.
 
     Raises:
         ValueError: there is no batch.
@@ -76,7 +84,7 @@ def gather(model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[
     weights = {id(target.weight): target.weight for target in targets}
     inputs_seen, rows = _Inputs(targets), 0
     with _evaluating(model, list(weights.values())), inputs_seen:
-        outputs = _outputs(model)
+        outputs = _outputs(model, pooling)
         for batch in batches:
             inputs = {name: value for name, value in batch.items() if name not in LABELS}
             inputs_seen.mask = inputs.get(MASK)
@@ -92,12 +100,15 @@ def gather(model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[
     return Statistics(sensitivity, inputs_seen.moments, inputs_seen.uses)
 
 
-def embedding(hidden: Float[Tensor, "rows tokens width"], mask: Tensor | None) -> Float[Tensor, "rows width"]:
+def embedding(
+    hidden: Float[Tensor, "rows tokens width"], mask: Tensor | None, pooling: Pooling = "mean"
+) -> Float[Tensor, "rows width"]:
     """Return the normalized mean of the hidden states of each row, as sentence-transformers pools by default.
 
     Args:
         hidden: the last hidden states.
         mask: 1 for tokens and 0 for padding, of shape (rows, tokens); None if there is no padding.
+        pooling: "mean", or "first" for the hidden state of the first token alone.
 
     Example:
         >>> import torch
@@ -105,17 +116,21 @@ def embedding(hidden: Float[Tensor, "rows tokens width"], mask: Tensor | None) -
         >>> embedding(torch.tensor([[[3.0, 4.0], [9.0, 9.0]]]), torch.tensor([[1, 0]]))
         tensor([[0.6000, 0.8000]])
     """
+    if pooling == "first":
+        # Tokenizers that pad on the left put the first token behind the padding.
+        first = torch.zeros(len(hidden), dtype=torch.long) if mask is None else mask.argmax(1)
+        return nn.functional.normalize(hidden[torch.arange(len(hidden)), first.to(hidden.device)], dim=-1)
     weight = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.to(hidden.dtype)
     pooled = (hidden * weight.unsqueeze(-1)).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-9)
     return nn.functional.normalize(pooled, dim=-1)
 
 
-def _outputs(model: PreTrainedModel) -> Callable[[Inputs], Sequence[Tensor]]:
+def _outputs(model: PreTrainedModel, pooling: Pooling) -> Callable[[Inputs], Sequence[Tensor]]:
     """Return the function from the inputs of `model` to the outputs that its weights are judged by."""
     head = _head(model)
     if head is not None:
         return lambda inputs: [_counted(one, inputs.get(MASK)) for one in head.logits(model(**inputs))]
-    return lambda inputs: [embedding(model(**inputs).last_hidden_state, inputs.get(MASK))]
+    return lambda inputs: [embedding(model(**inputs).last_hidden_state, inputs.get(MASK), pooling)]
 
 
 def _head(model: PreTrainedModel) -> Head | None:

@@ -1,9 +1,7 @@
 """Measuring a compressed folder: it is reloaded as its user will load it, evaluated, counted, and described."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,30 +10,26 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer
 
-from hf_compress.checkpoint import inventory
-from hf_compress.checkpoint.config import CompressionConfig
-from hf_compress.checkpoint.inventory import TensorFacts
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill import DistillationMixin
 from hf_compress.export.formats import FORMATS, written
 from hf_compress.models import targets
 from hf_compress.models.heads import bare, find_head
 from hf_compress.recipe import Recipe
-from hf_compress.redaction import redact, redact_command
 from hf_compress.report import format_facts, provenance
 from hf_compress.report.background import label_names, license_and_languages
 from hf_compress.report.comparing import with_predictions
 from hf_compress.report.course import emissions_kg, training_curves
+from hf_compress.report.describing import described
 from hf_compress.report.divergence import PARITY, baseline, check_finite, finite_scores
 from hf_compress.report.evaluation import Origin, evaluating, logit_difference, of_first_process
 from hf_compress.report.examples import find_example
-from hf_compress.report.facts import Baseline, Steps
+from hf_compress.report.facts import Baseline
 from hf_compress.report.format_facts import FormatMeter
 from hf_compress.report.predictions import COMPRESSED, Recorder
 from hf_compress.report.report import DatasetFacts, Report
 from hf_compress.report.scores import clean_scores
 from hf_compress.report.scores import main_metric as find_main_metric
-from hf_compress.report.sizes import Size, measured_size
 
 Scores = Callable[[], dict[str, float]]
 
@@ -111,44 +105,34 @@ def measure(
     parity, parity_rows = logit_difference(trainer, reloaded, head)
     main = main_metric or find_main_metric(compressed, trainer.args.metric_for_best_model)
     check_finite(trainer, reloaded, {"loss": compressed.get("loss"), main: compressed.get(main), PARITY: parity})
-    tensors = inventory.tensors(folder)
-    zeros, meter = Zeros.count(reloaded, recipe), FormatMeter(trainer, reloaded, scores, main)
-    packed, formats = getattr(reloaded.config, "quantization_config", None), [FORMATS[n] for n in written(folder)]
+    meter, formats = FormatMeter(trainer, reloaded, scores, main), [FORMATS[name] for name in written(folder)]
     hub_id = base_model_hub_id or provenance.hub_id(base_model)
     folder_of_base = origin.folder if origin is not None and origin.name == base_model else None
     license, languages = license_and_languages(folder_of_base, hub_id, dataset)
-    report = Report(
-        recipe=recipe.shareable(),
-        base_model=redact(base_model),
+    report = described(
+        folder,
+        reloaded,
+        recipe,
+        head=head,
+        dense_shapes=_shapes(trainer, source),
+        feedback=not isinstance(targets.transformer(trainer.model), PeftModel),
+        base_model=base_model,
         base_model_hub_id=hub_id,
         base_model_revision=base_model_revision or getattr(source.config, "_commit_hash", None) if hub_id else None,
-        model_class=type(reloaded).__name__,
-        auto_class=head.auto_class.__name__,
-        head=head.name,
-        pipeline_tag=head.pipeline_tag,
-        task=redact(task),
-        dataset=replace(dataset, name=redact(dataset.name)),
+        task=task,
+        dataset=dataset,
         main_metric=main,
         dense=baseline(dense, main, "dense model"),
         teacher=baseline(teacher, main, "teacher"),
         compressed=finite_scores(compressed, "compressed model"),
-        size=_sizes(trainer, source, folder, tensors, recipe),
-        sparsity=zeros.by_layer,
-        achieved_sparsity=zeros.overall,
         parity=parity,
         parity_rows=parity_rows,
         train_seconds=_train_seconds(trainer),
         train_steps=trainer.state.global_step,
         hyperparameters=provenance.hyperparameters(trainer.args),
         seed=trainer.args.seed,
-        command=redact_command(command or provenance.command()),
-        hardware=provenance.hardware(trainer.args.device),
-        versions=provenance.versions(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
         formats={kind.name: meter.facts(meter.read(folder, kind), folder, kind) for kind in formats},
-        vocabulary=VocabularyFacts.of(source.config),
-        bits=packed.bits if isinstance(packed, CompressionConfig) else {},
-        steps=steps_of(packed, tensors, feedback=not isinstance(targets.transformer(trainer.model), PeftModel)),
         labels=label_names(reloaded.config, head.classifies and head.descriptor.has_classes, trainer.eval_dataset),
         example=find_example(trainer, reloaded, head, dataset, author or {}),
         license=license,
@@ -171,23 +155,6 @@ def _greater_is_better(trainer: Trainer, main: str) -> bool | None:
     return False if named and trainer.args.greater_is_better is False else None
 
 
-@dataclass(frozen=True)
-class Zeros:
-    """The share of zeros of each prunable weight, and over all of them."""
-
-    by_layer: dict[str, float]
-    overall: float
-
-    @classmethod
-    def count(cls, model: PreTrainedModel, recipe: Recipe) -> "Zeros":
-        """Count the zeros in the prunable weights of `model`."""
-        exclude = recipe.pruning.prune_exclude if recipe.pruning.enabled else ()
-        weights = {target.name: target.weight for target in targets.prunable(model, exclude)}
-        zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
-        by_layer = {name: zeros[name] / weight.numel() for name, weight in weights.items()}
-        return cls(by_layer, sum(zeros.values()) / max(1, sum(weight.numel() for weight in weights.values())))
-
-
 def _scores(trainer: Trainer, evaluate: Callable[[], Mapping[str, Any]] | None) -> Scores:
     if evaluate is None:
         run = partial(trainer.evaluate, metric_key_prefix="compressed")
@@ -195,26 +162,14 @@ def _scores(trainer: Trainer, evaluate: Callable[[], Mapping[str, Any]] | None) 
     return lambda: clean_scores(evaluate())
 
 
-def steps_of(config: Any, facts: Sequence[TensorFacts], *, feedback: bool) -> Steps | None:
-    """What the report says about the steps of a model with the `quantization_config`; None if it has none."""
-    bits = inventory.bits_per_weight(facts)
-    if not isinstance(config, CompressionConfig) or not config.steps or bits is None:
-        return None
-    return Steps(bits, feedback)
-
-
-def _sizes(
-    trainer: Trainer, source: PreTrainedModel, folder: Path, facts: Sequence[TensorFacts], recipe: Recipe
-) -> Size:
-    """The sizes of `folder` against the dense model, which has all layers and tokens."""
+def _shapes(trainer: Trainer, source: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return the dense model, which has all layers and tokens, and what was cut from it, both without memory."""
     uncut = trainer.uncut if isinstance(trainer, DistillationMixin) else None
     whole, vocabulary = copy.deepcopy(uncut or source.config), VocabularyFacts.of(source.config)
     if vocabulary is not None:
         whole.get_text_config().vocab_size = vocabulary.whole
     with torch.device("meta"):
-        student: PreTrainedModel = type(source)(copy.deepcopy(source.config))
-        dense: PreTrainedModel = type(source)(whole)
-    return measured_size(folder, dense, student, facts, recipe)
+        return type(source)(whole), type(source)(copy.deepcopy(source.config))
 
 
 def _train_seconds(trainer: Trainer) -> float:

@@ -6,9 +6,13 @@ from typing import Any
 
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
 # Scores that are not a share of one, so that a hundredth of them is not a point.
-ABSOLUTE = ("loss", "mse", "mae", "rmse", "perplexity")
+ABSOLUTE = ("loss", "mse", "mae", "rmse", "perplexity", "divergence", "distortion")
 # Scores whose last word is one of these are better when they are lower.
-ERRORS = {*ABSOLUTE, "error", "wer", "cer", "ter", "divergence", "ppl"}
+ERRORS = {*ABSOLUTE, "error", "wer", "cer", "ter", "ppl"}
+# Scores that compare the answers of a model with those of the dense model it was made from, without labels.
+AGREEMENT, DIVERGENCE, RMSE, DISTORTION = "agreement", "kl_divergence", "difference_rmse", "distortion"
+RANKING = "similarity_ranking"
+AGAINST_DENSE = (AGREEMENT, DIVERGENCE, RMSE, DISTORTION, RANKING)
 
 
 def clean_scores(metrics: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:

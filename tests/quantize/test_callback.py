@@ -27,7 +27,8 @@ from hf_compress.layers.grids import SCHEMES, fake_quantize_symmetric
 from hf_compress.layers.rounded import CompressedEmbedding, CompressedLinear
 from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.quantize.arguments import QuantizationArguments
-from hf_compress.quantize.callback import RANGE_MOMENTUM, QuantizationCallback
+from hf_compress.quantize.callback import QuantizationCallback
+from hf_compress.quantize.ranges import RANGE_MOMENTUM
 
 MakeBert = Callable[..., BertForSequenceClassification]
 

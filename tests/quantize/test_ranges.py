@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 
 from hf_compress import PruningArguments, QuantizationArguments, Recipe
 from hf_compress.layers.turning import compressed_layers
-from hf_compress.quantize.callback import RANGE_MOMENTUM, RANGE_REACH
+from hf_compress.quantize.ranges import RANGE_MOMENTUM, RANGE_REACH
 
 MakeBert = Callable[..., PreTrainedModel]
 

@@ -1,0 +1,165 @@
+"""The model to compress: loaded as what it was saved as, in float32, with its tokenizer and its small files."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_compress.documents import read_document
+from hf_compress.folders import MODEL_FILES, local_folder
+from hf_compress.models.examples import longest_text
+from hf_compress.models.heads import Head, find_outputs
+from hf_compress.models.kinds import EMBEDDING
+from hf_compress.models.targets import model_class
+from hf_compress.rate import Pooling
+from hf_compress.report import provenance
+
+# How sentence-transformers names the parts of a model, and the files that it reads beside them.
+MODULES, POOLING = "modules.json", "Pooling"
+SENTENCE_FILES = ("config_sentence_transformers.json", "sentence_bert_config.json")
+# Texts are cut here unless the model allows less.
+LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dense model in a folder.
+
+    Args:
+        given: its name or path, as the user gave it.
+        folder: that holds it.
+    """
+
+    given: str
+    folder: Path
+
+    @classmethod
+    def of(cls, model: str | Path, *, revision: str | None = None, token: str | None = None) -> "Source":
+        """Return the model of a folder or of the Hub.
+
+        Raises:
+            ValueError: there is no such model, or its weights are compressed already.
+        """
+        folder = local_folder(model, revision=revision, token=token, only=[*MODEL_FILES, "*/config.json", "README.md"])
+        source = cls(str(model), folder)
+        path = source.weights / "config.json"
+        if not path.is_file():
+            raise ValueError(f"{model} holds no model: there is no `config.json`. Give a folder or a Hub id of one.")
+        if isinstance(config := read_document(path), dict) and config.get("quantization_config"):
+            raise ValueError(f"{model} is quantized already. Give the dense model that it was made from.")
+        return source
+
+    @cached_property
+    def modules(self) -> list[dict[str, Any]]:
+        """The parts that sentence-transformers runs one after the other; none for other models."""
+        path = self.folder / MODULES
+        found = read_document(path) if path.is_file() else []
+        valid = isinstance(found, list) and all(
+            isinstance(part, dict) and {"path", "type"} <= set(part) for part in found
+        )
+        if not valid:
+            raise ValueError(f"{path} is not what sentence-transformers writes. Repair it, or remove it.")
+        return cast(list[dict[str, Any]], found)
+
+    @property
+    def weights(self) -> Path:
+        """The folder of the Transformers model: sentence-transformers may keep it in one of its own."""
+        return self.folder / self.modules[0]["path"] if self.modules else self.folder
+
+    @property
+    def pooling(self) -> Pooling:
+        """How the hidden states become an embedding."""
+        for part in self.modules:
+            path = self.folder / part["path"] / "config.json"
+            if part["type"].rpartition(".")[2] == POOLING and path.is_file():
+                options = read_document(path)
+                chosen = isinstance(options, dict) and (
+                    options.get("pooling_mode_cls_token") or options.get("pooling_mode") == "cls"
+                )
+                return "first" if chosen else "mean"
+        return "mean"
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a model of the Hub."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
+    @property
+    def hub_id(self) -> str | None:
+        """The id of a model of the Hub."""
+        return provenance.hub_id(self.given.partition("@")[0]) or (
+            self.given.partition("@")[0] if self.commit else None
+        )
+
+    def load(self) -> PreTrainedModel:
+        """Return the model in float32 and evaluation mode.
+
+        Raises:
+            ValueError: it cannot be loaded, or it reads something else than text.
+        """
+        kind = AutoModel if self.modules else model_class(self.weights)
+        try:
+            model = kind.from_pretrained(self.weights, dtype=torch.float32, local_files_only=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{self.given} cannot be loaded: {' '.join(str(error).split())}") from error
+        return cast(PreTrainedModel, model.eval())
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer.
+
+        Raises:
+            ValueError: there is none.
+        """
+        try:
+            found = AutoTokenizer.from_pretrained(self.weights, local_files_only=True)
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(f"{self.given} has no tokenizer that can be loaded. Save it into the folder.") from error
+        return cast(PreTrainedTokenizerBase, found)
+
+    def head(self, model: PreTrainedModel) -> Head:
+        """Return what the model computes.
+
+        Raises:
+            ValueError: that is nothing known, or the model reads something else than one text or two.
+        """
+        head = find_outputs(model)
+        if not head.takes_text or head.descriptor.decodes or head.descriptor.has_choices:
+            raise ValueError(
+                f"{self.given} is a model for {head.name}, which this command cannot feed with texts. Give an encoder "
+                "with or without a head, or compress in a training (`hf-compress run`)."
+            )
+        return head
+
+    def length(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Return the number of tokens that texts are cut to by default."""
+        allowed = longest_text(model) or LENGTH
+        return min(LENGTH, allowed, tokenizer.model_max_length)
+
+    def copy_small_files(self, target: Path) -> None:
+        """Copy what sentence-transformers needs beside the model, so that it loads `target` as it loads the source."""
+        if not self.modules:
+            return
+        parts = [{**part, "path": part["path"] if number else ""} for number, part in enumerate(self.modules)]
+        (target / MODULES).write_text(json.dumps(parts, indent=2) + "\n", "utf-8")
+        for name in SENTENCE_FILES:
+            for folder in dict.fromkeys((self.folder, self.weights)):
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, target / name)
+        for part in self.modules[1:]:
+            if (self.folder / part["path"]).is_dir():
+                shutil.copytree(self.folder / part["path"], target / part["path"], ignore=_hidden)
+
+
+def _hidden(folder: str, names: Sequence[str]) -> set[str]:
+    return {name for name in names if name.startswith(".")}
+
+
+def is_encoder(head: Head) -> bool:
+    """Return whether a model has no head, so that its embeddings are what counts."""
+    return head.kind == EMBEDDING

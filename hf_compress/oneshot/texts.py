@@ -1,0 +1,264 @@
+"""The texts that a model is compressed and measured on: from a file, a folder or a dataset of the Hub."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import PreTrainedConfig
+
+from hf_compress.models.heads import Head
+from hf_compress.oneshot.source import is_encoder
+from hf_compress.redaction import redact
+from hf_compress.report.preprocessing import Preprocessing
+from hf_compress.report.report import DatasetFacts
+from hf_compress.report.source import find_source
+from hf_compress.verify.failures import failures
+
+# Files by their ending, and the loader of `datasets` that reads them.
+FILES = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+TRAIN, EVALUATION = ("train",), ("validation", "dev", "validation_matched", "test")
+# Columns that hold a pair of texts, by the names that datasets give them.
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "context"),
+)
+SINGLE = ("text", "sentence", "content")
+LABELS = ("label", "labels", "score")
+TAGS = ("ner_tags", "pos_tags", "tags", "labels")
+HELD_OUT = 0.2  # Of the rows, at most.
+TEXT = "text"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which texts to read.
+
+    Args:
+        name: a file (.txt, .csv, .tsv, .json, .jsonl, .parquet), a folder that `datasets.load_dataset` loads, or an id
+            of the Hub.
+        config: the configuration of the dataset.
+        split: the split to choose the steps on; by default "train" or the only one.
+        eval_split: the split to measure on; by default the validation split, or rows held out of `split`.
+        columns: one column of text or two; by default found by their names and types.
+        label_column: by default found, if there are labels.
+        eval_rows: rows to measure on, at most.
+        token: a Hub token.
+
+    Example:
+        >>> from hf_compress.oneshot import Data
+        >>> Data("sentences.txt").eval_rows
+        1000
+    """
+
+    name: str
+    config: str | None = None
+    split: str | None = None
+    eval_split: str | None = None
+    columns: Sequence[str] = ()
+    label_column: str | None = None
+    eval_rows: int = 1000
+    token: str | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows to choose steps on, and others to measure on.
+
+    Args:
+        sample: a `datasets.Dataset`.
+        held: another, with none of these rows.
+        preprocessing: how a row becomes inputs of the model.
+        facts: what the rows are.
+    """
+
+    sample: Any
+    held: Any
+    preprocessing: Preprocessing
+    facts: DatasetFacts
+
+
+def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) -> Texts:
+    """Return the rows of `data` for a model with `head`.
+
+    A model with a head reads two columns as a pair; for an encoder each column is a text of its own.
+
+    Args:
+        config: of the model; it names the classes.
+        length: tokens that a text is cut to.
+
+    Raises:
+        ValueError: the data cannot be loaded, are empty, or have no column of text, or none that can be told.
+    """
+    splits = _loaded(data)
+    name = _split(data.split, splits, TRAIN, "split")
+    rows = splits[name]
+    columns = list(data.columns) or _columns(rows, head)
+    if missing := [column for column in columns if column not in rows.column_names]:
+        raise ValueError(
+            f"`--columns` names {', '.join(missing)}, but {data.name} has {', '.join(rows.column_names)}."
+        )
+    if len(columns) > 2:
+        raise ValueError(f"`--columns` takes one column or two (a pair of texts); got {len(columns)}.")
+    rows = _filled(rows, columns)
+    if len(rows) < 2:
+        raise ValueError(f"{data.name} has {len(rows)} rows with text in `{name}`; at least 2 are needed.")
+    own = data.eval_split or next((one for one in EVALUATION if one in splits and one != name), None)
+    if own is not None:
+        _split(own, splits, (), "eval_split")
+        held = _filled(splits[own], columns)
+        sample, first = rows, 0
+    else:
+        kept = len(rows) - max(1, min(data.eval_rows, int(HELD_OUT * len(rows))))
+        sample, held, own, first = rows.select(range(kept)), rows.select(range(kept, len(rows))), name, kept
+    if not len(held):
+        raise ValueError(f"{data.name} has no rows with text in `{own}`. Choose another `--eval_split`.")
+    whole = len(held) if first == 0 else len(rows)
+    held = held.select(range(min(len(held), data.eval_rows)))
+    preprocessing = _preprocessing(data, head, config, columns, held, length)
+    source = find_source(rows)
+    facts = DatasetFacts(
+        name=source.name or redact(Path(data.name).name),
+        config=source.config,
+        train_split=name,
+        train_rows=len(sample),
+        eval_split=own,
+        eval_rows=len(held),
+        hub_id=source.hub_id,
+        eval_split_rows=whole,
+        eval_part=None if len(held) == whole else f"{own}[{first or ''}:{first + len(held)}]",
+        revision=source.revision,
+        preprocessing=preprocessing,
+    )
+    if is_encoder(head) and len(columns) > 1:
+        sample, held = _flat(sample, columns), _flat(held, columns)
+        preprocessing = replace(preprocessing, columns=[TEXT])
+    return Texts(sample, held, preprocessing, facts)
+
+
+def _loaded(data: Data) -> dict[str, Any]:
+    """Return the splits by name."""
+    path = Path(data.name).expanduser()
+    reader = FILES.get(path.suffix.lower()) if path.is_file() else None
+    if path.is_file() and reader is None:
+        raise ValueError(f"`--data {data.name}` must end in {', '.join(FILES)}, or be a dataset; got {path.suffix!r}.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise ValueError(f"`--data {data.name}` is an empty file.")
+    try:
+        if reader is None:
+            found = datasets.load_dataset(data.name, data.config, token=data.token)
+        else:
+            options = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
+            found = datasets.load_dataset(reader, data_files=str(path), **options)
+    except failures() as error:
+        said = " ".join(str(error).split())[:300].rstrip(".")
+        raise ValueError(
+            f"`--data {data.name}` could not be loaded: {said}. Give a file, a folder or a Hub id."
+        ) from error
+    return dict(found)
+
+
+def _split(wanted: str | None, splits: dict[str, Any], preferred: Sequence[str], option: str) -> str:
+    if wanted is None:
+        return next((name for name in preferred if name in splits), next(iter(splits)))
+    if wanted not in splits:
+        raise ValueError(f"`--{option} {wanted}` is not a split of the data, which has {', '.join(splits)}.")
+    return wanted
+
+
+def _columns(rows: Any, head: Head) -> list[str]:
+    """Return the columns of text, by their types and usual names."""
+    words = [name for name, feature in rows.features.items() if _is_text(getattr(feature, "feature", None))]
+    if head.kind == "token" and len(words) == 1:
+        return words
+    found = [name for name, feature in rows.features.items() if _is_text(feature)]
+    if len(found) == 1:
+        return found
+    pairs = [[*pair] for pair in PAIRS if set(pair) <= set(found)]
+    single = [[name] for name in SINGLE if name in found]
+    if chosen := [*pairs, *single]:
+        return chosen[0]
+    said = (
+        f"has the text columns {', '.join(found)}" if found else f"has no column of text ({', '.join(rows.features)})"
+    )
+    raise ValueError(f"The data {said}. Name one, or two for pairs, with `--columns`.")
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+
+
+def _filled(rows: Any, columns: Sequence[str]) -> Any:
+    """Return the rows that have something in every column; the same object if all have."""
+    kept = [
+        number
+        for number, values in enumerate(zip(*(rows[column] for column in columns), strict=True))
+        if all(value is not None and (value.strip() if isinstance(value, str) else value) for value in values)
+    ]
+    return rows if len(kept) == len(rows) else rows.select(kept)
+
+
+def _flat(rows: Any, columns: Sequence[str]) -> Any:
+    """Return one row for each text."""
+    texts = list(itertools.chain(*zip(*(rows[column] for column in columns), strict=True)))
+    return datasets.Dataset.from_dict({TEXT: texts})
+
+
+def _preprocessing(
+    data: Data, head: Head, config: PreTrainedConfig, columns: list[str], rows: Any, length: int
+) -> Preprocessing:
+    words = not _is_text(rows.features[columns[0]])
+    plain = Preprocessing("words" if words else "text", columns, None, max_length=length, truncation="longest_first")
+    if head.kind not in ("sequence", "token") or (head.kind == "token" and not words):
+        if data.label_column is not None:
+            raise ValueError(f"`--label_column` has no effect on a model for {head.name}. Leave it out.")
+        return plain
+    names = [data.label_column] if data.label_column else list(TAGS if words else LABELS)
+    for name in names:
+        if name in rows.column_names and name not in columns:
+            for candidate in _labellings(replace(plain, label_column=name), rows, config):
+                if _fits(candidate, rows, head):
+                    return candidate
+    if data.label_column is not None:
+        raise ValueError(
+            f"`--label_column {data.label_column}` does not hold the labels of {head.name} with "
+            f"{head.num_labels} classes in {data.name}. Name another, or leave it out to measure without labels."
+        )
+    return plain
+
+
+def _labellings(plain: Preprocessing, rows: Any, config: PreTrainedConfig) -> Iterator[Preprocessing]:
+    """Yield how a column may give the classes: by names that are those of the model, or by the numbers as they are."""
+    feature = rows.features[plain.label_column]
+    feature = getattr(feature, "feature", feature)
+    numbers = {str(name).casefold(): int(number) for number, name in config.id2label.items()}
+    given = getattr(feature, "names", None)
+    if given and {name.casefold() for name in given} == set(numbers):
+        mapping = {str(number): numbers[name.casefold()] for number, name in enumerate(given)}
+        if any(int(value) != number for value, number in mapping.items()):
+            yield replace(plain, classes=mapping)
+    if _is_text(feature):
+        values = {value for value in rows[plain.label_column] if isinstance(value, str)}
+        if values and {value.casefold() for value in values} <= set(numbers):
+            yield replace(plain, classes={value: numbers[value.casefold()] for value in sorted(values)})
+        return
+    yield plain
+
+
+def _fits(candidate: Preprocessing, rows: Any, head: Head) -> bool:
+    """Return whether the labels of all rows are ones that the model can give."""
+    values = rows[candidate.label_column]
+    if candidate.kind == "words":
+        values = list(itertools.chain(*values))
+    if head.regression:
+        return all(isinstance(value, int | float) for value in values)
+    if head.problem_type == "multi_label_classification":
+        return all(isinstance(value, list) for value in values)
+    known = range(head.num_labels or 0)
+    numbers = values if candidate.classes is None else [candidate.classes.get(str(value)) for value in values]
+    return all(isinstance(value, int) and value in known for value in numbers)

@@ -1,0 +1,89 @@
+"""Ranges of activations: moving averages of the extremes that layers see, without outliers."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_compress.layers.rounded import CompressedLayer
+from hf_compress.layers.turning import compressed_layers
+
+# Weight of the past in the moving average of activation ranges (Jacob et al., 2018, sec. 3.1: "close to 1").
+RANGE_MOMENTUM = 0.95
+# How many times the magnitude of a range one step may contribute to its average. A value further out is an outlier and
+# is clipped to that bound (winsorizing; Tukey, 1962): a range grows by a factor of at most 1.95 in one step. A lasting
+# change of scale is still followed, by that factor per step. Wu et al. (2020) compare ways to leave outliers out of
+# ranges.
+RANGE_REACH = 20.0
+# In the first steps the bound holds in both directions: an outlier in the very first step has nothing to be compared
+# with, and the moving average would take hundreds of steps to forget it.
+RANGE_WARMUP = 20
+
+
+def moved(seen: Tensor, past: Tensor, *, warming_up: bool) -> Tensor:
+    """Return ranges (layers, 2) after a step with the extremes `seen`; what was not seen leaves its range alone."""
+    if warming_up:
+        past = _within_reach(past, seen)
+    average = torch.where(past.isinf(), seen, torch.lerp(_within_reach(seen, past), past, RANGE_MOMENTUM))
+    return torch.where(seen.isinf(), past, average)
+
+
+def unseen(layer: CompressedLayer) -> Tensor:
+    """Return the range of a layer that has seen nothing.
+
+    A compiled forward always finds a tensor here, a different one in each layer. None in the first micro-batch of a
+    step, or one tensor for all layers, would double the graphs of the compiler.
+    """
+    return layer.input_range.new_tensor([math.inf, -math.inf])
+
+
+@torch.no_grad()
+def observe(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> None:
+    """Set the input ranges of the layers of `model` to the mean of the extremes of `batches`, without training.
+
+    Each batch counts the same, unlike in the moving average of a training, whose past loses its weight. Layers that
+    have no range, or see nothing, are left alone.
+
+    Args:
+        model: in evaluation mode, with layers that are still switched off.
+        batches: inputs of the model.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_compress.layers import SCHEMES, quantize_layers
+        >>> from hf_compress.quantize.ranges import observe
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> model = BertModel(BertConfig(vocab_size=9, **sizes)).eval()
+        >>> layers = [layer for layer in quantize_layers(model, SCHEMES["int8"]) if layer.has_range]
+        >>> observe(model, [{"input_ids": torch.tensor([[1, 2, 3]])}])
+        >>> bool(layers[0].input_range.isfinite().all())
+        True
+    """
+    layers = [layer for layer in compressed_layers(model).values() if layer.has_range]
+    if not layers:
+        return
+    seen = []
+    for layer in layers:
+        layer.observing = True
+    for batch in batches:
+        for layer in layers:
+            layer.step_range = unseen(layer)
+        model(**batch)
+        seen.append(_extremes(layers))
+    for layer, bounds in zip(layers, torch.stack(seen).mean(0), strict=True):
+        layer.observing, layer.step_range = False, None
+        layer.input_range.copy_(bounds)
+
+
+def _extremes(layers: Sequence[CompressedLayer]) -> Tensor:
+    return torch.stack([unseen(layer) if layer.step_range is None else layer.step_range for layer in layers])
+
+
+def _within_reach(ranges: Tensor, of: Tensor) -> Tensor:
+    """Return `ranges`, clipped to `RANGE_REACH` times the largest magnitude in the ranges `of`, unless that is 0."""
+    limit = RANGE_REACH * of.abs().amax(dim=1, keepdim=True)
+    limit = torch.where(limit > 0, limit, math.inf)
+    return torch.where(ranges.isinf(), ranges, ranges.clamp(-limit, limit))

@@ -1,0 +1,107 @@
+"""What a report says of a folder, whoever has measured its scores: sizes, zeros, bits, software, machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hf_compress.checkpoint import inventory
+from hf_compress.checkpoint.config import CompressionConfig
+from hf_compress.checkpoint.inventory import TensorFacts
+from hf_compress.cut.vocabulary import VocabularyFacts
+from hf_compress.models import targets
+from hf_compress.models.heads import Head
+from hf_compress.recipe import Recipe
+from hf_compress.redaction import redact, redact_command
+from hf_compress.report import provenance
+from hf_compress.report.facts import Steps
+from hf_compress.report.report import DatasetFacts, Report
+from hf_compress.report.sizes import measured_size
+
+
+def described(
+    folder: Path,
+    reloaded: PreTrainedModel,
+    recipe: Recipe,
+    *,
+    head: Head,
+    dense_shapes: tuple[PreTrainedModel, PreTrainedModel],
+    feedback: bool,
+    base_model: str,
+    task: str,
+    dataset: DatasetFacts,
+    command: str | None,
+    **measured: Any,
+) -> Report:
+    """Return the report of the compressed model in `folder`: what was measured, and what the folder and we know.
+
+    Names of others are without secrets and absolute paths.
+
+    Args:
+        folder: what `save_compressed` returned.
+        reloaded: its model.
+        recipe: what it was compressed by.
+        head: of the model.
+        dense_shapes: the dense model, and what was cut from it. Their values do not matter.
+        feedback: whether linear layers were rounded with error feedback, if the weights have steps.
+        base_model: the name or path of the dense model.
+        task: a short name of the task.
+        dataset: the rows.
+        command: the command line; by default that of this process.
+        measured: further fields of the report.
+
+    Example:
+        >>> from hf_compress.report.describing import described
+        >>> report = described(folder, reloaded, recipe, head=head, **facts)  # doctest: +SKIP
+    """
+    zeros, packed = Zeros.count(reloaded, recipe), getattr(reloaded.config, "quantization_config", None)
+    tensors = inventory.tensors(folder)
+    return Report(
+        recipe=recipe.shareable(),
+        base_model=redact(base_model),
+        model_class=type(reloaded).__name__,
+        auto_class=head.auto_class.__name__,
+        head=head.name,
+        pipeline_tag=head.pipeline_tag,
+        task=redact(task),
+        dataset=replace(dataset, name=redact(dataset.name)),
+        size=measured_size(folder, *dense_shapes, tensors, recipe),
+        sparsity=zeros.by_layer,
+        achieved_sparsity=zeros.overall,
+        command=redact_command(command or provenance.command()),
+        hardware=provenance.hardware(reloaded.device),
+        versions=provenance.versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        vocabulary=VocabularyFacts.of(reloaded.config),
+        bits=packed.bits if isinstance(packed, CompressionConfig) else {},
+        steps=steps_of(packed, tensors, feedback=feedback),
+        **measured,
+    )
+
+
+def steps_of(config: Any, facts: Sequence[TensorFacts], *, feedback: bool) -> Steps | None:
+    """What the report says about the steps of a model with the `quantization_config`; None if it has none."""
+    bits = inventory.bits_per_weight(facts)
+    if not isinstance(config, CompressionConfig) or not config.steps or bits is None:
+        return None
+    return Steps(bits, feedback)
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """The share of zeros of each prunable weight, and over all of them."""
+
+    by_layer: dict[str, float]
+    overall: float
+
+    @classmethod
+    def count(cls, model: PreTrainedModel, recipe: Recipe) -> "Zeros":
+        """Count the zeros in the prunable weights of `model`."""
+        exclude = recipe.pruning.prune_exclude if recipe.pruning.enabled else ()
+        weights = {target.name: target.weight for target in targets.prunable(model, exclude)}
+        zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
+        by_layer = {name: zeros[name] / weight.numel() for name, weight in weights.items()}
+        return cls(by_layer, sum(zeros.values()) / max(1, sum(weight.numel() for weight in weights.values())))
