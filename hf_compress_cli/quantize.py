@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_compress_cli.console import quiet
 from hf_compress_cli.errors import clean_errors
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def quantize(
     Writes a folder with report and card that `from_pretrained` loads. To win back what rounding costs, train with
     `hf-compress run` and `--compress_budget_mb` instead.
     """
-    with clean_errors():
+    with clean_errors(), quiet():
         from hf_compress.oneshot import Data, quantize_once
 
         target = out or Path(f"{Path(model).name}-{budget_mb:g}MB")

@@ -1,14 +1,11 @@
 """`hf-compress verify`: check a published model as a stranger would, and measure its scores again."""
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_compress_cli.console import quiet
 from hf_compress_cli.errors import message
 
 if TYPE_CHECKING:
@@ -36,7 +33,7 @@ def verify(
     Exit status: 0 if everything that can be checked is true and the score was measured again; 1 if something differs;
     2 if nothing differs, but the score (or the whole model) cannot be checked.
     """
-    with _quiet():
+    with quiet():
         from hf_compress.verify import Data, verify_folder
 
         rows_of = Data(dataset, config, split, data_revision, rows)
@@ -60,32 +57,6 @@ SUMMARY = {
     "differs": "this model is not what its report says.",
     "cannot be checked": "nothing differs, but the score was not measured again.",
 }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """A context in which libraries say nothing: the checks say in sentences what is wrong with a file."""
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    names = ("transformers", "datasets", "huggingface_hub")
-    levels = {name: logging.getLogger(name).level for name in names}
-    bars = transformers_logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        transformers_logging.disable_progress_bar()
-        datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
-            if bars[0]:
-                transformers_logging.enable_progress_bar()
-            if not bars[1]:
-                datasets.enable_progress_bars()
 
 
 def _line(check: "Check") -> str:

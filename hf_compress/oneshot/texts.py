@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 from transformers import PreTrainedConfig
 
 from hf_compress.models.heads import Head
@@ -143,6 +142,8 @@ def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) ->
 
 def _loaded(data: Data) -> dict[str, Any]:
     """Return the splits by name."""
+    from datasets import load_dataset
+
     path = Path(data.name).expanduser()
     reader = FILES.get(path.suffix.lower()) if path.is_file() else None
     if path.is_file() and reader is None:
@@ -151,10 +152,10 @@ def _loaded(data: Data) -> dict[str, Any]:
         raise ValueError(f"`--data {data.name}` is an empty file.")
     try:
         if reader is None:
-            found = datasets.load_dataset(data.name, data.config, token=data.token)
+            found = load_dataset(data.name, data.config, token=data.token)
         else:
             options = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
-            found = datasets.load_dataset(reader, data_files=str(path), **options)
+            found = load_dataset(reader, data_files=str(path), **options)
     except failures() as error:
         said = " ".join(str(error).split())[:300].rstrip(".")
         raise ValueError(
@@ -190,7 +191,9 @@ def _columns(rows: Any, head: Head) -> list[str]:
 
 
 def _is_text(feature: Any) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+    from datasets import Value
+
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
 def _filled(rows: Any, columns: Sequence[str]) -> Any:
@@ -205,8 +208,10 @@ def _filled(rows: Any, columns: Sequence[str]) -> Any:
 
 def _flat(rows: Any, columns: Sequence[str]) -> Any:
     """Return one row for each text."""
+    from datasets import Dataset
+
     texts = list(itertools.chain(*zip(*(rows[column] for column in columns), strict=True)))
-    return datasets.Dataset.from_dict({TEXT: texts})
+    return Dataset.from_dict({TEXT: texts})
 
 
 def _preprocessing(
