@@ -6,7 +6,7 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from hf_compress.report.markdown import one_line
 from hf_compress.report.phrases import split_words
 from hf_compress.report.report import Report
-from hf_compress.report.scores import is_share
+from hf_compress.report.scores import AGAINST_DENSE, is_share
 
 RESULTS_NAME = ".eval_results/hf_compress.yaml"
 
@@ -23,7 +23,7 @@ def render_results(report: Report) -> str | None:
         '- dataset:\n    id: nyu-mll/glue\n    task_id: sst2\n  value: 0.856\n...'
     """
     dataset, metric = report.dataset, report.main_metric
-    if dataset.hub_id is None or not is_share(metric):
+    if dataset.hub_id is None or not is_share(metric) or metric in AGAINST_DENSE:
         return None
     entry = EvalResultEntry(
         dataset_id=one_line(dataset.hub_id),

@@ -9,13 +9,14 @@ from hf_compress.report.author import author_metadata
 from hf_compress.report.markdown import one_line
 from hf_compress.report.phrases import metric_names, split_words, title
 from hf_compress.report.report import Report
-from hf_compress.report.scores import is_share
-from hf_compress.report.snippets import has_javascript
+from hf_compress.report.scores import AGAINST_DENSE, is_share
+from hf_compress.report.snippets import has_javascript, is_sentence_model
 
+SENTENCES = "sentence-transformers"
 # Names of ours (or of the GLUE metric) for which the Hub has another id.
 HUB_METRICS = {"pearson": "pearsonr"}
 # All tags that a card of ours may have had.
-OWN_TAGS = ("hf-compress", "distillation", "pruning", "quantization", "onnx", "transformers.js", *SCHEMES)
+OWN_TAGS = ("hf-compress", "distillation", "pruning", "quantization", "onnx", "transformers.js", SENTENCES, *SCHEMES)
 # Tasks for which the Hub shows a widget that takes one text.
 WIDGETS = ("text-classification", "token-classification", "fill-mask")
 
@@ -27,13 +28,13 @@ def metadata(report: Report) -> dict[str, Any]:
     there is no model-index. What the author says comes in the place of ours.
     """
     dataset = report.dataset
-    names = [name for name in metric_names(report) if is_share(name)]
+    names = [name for name in metric_names(report) if is_share(name) and name not in AGAINST_DENSE]
     results = [] if dataset.hub_id is None else [_result(report, name) for name in names]
     hub_id = report.base_model_hub_id
     data = ModelCardData(
         base_model=None if hub_id is None else one_line(hub_id),
         base_model_relation=None if hub_id is None else _relation(report),
-        library_name="transformers",
+        library_name=SENTENCES if is_sentence_model(report) else "transformers",
         pipeline_tag=one_line(report.pipeline_tag),
         datasets=None if dataset.hub_id is None else [one_line(dataset.hub_id)],
         metrics=[_hub_metric(name) for name in names] or None,
@@ -67,6 +68,7 @@ def _tags(report: Report) -> list[str]:
     tags = ["hf-compress", *(tag for method, tag in methods if method.enabled)]
     if recipe.quantization.enabled:
         tags += ["quantization", str(recipe.quantization.quant_scheme)]
+    tags += [SENTENCES, "sentence-similarity"] if is_sentence_model(report) else []
     tags += ["onnx"] if "onnx" in report.formats else []
     return tags + (["transformers.js"] if has_javascript(report) else [])
 

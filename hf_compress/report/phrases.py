@@ -4,7 +4,7 @@ from hf_compress.release import NAME, ON_PYPI, REPOSITORY
 from hf_compress.report.intervals import Interval
 from hf_compress.report.markdown import Markdown, code, link, one_line, text
 from hf_compress.report.report import DatasetFacts, Report
-from hf_compress.report.scores import is_share
+from hf_compress.report.scores import DIVERGENCE, RANKING, RMSE, is_share
 from hf_compress.report.units import human_bytes
 
 HUB = "https://huggingface.co"
@@ -12,7 +12,11 @@ HUB = "https://huggingface.co"
 GLUE = {"sst2": "SST-2", "stsb": "STS-B", "cola": "CoLA", "mnli": "MNLI", "mrpc": "MRPC", "qqp": "QQP"} | {
     name: name.upper() for name in ("qnli", "rte", "wnli")
 }
-SPELT = {"f1": "F1", "mse": "MSE", "mae": "MAE", "rmse": "RMSE"}
+SPELT = {"f1": "F1", "mse": "MSE", "mae": "MAE", "rmse": "RMSE"} | {
+    DIVERGENCE: "KL divergence",
+    RMSE: "RMSE to the dense model",
+    RANKING: "ranking of similarities",
+}
 
 
 def title(report: Report) -> str:
@@ -21,6 +25,8 @@ def title(report: Report) -> str:
         return one_line(report.author["title"])
     base = report.base_model.rstrip("/").rpartition("/")[2] or report.base_model
     size = human_bytes(report.size.packed_bytes)
+    if not report.is_trained:
+        return one_line(f"{base}, {size}, {methods(report)}")
     return one_line(f"{base} for {task_words(report)}, {size}, {methods(report)}")
 
 
@@ -83,7 +89,7 @@ def split_words(dataset: DatasetFacts) -> str:
 
 def metric_names(report: Report) -> list[str]:
     """The names of the scores: the main metric first, what is not a share of one last."""
-    return sorted(report.compressed, key=lambda name: (not is_share(name), name != report.main_metric))
+    return sorted(report.compressed, key=lambda name: (name != report.main_metric, not is_share(name)))
 
 
 def spelt(metric: str) -> str:

@@ -123,8 +123,8 @@ class Report:
         achieved_sparsity: the share of zeros over all prunable tensors.
         parity: the largest absolute difference of a logit between the trained and the reloaded model.
         parity_rows: evaluation rows that `parity` was measured on, per process.
-        train_seconds: time of the training.
-        train_steps: optimizer steps of the training.
+        train_seconds: time of the training; of the compression if nothing was trained.
+        train_steps: optimizer steps of the training; 0 if the model was compressed without training.
         hyperparameters: settings of the Trainer.
         seed: of the training.
         command: the command line.
@@ -242,6 +242,11 @@ class Report:
                 f"`formats` must be among {', '.join(FORMATS)}; got {', '.join(unknown)}. Import the code that adds "
                 "the format before the report is loaded."
             )
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the model was trained. `quantize_once` compresses without training."""
+        return self.train_steps > 0
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, its schema first. Fields at their default are left out."""

@@ -21,6 +21,8 @@ JAVASCRIPT = ("text-classification", "token-classification", "fill-mask")
 DECODER = "hf_compress.mjs"
 SAMPLE = "Put your text here."
 WIDE = 100
+# The file by which sentence-transformers knows its models.
+SENTENCE_MODULES = "modules.json"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Snippet:
 
 def snippets(report: Report) -> list[Snippet]:
     """The code of the card: one piece for each way to use the model that its folder has the files for."""
-    return [_packed(report), *_alone(report), *_formats(report), *_javascript(report)]
+    return [*_sentences(report), _packed(report), *_alone(report), *_formats(report), *_javascript(report)]
 
 
 def has_javascript(report: Report) -> bool:
@@ -64,6 +66,25 @@ def reads_itself(report: Report) -> bool:
 def _packed(report: Report) -> Snippet:
     why = "import hf_compress  # makes Transformers read this file format"
     return Snippet("With hf_compress", install_lines(), _transformers(report, why))
+
+
+def is_sentence_model(report: Report) -> bool:
+    """Whether sentence-transformers loads the folder."""
+    return SENTENCE_MODULES in report.files
+
+
+def _sentences(report: Report) -> Iterator[Snippet]:
+    if not is_sentence_model(report):
+        return
+    lines = [
+        "import hf_compress  # makes Transformers read this file format",
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        f"model = SentenceTransformer({_quoted(repr(report.hub_id or FOLDER))})",
+        f"print(model.encode([{_quoted(repr(SAMPLE))}]))",
+    ]
+    install = f"{install_lines()}\npip install sentence-transformers"
+    yield Snippet("With sentence-transformers", install, "\n".join(lines))
 
 
 def _alone(report: Report) -> Iterator[Snippet]:

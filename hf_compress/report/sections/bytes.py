@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hf_compress.models.kinds import WITHOUT_HEAD
 from hf_compress.report.markdown import Markdown
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
@@ -27,8 +28,8 @@ Here it counts 8 bits per weight. The file needs fewer, because larger steps lea
 {% endif %}
 The *entropy bound* is the size that a perfect order-0 coder gives the integers, plus the raw bytes of everything else.
 
-On {{ report.parity_rows | count }} evaluation rows, the logits of the reloaded model differ from those of the \
-trained model by at most {{ "%.3g" | format(report.parity) }}.
+On {{ report.parity_rows | count }} evaluation rows, the {{ outputs }} of the reloaded model differ from those of the \
+{% if report.is_trained %}trained{% else %}rounded{% endif %} model by at most {{ "%.3g" | format(report.parity) }}.
 
 </details>
 """
@@ -52,7 +53,7 @@ def values(report: Report) -> dict[str, Any]:
         {"name": "analytic", "bytes": size.analytic_bytes},
         {"name": "entropy bound", "bytes": size.entropy_bytes},
     ]
-    return {"sizes": rows}
+    return {"sizes": rows, "outputs": "hidden states" if report.head == WITHOUT_HEAD.task else "logits"}
 
 
 SECTION = Section("bytes", "Size", 15, values, TEMPLATE)

@@ -4,6 +4,7 @@ from typing import Any
 
 from hf_compress.report.markdown import Markdown, code, text
 from hf_compress.report.phrases import (
+    base_words,
     dataset_words,
     difference,
     in_points,
@@ -15,8 +16,17 @@ from hf_compress.report.phrases import (
     split_words,
 )
 from hf_compress.report.report import Report
+from hf_compress.report.scores import AGREEMENT, DISTORTION, DIVERGENCE, RANKING, RMSE
 from hf_compress.report.section import Section
 
+# What scores mean that compare a model with the dense one.
+ALIKE = {
+    AGREEMENT: "is how often the largest answer is the one of the dense model.",
+    DIVERGENCE: "is the mean divergence of the answers from those of the dense model, in nats.",
+    RMSE: "is the root mean square of the differences of the answers.",
+    DISTORTION: "is the mean of 1,000 x (1 - cosine) of the embeddings of both models.",
+    RANKING: "is the Spearman correlation of the similarities of pairs of rows in both models.",
+}
 TEMPLATE = """\
 {% if report.dense is none %}
 | | this model | interval |
@@ -34,7 +44,9 @@ TEMPLATE = """\
 
 - **Rows.** {{ report.dataset.eval_rows | count }} rows: {{ split | code }} of {{ dataset }}
 {%- if report.dataset.revision %} at revision {{ report.dataset.revision[:12] | code }}{% endif %}.
-{% if part %}
+{% if not report.is_trained %}
+  The steps were chosen on other rows.
+{% elif part %}
   This is a part of the split, so the scores are not those of the whole split.
 {% endif %}
 {% if points %}
@@ -53,8 +65,13 @@ TEMPLATE = """\
 {% if teacher %}
 - **The teacher** scores {{ teacher }} on the same rows.
 {% endif %}
+{% for sentence in alike %}
+- {{ sentence }}
+{% endfor %}
+{% if report.is_trained %}
 - **One run.** Another seed gives another score.{% if intervals %} The intervals do not include that.{% endif %}
 
+{% endif %}
 """
 
 
@@ -72,7 +89,12 @@ def values(report: Report) -> dict[str, Any]:
         "equal": _equal(report),
         "dense": _dense(report),
         "teacher": _teacher(report, names),
+        "alike": [Markdown(f"**{_capital(spelt(name))}** {words}") for name, words in ALIKE.items() if name in names],
     }
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _row(report: Report, name: str) -> dict[str, str]:
@@ -119,6 +141,8 @@ def _dense(report: Report) -> Markdown:
     uncut = " and ".join(part for part in (whole, tokens) if part)
     with_all = f", with {uncut}" if uncut else ""
     baseline = report.baseline
+    if not report.is_trained:
+        return Markdown(f"is {base_words(report)} in fp32, which this model was made from.")
     if report.dense is None:
         return Markdown(
             f"is the same model in fp32, uncompressed{with_all}. Only its size is known: no dense model of this task "

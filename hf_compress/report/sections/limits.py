@@ -9,7 +9,11 @@ from hf_compress.report.sections.making import is_static
 from hf_compress.report.snippets import reads_itself
 
 TEMPLATE = """\
+{% if report.is_trained %}
 - **Use it for {{ task }} only.** It knows this task, and the language and kind of its training data.
+{% else %}
+- **It answers nearly as {{ base }} does**, on texts like those that its bytes were spent by. On other texts it may be less exact.
+{% endif %}
 {% if not reads_itself %}
 - **It needs hf_compress.** Transformers alone cannot read the packed weights.
 {%- if report.formats %} The other formats need no hf_compress.{% endif %}
@@ -27,7 +31,7 @@ TEMPLATE = """\
 - **Words outside the training texts** are split into smaller pieces than in the base model, so this model understands them less well.
 {% endif %}
 {% if static %}
-- **Inputs unlike the training data are clipped.** The ranges of the int8 activations are fixed, and values outside them are clipped.
+- **Inputs unlike the {% if report.is_trained %}training data{% else %}sample{% endif %} are clipped.** The ranges of the int8 activations are fixed, and values outside them are clipped.
 {% endif %}
 - **Bias and robustness were not measured.** The licences and the limits of {{ base }} and of the data apply.
 """  # noqa: E501

@@ -36,12 +36,16 @@ TEMPLATE = """\
 {%- if quantization.enabled %}, including those that rounding set to zero{% endif %}.
 {% endif %}
 {% if quantization.enabled %}
-- **Quantization-aware training** with the scheme {{ quantization.quant_scheme | code }}: {{ scheme }}.
+- **{% if report.is_trained %}Quantization-aware training{% else %}Quantization without training{% endif %}** with the scheme {{ quantization.quant_scheme | code }}: {{ scheme }}.
   {% if bits %}
   Some weights have other numbers of bits: {{ bits | listed }}. `report.json` names the layers.
   {% endif %}
+  {% if report.is_trained %}
   Values were rounded from {{ quantization.quant_begin | percent }} of training
 {%- if static %}, and the ranges of activations were fixed from {{ quantization.quant_freeze | percent }}{% endif %}.
+  {% elif static %}
+  The ranges of activations were observed on the sample of rows, after the weights were rounded.
+  {% endif %}
   The head stays in floating point
 {%- if quantization.quant_exclude %}, and so do layers that match {{ quantization_excluded }}{% endif %}.
 {% endif %}
@@ -50,11 +54,12 @@ TEMPLATE = """\
 {{ report.recipe.budget.bytes | int | size }}; it has {{ report.size.packed_bytes | size }}. {% endif %}
 Every rounded weight is a multiple of a step. The step of a layer is {{ "%g" | format(quantization.quant_step) }} \
 (`--quant_step`) over the root of its sensitivity: how much the outputs depend on its weights.
-  The sensitivity was measured on rows of the training set when rounding began, so bytes are spent where the outputs \
-need them{% if takes_text %}; rare tokens have larger steps{% endif %}.
+  The sensitivity was measured on rows of the \
+{% if report.is_trained %}training set when rounding began{% else %}texts below, without labels{% endif %}, so bytes \
+are spent where the outputs need them{% if takes_text %}; rare tokens have larger steps{% endif %}.
 {% if report.steps %}
   {% if report.steps.feedback %}
-  Linear layers were rounded once with error feedback (GPTQ), and training went on with the same steps.
+  Linear layers were rounded once with error feedback (GPTQ){% if report.is_trained %}, and training went on with the same steps{% endif %}.
   {% endif %}
   In the file a rounded weight takes {{ "%.2f" | format(report.steps.bits_per_weight) }} bits on average.
 {% endif %}
@@ -64,10 +69,14 @@ need them{% if takes_text %}; rare tokens have larger steps{% endif %}.
 {% endif %}
 - **Start.** {{ base }}
 {%- if report.base_model_revision %} at revision {{ report.base_model_revision[:12] | code }}{% endif %}, \
-trained as a {{ report.model_class | code }}.
-- **Data.** {{ report.dataset.train_rows | count }} rows of the split {{ report.dataset.train_split | code }} of {{ dataset }}.
+{% if report.is_trained %}trained as{% else %}loaded as{% endif %} a {{ report.model_class | code }}.
+- **{% if report.is_trained %}Data{% else %}Texts{% endif %}.** {{ report.dataset.train_rows | count }} rows of the split {{ report.dataset.train_split | code }} of {{ dataset }}.
+{% if not report.is_trained %}
+- **Time.** {{ report.train_seconds | duration }} on {{ report.hardware }}, without training.
+{% else %}
 - **Training.** {{ report.train_steps | count }} steps in {{ report.train_seconds | duration }} on \
 {{ report.hardware }}, seed {{ report.seed }}. Settings: {{ settings | listed }}.
+{% endif %}
 - **Versions.** {{ versions | listed }}.
 {% if emissions %}
 - **Emissions.** The training emitted {{ emissions }} of CO2 equivalents, as codecarbon measured.

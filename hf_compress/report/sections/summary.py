@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from hf_compress.models.kinds import WITHOUT_HEAD
 from hf_compress.report.markdown import Markdown, code, listed, text
 from hf_compress.report.phrases import (
     base_words,
@@ -17,13 +18,24 @@ from hf_compress.report.phrases import (
     title,
 )
 from hf_compress.report.report import Report
+from hf_compress.report.scores import AGREEMENT, DISTORTION, RMSE
 from hf_compress.report.section import Section
 
 MOST_LABELS = 8
+# The main score of a model that was compared with the dense one without labels.
+ALIKE = {
+    AGREEMENT: "Its answers agree with those of the dense model in {} %",
+    RMSE: "Its answers differ from those of the dense model by {} (root mean square)",
+    DISTORTION: "The distortion of its embeddings, 1,000 x (1 - cosine) to the dense model, is {}",
+}
 TEMPLATE = """\
 # {{ title }}
 
+{% if report.is_trained %}
 {{ does }} It was trained on {{ data }}, starting from {{ base }}.
+{% else %}
+{{ does }} It is {{ base }} with rounded weights, and was not trained.
+{% endif %}
 
 **{{ report.size.packed_bytes | size }} instead of {{ report.size.dense_bytes | size }}: \
 {{ "%.1f" | format(report.size.ratio) }} times smaller. {{ score }}**
@@ -80,12 +92,19 @@ def _does(report: Report) -> Markdown:
         names = [code(name) for name in entities if name != "O"]
         few = Markdown(f": {listed(names)}") if 0 < len(names) <= MOST_LABELS else ""
         return Markdown(f"This model labels the words of a text{few}.")
+    if report.head == WITHOUT_HEAD.task:
+        return Markdown("This model turns a text into an embedding.")
     return Markdown(f"This is a model for {text(report.head)}.")
 
 
 def _score(report: Report) -> str:
     """The main score, against the dense model where there is one."""
     metric = report.main_metric
+    if metric in ALIKE:
+        interval = report.intervals.get(metric)
+        value = shown(report, metric, report.compressed[metric])
+        within = "" if interval is None else f" ({interval_words(interval, in_points(report, metric), sign='')})"
+        return f"{ALIKE[metric].format(value)}{within}, on {report.dataset.eval_rows:,} rows."
     name, score = spelt(metric).capitalize() if metric.islower() else metric, report.compressed[metric]
     said = f"{name} {shown(report, metric, score)}"
     apart = difference(report, metric)
@@ -113,7 +132,8 @@ def _done(report: Report) -> Markdown:
         done.append(Markdown(f"quantized ({code(str(recipe.quantization.quant_scheme))}{bits})"))
     if not done:
         return Markdown("Its weights were not compressed.")
-    return Markdown(f"During training it was {listed(done)}.")
+    when = "During training" if report.is_trained else "Without training"
+    return Markdown(f"{when} it was {listed(done)}.")
 
 
 SECTION = Section("summary", None, 0, values, TEMPLATE)
