@@ -16,9 +16,9 @@ from hf_compress.checkpoint import inventory
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.report.agreement import check_folder
 from hf_compress.report.card import render
+from hf_compress.report.describing import steps_of
 from hf_compress.report.descriptors import citations
 from hf_compress.report.facts import Steps
-from hf_compress.report.describing import steps_of
 from hf_compress.report.report import Report
 from tests.golden.reports import golden, golden_reports
 from tests.tiny import NO_DROPOUT, bert
