@@ -92,3 +92,15 @@ def test_an_empty_sample_is_refused(make_bert: MakeBert) -> None:
     model = make_bert()
     with pytest.raises(ValueError, match="sample of rows is empty"):
         gather(model, quantizable(model), [])
+
+
+def test_moments_under_16_bit_autocast_can_be_inverted(make_bert: MakeBert) -> None:
+    model = make_bert(hidden_size=64, intermediate_size=96)
+    targets = [target for target in quantizable(model) if target.kind == "linear"]
+    with torch.autocast("cpu", torch.bfloat16):
+        moments = gather(model, targets, [{"input_ids": torch.arange(400).reshape(40, 10) % 29}]).moments
+        one = next(iter(moments.values()))
+        assert (one @ one).dtype == torch.bfloat16, "a product under autocast would be rounded to 16 bits"
+    for name, moment in moments.items():
+        values = torch.linalg.eigvalsh(moment.double())
+        assert values.min() > -1e-5 * values.max(), name
