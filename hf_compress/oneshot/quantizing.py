@@ -1,6 +1,5 @@
 """Compression without training: steps by sensitivity, rounding with error feedback, a folder with report and card."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -95,20 +94,19 @@ def quantize_once(
     data = data if isinstance(data, Data) else Data(str(data), token=token)
     begun = time.monotonic()
     source = Source.of(model, revision=revision, token=token)
-    dense, tokenizer = source.load(), source.tokenizer()
-    head = source.head(dense)
-    _check_budget(dense, recipe)
-    texts = read_texts(data, head, dense.config, max_length or source.length(dense, tokenizer))
+    compressed, tokenizer = source.load(), source.tokenizer()
+    head = source.head(compressed)
+    _check_budget(compressed, recipe)
+    texts = read_texts(data, head, compressed.config, max_length or source.length(compressed, tokenizer))
     tell(
-        f"Model: {source.given}, {head.name}, {sum(one.numel() for one in dense.parameters()) / 1e6:.1f} million "
+        f"Model: {source.given}, {head.name}, {sum(one.numel() for one in compressed.parameters()) / 1e6:.1f} million "
         f"weights. Texts: {len(texts.sample):,} rows to learn from, {len(texts.held):,} others to measure on."
     )
-    compressed = copy.deepcopy(dense)
     run = _Run(source, compressed, tokenizer, head, texts)
     spent = run.quantize(options, recipe.budget.bytes, tell)
     recipe = replace(recipe, quantization=replace(options, quant_step=spent.constant))
     tell(f"Rounded all weights: the file will have {spent.bytes / 1e6:.2f} MB. Saving and measuring...")
-    measuring = Measuring(source, dense, compressed, tokenizer, head, texts)
+    measuring = Measuring(source, source.load(), compressed, tokenizer, head, texts)
     with written_aside(target.parent, target.name, replace=False) as aside:
         save_compressed(compressed, aside, recipe, processing_class=tokenizer)
         source.copy_small_files(aside)

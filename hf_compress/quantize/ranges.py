@@ -65,16 +65,16 @@ def observe(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> None:
     layers = [layer for layer in compressed_layers(model).values() if layer.has_range]
     if not layers:
         return
-    seen = []
+    seen, modes = [], [layer.training for layer in layers]
     for layer in layers:
-        layer.observing = True
+        layer.observing = layer.training = True  # Layers observe in training only; dropout is in none of them.
     for batch in batches:
         for layer in layers:
             layer.step_range = unseen(layer)
         model(**batch)
         seen.append(_extremes(layers))
-    for layer, bounds in zip(layers, torch.stack(seen).mean(0), strict=True):
-        layer.observing, layer.step_range = False, None
+    for layer, bounds, mode in zip(layers, torch.stack(seen).mean(0), modes, strict=True):
+        layer.observing, layer.training, layer.step_range = False, mode, None
         layer.input_range.copy_(bounds)
 
 
