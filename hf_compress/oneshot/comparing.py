@@ -160,7 +160,7 @@ def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
 def _divergence(ours: Float[Tensor, "*shape classes"], theirs: Float[Tensor, "*shape classes"]) -> Tensor:
     """Return the divergence of the answers `theirs` from `ours`, in nats."""
     one, two = (F.log_softmax(logits.float(), dim=-1) for logits in (ours, theirs))
-    return (one.exp() * (one - two)).sum(-1)
+    return (one.exp() * (one - two)).sum(-1).clamp(min=0)
 
 
 def _of_flags(ours: Float[Tensor, "rows labels"], theirs: Float[Tensor, "rows labels"]) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_compress.checkpoint.aside import check_free, written_aside
 from hf_compress.checkpoint.save import save_compressed
-from hf_compress.export.formats import exported
+from hf_compress.export.formats import FORMATS, exported
 from hf_compress.launch.format_steps import FormatSteps
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.turning import compressed_layers, quantize_layers
@@ -89,6 +89,8 @@ def quantize_once(
     target = check_free(out)
     options = QuantizationArguments(quant_scheme=scheme, quant_exclude=list(exclude))
     recipe = Recipe(quantization=options, budget=BudgetArguments(compress_budget_mb=budget_mb))
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise ValueError(f"`--formats` must be among {', '.join(FORMATS)}; got {', '.join(unknown)}.")
     for kind in exported(formats):
         kind.require()
     data = data if isinstance(data, Data) else Data(str(data), token=token)

@@ -118,6 +118,17 @@ class Rounding:
             total += expected_bytes(integers.cpu().numpy().reshape(-1).view(np.uint8)) * len(rows) / max(len(some), 1)
         return total
 
+    @property
+    def finest(self) -> float:
+        """The constant below which hardly any step changes, because the largest weights of the rows set the steps."""
+        found = []
+        for name, rows in self.weights.items():
+            least = steps(rows, 1.0, 0.0) / self.factors.get(name, torch.ones(1)).to(rows.device)
+            sensitivity = self.statistics.sensitivity[name]
+            if sensitivity > 0 and bool((least > 0).any()):
+                found.append(math.sqrt(sensitivity) * float(least[least > 0].median()))
+        return max(SMALLEST, min(found, default=SMALLEST))
+
     def _step(self, name: str, constant: float, every: int = 1) -> Float[Tensor, "rows 1"]:
         factor = self.factors.get(name)
         chosen = None if factor is None else factor[::every]
@@ -146,7 +157,7 @@ def fit(rounding: Rounding, limit: float) -> Fit:
         True
     """
     count = sum(rows.numel() for rows in rounding.weights.values())
-    constant, best = _bisected(rounding.estimate, limit), None
+    constant, best = _bisected(rounding.estimate, limit, rounding.finest), None
     above, below = 0.0, math.inf  # Constants whose bytes exceed the limit, and whose bytes fit.
     for tried in range(ROUNDS):
         constant = float(f"{constant:.{DIGITS}g}")
@@ -169,9 +180,12 @@ def fit(rounding: Rounding, limit: float) -> Fit:
     return best
 
 
-def _bisected(estimate: Callable[[float], float], limit: float) -> float:
-    """Return the constant at which the estimate of the bytes crosses `limit`; a greater constant takes fewer bytes."""
-    low, high = math.log(SMALLEST), math.log(GREATEST)
+def _bisected(estimate: Callable[[float], float], limit: float, least: float) -> float:
+    """Return the constant from `least` on at which the estimate of the bytes crosses `limit`.
+
+    A greater constant takes fewer bytes.
+    """
+    low, high = math.log(least), math.log(GREATEST)
     while high - low > 1e-3:
         middle = (low + high) / 2
         low, high = (middle, high) if estimate(math.exp(middle)) > limit else (low, middle)

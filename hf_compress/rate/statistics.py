@@ -92,7 +92,7 @@ def gather(
             total = torch.stack([(one * _signs(one, signs)).sum() for one in found]).sum()
             for key, gradient in zip(weights, _gradients(total, list(weights.values())), strict=True):
                 if gradient is not None:
-                    squares[key] += gathered(gradient.double().square().sum()).cpu()
+                    squares[key] += gathered(gradient.float().square().sum(dtype=torch.float64)).cpu()
             rows += len(found[0])
     if not rows:
         raise ValueError("The sample of rows is empty. Give some text to measure the model on.")

@@ -35,7 +35,7 @@ runner = CliRunner(env={"COLUMNS": "160"})
 def test_the_file_fits_the_budget_and_uses_it(compressed: tuple[Path, Report]) -> None:
     folder, report = compressed
     size = (folder / "model.safetensors").stat().st_size
-    assert 0.9e6 * BUDGET < size <= 1e6 * BUDGET
+    assert 0.8e6 * BUDGET < size <= 1e6 * BUDGET
     assert report.size.packed_bytes == size
     assert Recipe.load(folder / "recipe.json").quantization.quant_step == report.recipe.quantization.quant_step
 
