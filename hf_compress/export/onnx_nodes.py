@@ -1,6 +1,7 @@
 """The quantized layers of an ONNX graph: integers, scales, and the operators between them."""
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
@@ -36,12 +37,13 @@ class GraphLayer(nn.Module):
     input_grid: Grid | None
     input_scale: Tensor
     input_zero: Tensor
+    fits_nibble: bool
 
     @property
     def narrow(self) -> bool:
         """Whether the integers are stored in four bits. Kernels that multiply integers read eight."""
         multiplied = isinstance(self, GraphLinear) and self.weight_grid.per == "row"
-        return fits_nibble(self.weight_grid) and not multiplied
+        return self.fits_nibble and not multiplied
 
     def extra_repr(self) -> str:  # nn.Linear would look for sizes that Conv1D layers lack.
         return f"integers={tuple(self.weight.shape)}"
@@ -133,9 +135,21 @@ class GraphOperand(Operand):
         return _fake_quantized(values, *self.known)
 
 
-def fits_nibble(grid: Grid) -> bool:
-    """Return whether integers of `grid` fit in four bits."""
-    return grid.bits <= 4
+@dataclass(frozen=True)
+class Stored:
+    """A weight as a graph stores it, for all layers that share it.
+
+    Args:
+        grid: of the weight.
+        integers: as a layer multiplies or looks them up: int8, or uint8 with two of four bits in each.
+        scale: of the entries or groups of entries of an axis.
+        fits_nibble: whether the integers fit in four bits.
+    """
+
+    grid: Grid
+    integers: Tensor
+    scale: Tensor
+    fits_nibble: bool
 
 
 def to_graph_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
@@ -144,7 +158,7 @@ def to_graph_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
         _turn_operands(model.get_submodule(name))
     layers = [(name, model.get_submodule(name)) for name in config.quantized]
     targets = [Target(name, module, cast(LayerKind, kind(module))) for name, module in layers]
-    turned: dict[int, tuple[Grid, Tensor, Tensor]] = {}
+    turned: dict[int, Stored] = {}
     heads = tied(model, targets)
     shared = {id(target.weight) for target in heads if target.kind != "embedding"}
     for target in [*targets, *heads]:
@@ -153,10 +167,12 @@ def to_graph_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
         if id(weight) not in turned:  # Tied layers share one tensor.
             grid = config.grid(target.name, target.kind)
             integers, scale = _integers(target, grid, as_rows)
-            if as_rows and fits_nibble(grid) and id(weight) not in shared:
+            # By the values: with fixed steps, the integers of a tensor may be far smaller than its grid allows.
+            fits = bool((integers >= -NIBBLE).all() and (integers < NIBBLE).all())
+            if as_rows and fits and id(weight) not in shared:
                 integers = _pairs(integers)
-            turned[id(weight)] = grid, integers, scale
-        _turn(target, *turned[id(weight)])
+            turned[id(weight)] = Stored(grid, integers, scale, fits)
+        _turn(target, turned[id(weight)])
 
 
 def _turn_operands(attention: nn.Module) -> None:
@@ -190,20 +206,20 @@ def _pairs(integers: Int8[Tensor, "rows width"]) -> UInt8[Tensor, "rows half"]:
     return low + 16 * high
 
 
-def _turn(target: Target, grid: Grid, integers: Tensor, scale: Tensor) -> None:
+def _turn(target: Target, stored: Stored) -> None:
     layer = target.module
     input_grid = layer.input_grid if isinstance(layer, CompressedLayer) else None
     plain = cast(Hashable, plain_class(type(layer)) if isinstance(layer, CompressedLayer) else type(layer))
     if target.kind == "embedding":
-        expanded = fits_nibble(grid) and integers.dtype == torch.int8
+        expanded = stored.fits_nibble and stored.integers.dtype == torch.int8
         layer.__class__ = _embedding_class(plain, GraphTiedEmbedding if expanded else GraphEmbedding)
     else:
         layer.__class__ = GraphTiedLinear if target.shares_embedding else GraphLinear
     del layer._parameters["weight"]
-    layer.register_buffer("weight", integers)
-    layer.register_buffer("weight_scale", scale)
+    layer.register_buffer("weight", stored.integers)
+    layer.register_buffer("weight_scale", stored.scale)
     assert isinstance(layer, GraphLayer)
-    layer.weight_grid, layer.input_grid = grid, input_grid
+    layer.weight_grid, layer.input_grid, layer.fits_nibble = stored.grid, input_grid, stored.fits_nibble
     if input_grid is not None and input_grid.per == "tensor":
         low, high = cast(Tensor, layer._buffers.pop("input_range"))
         step, zero = affine_parameters(low, high, input_grid)

@@ -3,11 +3,14 @@
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import (
     ASTConfig,
     AutoModelForAudioClassification,
@@ -41,6 +44,7 @@ from hf_compress.export.parity import check_parity, load, random_batches
 from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
 from hf_compress.layers.grids import SCHEMES, SMALLEST_SCALE, symmetric_scale
 from hf_compress.layers.turning import compressed_layers
+from hf_compress.packing.packed import Packed
 from tests.quantized import quantized
 
 onnx = pytest.importorskip("onnx")
@@ -77,6 +81,8 @@ WAVEFORM = {
 }
 BERT = BertConfig(**SPECIAL, **SIZES)
 EMBEDDING4 = ("int8", "embeddings=4")
+# Of weights so large that all layers count. With FINE steps integers need more than four bits, with COARSE ones fewer.
+WIDE, FINE, COARSE = {"initializer_range": 0.3}, 0.02, 0.1
 MIXED = ("int8", ".=5", "word_embeddings=3", "position=2", "query=2", "key=4", "attention.output=3")
 SEQUENCE = AutoModelForSequenceClassification
 
@@ -88,13 +94,19 @@ def build(auto_class: Any, config: Any, **changes: Any) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function that gives the folder of a tiny BERT in a scheme, with its graph; one export a scheme and bits."""
-    folders: dict[tuple[str | None, ...], Path] = {}
+    """A function that gives the folder of a tiny BERT in a scheme, with its graph; one export a scheme and bits.
 
-    def run(*options: str | None) -> Path:
+    A number after the scheme is the constant of fixed steps.
+    """
+    folders: dict[tuple[str | float | None, ...], Path] = {}
+
+    def run(*options: str | float | None) -> Path:
         if options not in folders:
             folder = tmp_path_factory.mktemp("onnx") / "compressed"
-            folders[options] = quantized(build(SEQUENCE, BERT), folder, *options)
+            step = next((option for option in options if isinstance(option, float)), None)
+            model = build(SEQUENCE, BERT, **({} if step is None else WIDE))
+            given = [option for option in options if not isinstance(option, float)]
+            folders[options] = quantized(model, folder, *given, step=step)
             export_onnx(folders[options])
         return folders[options]
 
@@ -202,6 +214,60 @@ def test_weights_are_the_integers_of_the_checkpoint(exported: Callable[..., Path
     assert kept + floats < 1.1 * everything and floats < 0.2 * everything
 
 
+def integers_in(folder: Path) -> list[tuple[Tensor, Tensor]]:
+    """The integers of the packed file, one row per output or token, each tensor with its scales."""
+    packed = [Packed.open(data, name) for name, data in load_file(folder / "model.safetensors").items()]
+    return [(tensor.values(), tensor.scale().flatten()) for tensor in packed if tensor.scale() is not None]
+
+
+def widened(tensor: Any) -> Tensor:
+    """The integers of an initializer, each in a byte of its own."""
+    values = torch.from_numpy(onnx.numpy_helper.to_array(tensor).astype("int16"))
+    if tensor.data_type == onnx.TensorProto.UINT8:
+        values = torch.cat([values % 16, values // 16], dim=1) - 8
+    return values
+
+
+STEPS_CASES = [
+    pytest.param("int8", FINE, SEQUENCE, BERT, id="bytes"),
+    pytest.param("int8", COARSE, SEQUENCE, BERT, id="nibbles"),
+    pytest.param("int8-dynamic", FINE, SEQUENCE, BERT, id="dynamic", marks=pytest.mark.slow),
+    pytest.param("int8-weight", COARSE, SEQUENCE, BERT, id="weight", marks=pytest.mark.slow),
+    pytest.param("int8-attention", FINE, SEQUENCE, BERT, id="attention", marks=pytest.mark.slow),
+    pytest.param("int8", 1.0, AutoModelForMaskedLM, BERT, id="tied nibbles", marks=pytest.mark.slow),
+    pytest.param("int8", 0.2, AutoModelForMaskedLM, BERT, id="tied bytes", marks=pytest.mark.slow),
+    pytest.param("int8", 0.5, CASES[0][1], CASES[0][2], id="gpt2", marks=pytest.mark.slow),
+    pytest.param("int8", 0.1, AutoModelForSeq2SeqLM, T5Config(**SPECIAL, **T5), id="t5", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("scheme", "step", "auto_class", "config"), STEPS_CASES)
+def test_the_graph_has_the_integers_and_steps_of_the_file(
+    scheme: str, step: float, auto_class: Any, config: Any, exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    if config is BERT and auto_class is SEQUENCE:
+        folder = exported(scheme, step)
+    else:
+        folder = quantized(build(auto_class, config, **WIDE), tmp_path / "compressed", scheme, step=step)
+        assert export_onnx(folder).agreement > 0.9
+    assert load(folder).config.quantization_config.steps
+    stored = list(initializers(folder).values())
+    kinds = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4)
+    integers = [widened(tensor) for tensor in stored if tensor.data_type in kinds and len(tensor.dims) == 2]
+    floats = [torch.tensor(onnx.numpy_helper.to_array(one)).flatten() for one in stored if one.data_type == 1]
+    for rows, scale in integers_in(folder):
+        assert any(torch.equal(one, rows.short()) or torch.equal(one, rows.t().short()) for one in integers)
+        assert any(torch.equal(one, scale) for one in floats)
+
+
+def test_embeddings_with_small_integers_take_half_a_byte_each(exported: Callable[..., Path]) -> None:
+    halves = {FINE: False, COARSE: True}
+    for step, halved in halves.items():
+        stored = initializers(exported("int8", step)).values()
+        pairs = [tensor for tensor in stored if tensor.data_type == onnx.TensorProto.UINT8 and tensor.dims]
+        assert bool(pairs) == halved
+
+
 def test_ranges_are_the_trained_ones_in_unsigned_integers(exported: Callable[..., Path]) -> None:
     folder = exported("int8")
     stored = initializers(folder)
@@ -271,12 +337,14 @@ def test_attention_is_rounded_before_it_is_reshaped(exported: Callable[..., Path
         pytest.param(("int4-weight",), marks=pytest.mark.slow),
         ("int8-attention",),
         EMBEDDING4,
+        ("int8", COARSE),
+        pytest.param(("int8-weight", COARSE), marks=pytest.mark.slow),
         pytest.param(MIXED, marks=pytest.mark.slow),
         pytest.param(("int8-dynamic", *MIXED[1:]), marks=pytest.mark.slow),
     ],
 )
 def test_every_scheme_runs_at_any_batch_and_length(
-    exported: Callable[..., Path], options: tuple[str | None, ...]
+    exported: Callable[..., Path], options: tuple[str | float | None, ...]
 ) -> None:
     folder = exported(*options)
     model = load(folder)
@@ -313,7 +381,9 @@ def test_a_head_tied_to_embeddings_of_four_bits_shares_them(tmp_path: Path) -> N
     assert [tensor.data_type for tensor in words] == [onnx.TensorProto.INT4]
 
 
-@pytest.mark.parametrize("options", [("int8",), ("int8-attention",), EMBEDDING4, MIXED])
+@pytest.mark.parametrize(
+    "options", [("int8",), ("int8", FINE), ("int8", COARSE), ("int8-attention",), EMBEDDING4, MIXED]
+)
 def test_openvino_reads_the_same_file(exported: Callable[..., Path], options: tuple[str, ...]) -> None:
     pytest.importorskip("openvino")
     folder = exported(*options)
@@ -332,8 +402,9 @@ def test_a_graph_that_computes_something_else_is_refused(
     folder = shutil.copytree(exported("int8"), tmp_path / "copy", ignore=shutil.ignore_patterns("onnx"))
     turn = onnx_nodes._turn
 
-    def wrong(target: Any, grid: Any, integers: torch.Tensor, scale: torch.Tensor) -> None:
-        turn(target, grid, integers, 2 * scale if target.name.endswith("query") else scale.flip(0))
+    def wrong(target: Any, stored: Any) -> None:
+        scale = 2 * stored.scale if target.name.endswith("query") else stored.scale.flip(0)
+        turn(target, replace(stored, scale=scale))
 
     monkeypatch.setattr(onnx_nodes, "_turn", wrong)
     with pytest.raises(ValueError, match=r"`onnx` computes something else than the checkpoint, so it is not written"):
