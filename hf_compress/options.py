@@ -18,8 +18,8 @@ def warn_idle(options: Any, switch: str) -> None:
         warnings.warn(f"{', '.join(idle)} {verb} no effect without `--{switch}`.", UserWarning, stacklevel=4)
 
 
-def refuse_averages(optimizer: Any, switch: str) -> None:
-    """Refuse an optimizer that evaluates and saves an average of earlier weights, in which nothing stays zero.
+def refuse_averages(optimizer: Any, switch: str, what: str) -> None:
+    """Refuse an optimizer that evaluates and saves an average of earlier weights, `what` as a clause about them.
 
     Raises:
         ValueError: it is one of `schedulefree` (Defazio et al., 2024), alone or wrapped by accelerate.
@@ -28,7 +28,7 @@ def refuse_averages(optimizer: Any, switch: str) -> None:
     if kind.__module__.partition(".")[0] == "schedulefree":
         raise ValueError(
             f"`{switch}` cannot train with {kind.__name__} (`--optim schedule_free_...`): it evaluates and saves an "
-            "average of earlier weights, in which pruned weights are not zero. Choose another `--optim`, such as "
+            f"average of earlier weights, {what}. Choose another `--optim`, such as "
             "`adamw_torch`."
         )
 

@@ -92,7 +92,7 @@ class PruningCallback(TrainerCallback):
         self.on_init_end(args, state, control, **kwargs)  # A Trainer may have been built before it had this callback.
         log_first(self)
         optimizer = kwargs.get("optimizer")
-        refuse_averages(optimizer, "--prune_sparsity")
+        refuse_averages(optimizer, "--prune_sparsity", "in which pruned weights are not zero")
         model = whole(kwargs["model"])
         reshard(model)
         self._masking = self._new_masking(model)

@@ -11,3 +11,4 @@ from hf_compress.quantize.sample import token_counts as token_counts
 from hf_compress.quantize.spending import Spent as Spent
 from hf_compress.quantize.spending import least_bytes as least_bytes
 from hf_compress.quantize.spending import spend as spend
+from hf_compress.quantize.trimming import trim as trim

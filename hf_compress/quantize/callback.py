@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -20,10 +21,12 @@ from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.models.heads import bare
 from hf_compress.models.sharding import refuse_shards, reshard
 from hf_compress.models.targets import quantizable, transformer, whole
+from hf_compress.options import refuse_averages
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.ranges import RANGE_WARMUP, moved, unseen
 from hf_compress.quantize.sample import sample_batches, token_counts
 from hf_compress.quantize.spending import Masks, spend
+from hf_compress.quantize.trimming import trim
 
 logger = logging.get_logger(__name__)
 
@@ -117,6 +120,8 @@ class QuantizationCallback(TrainerCallback):
                 f"--nproc_per_node {args.n_gpu}`, `accelerate launch`), or show it one (`CUDA_VISIBLE_DEVICES=0`)."
             )
         log_first(self)
+        if self.has_steps:
+            self._refuse_unsupported(kwargs.get("optimizer"), kwargs.get("train_dataloader"))
         model = transformer(kwargs["model"])
         reshard(model)
         targets = quantizable(model, self.arguments.quant_exclude)
@@ -210,6 +215,7 @@ class QuantizationCallback(TrainerCallback):
                 f"`--quant_begin` (now {self.arguments.quant_begin})."
             )
         refuse_diverged(whole(kwargs["model"]), state)
+        self._keep_budget(kwargs["model"])
 
     @property
     def has_steps(self) -> bool:
@@ -218,13 +224,9 @@ class QuantizationCallback(TrainerCallback):
 
     def _spend(self, state: TrainerState, wrapped: nn.Module, loader: Any) -> None:
         """Choose the steps, and round the weights to them. Collective."""
-        if loader is None:
-            raise ValueError(
-                "`--compress_budget_mb` measures on the training set how much each weight counts, but this trainer "
-                "gives its callbacks no `train_dataloader`. Use Transformers' Trainer, or leave the option out."
-            )
         model = transformer(wrapped)
         reshard(whole(wrapped))
+        refuse_diverged(whole(wrapped), state)
         words = bare(model).get_input_embeddings()
         counts = token_counts(loader, len(words.weight)) if isinstance(words, nn.Embedding) else None
         spent = spend(
@@ -243,6 +245,30 @@ class QuantizationCallback(TrainerCallback):
                 f"{spent.bytes / 1e6:.3g} MB. `--quant_step {spent.constant:g}` gives the same steps again."
             )
 
+    def _keep_budget(self, wrapped: nn.Module) -> None:
+        """Make the file of the final model as small as the budget. Collective."""
+        model = transformer(wrapped)
+        if self.budget is None or isinstance(model, PeftModel):
+            return
+        reshard(whole(wrapped))
+        if trim(model, self.budget, self.arguments.quant_exclude):
+            logger.info("Training had made the file larger than its budget. Some weights were rounded to fewer bits.")
+
+    def _refuse_unsupported(self, optimizer: Any, loader: Any) -> None:
+        """Refuse a trainer in which weights cannot be rounded once, at the step at which rounding begins."""
+        option = "--quant_step" if self.budget is None else "--compress_budget_mb"
+        if loader is None:
+            raise ValueError(
+                f"`{option}` measures on the training set how much each weight counts, but this trainer gives its "
+                "callbacks no `train_dataloader`. Use Transformers' Trainer, or leave the option out."
+            )
+        if isinstance(optimizer, DeepSpeedOptimizerWrapper):
+            raise ValueError(
+                f"`{option}` rounds the weights once, but DeepSpeed trains a copy of its own and would undo that. "
+                "Train under DDP or FSDP2, or leave the option out."
+            )
+        refuse_averages(optimizer, option, "which do not stay where they were rounded")
+
     def _refuse_lost_ranges(self, state: TrainerState) -> None:
         ranges = [layer.input_range for layer in self._layers if layer.has_range]
         if state.global_step > 0 and ranges and all(bool(bounds.isinf().any()) for bounds in ranges):
@@ -250,6 +276,13 @@ class QuantizationCallback(TrainerCallback):
                 f"`--quant_scheme {self.arguments.quant_scheme}` cannot resume here: the checkpoint has no ranges, or "
                 "was loaded before the layers could hold them. Build the Trainer with this callback and with `model` "
                 "instead of `model_init`, or start again."
+            )
+        steps = [layer.step for layer in self._layers if layer.step is not None]
+        if CONSTANT in progress(state) and self.has_steps and not any(bool(step.any()) for step in steps):
+            raise ValueError(
+                "the run cannot be resumed here: its steps were chosen, but the checkpoint has none, or was loaded "
+                "before the layers could hold them. Build the Trainer with this callback and with `model` instead of "
+                "`model_init`, or start again."
             )
 
     def _plan(self, state: TrainerState) -> None:

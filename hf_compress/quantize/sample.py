@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,14 +43,12 @@ def sample_batches(loader: DataLoader[Any], model: PreTrainedModel, rows: int = 
     """
     known = inspect.signature(type(model).forward).parameters
     with _fixed_random_numbers():
-        some = sorted(_some_rows(loader.dataset, rows), key=_length)
-        batches = [loader.collate_fn(some[begin : begin + BATCH]) for begin in range(0, len(some), BATCH)]
+        batches = [loader.collate_fn(some) for some in _alike(_some_rows(loader.dataset, rows))]
     for batch in batches:
-        yield {
-            name: value.to(model.device) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-            if name in known
-        }
+        for inputs in _texts(batch, known):
+            yield {
+                name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()
+            }
 
 
 def token_counts(loader: DataLoader[Any], tokens: int) -> Int[Tensor, " tokens"] | None:
@@ -85,8 +83,35 @@ def _some_rows(dataset: Any, count: int) -> Sequence[Any]:
     return [dataset[place * size // min(count, size)] for place in range(min(count, size))]
 
 
-def _length(row: Any) -> int:
-    return len(row[IDS]) if isinstance(row, Mapping) and IDS in row else 0
+def _alike(rows: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yield batches of rows with the same columns and similar lengths."""
+
+    def columns(row: Any) -> tuple[str, ...]:
+        return tuple(map(str, row)) if isinstance(row, Mapping) else ()
+
+    def length(row: Any) -> int:
+        return len(row[IDS]) if isinstance(row, Mapping) and IDS in row else 0
+
+    for _, group in itertools.groupby(sorted(rows, key=columns), columns):
+        some = sorted(group, key=length)
+        yield from (some[begin : begin + BATCH] for begin in range(0, len(some), BATCH))
+
+
+def _texts(batch: Mapping[str, Any], known: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield the inputs of a model in `batch`: one set, or one for each text of a row.
+
+    sentence-transformers puts the name of the text in front: `anchor_input_ids`, `positive_input_ids`.
+    """
+    inputs = {name: value for name, value in batch.items() if name in known}
+    prefixes = [""] if inputs else [name.removesuffix(IDS) for name in batch if name.endswith(f"_{IDS}")]
+    if not prefixes:
+        raise ValueError(
+            f"The rows of the training set give the model no input: its collator makes {', '.join(batch)}. Train with "
+            "a collator that returns the model's inputs by name."
+        )
+    for prefix in prefixes:
+        own = {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}
+        yield {name: value for name, value in own.items() if name in known}
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """Spend a number of bytes on the weights of a model: choose the steps of all layers, and round the weights to them."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,8 +30,8 @@ from hf_compress.rate.steps import steps
 RESERVE = 0.01
 # Fewer bits per weight leave nothing of a model.
 LEAST_BITS = 0.25
-# Bytes of a tensor in the header of a safetensors file, beside its name.
-ENTRY = 64
+# The least share of their bytes that trained floating-point numbers take: signs and mantissas do not compress.
+TRAINED = 0.88
 
 Masks = Mapping[str, Bool[Tensor, "..."]]
 
@@ -78,7 +81,7 @@ def spend(
         pooling: of the hidden states of a model without a head.
 
     Raises:
-        ValueError: the limit is too small, or there are no batches.
+        ValueError: the limit is too small, there are no batches, or gradients of the outputs are not finite.
 
     Example:
         >>> import torch
@@ -94,7 +97,9 @@ def spend(
     """
     base = cast(PreTrainedModel, bare(model))
     targets = quantizable(model, exclude)
-    statistics = _from_first(gather(base, targets, batches, pooling=pooling))
+    with _in_floating_point(model):
+        statistics = _from_first(gather(base, targets, batches, pooling=pooling))
+    _refuse_broken(statistics)
     used = _used(targets, statistics)
     rounding = _rounding(base, used, statistics, counts, feedback=not isinstance(model, PeftModel))
     others = other_bytes(model, used, zeros)
@@ -133,12 +138,16 @@ def least_bytes(model: PreTrainedModel | PeftModel, exclude: Sequence[str], spar
 
 
 @torch.no_grad()
-def other_bytes(model: PreTrainedModel | PeftModel, rounded: Mapping[str, Target], zeros: Masks | None) -> int:
+def other_bytes(
+    model: PreTrainedModel | PeftModel, rounded: Mapping[str, Target], zeros: Masks | None, *, trained: bool = False
+) -> int:
     """Return the bytes of the packed file without the integers of the weights `rounded`. Collective if sharded.
 
     Args:
         rounded: the targets by name.
         zeros: by the names of layers, where weights will be kept.
+        trained: whether training has ended. Before, initial values such as biases of zero pack into less than what
+            training makes of them.
     """
     if isinstance(model, PeftModel):
         model = copy.deepcopy(model).merge_and_unload()
@@ -147,22 +156,31 @@ def other_bytes(model: PreTrainedModel | PeftModel, rounded: Mapping[str, Target
     integers = {id(known[name].weight) for name in rounded if name in known}
     parameters = dict(base.named_parameters(remove_duplicate=False))
     kept = {id(known[name].weight): mask for name, mask in (zeros or {}).items() if name in known}
-    ignored, total = base._keys_to_ignore_on_save or (), 0
+    ignored = base._keys_to_ignore_on_save or ()
+    sizes, counted = dict[str, int](), 0
     for name, tensor in remove_tied_weights_from_state_dict(base.state_dict(), base).items():
         if name in ignored or name.endswith("weight_step"):
             continue
-        total += len(name) + ENTRY
         parameter = parameters.get(name, tensor)
-        if id(parameter) not in integers:
-            total += _packed_floats(gathered(tensor).detach().cpu(), kept.get(id(parameter)), parameter.requires_grad)
-    return total
+        if id(parameter) in integers:
+            sizes[name] = tensor.numel()  # At most one byte for each, which only counts digits of the header.
+            counted += sizes[name]
+        elif (mask := kept.get(id(parameter))) is not None:
+            sizes[name] = len(pack(torch.where(mask.cpu(), gathered(tensor).detach().cpu(), 0.0)))
+        else:
+            least = 0 if trained or not parameter.requires_grad else round(TRAINED * tensor.nbytes)
+            sizes[name] = max(len(pack(gathered(tensor).detach().cpu())), least)
+    return _file_bytes(sizes) - counted
 
 
-def _packed_floats(tensor: Tensor, kept: Tensor | None, trained: bool) -> int:
-    values = tensor if kept is None else torch.where(kept.cpu(), tensor, 0.0)
-    # A constant, such as an initial bias, packs into nothing, but training changes it.
-    constant = trained and bool((values == values.flatten()[:1]).all())
-    return len(pack(values)) + constant * values.nbytes
+def _file_bytes(sizes: Mapping[str, int]) -> int:
+    """Return the bytes of a safetensors file of byte arrays of these sizes."""
+    header, end = {}, 0
+    for name, size in sorted(sizes.items()):
+        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
+        end += size
+    described = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-described // 8) * 8 + end
 
 
 def _used(targets: Sequence[Target], statistics: Statistics) -> dict[str, Target]:
@@ -182,7 +200,7 @@ def _rounding(
     *,
     feedback: bool,
 ) -> Rounding:
-    weights = {name: _rows(target, gathered(current_weight(target.module))) for name, target in used.items()}
+    weights = {name: as_rows(target, gathered(current_weight(target.module))) for name, target in used.items()}
     words = getattr(model.get_input_embeddings(), "weight", None)
     factors = {}
     for name, uses in statistics.uses.items():
@@ -195,7 +213,7 @@ def _rounding(
 
 
 def _with_zeros(rounding: Rounding, used: Mapping[str, Target], zeros: Masks) -> Rounding:
-    kept = {name: _rows(target, zeros[name]) for name, target in used.items() if name in zeros}
+    kept = {name: as_rows(target, zeros[name]) for name, target in used.items() if name in zeros}
     return Rounding(
         rounding.weights, rounding.statistics, rounding.factors, {**rounding.kept, **kept}, rounding.feedback
     )
@@ -216,13 +234,19 @@ def _apply(
         known = found.get(id(target.weight))
         if known is None or isinstance(model, PeftModel):
             continue
-        weight = target.weight
-        values = (known.rows.t() if target.kind == "conv1d" else known.rows).contiguous().to(weight.dtype)
-        if isinstance(weight, DTensor):
-            weight.copy_(distribute_tensor(values, weight.device_mesh, weight.placements))
-        else:
-            weight.copy_(values)
-            _same_everywhere(weight.data)
+        write_rows(target, known.rows)
+
+
+@torch.no_grad()
+def write_rows(target: Target, rows: Float[Tensor, "rows width"]) -> None:
+    """Write one row per output feature or token into the weight of `target`, in place. Collective."""
+    weight = target.weight
+    values = as_rows(target, rows).to(weight.dtype)  # The transpose of the transpose.
+    if isinstance(weight, DTensor):
+        weight.copy_(distribute_tensor(values, weight.device_mesh, weight.placements))
+    else:
+        weight.copy_(values)
+        _same_everywhere(weight.data)
 
 
 def _fallback(weight: Tensor, row_dim: int) -> Float[Tensor, "rows 1"]:
@@ -231,10 +255,36 @@ def _fallback(weight: Tensor, row_dim: int) -> Float[Tensor, "rows 1"]:
     return steps(rows.t() if row_dim else rows, 1.0, 0.0).clamp_(min=2.0**-100)
 
 
-def _rows(target: Target, tensor: Tensor) -> Tensor:
+def as_rows(target: Target, tensor: Tensor) -> Tensor:
     """Return a tensor of the shape of the weight of `target` with one row per output feature or token."""
     tensor = tensor.detach()
     return (tensor.t() if target.kind == "conv1d" else tensor).contiguous()
+
+
+@contextmanager
+def _in_floating_point(model: nn.Module) -> Iterator[None]:
+    """A context in which no layer of `model` rounds: a resumed run may be past the step at which rounding begins."""
+    layers = list(compressed_layers(model).values())
+    quantizing = [layer.quantizing for layer in layers]
+    for layer in layers:
+        layer.quantizing = False
+    try:
+        yield
+    finally:
+        for layer, before in zip(layers, quantizing, strict=True):
+            layer.quantizing = before
+
+
+def _refuse_broken(statistics: Statistics) -> None:
+    """Refuse sensitivities that are not finite, as half precision may give."""
+    broken = [name for name, value in statistics.sensitivity.items() if not math.isfinite(value)]
+    broken += [name for name, value in statistics.moments.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"The sample of the training set gives inputs or gradients that are not finite in {len(broken)} layers, "
+            f"for example {broken[0]}, so no steps can be chosen. Load the model in float32 or bfloat16, or look for "
+            "broken rows."
+        )
 
 
 def _several() -> bool:

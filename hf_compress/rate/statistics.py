@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -86,7 +86,7 @@ def gather(
     with _evaluating(model, list(weights.values())), inputs_seen:
         outputs = _outputs(model, pooling)
         for batch in batches:
-            inputs = {name: value for name, value in batch.items() if name not in LABELS}
+            inputs = _without_labels(model, batch)
             inputs_seen.mask = inputs.get(MASK)
             found = outputs(inputs)
             total = torch.stack([(one * _signs(one, signs)).sum() for one in found]).sum()
@@ -123,6 +123,15 @@ def embedding(
     weight = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.to(hidden.dtype)
     pooled = (hidden * weight.unsqueeze(-1)).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-9)
     return nn.functional.normalize(pooled, dim=-1)
+
+
+def _without_labels(model: PreTrainedModel, batch: Inputs) -> dict[str, Any]:
+    """Return the inputs of a batch without labels; what a decoder would read of them is made here."""
+    inputs = {name: value for name, value in batch.items() if name not in LABELS}
+    head, ids = _head(model), "decoder_input_ids"
+    if head is not None and head.descriptor.decodes and ids not in inputs and "labels" in batch:
+        inputs[ids] = cast(Any, model).prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+    return inputs
 
 
 def _outputs(model: PreTrainedModel, pooling: Pooling) -> Callable[[Inputs], Sequence[Tensor]]:
