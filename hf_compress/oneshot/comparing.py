@@ -1,8 +1,8 @@
 """The compressed model against the dense one: how alike their answers are, on the same rows, without labels."""
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from hf_compress.rate import Pooling, embedding
 from hf_compress.report.intervals import DRAWS, LEVEL, Interval, bootstrap, ends
 from hf_compress.report.metrics import METRICS
 from hf_compress.report.outputs import Kind, Outputs, UnreadableError, joined, read_outputs
+from hf_compress.report.predictions import COMPRESSED, DENSE
 from hf_compress.report.scores import AGREEMENT, DISTORTION, DIVERGENCE, RANKING, RMSE
 from hf_compress.report.tally import Tally
 from hf_compress.verify.scoring import Batches
@@ -44,12 +45,14 @@ class Comparison:
         scores: by name. Some are not means over rows.
         outputs: labels and predictions of the dense and of the compressed model; empty without labels.
         largest: the largest absolute difference of a logit or hidden state.
+        embeddings: of the two models, a row each, in the order of the batches; None for models with a head.
     """
 
     values: dict[str, NDArray[np.float64]]
     scores: dict[str, float]
     outputs: dict[str, Outputs] = field(default_factory=dict)
     largest: float = 0.0
+    embeddings: tuple[Tensor, Tensor] | None = None
 
     def intervals(self) -> dict[str, Interval]:
         """The intervals of the scores that are means over rows."""
@@ -70,13 +73,7 @@ def _mean_of(values: NDArray[np.float64]) -> Any:
 
 
 @torch.no_grad()
-def compare(
-    dense: nn.Module,
-    other: nn.Module,
-    batches: Batches,
-    pooling: Pooling,
-    names: tuple[str, str] = ("dense", "compressed"),
-) -> Comparison:
+def compare(dense: nn.Module, other: nn.Module, batches: Batches, pooling: Pooling) -> Comparison:
     """Return how alike `dense` and `other` answer on the rows of `batches`.
 
     Models with a head: the mean Kullback-Leibler divergence of the answers from those of the dense model, in nats, and
@@ -88,11 +85,11 @@ def compare(
         other: the model after it, or the same model in another runtime.
         batches: rows, with or without labels.
         pooling: of an encoder.
-        names: of the two models in `outputs`.
     """
     head = batches.head
     parts: list[dict[str, Tensor]] = []
     embeddings: list[tuple[Tensor, Tensor]] = []
+    names = DENSE, COMPRESSED
     outputs: dict[str, list[Outputs]] = {name: [] for name in names}
     largest = 0.0
     for inputs, labels in batches:
@@ -177,13 +174,31 @@ def _of_embeddings(pairs: list[tuple[Tensor, Tensor]], largest: float) -> Compar
         shifts = range(1, min(NEIGHBOURS, len(ours) - 1) + 1)
         similar = [torch.cat([(one * one.roll(shift, 0)).sum(-1) for shift in shifts]) for one in (ours, theirs)]
         scores[RANKING] = float(np.corrcoef(_ranks(similar[0].numpy()), _ranks(similar[1].numpy()))[0, 1])
-    return Comparison({DISTORTION: distortion}, scores, {}, largest)
+    return Comparison({DISTORTION: distortion}, scores, {}, largest, (ours, theirs))
 
 
 def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
     ranks = np.empty(len(values))
     ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
     return ranks
+
+
+def with_similarities(comparison: Comparison, order: Sequence[int], similar: Sequence[float]) -> Comparison:
+    """Return `comparison` of encoders with the similarities of pairs as outputs: the cosines beside the labels.
+
+    Args:
+        comparison: of the texts, two for each pair.
+        order: the number of each text, in the order in which they were compared.
+        similar: the label of each pair.
+    """
+    assert comparison.embeddings is not None
+    outputs = {}
+    for name, found in zip((DENSE, COMPRESSED), comparison.embeddings, strict=True):
+        placed = torch.empty_like(found)
+        placed[torch.tensor(order)] = found
+        cosines = (placed[0::2] * placed[1::2]).sum(-1).double().numpy()
+        outputs[name] = Outputs("numbers", np.asarray(similar, np.float64), cosines)
+    return replace(comparison, outputs=outputs)
 
 
 def usual_scores(outputs: Outputs, classes: int | None, labels: Mapping[int, str]) -> dict[str, float]:

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_compress.export.descriptor import Format
 from hf_compress.export.parity import BATCHES
 from hf_compress.models.heads import Head
-from hf_compress.oneshot.comparing import Comparison, compare, usual_scores
-from hf_compress.oneshot.source import Source
+from hf_compress.oneshot.comparing import Comparison, compare, usual_scores, with_similarities
+from hf_compress.oneshot.source import Source, is_encoder
 from hf_compress.oneshot.texts import Texts
 from hf_compress.recipe import Recipe
 from hf_compress.report.background import label_names, license_and_languages
@@ -69,6 +69,11 @@ class Measuring:
         """The inputs of some batches, for comparing formats."""
         return self.batches.inputs(BATCHES)
 
+    def compared(self, other: nn.Module) -> Comparison:
+        """Return how alike the dense model and `other` answer, with outputs if there are labels."""
+        found, similar = compare(self.dense, other, self.batches, self.source.pooling), self.texts.similar
+        return found if similar is None else with_similarities(found, self.batches.loaded.rows, similar)
+
     def report(self, folder: Path, recipe: Recipe, *, command: str | None, seconds: float) -> Report:
         """Return the report of the compressed model in `folder`, and write the predictions of labelled rows there.
 
@@ -79,7 +84,7 @@ class Measuring:
             seconds: what the compression took.
         """
         reloaded = self._reloaded(folder)
-        found = compare(self.dense, reloaded, self.batches, self.source.pooling)
+        found = self.compared(reloaded)
         parity, rows = self._parity(reloaded)
         own = {name: self._usual(found, name) for name in found.outputs}
         scores = self.scores(found)
@@ -136,7 +141,9 @@ class Measuring:
     def _usual(self, found: Comparison, name: str) -> dict[str, float]:
         if name not in found.outputs:
             return {}
-        return usual_scores(found.outputs[name], self.head.num_labels, self.labels or {})
+        scores = usual_scores(found.outputs[name], self.head.num_labels, self.labels or {})
+        # The similarities of an encoder are compared by their ranks.
+        return dict(reversed(scores.items())) if is_encoder(self.head) else scores
 
     def _shapes(self) -> tuple[PreTrainedModel, PreTrainedModel]:
         with torch.device("meta"):
@@ -147,7 +154,8 @@ class Measuring:
         """Return the report with the intervals that the rows allow."""
         if found.outputs:
             outputs = found.outputs[DENSE], found.outputs[COMPRESSED]
-            rows = np.asarray(self.batches.loaded.rows) + self._first()
+            order = self.batches.loaded.rows if self.texts.similar is None else range(len(self.texts.similar))
+            rows = np.asarray(order) + self._first()
             kept = save_predictions(folder, rows, {DENSE: outputs[0], COMPRESSED: outputs[1]})
             report = with_intervals(replace(report, predictions=kept), outputs[1], outputs[0], report.labels or {})
         own = found.intervals()
@@ -177,6 +185,6 @@ class Meter:
     def facts(self, other: nn.Module, root: Path, kind: Format, native_deviation: float | None) -> FormatFacts:
         """Return its bytes, its scores, and how far it is from the packed file."""
         measuring = self.measuring
-        found = compare(measuring.dense, other, measuring.batches, measuring.source.pooling)
+        found = measuring.compared(other)
         packed = compare(self.reloaded, other, measuring.batches, measuring.source.pooling)
         return FormatFacts(kind.stored_bytes(root), packed.largest, measuring.scores(found), native_deviation)

@@ -74,12 +74,15 @@ class Texts:
         held: another, with none of these rows.
         preprocessing: how a row becomes inputs of the model.
         facts: what the rows are.
+        similar: how similar the two texts of each held-out row are, by the labels. An encoder reads the texts one by
+            one, so `held` then has two rows for each of these. None without such labels.
     """
 
     sample: Any
     held: Any
     preprocessing: Preprocessing
     facts: DatasetFacts
+    similar: list[float] | None = None
 
 
 def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) -> Texts:
@@ -119,6 +122,7 @@ def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) ->
         raise ValueError(f"{data.name} has no rows with text in `{own}`. Choose another `--eval_split`.")
     whole = len(held) if first == 0 else len(rows)
     held = held.select(range(min(len(held), data.eval_rows)))
+    similar = _similar(data, columns, held) if is_encoder(head) else None
     preprocessing = _preprocessing(data, head, config, columns, held, length)
     source = find_source(rows)
     facts = DatasetFacts(
@@ -137,7 +141,7 @@ def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) ->
     if is_encoder(head) and len(columns) > 1:
         sample, held = _flat(sample, columns), _flat(held, columns)
         preprocessing = replace(preprocessing, columns=[TEXT])
-    return Texts(sample, held, preprocessing, facts)
+    return Texts(sample, held, preprocessing, facts, similar)
 
 
 def _loaded(data: Data) -> dict[str, Any]:
@@ -214,13 +218,27 @@ def _flat(rows: Any, columns: Sequence[str]) -> Any:
     return Dataset.from_dict({TEXT: texts})
 
 
+def _similar(data: Data, columns: Sequence[str], rows: Any) -> list[float] | None:
+    """Return how similar the texts of each pair are, if a column holds numbers for it."""
+    names = [name for name in LABELS if name in rows.column_names and "float" in str(rows.features[name])]
+    name = data.label_column or next(iter(names), None)
+    if name is None or len(columns) < 2:
+        if data.label_column is not None:
+            raise ValueError("`--label_column` of an encoder needs two `--columns`: it says how similar they are.")
+        return None
+    values: list[Any] = list(rows[name]) if name in rows.column_names else [None]
+    if not all(isinstance(value, int | float) for value in values):
+        raise ValueError(f"`--label_column {name}` must be a column of numbers: how similar the texts of a pair are.")
+    return [float(value) for value in values]
+
+
 def _preprocessing(
     data: Data, head: Head, config: PreTrainedConfig, columns: list[str], rows: Any, length: int
 ) -> Preprocessing:
     words = not _is_text(rows.features[columns[0]])
     plain = Preprocessing("words" if words else "text", columns, None, max_length=length, truncation="longest_first")
     if head.kind not in ("sequence", "token") or (head.kind == "token" and not words):
-        if data.label_column is not None:
+        if data.label_column is not None and not is_encoder(head):
             raise ValueError(f"`--label_column` has no effect on a model for {head.name}. Leave it out.")
         return plain
     names = [data.label_column] if data.label_column else list(TAGS if words else LABELS)

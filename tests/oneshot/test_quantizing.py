@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from scipy.stats import spearmanr
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
@@ -275,3 +276,26 @@ def test_sentence_transformers_loads_the_result(encoder: Path, texts: Path, tmp_
     held = [line for line in texts.read_text().splitlines() if line][-12:]
     one, two = (SentenceTransformer(str(path)).encode(held) for path in (source, tmp_path / "small"))
     assert 1000 * float((1 - (one * two).sum(-1)).mean()) == pytest.approx(report.compressed["distortion"], rel=1e-2)
+
+
+def test_labelled_pairs_of_an_encoder_are_ranked(encoder: Path, tiny_sentences: Dataset, tmp_path: Path) -> None:
+    """By hand: the Spearman correlation of cosines with labels, for both models, on the held-out pairs."""
+    texts = tiny_sentences["sentence"]
+    rows = [{"sentence1": texts[i], "sentence2": texts[i - 1], "score": (7 * i % 11) / 2} for i in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = quantize_once(encoder, str(tmp_path / "pairs.jsonl"), tmp_path / "small", budget_mb=BUDGET)
+    held, tokenizer = rows[-12:], AutoTokenizer.from_pretrained(encoder)
+    assert report.main_metric == "spearmanr" and report.dataset.eval_rows == 12
+    for path, scores in ((encoder, report.dense), (tmp_path / "small", report.compressed)):
+        model = AutoModel.from_pretrained(path).eval()
+        with torch.no_grad():
+            one, two = (
+                model(**tokenizer([row[name] for row in held], return_tensors="pt", padding=True)).last_hidden_state
+                for name in ("sentence1", "sentence2")
+            )
+        cosines = F.cosine_similarity(one[:, 0], two[:, 0])
+        assert scores is not None
+        assert scores["spearmanr"] == pytest.approx(spearmanr(cosines, [row["score"] for row in held]).statistic)
+    columns = read_predictions(tmp_path / "small")
+    assert columns["row"].tolist() == [*range(48, 60)]
+    assert verify_folder(tmp_path / "small").verdict != "differs"
