@@ -32,7 +32,7 @@ from hf_compress.verify.rows import Loaded
 from hf_compress.verify.scoring import Batches
 
 # The sample that tells how much each weight counts: so many rows, or fewer long ones.
-ROWS, TOKENS, BATCH = 512, 1 << 15, 8
+ROWS, TOKENS, BATCH = 1024, 1 << 15, 16
 COUNTED = 1 << 15  # Tokens are counted in so many rows.
 
 Tell = Callable[[str], object]
@@ -55,7 +55,7 @@ def quantize_once(
 ) -> Report:
     """Compress a model without training into the folder `out`, with report and card, and return the report.
 
-    512 rows of text tell how much each weight counts, and more rows how often each token occurs. The steps are fitted
+    About 1,000 rows of text tell how much each weight counts, and more rows how often each token occurs. The steps are fitted
     to the bytes, linear layers are rounded with error feedback, and ranges of activations are observed if the scheme
     has them. Nobody needs labels. What is reported is measured on other rows, on the model as loaded again: how alike
     its answers or embeddings are to those of the dense model, and its scores if the rows have labels. The folder
