@@ -55,11 +55,11 @@ def quantize_once(
 ) -> Report:
     """Compress a model without training into the folder `out`, with report and card, and return the report.
 
-    About 1,000 rows of text tell how much each weight counts, and more rows how often each token occurs. The steps are fitted
-    to the bytes, linear layers are rounded with error feedback, and ranges of activations are observed if the scheme
-    has them. Nobody needs labels. What is reported is measured on other rows, on the model as loaded again: how alike
-    its answers or embeddings are to those of the dense model, and its scores if the rows have labels. The folder
-    appears whole or not at all. `from_pretrained` loads it, and SentenceTransformer if the source is one of its.
+    About 1,000 rows of text tell how much each weight counts, and more rows how often each token occurs. The steps
+    are fitted to the bytes, linear layers are rounded with error feedback, and ranges of activations are observed if
+    the scheme has them. Nobody needs labels. What is reported is measured on other rows, on the model as loaded again:
+    how alike its answers or embeddings are to those of the dense model, and its scores if the rows have labels. The
+    folder appears whole or not at all. `from_pretrained` loads it, and so does SentenceTransformer its own.
 
     Args:
         model: a folder or a Hub id: an encoder, with or without a head.
