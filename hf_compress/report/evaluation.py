@@ -271,6 +271,9 @@ def dense_scores(
     """The scores of the model that training started from, loaded again; None, with a warning, if it cannot be."""
     source: PreTrainedModel = bare(trainer.model)
     config = copy.deepcopy(getattr(trainer, "uncut", None) or source.config)
+    if getattr(config, "quantization_config", None) is not None:
+        logger.warning(f"The report has no dense baseline: {origin.name} was compressed before this training.")
+        return None
     if origin.is_changed():
         logger.warning(
             f"The report has no dense baseline: the files in {origin.folder} have changed since the training started. "

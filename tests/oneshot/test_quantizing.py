@@ -247,6 +247,7 @@ def test_training_goes_on_from_the_folder(
     trainer.train()
     report = finish(trainer)
     assert report is not None and report.is_trained
+    assert report.dense is None  # The start is compressed itself.
     assert report.size.packed_bytes <= 1e6 * BUDGET and math.isfinite(report.compressed["loss"])
 
 
