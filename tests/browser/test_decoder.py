@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 from hf_compress.export.formats import write_formats
 from hf_compress.export.parity import load as load_model
@@ -284,6 +284,24 @@ def test_the_page_classifies_texts_and_says_what_it_cost(site: Site, folder: Pat
     bytes_shown = dict(shown["facts"])["Weights and graph, downloaded"]
     files = [folder / "model.safetensors", folder / PATH, (folder / PATH).with_suffix(".json")]
     assert bytes_shown == f"{sum(file.stat().st_size for file in files) / 1e6:.2f} MB"
+
+
+def test_the_page_compares_texts_by_an_encoder(site: Site) -> None:
+    torch.manual_seed(0)
+    tokenizer = word_pieces()
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96}
+    model = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes))
+    folder = quantized(model, site.folder / "encoder", "int8")
+    tokenizer.save_pretrained(folder)
+    write_formats(folder, ["web"])
+    shown = site.page("watched.html?model=encoder")
+    assert shown["state"] == "ready", shown["problem"]
+    encoder = read_web(folder / PATH, load_model(folder))
+    texts = [text for text, _, _ in shown["answers"]]
+    means = [encoder(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1) for text in texts]
+    for (_, said, _), mean in zip(shown["answers"], means, strict=True):
+        expected = float(torch.cosine_similarity(means[0], mean))
+        assert abs(float(said.removeprefix("similarity to the first: ")) - expected) < 0.02
 
 
 def test_the_page_says_what_is_wrong_with_a_folder(site: Site, folder: Path) -> None:
