@@ -14,6 +14,7 @@ from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import Grid, Grids
 from hf_compress.layers.rounded import LAYERS, CompressedLayer
 from hf_compress.layers.shared_inputs import Siblings
+from hf_compress.layers.steps import has_steps
 from hf_compress.models.targets import LayerKind, Target, named_modules, quantizable, tied
 
 
@@ -33,8 +34,8 @@ def quantize_layers(
     Args:
         exclude: regular expressions of the layers to leave in floating point.
         bits: items `PATTERN=BITS` for weights with other bits than the scheme's (see `bits.weight_grids`).
-        steps: whether weights will be rounded to fixed steps. The layers get a buffer for them: zeros, or what a
-            loaded file gave.
+        steps: whether new steps will be chosen for the weights. The layers get a buffer for them: zeros, or what a
+            loaded file gave. Otherwise layers keep the steps of a loaded file, if `scheme` can have steps.
 
     Raises:
         ValueError: a pattern matches nothing, nothing is left to quantize, or an item is malformed.
@@ -54,9 +55,10 @@ def quantize_layers(
         input_grid = None if target.shares_embedding else scheme.activation
         layers.append(turn(target.module, target.kind, grids[id(target.weight)], input_grid))
         layers[-1].siblings = siblings
-        if not steps:
+        known = layers[-1].step
+        if not steps and known is not None and not (has_steps(scheme) and not bits and bool(known.all())):
             layers[-1].keep_step(None)
-        elif layers[-1].step is None:
+        elif steps and known is None:
             layers[-1].keep_step(torch.zeros(layers[-1].weight.shape[layers[-1].row_dim], 1))
     turned = {id(layer) for layer in layers}
     for layer in compressed_layers(model).values():
