@@ -21,11 +21,10 @@ import onnx
 import onnxruntime
 import openvino
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.torch import load_file
 
 from hf_compress import export_onnx
+from hf_compress.checkpoint import packed_tensors
 from hf_compress.export import FORMATS
-from hf_compress.packing.packed import Packed
 from hf_compress.report import measure_latency, paired_ratio
 
 BLOCK, NIBBLE = 32, 8
@@ -37,9 +36,8 @@ def print_shares(folder: Path) -> None:
     """Print which shares of the quantized weights in `folder` fit in four bits."""
     for kind in ("embeddings", "linear layers"):
         whole = tensors = weights = fitting = in_rows = 0
-        for name, data in load_file(folder / "model.safetensors").items():
-            packed = Packed.open(data, name)
-            if packed.scale() is None or ("embeddings" in name) != (kind == "embeddings"):
+        for packed in packed_tensors(folder / "model.safetensors", {}):
+            if packed.scale() is None or ("embeddings" in packed.key) != (kind == "embeddings"):
                 continue
             values = packed.values().short()
             fits = ((values >= -NIBBLE) & (values < NIBBLE)).all(1)
