@@ -1,8 +1,8 @@
 """Quantize a dense model after training with ONNX Runtime and with NNCF, for comparison with our int8 graph.
 
-`onnx_speed.py` and `onnx_accuracy.py` use these graphs; this file is not a program. NNCF quantizes twice: with its
-defaults, and with linear layers and embeddings only, which are the layers that our schemes round. Needs the extra
-`benchmarks`.
+`onnx_speed.py`, `onnx_accuracy.py` and `peers.py` use these graphs; this file is not a program. NNCF quantizes twice:
+with its defaults, and with linear layers and embeddings only, which are the layers that our schemes round. Needs the
+extra `benchmarks`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import openvino
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -18,12 +19,16 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from torch import nn
 from transformers import AutoConfig
 
 from hf_compress.export import FORMATS, in_onnx_runtime, in_openvino, write_graph
 
 FP32, DYNAMIC, STATIC, NNCF, NNCF_LINEAR = "fp32", "ort_dynamic", "ort_static", "nncf", "nncf_linear"
+# Weights of four bits, in blocks; "linear" leaves embeddings in floating point, as ONNX Runtime does by default.
+ORT4_LINEAR, ORT4, NNCF4, NNCF4_GPTQ = "ort_int4_linear", "ort_int4", "nncf_int4", "nncf_int4_gptq"
+BLOCK = 32
 # ONNX Runtime's default list also rounds softmax and additions; that costs ten points of accuracy (SST-2, MiniLM).
 PRODUCTS = ["MatMul", "Gemm", "Gather"]
 
@@ -78,6 +83,39 @@ def quantize_after_training(dense: Path, batches: Sequence[dict[str, np.ndarray]
         )
         paths[name] = dense / "openvino" / f"{name}.xml"
         openvino.save_model(quantized, paths[name], compress_to_fp16=False)
+    return paths
+
+
+def compress_weights(dense: Path, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Path]:
+    """Write graphs with 4-bit weights beside those of `quantize_after_training`; return their paths by name.
+
+    Args:
+        dense: folder of the dense model, after `quantize_after_training`.
+        batches: inputs of the model, as arrays; GPTQ makes up for errors on them.
+    """
+    import nncf
+
+    source = dense / FORMATS["onnx"].path.parent / f"{FP32}.onnx"
+    paths = {}
+    for name, operators in ((ORT4_LINEAR, ("MatMul",)), (ORT4, ("MatMul", "Gather"))):
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(source), bits=4, block_size=BLOCK, is_symmetric=True, op_types_to_quantize=operators
+        )
+        quantizer.process()
+        paths[name] = source.with_name(f"{name}.onnx")
+        quantizer.model.save_model_to_file(str(paths[name]))
+    for name in (NNCF4, NNCF4_GPTQ):
+        more = {"dataset": nncf.Dataset(batches), "gptq": True} if name == NNCF4_GPTQ else {}
+        compressed = nncf.compress_weights(
+            openvino.convert_model(str(source)),
+            mode=nncf.CompressWeightsMode.INT4_SYM,
+            ratio=1.0,
+            group_size=BLOCK,
+            all_layers=True,
+            **more,
+        )
+        paths[name] = dense / FORMATS["openvino"].path.parent / f"{name}.xml"
+        openvino.save_model(compressed, paths[name], compress_to_fp16=False)
     return paths
 
 

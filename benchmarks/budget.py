@@ -2,13 +2,15 @@
 
     python benchmarks/budget.py --model MODEL --dataset_name GLUE --task_name sst2 --output_dir OUT
     python benchmarks/budget.py --model MODEL --dataset_name GLUE --task_name sst2 --output_dir OUT --table
+    python benchmarks/budget.py --model MODEL --dataset_name GLUE --task_name sst2 --output_dir OUT --plot OUT.svg
 
 A dense model is fine-tuned from MODEL once. Every way then trains on from it with the same rows, order and steps:
 `control` without compression, `5` within 5 MB, `cut3+4` three layers within 4 MB, `mp60+int8` with the paper's 60 %
 zeros and eight bits. Compressed ways are taught by the dense model. Scores are of the reloaded file, on the dev split
 and, where the task has them, on further labelled rows that no training saw; `choice` are the rows by which the
 options of this script were chosen. Finished trainings are kept, so the command can be repeated after an interruption,
-or with more ways and seeds.
+or with more ways and seeds. `peers.py` adds ways without training. A plot has bars for 95 % intervals of the
+difference from the control of the same seed, over rows.
 """
 
 import argparse
@@ -47,6 +49,8 @@ DEFAULTS = {
 FURTHER = 7349  # Rows from the end of the training split.
 CHOICE = 6000  # Rows after those of training, by which options were chosen.
 RESAMPLES = 2000
+
+Difference = tuple[float, float, float]  # With the ends of its interval.
 
 
 class Task:
@@ -176,48 +180,71 @@ def run(way: str, seed: int, task: Task, out: Path, options: argparse.Namespace)
     print(name, f"{size / 1e6:.3f} MB", scores, flush=True)
 
 
-def table(task: Task, out: Path) -> None:
-    """Print the scores of all ways, with paired intervals against the control of the same seed."""
+def results(out: Path) -> dict[str, dict[int, Path]]:
+    """Return the folders of what is finished, by way and seed, the largest files first."""
     found: dict[str, dict[int, Path]] = {}
     for folder in sorted(out.iterdir()):
-        way, _, seed = folder.name.rpartition("-")
-        if (folder / "logits.npz").exists() and way:
+        way, _, seed = folder.name.rpartition("-") if folder.name != DENSE else (DENSE, "", "0")
+        if (folder / "logits.npz").exists():
             found.setdefault(way, {})[int(seed)] = folder
-    heads = [f"{name} | against control" for name in task.sets]
-    print(
-        f"| way | MB | seeds | {' | '.join(heads)} |",
-        "| --- | ---: | ---: |" + " ---: | ---: |" * len(heads),
-        sep="\n",
-    )
-    for way, folders in sorted(found.items(), key=lambda item: -_bytes(item[1])):
-        cells = [way, f"{_bytes(folders) / 1e6:.2f}", str(len(folders))]
-        for name, rows in task.sets.items():
-            labels = np.array(rows["label"])
-            scores = [task.score(np.load(folder / "logits.npz")[name], labels) for folder in folders.values()]
-            cells.append(f"{np.mean(scores):.2f}")
-            controls = found.get(CONTROL, {})
-            pairs = [(controls[seed], folder) for seed, folder in folders.items() if seed in controls]
-            cells.append(paired(task, name, labels, pairs) if pairs and way != CONTROL else "")
-        print(f"| {' | '.join(cells)} |")
+    return dict(sorted(found.items(), key=lambda item: -mean_fact(item[1], "bytes")))
 
 
-def _bytes(folders: dict[int, Path]) -> float:
-    return float(np.mean([json.loads((folder / "facts.json").read_text())["bytes"] for folder in folders.values()]))
+def mean_fact(folders: dict[int, Path], name: str) -> float:
+    """Return the mean over seeds of a number in the facts of a way; NaN if they lack it."""
+    facts = [json.loads((folder / "facts.json").read_text(encoding="utf-8")) for folder in folders.values()]
+    return float(np.mean([one.get(name, np.nan) for one in facts]))
 
 
-def paired(task: Task, name: str, labels: np.ndarray, pairs: list[tuple[Path, Path]]) -> str:
+def compared(task: Task, found: dict[str, dict[int, Path]], way: str, name: str) -> tuple[float, Difference | None]:
+    """Return the mean score of a way on the rows `name`, and its difference from the control, if there is one."""
+    labels = np.array(task.sets[name]["label"])
+    logits = {seed: np.load(folder / "logits.npz")[name] for seed, folder in found[way].items()}
+    controls = {seed: np.load(folder / "logits.npz")[name] for seed, folder in found.get(CONTROL, {}).items()}
+    pairs = [(controls[seed], logits[seed]) for seed in logits if seed in controls]
+    score = float(np.mean([task.score(one, labels) for one in logits.values()]))
+    return score, paired(task, labels, pairs) if pairs and way != CONTROL else None
+
+
+def paired(task: Task, labels: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Difference:
     """Return the mean difference over seeds and its 95 % interval; rows are drawn again, the same for both models."""
     generator = np.random.default_rng(0)
-    logits = [[np.load(folder / "logits.npz")[name] for folder in pair] for pair in pairs]
 
     def difference(rows: np.ndarray | slice) -> float:
         return float(
-            np.mean([task.score(b[rows], labels[rows]) - task.score(a[rows], labels[rows]) for a, b in logits])
+            np.mean([task.score(b[rows], labels[rows]) - task.score(a[rows], labels[rows]) for a, b in pairs])
         )
 
     drawn = [difference(generator.integers(0, len(labels), len(labels))) for _ in range(RESAMPLES)]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return f"{difference(slice(None)):+.2f} ({low:+.2f} to {high:+.2f})"
+    return difference(slice(None)), float(low), float(high)
+
+
+def table(task: Task, out: Path) -> None:
+    """Print the scores of all ways, with paired intervals against the control of the same seed."""
+    found = results(out)
+    heads = [f"{name} | against control" for name in task.sets]
+    print(f"| way | MB | after zstd | seeds | {' | '.join(heads)} |")
+    print("| --- | ---: | ---: | ---: |" + " ---: | ---: |" * len(heads))
+    for way, folders in found.items():
+        again = mean_fact(folders, "zstd_bytes")
+        cells = [way, f"{mean_fact(folders, 'bytes') / 1e6:.2f}", "" if np.isnan(again) else f"{again / 1e6:.2f}"]
+        cells.append(str(len(folders)))
+        for name in task.sets:
+            score, difference = compared(task, found, way, name)
+            cells += [f"{score:.2f}", "{:+.2f} ({:+.2f} to {:+.2f})".format(*difference) if difference else ""]
+        print(f"| {' | '.join(cells)} |")
+
+
+def plot(task: Task, out: Path, path: Path) -> None:
+    """Draw all ways, on the further rows if there are any."""
+    from budget_plot import Point, draw  # Here, so that trainings need no matplotlib.
+
+    name, found, points = "further" if "further" in task.sets else "dev", results(out), []
+    for way, folders in found.items():
+        score, difference = compared(task, found, way, name)
+        points.append(Point(way, mean_fact(folders, "bytes"), score, difference and difference[1:]))
+    draw(points, path, f"{task.name}: {task.known.main_metric}, {len(task.sets[name]):,} {name} rows")
 
 
 def main() -> None:
@@ -234,6 +261,7 @@ def main() -> None:
     parser.add_argument("--scheme", default="int8", help="number format (%(default)s)")
     parser.add_argument("--quant_begin", type=float, default=0.1, help="(%(default)s)")
     parser.add_argument("--table", action="store_true", help="only print the table of what is finished")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="only draw what is finished, as .svg or .png")
     for name in ("train_rows", "dense_steps", "steps", "length"):
         parser.add_argument(f"--{name}", type=int, help="by default one that suits the task")
     options = parser.parse_args()
@@ -243,11 +271,14 @@ def main() -> None:
     logging.set_verbosity_error(), logging.disable_progress_bar()
     task = Task(options, AutoTokenizer.from_pretrained(options.model))
     out = options.output_dir / options.task_name
-    if not options.table:
+    if not options.table and options.plot is None:
         for way, seeds in {DENSE: [0], **dict.fromkeys(options.ways, options.seeds)}.items():
             for seed in seeds:
                 run(way, seed, task, out, options)
-    table(task, out)
+    if options.plot is not None:
+        plot(task, out, options.plot)
+    else:
+        table(task, out)
 
 
 if __name__ == "__main__":
