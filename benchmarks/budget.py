@@ -231,6 +231,9 @@ def table(task: Task, out: Path) -> None:
         cells = [way, f"{mean_fact(folders, 'bytes') / 1e6:.2f}", "" if np.isnan(again) else f"{again / 1e6:.2f}"]
         cells.append(str(len(folders)))
         for name in task.sets:
+            if any(name not in np.load(folder / "logits.npz") for folder in folders.values()):
+                cells += ["", ""]
+                continue
             score, difference = compared(task, found, way, name)
             cells += [f"{score:.2f}", "{:+.2f} ({:+.2f} to {:+.2f})".format(*difference) if difference else ""]
         print(f"| {' | '.join(cells)} |")

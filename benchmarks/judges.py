@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+import hf_compress as hfc
 from hf_compress.quantize import sample_batches, token_counts
 from hf_compress.rate import embedding
 
@@ -86,19 +87,26 @@ class Embeddings:
 
 
 class Answers:
-    """Scores classifiers by their answers on the development set and on further rows, which no training saw."""
+    """Scores classifiers by their answers on the development set and on further rows, which no training saw.
 
-    def __init__(self, folder: str, dataset: str, task: str) -> None:
+    Args:
+        cut: whether the model to round has only the words of the training texts.
+        further: whether further rows are answered too.
+    """
+
+    def __init__(self, folder: str, dataset: str, task: str, *, cut: bool = False, further: bool = True) -> None:
         options = argparse.Namespace(dataset_name=dataset, task_name=task, **DEFAULTS[task])
-        self.task = Task(options, AutoTokenizer.from_pretrained(folder))
-        self.task.sets = {
-            name: rows.select(range(min(FURTHER, len(rows))))
-            for name, rows in self.task.sets.items()
-            if name != "choice"
-        }
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.task = answered(options, tokenizer, further)
         self.heads = ("KL", *self.task.sets, *[f"{name}, less dense" for name in list(self.task.sets)[1:]])
         dense = self.load(folder)
         self.dense = {name: self.task.logits(dense, rows) for name, rows in self.task.sets.items()}
+        if cut:
+            rows = load_dataset(dataset, task, split="train")
+            rows = rows.select(range(DEFAULTS[task]["train_rows"] or len(rows)))
+            texts = (text for column in self.task.known.sentences for text in rows[column])
+            dense, tokenizer = hfc.cut_vocabulary(dense, tokenizer, texts)
+            self.task = answered(options, tokenizer, further)
         loader = DataLoader(self.task.train, collate_fn=DataCollatorWithPadding(self.task.tokenizer))
         self.shot = Shot(dense, sample_batches(loader, dense), token_counts(loader, dense.config.vocab_size))
 
@@ -117,6 +125,14 @@ class Answers:
                 apart.append(interval(100 * (right.astype(float) - before), "+.2f"))
             cells.append(f"{self.task.score(found, labels):.2f}")
         return cells + apart
+
+
+def answered(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, further: bool) -> Task:
+    """Return the task with the rows that are answered here."""
+    task = Task(options, tokenizer)
+    names = [name for name in ("dev", "further") if name in task.sets][: 1 + further]
+    task.sets = {name: task.sets[name].select(range(min(FURTHER, len(task.sets[name])))) for name in names}
+    return task
 
 
 def divergence(dense: np.ndarray, logits: np.ndarray) -> np.ndarray:

@@ -56,8 +56,8 @@ def shots(dense: Path, options: argparse.Namespace) -> Iterator[tuple[str, list[
 
 
 def keep(way: str, files: list[Path], model: nn.Module, task: Task, out: Path) -> None:
-    """Write bytes, scores and logits of a way as `budget.py` does."""
-    logits = {name: task.logits(model, rows) for name, rows in task.sets.items()}
+    """Write bytes, scores and logits of a way as `budget.py` does, without the rows that only choose its options."""
+    logits = {name: task.logits(model, rows) for name, rows in task.sets.items() if name != "choice"}
     scores = {name: task.score(found, np.array(task.sets[name]["label"])) for name, found in logits.items()}
     data = [file.read_bytes() for file in files]
     facts = {
@@ -91,7 +91,7 @@ def main() -> None:
     for way, files, model in () if options.only_ours else peers(task, out / DENSE):
         keep(way, files, model, task, out)
     torch.set_grad_enabled(True)
-    for way, files, model in shots(out / DENSE, options):
+    for way, files, model in shots(out / DENSE, options) if options.megabytes else ():
         keep(way, files, model, task, out)
 
 

@@ -43,13 +43,16 @@ def main() -> None:
     parser.add_argument("--task_name", choices=tasks, help="GLUE task of a classifier")
     parser.add_argument("--megabytes", nargs="+", type=float, default=[7.0, 5.0], help="file sizes (7 5)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="(all)")
+    parser.add_argument("--cut_vocabulary", action="store_true", help="first remove what no training text contains")
     options = parser.parse_args()
     logging.set_verbosity_error(), logging.disable_progress_bar()
     judge: Judge
+    if options.cut_vocabulary and options.task_name is None:
+        parser.error("`--cut_vocabulary` needs `--task_name`, whose training texts say which words stay.")
     if options.task_name is None:
         judge = Embeddings(options.model, options.dataset_name)
     else:
-        judge = Answers(options.model, options.dataset_name, options.task_name)
+        judge = Answers(options.model, options.dataset_name, options.task_name, cut=options.cut_vocabulary)
     print(f"| budget | numbers chosen by | MB | {' | '.join(judge.heads)} |")
     print("| --- | --- |" + " ---: |" * (1 + len(judge.heads)))
     size = sum(parameter.nbytes for parameter in judge.shot.dense.parameters())

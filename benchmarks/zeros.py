@@ -6,7 +6,7 @@
 `zeros + int8` sets the smallest weights of each linear layer to zero and rounds the rest, and the embeddings, to 8
 bits with one scale per row. `+ feedback` makes up for both errors in the weights that stay (SparseGPT). Its bytes are
 then given to `steps` without zeros, and to `zeros + steps`. With `--megabytes`, more zeros come first and steps spend
-the rest of these sizes. Columns are those of `rate.py`.
+the rest of these sizes. Columns are those of `rate.py`, on development sets.
 """
 
 import argparse
@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--dataset_name", default="nyu-mll/glue", help="GLUE: Hub id or folder (%(default)s)")
     tasks = [name for name in DEFAULTS if not TASKS[name].regression]
     parser.add_argument("--task_name", choices=tasks, help="GLUE task of a classifier")
-    parser.add_argument("--sparsity", nargs="*", type=float, default=[0.6, 0.8, 0.9], help="(0.6 0.8 0.9)")
-    parser.add_argument("--megabytes", nargs="*", type=float, default=[7.0, 5.0], help="(7 5)")
+    parser.add_argument("--sparsity", nargs="*", type=float, default=[0.6], help="(0.6)")
+    parser.add_argument("--megabytes", nargs="*", type=float, default=[5.0], help="(5)")
     parser.add_argument("--first", nargs="*", type=float, default=[0.0, 0.3, 0.6], help="zeros of these (0 0.3 0.6)")
     options = parser.parse_args()
     logging.set_verbosity_error(), logging.disable_progress_bar()
@@ -46,7 +46,7 @@ def main() -> None:
     if options.task_name is None:
         judge = Embeddings(options.model, options.dataset_name)
     else:
-        judge = Answers(options.model, options.dataset_name, options.task_name)
+        judge = Answers(options.model, options.dataset_name, options.task_name, further=False)
     print(f"| MB | numbers chosen by | zeros | {' | '.join(judge.heads)} |")
     print("| ---: | --- |" + " ---: |" * (1 + len(judge.heads)))
     rows = {"step": "row maximum", "tokens": False, "positions": False}

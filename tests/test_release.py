@@ -37,9 +37,17 @@ def test_the_version_stands_in_one_place() -> None:
 
 def test_the_address_is_the_same_everywhere() -> None:
     assert PROJECT["project"].get("urls", {}).get("Repository") == release.REPOSITORY
-    (links,) = PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]
+    _, links = PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]
     address = release.REPOSITORY
     assert links["replacement"] == (rf"[\1]({address}/blob/main/\2)" if address else r"\1")
+
+
+def test_the_text_for_pypi_shows_no_file_of_the_repository() -> None:
+    text = (ROOT / "README.md").read_text("utf-8") + "\n![a plot](docs/plot.svg)\n\nA [page](docs/index.md)."
+    for one in PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(one["pattern"], one["replacement"], text)
+    assert not re.findall(r"\]\((?!https?://|#)[^)]*\)", text)
+    assert "![" not in text and "plot" not in text.splitlines()[-1] and text.endswith("A page.")
 
 
 @pytest.mark.parametrize(
