@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-CONTROL = "control"
+BASELINES = {"control": "trained without compression", "dense": "the dense model"}
 # Groups of ways: label, colour, marker, whether it is filled, and whether a line joins the points.
 OURS, SHOTS, PAPER, OTHERS = "ours, trained", "ours, rounded once", "pruning or fewer layers, trained", "other tools"
 STYLES: dict[str, tuple[str, str, bool, bool]] = {
@@ -36,7 +36,7 @@ LINE, WIDTH = 0.036, 1.9  # Height of a name as a share of the axis, and its wid
 
 @dataclass(frozen=True)
 class Point:
-    """A way with its bytes, its mean score, and the 95 % interval of its difference from the control."""
+    """A way with its bytes, its mean score, and the 95 % interval of its difference from the baseline."""
 
     way: str
     bytes: float
@@ -52,26 +52,25 @@ class Point:
         return OTHERS if self.way.startswith(("ort-", "nncf")) else PAPER
 
 
-def draw(points: Sequence[Point], path: Path, what: str) -> None:
-    """Write the plot to `path`; the same points give the same file."""
+def draw(points: Sequence[Point], base: str, path: Path, what: str) -> None:
+    """Write the plot to `path`; the same points give the same file. `base` is the way of the horizontal line."""
     settings = {"svg.hashsalt": "hf_compress", "svg.fonttype": "none", "font.size": 9}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(8.2, 4.8), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        _draw(axes, points)
+        _draw(axes, points, base)
         axes.set_ylabel(what)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(path, metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else {})
 
 
-def _draw(axes: Any, points: Sequence[Point]) -> None:
-    control = next((point for point in points if point.way == CONTROL), None)
-    base = control.score if control else 0.0
-    if control:
-        axes.axhline(base, color="#00875a", linewidth=1.1, label=f"trained without compression, {_mb(control)}")
-    shown = [point for point in points if point.way not in (CONTROL, "dense")]
+def _draw(axes: Any, points: Sequence[Point], base: str) -> None:
+    (line_of,) = [point for point in points if point.way == base]
+    label = f"{BASELINES[base]}, {line_of.bytes / 1e6:.1f} MB"
+    axes.axhline(line_of.score, color="#00875a", linewidth=1.1, label=label)
+    shown = [point for point in points if point.way not in BASELINES]
     for group, (colour, marker, filled, joined) in STYLES.items():
         some = sorted((point for point in shown if point.group == group), key=lambda point: point.bytes)
         if not some:
@@ -81,7 +80,7 @@ def _draw(axes: Any, points: Sequence[Point]) -> None:
         face = colour if filled else "white"
         for point in some:
             if point.interval:
-                low, high = (base + end for end in point.interval)
+                low, high = (line_of.score + end for end in point.interval)
                 axes.plot([point.bytes / 1e6] * 2, [low, high], color=colour, linewidth=0.9, alpha=0.7)
         axes.plot(
             sizes, scores, linestyle=line, color=colour, marker=marker, markersize=5, markerfacecolor=face, label=group
@@ -116,7 +115,3 @@ def _label(axes: Any, points: Sequence[Point]) -> None:
             fontsize=7.5,
             color=STYLES[point.group][0],
         )
-
-
-def _mb(point: Point) -> str:
-    return f"{point.bytes / 1e6:.1f} MB"
