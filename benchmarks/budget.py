@@ -4,13 +4,13 @@
     python benchmarks/budget.py --model MODEL --dataset_name GLUE --task_name sst2 --output_dir OUT --table
     python benchmarks/budget.py --model MODEL --dataset_name GLUE --task_name sst2 --output_dir OUT --plot OUT.svg
 
-A dense model is fine-tuned from MODEL once. Every way then trains on from it with the same rows, order and steps:
-`control` without compression, `5` within 5 MB, `cut3+4` three layers within 4 MB, `mp60+int8` with the paper's 60 %
-zeros and eight bits. Compressed ways are taught by the dense model. Scores are of the reloaded file, on the dev split
-and, where the task has them, on further labelled rows that no training saw; `choice` are the rows by which the
-options of this script were chosen. Finished trainings are kept, so the command can be repeated after an interruption,
-or with more ways and seeds. `peers.py` adds ways without training. A plot has bars for 95 % intervals of the
-difference from the control of the same seed, over rows.
+A dense model is fine-tuned from MODEL once. Every way then trains on from it with the same rows, order, steps and
+learning rate: `control` without compression, `5` within 5 MB, `cut3+4` three layers within 4 MB, `mp60+int8` with the
+paper's 60 % zeros and eight bits. All ways learn from the labels; `--alpha` gives the compressed ones the dense model
+as a teacher. Scores are of the reloaded file, on the dev split and, where the task has them, on further labelled rows
+that no training saw; `choice` are the rows by which the options of this script were chosen. Finished trainings are
+kept, so the command can be repeated after an interruption, or with more ways and seeds. `peers.py` adds ways without
+training. A plot has bars for 95 % intervals of the difference from the control of the same seed, over rows.
 """
 
 import argparse
@@ -42,7 +42,7 @@ DENSE, CONTROL = "dense", "control"
 # Rows and steps of the default runs; rows after `train_rows` are the further ones.
 DEFAULTS = {
     "sst2": {"train_rows": 32_000, "dense_steps": 1000, "steps": 600, "length": 64},
-    "stsb": {"train_rows": None, "dense_steps": 540, "steps": 540, "length": 128},
+    "stsb": {"train_rows": None, "dense_steps": 540, "steps": 270, "length": 128},
     "mrpc": {"train_rows": None, "dense_steps": 460, "steps": 345, "length": 128},
     "cola": {"train_rows": None, "dense_steps": 1000, "steps": 540, "length": 64},
 }
@@ -105,7 +105,9 @@ def recipe_of(way: str, task: Path, options: argparse.Namespace) -> hfc.Recipe |
     if way == CONTROL:
         return None
     methods: dict[str, object] = {}
-    teacher = {"distill_teacher": str(task / DENSE), "distill_alpha": options.alpha}
+    teacher: dict[str, object] = {}
+    if options.alpha:
+        teacher = {"distill_teacher": str(task / DENSE), "distill_alpha": options.alpha}
     for part in way.split("+"):
         if part.startswith("cut"):
             teacher["distill_student_layers"] = part.removeprefix("cut")
@@ -159,7 +161,7 @@ def run(way: str, seed: int, task: Task, out: Path, options: argparse.Namespace)
     attention = {"attn_implementation": "eager", "dtype": torch.float32}
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=task.labels, **attention)
     recipe = None if way == DENSE else recipe_of(way, out, options)
-    rate = options.control_learning_rate if way in (DENSE, CONTROL) else options.learning_rate
+    rate = options.learning_rate
     if recipe is not None and recipe.distillation.student_layers is not None:
         model = hfc.student_from(model, recipe.distillation.student_layers)
     trainer = train(model, task, folder, options.dense_steps if way == DENSE else options.steps, seed, recipe, rate)
@@ -271,11 +273,10 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True, type=Path, help="folder for trainings and results")
     parser.add_argument("--ways", nargs="+", default=[CONTROL, "7", "5", "4", "3"], help="(control 7 5 4 3)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="(0)")
-    parser.add_argument("--learning_rate", type=float, default=1e-4, help="of compressed ways (%(default)s)")
-    parser.add_argument("--control_learning_rate", type=float, default=5e-5, help="(%(default)s)")
-    parser.add_argument("--alpha", type=float, default=0.9, help="share of the teacher's loss (%(default)s)")
+    parser.add_argument("--learning_rate", type=float, default=5e-5, help="of all ways (%(default)s)")
+    parser.add_argument("--alpha", type=float, default=0.0, help="share of the dense teacher's loss (%(default)s)")
     parser.add_argument("--scheme", default="int8", help="number format (%(default)s)")
-    parser.add_argument("--quant_begin", type=float, default=0.1, help="(%(default)s)")
+    parser.add_argument("--quant_begin", type=float, default=0.85, help="(%(default)s)")
     parser.add_argument("--table", action="store_true", help="only print the table of what is finished")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="only draw what is finished, as .svg or .png")
     for name in ("train_rows", "dense_steps", "steps", "length"):
