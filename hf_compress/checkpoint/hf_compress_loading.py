@@ -114,9 +114,8 @@ class PackedTensor:
     """A packed tensor. Making one reads its head and tests its checksum; `weight` decodes it."""
 
     def __init__(self, name: str, stored: Tensor) -> None:
-        check(
-            stored.dtype == torch.uint8 and stored.dim() == 1 and len(stored) >= HEAD.size, f"{name!r} is not packed"
-        )
+        is_bytes = stored.dtype == torch.uint8 and stored.dim() == 1
+        check(is_bytes and len(stored) >= HEAD.size, f"{name!r} is not packed")
         data = stored.contiguous().numpy().data.cast("B")
         magic, self.checksum, self.seal, kind, dimensions, turned, *rest = HEAD.unpack_from(data)
         self.order, self.group, self.step = rest
@@ -134,6 +133,7 @@ class PackedTensor:
         if self.group:
             rows, width = self.stored_shape
             bits = rest.planes(rows * -(-width // self.group), 2)
+            check(bool(((bits > 0) & (bits < 0x7F80)).all()), "a scale is not a positive number")
             keys = rest.section(len(bits)) if self.order == 2 else bits
             scales = (bits.astype("<u4") << 16).view("<f4")  # bfloat16 is the upper half of float32.
         chunks = [rest.chunk(min(self.step, numel - begin), size) for begin in range(0, numel, self.step)]

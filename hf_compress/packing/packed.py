@@ -42,6 +42,8 @@ KINDS: tuple[torch.dtype, ...] = (
 CHUNK = 1 << 18
 SMALL = 1 << 14  # Decoding this many values is faster than handing them to another thread.
 
+INFINITE = 0x7F80  # As the bits of a bfloat16 number; those of NaN and of negative numbers are greater.
+
 # Magic, CRC-32, seal, kind, dimensions, transposed, order, values per scale, values per chunk.
 _HEAD = struct.Struct("<4sIIBBBBII")
 _SEAL_AT, _CHECKED_FROM = 8, 12
@@ -280,6 +282,8 @@ class Packed:
         if self.group:
             rows, width = self.shape
             words = decode_planes(sections, rows * -(-width // self.group), 2)
+            if not ((words > 0) & (words < INFINITE)).all():
+                raise ValueError("a scale is not a positive number: it is damaged")
             scale = torch.from_numpy(words).view(torch.bfloat16).float().view(rows, -1)
             spreads = decode_planes(sections, len(words), 1) if ORDERS[self.order] == "spread" else None
             order = in_order_of(words if spreads is None else spreads) if self.order else None

@@ -65,7 +65,7 @@ def gather(
         pooling: of the hidden states of a model without a head.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, or FSDP2 shards a weight that is frozen.
 
     Example:
         >>> import torch
@@ -79,6 +79,12 @@ def gather(
         >>> sorted(statistics.sensitivity) == sorted(target.name for target in targets)
         True
     """
+    frozen = [one.name for one in targets if isinstance(one.weight, DTensor) and not one.weight.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"{frozen[0]} is frozen, and FSDP2 gives frozen weights no gradient, so nothing tells how much it counts. "
+            f"Train it, leave it out by `--quant_exclude {frozen[0]}`, or train under DDP."
+        )
     signs = torch.Generator().manual_seed(seed)
     squares = {id(target.weight): torch.zeros((), dtype=torch.float64) for target in targets}
     weights = {id(target.weight): target.weight for target in targets}

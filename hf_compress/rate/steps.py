@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 LARGEST = 127
+GREATEST = 1e30  # A step that rounds every weight to zero, and is finite as a bfloat16 number.
 # A token that occurs with frequency f, relative to the mean, counts by f + FLOOR. Its step is divided by the root of
 # that, between these bounds.
 FLOOR, RARE, FREQUENT = 0.02, 0.6, 4.0
@@ -69,7 +70,8 @@ def steps(
                 [2.0000]])
     """
     values = rows.detach().float()
-    step = torch.full((len(values), 1), constant / math.sqrt(max(sensitivity, 1e-30)), device=values.device)
+    wanted = min(constant / math.sqrt(max(sensitivity, 1e-30)), GREATEST)
+    step = torch.full((len(values), 1), wanted, device=values.device)
     if factors is not None:
         step = step * factors.to(step)
     return torch.maximum(step.bfloat16().float(), _round_up(values.abs().amax(1, keepdim=True) / LARGEST))

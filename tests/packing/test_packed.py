@@ -191,6 +191,13 @@ def test_a_forged_checksum_does_not_open_the_door() -> None:
     assert refused > 300  # A flipped bit may also be just another valid value; it must only never crash.
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf])
+def test_a_scale_that_is_no_positive_number_is_refused(scale: float) -> None:
+    packed = pack(torch.ones(2, 3, dtype=torch.int8), scale=torch.tensor([[1.0], [scale]]))
+    with pytest.raises(ValueError, match="a scale is not a positive number"):
+        Packed.open(packed).weight(torch.float32)
+
+
 def _head(shape: tuple[int, ...], body: bytes, step: int = 1 << 18, group: int = 0) -> torch.Tensor:
     head = packed_module._HEAD.pack(packed_module.MAGIC, 0, 0, 0, len(shape), 0, 0, group, step)
     return _forged(head + struct.pack(f"<{len(shape)}I", *shape) + body)
