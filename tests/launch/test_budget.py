@@ -2,14 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
-from transformers import BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from hf_compress import PruningArguments, QuantizationArguments, Recipe, compress, finish, save_compressed
 from hf_compress.recipe import BudgetArguments
@@ -123,9 +122,7 @@ def test_a_plain_trainer_with_our_callbacks_keeps_the_budget(tmp_path: Path) -> 
     assert report is not None and report.size.packed_bytes <= 1e6 * BUDGET
 
 
-def test_a_file_beside_an_adapter_that_is_too_large_is_spoken_of(
-    make_bert: Callable[..., BertForSequenceClassification], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_saved_file_that_is_too_large_is_spoken_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = trained(tmp_path, ("int8",))
     with caplog.at_level("WARNING", "hf_compress.checkpoint.save"):
         save_compressed(run.model, tmp_path / "compressed", within(0.001))
