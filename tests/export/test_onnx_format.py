@@ -338,7 +338,6 @@ def test_attention_is_rounded_before_it_is_reshaped(exported: Callable[..., Path
         ("int8-attention",),
         EMBEDDING4,
         ("int8", COARSE),
-        pytest.param(("int8-weight", COARSE), marks=pytest.mark.slow),
         pytest.param(MIXED, marks=pytest.mark.slow),
         pytest.param(("int8-dynamic", *MIXED[1:]), marks=pytest.mark.slow),
     ],
