@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -214,9 +214,7 @@ def _rounding(
 
 def _with_zeros(rounding: Rounding, used: Mapping[str, Target], zeros: Masks) -> Rounding:
     kept = {name: as_rows(target, zeros[name]) for name, target in used.items() if name in zeros}
-    return Rounding(
-        rounding.weights, rounding.statistics, rounding.factors, {**rounding.kept, **kept}, rounding.feedback
-    )
+    return replace(rounding, kept={**rounding.kept, **kept})
 
 
 @torch.no_grad()
