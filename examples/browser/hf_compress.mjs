@@ -71,6 +71,8 @@ const KINDS = /** @type {const} */ ([
 const TUPLES = [null, { size: 2, base: 16 }, { size: 3, base: 6 }, { size: 4, base: 4 }];
 // The most bytes of a tensor, and of one of its sections. Files of hf_compress stay far below the second.
 const LARGEST_TENSOR = 2 ** 30;
+/** The bits of infinity in bfloat16. Larger ones are negative or not numbers. */
+const INFINITE = 0x7f80;
 const LARGEST_SECTION = 2 ** 28;
 
 const zstandard = new ZSTDDecoder();
@@ -262,6 +264,8 @@ export class Packed {
         let places = null;
         if (group) {
             const halves = new Uint16Array(sections.planes(shape[0] * Math.ceil(shape[1] / group), 2).buffer);
+            if (halves.some((half) => half === 0 || half >= INFINITE))
+                throw new PackedError("a scale is not a positive number: it is damaged");
             scales = upperHalves(halves);
             if (this.order) places = inOrder(this.order === 2 ? sections.bytes(halves.length) : halves);
         }

@@ -226,6 +226,19 @@ def test_damaged_files_are_refused_in_words(
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+def test_scales_that_are_not_positive_and_finite_are_refused(runtime: str, site: Site, tmp_path: Path) -> None:
+    values, files = torch.ones(2, 4, dtype=torch.int8), []
+    for scale in (0.0, -0.0, -1.0, float("inf"), float("-inf"), 1e-40, 3e38):
+        packed = pack(values, "weight", torch.tensor([[1.0], [scale]]).bfloat16().float())
+        save_file({"weight": packed}, tmp_path / "one")
+        files.append((tmp_path / "one").read_bytes())
+    (site.folder / "scales").write_bytes(b"".join(len(file).to_bytes(4, "little") + file for file in files))
+    found = getattr(site, runtime)({"scales": {"job": "damaged", "path": "scales"}})["scales"]
+    refused = [one.get("refused") == "weight: a scale is not a positive number: it is damaged" for one in found]
+    assert refused == [True] * 5 + [False] * 2
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_folders_that_do_not_fit_together_are_refused(runtime: str, site: Site, folder: Path) -> None:
     def seal(copy: Path) -> None:
         weights = load_file(copy / "model.safetensors")
