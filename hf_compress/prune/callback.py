@@ -4,7 +4,6 @@ import warnings
 from typing import Any, cast
 
 import torch
-from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,6 +18,7 @@ from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.criteria import CRITERIA
 from hf_compress.prune.masking import Masking
 from hf_compress.prune.patterns import PATTERNS
+from hf_compress.prune.requirements import refuse_optimizer, refuse_unsupported
 from hf_compress.prune.schedules import SCHEDULES, Timetable
 from hf_compress.prune.selection import Scope, zero_counts
 from hf_compress.prune.state_file import load_state, save_state
@@ -76,6 +76,7 @@ class PruningCallback(TrainerCallback):
         self._timetable = Timetable(0, 0, 1)
         self._reached = 0.0  # The sparsity that the schedule has asked for so far.
         self._sparsity = 0.0
+        self._stepped = False  # Whether the optimizer has made a step since training began.
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -96,7 +97,8 @@ class PruningCallback(TrainerCallback):
         model = whole(kwargs["model"])
         reshard(model)
         self._masking = self._new_masking(model)
-        self._refuse_unsupported(kwargs.get("st_args", args), model, optimizer)
+        refuse_unsupported(self._masking, kwargs.get("st_args", args), model, optimizer)
+        self._stepped = False
         options = self.arguments
         self._timetable = Timetable.of(options.prune_begin, options.prune_end, options.prune_every, state.max_steps)
         self._warn_of_one_leap(state.max_steps)
@@ -105,6 +107,8 @@ class PruningCallback(TrainerCallback):
         self._reached = self._initial(model) if state.global_step == 0 else progress(state).get(REACHED, 0.0)
         if self.criterion.has_state and state.global_step > 0:
             self._sparsity = self._masking.load(load_state(args, state, self.criterion.name))
+        elif self.criterion.has_state and self._reached > 0:
+            self._take_zeros(self._masking)
         else:
             self._choose(state.global_step, optimizer)
         progress(state)[REACHED] = self._reached
@@ -135,6 +139,9 @@ class PruningCallback(TrainerCallback):
         step = state.global_step + 1  # Trainer counts the step after this event.
         if self._masking is None:
             return
+        if not self._stepped:
+            refuse_optimizer(self._masking, kwargs.get("optimizer"), stepped=True)
+            self._stepped = True
         self._masking.apply()
         if not self.criterion.needs_gradients:
             self._masking.observe(kwargs.get("optimizer"))
@@ -204,36 +211,17 @@ class PruningCallback(TrainerCallback):
             return sum(zeros) / sum(sizes)
         return min(found / size for found, size in zip(zeros, sizes, strict=True))
 
+    def _take_zeros(self, masking: Masking) -> None:
+        """Take over the zeros of a pruned file, which magnitude finds, before there is a gradient or a state."""
+        by_magnitude = Masking(masking.targets, CRITERIA["magnitude"], masking.pattern, masking.scope)
+        self._sparsity = by_magnitude.choose(self._reached, 0)
+        masking.masks = by_magnitude.masks
+
     def _new_masking(self, model: nn.Module) -> Masking:
         selected = prunable(transformer(model), self.arguments.prune_exclude)
         targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
         refuse_shards(model, {target.name: target.weight for target in targets}, "--prune_sparsity")
         return Masking(targets, self.criterion, PATTERNS[self.arguments.prune_pattern], self._scope)
-
-    def _refuse_unsupported(self, args: TrainingArguments, model: nn.Module, optimizer: Any) -> None:
-        """Refuse a criterion or pattern that cannot work with this model, optimizer or precision."""
-        criterion, masking, reason = self.criterion, cast(Masking, self._masking), None
-        if criterion.needs_gradients or criterion.needs_optimizer:
-            frozen = [target.name for target in masking.targets if not target.weight.requires_grad]
-            if isinstance(transformer(model), PeftModel):
-                reason = "the weights beside an adapter have none. Merge it first (`model.merge_and_unload()`)"
-            elif frozen:
-                reason = f"{frozen[0]} is frozen. Train it, or leave it out by `--prune_exclude {frozen[0]}`"
-            elif isinstance(optimizer, DeepSpeedOptimizerWrapper):
-                reason = "DeepSpeed keeps both to itself. Train under DDP or FSDP2"
-            elif args.fp16:
-                reason = "gradients under `--fp16` are scaled and may overflow. Use `--bf16`"
-        if reason is not None:
-            raise ValueError(
-                f"`--prune_criterion {criterion.name}` needs the gradients or the optimizer state of all weights, but "
-                f"{reason}, or choose `--prune_criterion magnitude`."
-            )
-        conv1d = [target.name for target in masking.targets if target.kind == "conv1d"]
-        if masking.pattern.joins_inputs and conv1d and not masking.shards.whole:
-            raise ValueError(
-                f"`--prune_pattern {masking.pattern.name}` groups inputs, which FSDP2 shards in {conv1d[0]}. Train "
-                "under DDP, or choose another pattern."
-            )
 
     def _warn_of_one_leap(self, max_steps: int) -> None:
         steps = self._timetable.end - self._timetable.begin

@@ -12,7 +12,7 @@ from hf_compress.layers.lora import current_weight, packed_mask, unpacked_mask
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.models.sharding import Shards, gathered, local
 from hf_compress.models.targets import Target
-from hf_compress.prune.criteria import Criterion, Evidence
+from hf_compress.prune.criterion import Criterion, Evidence
 from hf_compress.prune.patterns import Pattern
 from hf_compress.prune.selection import Candidate, Scope, disagreements, select_masks, zero_counts
 
@@ -94,7 +94,23 @@ class Masking:
         """Let the criterion update its memory."""
         if self.criterion.observe is not None:
             for index in range(len(self.targets)):
-                self.criterion.observe(self._evidence(index, optimizer))
+                self.criterion.observe(self.evidence(index, optimizer))
+
+    def evidence(self, index: int, optimizer: Any) -> Evidence:
+        """Return what the criterion is told about the weight of target `index`."""
+        target, criterion = self.targets[index], self.criterion
+        weight = local(current_weight(target.module))
+        gradient, state, settings = None, dict[str, Any](), dict[str, Any]()
+        if criterion.needs_gradients:
+            found = target.weight.grad
+            gradient = torch.zeros_like(weight) if found is None else local(found)
+        if criterion.needs_optimizer:
+            known = optimizer.state.get(target.weight, {})
+            state = {name: local(one) if isinstance(one, Tensor) else one for name, one in known.items()}
+            for group in optimizer.param_groups:
+                if any(one is target.weight for one in group["params"]):
+                    settings = {name: value for name, value in group.items() if name != "params"}
+        return Evidence(weight, gradient, state, settings, self.memory[index])
 
     def kept(self) -> list[Tensor] | None:
         """Return the masks in force as booleans, True where a weight is kept; None before the first choice."""
@@ -161,7 +177,7 @@ class Masking:
         return select_masks(candidates, sparsity, self.scope, self.shards)
 
     def _scores(self, index: int, optimizer: Any, before: Tensor | None) -> Tensor:
-        target, evidence = self.targets[index], self._evidence(index, optimizer)
+        target, evidence = self.targets[index], self.evidence(index, optimizer)
         scores = self.criterion.scores(evidence)
         if scores.shape != evidence.weight.shape or not scores.is_floating_point():
             raise ValueError(
@@ -172,18 +188,6 @@ class Masking:
         if before is not None:
             scores = scores.masked_fill(~before, -torch.inf)  # A pruned weight stays pruned.
         return self.pattern.restrict(scores, 1 - target.row_dim)
-
-    def _evidence(self, index: int, optimizer: Any) -> Evidence:
-        target, criterion = self.targets[index], self.criterion
-        weight = local(current_weight(target.module))
-        gradient, state = None, dict[str, Any]()
-        if criterion.needs_gradients:
-            found = target.weight.grad
-            gradient = torch.zeros_like(weight) if found is None else local(found)
-        if criterion.needs_optimizer:
-            known = optimizer.state.get(target.weight, {})
-            state = {name: local(one) if isinstance(one, Tensor) else one for name, one in known.items()}
-        return Evidence(weight, gradient, state, self.memory[index])
 
     def _install(self, masks: list[Tensor]) -> None:
         carriers = self._carriers()

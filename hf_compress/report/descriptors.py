@@ -2,7 +2,8 @@
 
 from hf_compress.distill.losses import LOSSES, REGRESSION, Loss
 from hf_compress.layers.grids import Scheme
-from hf_compress.prune.criteria import CRITERIA, Criterion
+from hf_compress.prune.criteria import CRITERIA
+from hf_compress.prune.criterion import Criterion
 from hf_compress.prune.patterns import PATTERNS, Pattern
 from hf_compress.prune.schedules import SCHEDULES, Schedule
 from hf_compress.rate import feedback

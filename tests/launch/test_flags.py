@@ -26,7 +26,7 @@ FROZEN = """
 --distill_cache           None
 
 --prune_sparsity          0.0
---prune_criterion         'magnitude' magnitude
+--prune_criterion         'magnitude' magnitude adam
 --prune_pattern           'unstructured' unstructured
 --prune_schedule          'cubic'     cubic linear
 --prune_initial_sparsity  0.0

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hf_compress.models.sharding import Shards
 from hf_compress.prune import selection
-from hf_compress.prune.criteria import CRITERIA, Evidence, magnitude_masks
+from hf_compress.prune.criteria import CRITERIA, magnitude_masks
+from hf_compress.prune.criterion import Evidence
 from hf_compress.prune.schedules import SCHEDULES
 from hf_compress.prune.selection import SCOPES, Candidate, disagreements, select_masks, zero_counts
 
