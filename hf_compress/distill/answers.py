@@ -25,6 +25,41 @@ def token_column(head: Head) -> str | None:
     return "labels" if head.descriptor.decodes else head.main_input
 
 
+def check_dataset(dataset: Any, columns: Sequence[str], option: str) -> None:
+    """Refuse training data to which an option cannot add columns.
+
+    Args:
+        columns: the columns that it adds.
+        option: its name, for the errors.
+
+    Raises:
+        ValueError: the data is not a `datasets.Dataset`, its rows are made when they are read, or it has a column
+            of the same name.
+    """
+    from datasets import Dataset
+
+    if dataset is None:
+        return
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"{option} cannot add a column to this `train_dataset`, which must be a `datasets.Dataset`; got "
+            f"{type(dataset).__module__.partition('.')[0]}.{type(dataset).__name__}. Make one with "
+            "`Dataset.from_list` or by loading without streaming, or leave the option out."
+        )
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            f"{option} cannot be used with `Dataset.set_transform`, which may return different rows every time. "
+            "Prepare them with `Dataset.map`, or leave the option out."
+        )
+    taken = sorted(set(columns) & set(dataset.column_names))
+    if taken:
+        named = f"column{'s' * (len(taken) > 1)} {', '.join(f'`{name}`' for name in taken)}"
+        raise ValueError(
+            f"{option} cannot add the {named}, which the `train_dataset` already has. Rename or "
+            "remove it (`Dataset.remove_columns`), or leave the option out."
+        )
+
+
 @dataclass
 class AnswerCollator:
     """Collate rows with `collator` and add the teacher's answers to the batch.

@@ -8,7 +8,10 @@ from hf_compress.cut.students import parse_layers
 from hf_compress.distill.cache import AUTO
 from hf_compress.distill.losses import LOSSES, Loss
 from hf_compress.distill.teacher import SELF
+from hf_compress.distill.teacher_only import OPTIONS
 from hf_compress.options import changed
+
+MOST_COPIES = 1000
 
 
 @dataclass
@@ -73,6 +76,14 @@ class DistillationArguments:
         },
     )
 
+    distill_augment: int = field(
+        default=0,
+        metadata={
+            "help": "Add this many new rows for each training row, which only the teacher labels: words are replaced "
+            "by close ones, and pairs are swapped or paired anew. They are made once, before training."
+        },
+    )
+
     def __post_init__(self) -> None:
         if self.distill_teacher is not None and not self.distill_teacher.strip():
             raise ValueError(
@@ -96,6 +107,11 @@ class DistillationArguments:
         if self.distill_student_layers is not None:
             parse_layers(self.distill_student_layers)
         self._check_cache()
+        if not 0 <= self.distill_augment <= MOST_COPIES:
+            raise ValueError(
+                f"`--distill_augment` must be a number of new rows for each training row, from 0 to {MOST_COPIES}; "
+                f"got {self.distill_augment}. Give 20 as TinyBERT does, or leave the option out."
+            )
         if not self.loss.has_temperature and "distill_temperature" in changed(self):
             warnings.warn(
                 f"`--distill_temperature {self.distill_temperature}` has no effect with `--distill_loss "
@@ -126,6 +142,19 @@ class DistillationArguments:
     def enabled(self) -> bool:
         """Whether there is a teacher."""
         return self.distill_teacher is not None
+
+    @property
+    def has_teacher_only_rows(self) -> bool:
+        """Whether the training set gets rows that only the teacher labels."""
+        return self.distill_augment > 0
+
+    def refuse_teacher_only_rows(self) -> None:
+        """Refuse rows that only a teacher can label. Call it where there is none."""
+        if self.has_teacher_only_rows:
+            raise ValueError(
+                f"{OPTIONS} add rows that only a teacher can label, and there is none. Give `--distill_teacher`, or "
+                "leave the options out."
+            )
 
     @property
     def student_layers(self) -> int | list[int] | None:

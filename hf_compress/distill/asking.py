@@ -9,31 +9,27 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_compress.distill.answers import AnswerCollator
-from hf_compress.distill.arguments import DistillationArguments
-from hf_compress.distill.cache import TeacherCache, check_dataset
+from hf_compress.distill.answers import AnswerCollator, answer_columns, check_dataset
+from hf_compress.distill.cache import OPTION, TeacherCache
+from hf_compress.distill.enlarging import EnlargingMixin
 from hf_compress.distill.features import flags
 from hf_compress.distill.fingerprints import identity
 from hf_compress.distill.teacher import adapter_off
+from hf_compress.distill.teacher_only import COLUMN
 from hf_compress.models.examples import longest_text
-from hf_compress.models.heads import LABELS, Head, bare
+from hf_compress.models.heads import LABELS, bare
 
 logger = logging.get_logger(__name__)
 
 
-class AskingMixin(Trainer):
+class AskingMixin(EnlargingMixin):
     """The part of a `DistillationMixin` that asks its teacher, and keeps the answers with `--distill_cache`."""
 
-    distillation: DistillationArguments
-    teacher: PreTrainedModel | None
-    head: Head | None
-    model: Any
     model_wrapped: Any
     train_dataset: Any
-    data_collator: Any
     _adapted: PeftModel | None
     _teacher_inputs: set[str]
     _teacher_caches: bool
@@ -42,12 +38,13 @@ class AskingMixin(Trainer):
     _answer_names: tuple[str, ...] = ()  # The columns with the answers; empty without a cache.
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the batches to train on; with `--distill_cache` they hold the teacher's answers."""
-        if not self._answer_names:
-            return super().get_train_dataloader()
+        """Return the batches to train on, with teacher-only rows, and the teacher's answers if they are cached."""
         given = self.train_dataset, self.data_collator
-        self.train_dataset, self.data_collator = self._answered(*given)
         try:
+            if self._enlarges:
+                self.train_dataset, self.data_collator = self._enlarged(*given)
+            if self._answer_names:
+                self.train_dataset, self.data_collator = self._answered(self.train_dataset, self.data_collator)
             return super().get_train_dataloader()
         finally:
             self.train_dataset, self.data_collator = given
@@ -62,9 +59,11 @@ class AskingMixin(Trainer):
     def _answered(self, dataset: Any, collator: Any) -> tuple[Any, AnswerCollator]:
         """Return the training set with the teacher's answers, and the collator that makes batches of it."""
         assert self.head is not None and self.teacher is not None and self.distillation.distill_cache is not None
-        check_dataset(dataset, self.head)  # Again: `train_dataset` may have been replaced since.
+        check_dataset(
+            dataset, answer_columns(self.head), OPTION
+        )  # Again: `train_dataset` may have been replaced since.
         head, shown = self.head, self._remove_unused_columns(dataset).column_names
-        tokenizer = getattr(collator, "tokenizer", self.processing_class)
+        tokenizer = getattr(collator, "tokenizer", None) or self.processing_class
         visible = dataset.format["columns"]
         cache = TeacherCache(
             self.distillation.distill_cache,
@@ -84,9 +83,10 @@ class AskingMixin(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        # Otherwise Trainer would remove the answers, because no model takes them.
+        # Otherwise Trainer would remove these columns, because no model takes them.
         assert self._signature_columns is not None
-        self._signature_columns += [name for name in self._answer_names if name not in self._signature_columns]
+        ours = [*self._answer_names, *([COLUMN] if self._enlarges else [])]
+        self._signature_columns += [name for name in ours if name not in self._signature_columns]
 
     def _split_answers(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the cached answers in a batch, under the names of the logits, and the other inputs."""

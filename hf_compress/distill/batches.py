@@ -1,6 +1,6 @@
 """How much each micro-batch counts under gradient accumulation and on several processes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -8,23 +8,23 @@ from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher, IterableDatasetShard, SkipBatchSampler
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 from transformers.utils import logging
 
+from hf_compress.distill.enlarging import EnlargingMixin
 from hf_compress.distill.foreign import owner, refuse_other_means
-from hf_compress.models.heads import Head
+from hf_compress.distill.teacher_only import counts, for_labels
 
 logger = logging.get_logger(__name__)
 
 
-class WeighingMixin(Trainer):
+class WeighingMixin(EnlargingMixin):
     """The part of a `DistillationMixin` that weights micro-batches by the positions that count in them."""
 
-    teacher: PreTrainedModel | None
-    head: Head | None
-    _answer_names: tuple[str, ...]
+    _split_answers: Callable[[dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
     _checked_mean: bool = False
     _borrows: bool = False  # Whether the last micro-batch of this step has borrowed rows only.
+    _taught_total: Tensor | None = None  # The positions in this step that the teacher answers, on all processes.
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
         """Return the micro-batches of one optimizer step, and the number of positions that count on all processes.
@@ -51,15 +51,15 @@ class WeighingMixin(Trainer):
         head, model, training = self.head, self.model, self.model.training
 
         def loss(batch: dict[str, Any]) -> Tensor:
-            inputs = {name: value for name, value in batch.items() if name not in self._answer_names}
-            inputs = head.relabelled(self._prepare_inputs(inputs), fill_empty=True)
+            inputs = head.relabelled(self._prepare_inputs(batch), fill_empty=True)
             with self.compute_loss_context_manager():
                 found = super(WeighingMixin, self).compute_loss(model, inputs, num_items_in_batch=None)
             return cast(Tensor, found)
 
+        own = [for_labels(batch, head) for batch in batches if isinstance(batch, Mapping)]
         model.eval()
         try:
-            refuse_other_means(loss, [batch for batch in batches if isinstance(batch, Mapping)], head, other)
+            refuse_other_means(loss, [self._split_answers(batch)[1] for batch in own], head, other)
         finally:
             model.train(training)
         self._checked_mean = True
@@ -71,25 +71,32 @@ class WeighingMixin(Trainer):
         return loader
 
     def _total(self, batches: list[Any]) -> Tensor | None:
-        """Return the number of positions that count in the micro-batches, over all processes if Trainer averages so.
+        """Return the number of labelled positions in the micro-batches, over all processes if Trainer averages so.
 
-        The result is None if some batch has no labels to count.
+        The number of positions that the teacher answers is kept for the weights. The result is None if some batch has
+        no labels to count.
         """
         assert self.head is not None
-        counts = [self.head.count(batch) if isinstance(batch, Mapping) else None for batch in batches]
-        if self._borrows and counts[-1] is not None:
-            counts[-1] = torch.zeros_like(counts[-1])
-        known = [count.to(self.args.device) for count in counts if count is not None]
-        if not known or len(known) < len(counts):
+        self._taught_total = None
+        found = [counts(batch, self.head) if isinstance(batch, Mapping) else None for batch in batches]
+        known = [torch.stack(pair).to(self.args.device) for pair in found if pair is not None]
+        if not known or len(known) < len(found):
             return None
-        total = torch.stack(known).sum()
-        return self.accelerator.gather(total).sum() if self.args.average_tokens_across_devices else total
+        if self._borrows:
+            known[-1] = torch.zeros_like(known[-1])
+        totals = torch.stack(known).sum(0)
+        if self.args.average_tokens_across_devices:
+            totals = self.accelerator.gather(totals[None]).sum(0)
+        labelled, self._taught_total = totals
+        return labelled
 
     @property
     def _weighs_batches(self) -> bool:
         """Whether this class weights the loss of a micro-batch, rather than the model or Trainer."""
         if self.head is None or self.compute_loss_func is not None:
             return False
+        if self._enlarges:
+            return True  # A model that divides by the number of labels would count the placeholders, too.
         causal = self.head.descriptor.position == "next token"
         if causal and self.teacher is None and self.model_accepts_loss_kwargs:
             return False
@@ -97,25 +104,31 @@ class WeighingMixin(Trainer):
         taught_causal = causal and self.teacher is not None
         return taught_causal or self.args.gradient_accumulation_steps > 1 or self.accelerator.num_processes > 1
 
-    def _weight(self, model: nn.Module, inputs: Mapping[str, Any], total: Tensor | int | None) -> Tensor | float:
-        """Return the weight of a micro-batch's mean; put the model in evaluation mode if all its rows are borrowed."""
+    def _weights(
+        self, model: nn.Module, inputs: Mapping[str, Any], total: Tensor | int | None
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """Return the weights of a micro-batch's means: that of the loss on the labels, and that on the teacher.
+
+        The model is put in evaluation mode if all rows are borrowed.
+        """
         assert self.head is not None
+        pair = counts(inputs, self.head)
         if not self._weighs_batches:
-            count = self.head.count(inputs)
-            return 1.0 if count is None else count > 0  # As a factor: a batch without counted positions has no loss.
+            # As a factor: a batch without counted positions has no loss.
+            return (1.0, 1.0) if pair is None else (pair[0] > 0, pair[1] > 0)
         # Set here rather than in `__init__`: a subclass that overrides `compute_loss` answers for its own loss.
         self.loss_is_scaled_for_ga = True
         if self._borrows and self.accelerator.sync_gradients:
             model.eval()  # For this forward only: layers must not observe ranges on borrowed rows.
-            return 0.0
-        return self._share(inputs, total)
+            return 0.0, 0.0
+        if pair is None or total is None:
+            steps = self.current_gradient_accumulation_steps
+            return (1 / steps, 1 / steps) if pair is None else ((pair[0] > 0) / steps, (pair[1] > 0) / steps)
+        taught = total if self._taught_total is None else self._taught_total
+        return self._share(pair[0], total), self._share(pair[1], taught)
 
-    def _share(self, inputs: Mapping[str, Any], total: Tensor | int | None) -> Tensor | float:
-        """Return the share of this micro-batch's mean in the mean over the accumulated batch."""
-        assert self.head is not None
-        count = self.head.count(inputs)
-        if count is None or total is None:
-            return 1 / self.current_gradient_accumulation_steps
+    def _share(self, count: Tensor, total: Tensor | int) -> Tensor:
+        """Return the share of a micro-batch's mean over `count` positions in the mean over the accumulated batch."""
         # Gradients (and logged losses) are averaged over processes, but shares of a total over all must be summed.
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         total = torch.as_tensor(total, device=self.args.device)

@@ -235,36 +235,6 @@ class TeacherCache:
         return answers
 
 
-def check_dataset(dataset: Any, head: Head) -> None:
-    """Refuse training data to which no column can be added.
-
-    Raises:
-        ValueError: the data is not a `datasets.Dataset`, its rows are made when they are read, or it has a column
-            of the same name.
-    """
-    from datasets import Dataset
-
-    if dataset is None:
-        return
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"{OPTION} adds a column to the `train_dataset`, which must be a `datasets.Dataset`; got "
-            f"{type(dataset).__module__.partition('.')[0]}.{type(dataset).__name__}. Make one with "
-            "`Dataset.from_list` or by loading without streaming, or leave the option out."
-        )
-    if dataset.format["type"] == "custom":
-        raise ValueError(
-            f"{OPTION} cannot be used with `Dataset.set_transform`, which may return different rows every time. "
-            "Prepare them with `Dataset.map`, or leave the option out."
-        )
-    taken = sorted(set(answer_columns(head)) & set(dataset.column_names))
-    if taken:
-        raise ValueError(
-            f"{OPTION} adds the column{'s' * (len(taken) > 1)} {', '.join(f'`{name}`' for name in taken)}, which the "
-            "`train_dataset` already has. Rename or remove it (`Dataset.remove_columns`), or leave the option out."
-        )
-
-
 def _folder(name: str) -> Path:
     """Return the folder that `--distill_cache` names; create it if needed."""
     import datasets

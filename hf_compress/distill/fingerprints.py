@@ -29,15 +29,18 @@ def identity(teacher: nn.Module, processing_class: Any, adapter_off: bool = Fals
     if isinstance(teacher, PeftModel):
         facts["adapter"] = repr(teacher.peft_config)
     if isinstance(processing_class, PreTrainedTokenizerBase):
-        facts["vocabulary"] = repr(sorted(processing_class.get_vocab().items()))
-        facts["special"] = repr(
-            sorted((name, str(token)) for name, token in processing_class.special_tokens_map.items())
-        )
-        facts["side"] = processing_class.padding_side
+        facts |= vocabulary_facts(processing_class)
     weights = teacher.state_dict()
     if adapter_off:
         weights = {name: value for name, value in weights.items() if not ADAPTED & set(name.split("."))}
     return digest([*facts.items(), *weights.items()])
+
+
+def vocabulary_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return what tells one tokenizer from another: its tokens, special tokens and side of padding."""
+    special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return {"vocabulary": repr(vocabulary), "special": repr(special), "side": tokenizer.padding_side}
 
 
 def content(dataset: Any, columns: Sequence[str]) -> str:

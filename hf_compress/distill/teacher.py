@@ -40,6 +40,7 @@ def check_choice(settings: Any, model: Any, teacher: PreTrainedModel | None) -> 
         ValueError: there are two teachers, `self` has no model to copy, or the teacher shares the model's weights.
     """
     if teacher is None and not settings.enabled:
+        settings.refuse_teacher_only_rows()
         for option in set(changed(settings)) - {"distill_student_layers"}:
             warnings.warn(
                 f"`--{option} {getattr(settings, option)}` has no effect without a teacher. Give "

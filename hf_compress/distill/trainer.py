@@ -10,14 +10,15 @@ from transformers import PreTrainedConfig, PreTrainedModel, Seq2SeqTrainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_compress.cut.students import student_from
-from hf_compress.distill.answers import answer_columns
+from hf_compress.distill.answers import answer_columns, check_dataset
 from hf_compress.distill.arguments import DistillationArguments
 from hf_compress.distill.asking import AskingMixin
 from hf_compress.distill.batches import WeighingMixin
-from hf_compress.distill.cache import check_dataset
+from hf_compress.distill.cache import OPTION
 from hf_compress.distill.distance import distance, form
 from hf_compress.distill.foreign import loss_and_outputs, owner, refuse_unshifted
 from hf_compress.distill.teacher import SELF, check_choice, freeze, load_teacher, match_teacher, own_teacher
+from hf_compress.distill.teacher_only import COLUMN, for_labels, is_float, label_mean, refuse_own_loss
 from hf_compress.models.heads import LABELS, bare, find_head
 
 REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
@@ -121,18 +122,21 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         if not model.training or (self.teacher is None and not self._weighs_batches):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         answers, inputs = self._split_answers(inputs)
-        share = self._weight(model, inputs, num_items_in_batch)
+        label_share, share = self._weights(model, inputs, num_items_in_batch)
         # A micro-batch whose labels are all -100 has no mean, even with weight 0: 0 * NaN is NaN.
         assert self.head is not None
-        labelled = self.head.relabelled(inputs, fill_empty=True)
+        labelled = self.head.relabelled(for_labels(inputs, self.head), fill_empty=True)
         if self.teacher is None:
             found = super().compute_loss(model, labelled, return_outputs, num_items_in_batch=None)
-            return (found[0] * share, found[1]) if return_outputs else found * share
+            return (found[0] * label_share, found[1]) if return_outputs else found * label_share
         label_loss, outputs = self._label_loss(model, labelled, num_items_in_batch)
+        if COLUMN in inputs and is_float(inputs):
+            refuse_own_loss(type(self), DistillationMixin)
+            label_loss = label_mean(outputs, inputs, self.head)
         if not self._taught and self.label_smoother is None:
             refuse_unshifted(label_loss, outputs, labelled, self.head, type(bare(self.model)))
         self._taught = True
-        label_loss = label_loss.mean() * share  # `nn.DataParallel` returns one loss per device.
+        label_loss = label_loss.mean() * label_share  # `nn.DataParallel` returns one loss per device.
         distill_loss = self._distance(outputs, answers or self._teach(model, inputs), inputs) * share
         alpha = self.distillation.distill_alpha
         loss = alpha * distill_loss + (1 - alpha) * label_loss
@@ -227,8 +231,10 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         if self._adapted is None:
             freeze(self.teacher, self.args.device)
         self._find_what_the_teacher_reads()
+        if self._enlarges:
+            self._check_enlarging()
         if self.distillation.distill_cache is not None:
-            check_dataset(self.train_dataset, self.head)
+            check_dataset(self.train_dataset, answer_columns(self.head), OPTION)
             self._answer_names = answer_columns(self.head)
 
     def _label_loss(

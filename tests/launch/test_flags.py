@@ -24,6 +24,7 @@ FROZEN = """
 --distill_alpha           0.9
 --distill_student_layers  None
 --distill_cache           None
+--distill_augment         0
 
 --prune_sparsity          0.0
 --prune_criterion         'magnitude' magnitude adam
