@@ -127,7 +127,7 @@ class PruningCallback(TrainerCallback):
                 f"step {step}: this optimizer consumes them during the backward pass. Choose another `--optim`, such "
                 "as `adamw_torch`."
             )
-        self._masking.observe(kwargs.get("optimizer"))
+        self._masking.observe(step, kwargs.get("optimizer"))
         if step == self._timetable.last_choice(step):
             self._choose(step, kwargs.get("optimizer"))
 
@@ -144,7 +144,7 @@ class PruningCallback(TrainerCallback):
             self._stepped = True
         self._masking.apply()
         if not self.criterion.needs_gradients:
-            self._masking.observe(kwargs.get("optimizer"))
+            self._masking.observe(step, kwargs.get("optimizer"))
             if step == self._timetable.last_choice(step):
                 # After masks were applied: an optimizer may have moved a pruned weight far enough to be kept.
                 self._choose(step, kwargs.get("optimizer"))

@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_compress.models.sharding import Shards, local
 from hf_compress.prune.adam import ADAM
 from hf_compress.prune.criterion import Criterion, Evidence
+from hf_compress.prune.platon import PLATON
 from hf_compress.prune.selection import Candidate, Scope, select_masks
 
 
@@ -38,6 +39,7 @@ CRITERIA: dict[str, Criterion] = {
 }""",
         ),
         ADAM,
+        PLATON,
     )
 }
 

@@ -19,6 +19,7 @@ class Evidence:
             `needs_optimizer`, before the first step, and for a layer that had no gradient yet.
         settings: the optimizer's settings for the weight, for example `betas` of Adam; empty unless the criterion has
             `needs_optimizer`.
+        step: the optimizer step, from 1; 0 before training.
         memory: the criterion's own tensors, in the weight's shape, by name. `observe` may add and change them in
             place; they are saved in training checkpoints.
 
@@ -33,6 +34,7 @@ class Evidence:
     gradient: Tensor | None = None
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    step: int = 0
     memory: dict[str, Tensor] = field(default_factory=dict)
 
 

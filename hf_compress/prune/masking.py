@@ -90,13 +90,13 @@ class Masking:
             target.name: _whole(mask, target.weight).bool() for target, mask in zip(self.targets, masks, strict=True)
         }
 
-    def observe(self, optimizer: Any) -> None:
-        """Let the criterion update its memory."""
+    def observe(self, step: int, optimizer: Any) -> None:
+        """Let the criterion update its memory in optimizer step `step`."""
         if self.criterion.observe is not None:
             for index in range(len(self.targets)):
-                self.criterion.observe(self.evidence(index, optimizer))
+                self.criterion.observe(self.evidence(index, optimizer, step))
 
-    def evidence(self, index: int, optimizer: Any) -> Evidence:
+    def evidence(self, index: int, optimizer: Any, step: int = 0) -> Evidence:
         """Return what the criterion is told about the weight of target `index`."""
         target, criterion = self.targets[index], self.criterion
         weight = local(current_weight(target.module))
@@ -110,7 +110,7 @@ class Masking:
             for group in optimizer.param_groups:
                 if any(one is target.weight for one in group["params"]):
                     settings = {name: value for name, value in group.items() if name != "params"}
-        return Evidence(weight, gradient, state, settings, self.memory[index])
+        return Evidence(weight, gradient, state, settings, step, self.memory[index])
 
     def kept(self) -> list[Tensor] | None:
         """Return the masks in force as booleans, True where a weight is kept; None before the first choice."""
@@ -169,15 +169,15 @@ class Masking:
             Candidate(
                 f"{target.name} at step {step}",
                 target.weight.numel(),
-                partial(self._scores, index, optimizer, None if before is None else before[index]),
+                partial(self._scores, index, step, optimizer, None if before is None else before[index]),
                 target.weight.dtype,
             )
             for index, target in enumerate(self.targets)
         ]
         return select_masks(candidates, sparsity, self.scope, self.shards)
 
-    def _scores(self, index: int, optimizer: Any, before: Tensor | None) -> Tensor:
-        target, evidence = self.targets[index], self.evidence(index, optimizer)
+    def _scores(self, index: int, step: int, optimizer: Any, before: Tensor | None) -> Tensor:
+        target, evidence = self.targets[index], self.evidence(index, optimizer, step)
         scores = self.criterion.scores(evidence)
         if scores.shape != evidence.weight.shape or not scores.is_floating_point():
             raise ValueError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, DistributedType
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
@@ -143,6 +144,22 @@ def in_two_processes(function: Callable[..., None], *arguments: Any) -> list[int
     for process in processes:
         process.join()
     return [process.exitcode for process in processes]
+
+
+def persuade(accelerate: Callable[..., None]) -> Callable[..., None]:
+    """Make accelerate enter FSDP on a CPU, too; by default it does so on accelerators only."""
+
+    def enter(self: AcceleratorState, *arguments: Any, **named: Any) -> None:
+        accelerate(self, *arguments, **named)
+        if named.get("fsdp_plugin") is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, named["fsdp_plugin"]
+
+    return enter
+
+
+def fsdp(**more: Any) -> dict[str, Any]:
+    layers = ["BertLayer"]  # By default accelerate 1.15 shards the word embeddings of a BERT twice, and fails.
+    return {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": layers} | more}
 
 
 def _together(rank: int, port: int, function: Callable[..., None], *arguments: Any) -> None:

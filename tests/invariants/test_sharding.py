@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState, DistributedType
+from accelerate.state import AcceleratorState
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
@@ -39,7 +39,18 @@ from hf_compress.prune.callback import PruningCallback
 from hf_compress.prune.criteria import magnitude_masks
 from hf_compress.prune.selection import SCOPES, disagreements
 from hf_compress.quantize.callback import QuantizationCallback
-from tests.invariants.harness import METHODS, in_a_process, in_two_processes, logged, make, recipe, rows, same
+from tests.invariants.harness import (
+    METHODS,
+    fsdp,
+    in_a_process,
+    in_two_processes,
+    logged,
+    make,
+    persuade,
+    recipe,
+    rows,
+    same,
+)
 from tests.tiny import NO_DROPOUT, bert
 
 # An even number of rows, an odd one, and fewer rows than processes: then the second process has none.
@@ -260,22 +271,6 @@ def llama() -> LlamaForSequenceClassification:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForSequenceClassification(config)
-
-
-def persuade(accelerate: Callable[..., None]) -> Callable[..., None]:
-    """Make accelerate enter FSDP on a CPU, too; by default it does so on accelerators only."""
-
-    def enter(self: AcceleratorState, *arguments: Any, **named: Any) -> None:
-        accelerate(self, *arguments, **named)
-        if named.get("fsdp_plugin") is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, named["fsdp_plugin"]
-
-    return enter
-
-
-def fsdp(**more: Any) -> dict[str, Any]:
-    layers = ["BertLayer"]  # By default accelerate 1.15 shards the word embeddings of a BERT twice, and fails.
-    return {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": layers} | more}
 
 
 # Sharded checkpoints: accelerate cannot write whole ones on CPUs, where gathered tensors have no storage.

@@ -27,7 +27,7 @@ FROZEN = """
 --distill_augment         0
 
 --prune_sparsity          0.0
---prune_criterion         'magnitude' magnitude adam
+--prune_criterion         'magnitude' magnitude adam platon
 --prune_pattern           'unstructured' unstructured
 --prune_schedule          'cubic'     cubic linear
 --prune_initial_sparsity  0.0

@@ -72,7 +72,10 @@ def test_no_criterion_changes_the_weights(criterion: str) -> None:
     weights = [torch.randn(shape) for shape in SHAPES]
     before = [weight.clone() for weight in weights]
     for weight in weights:
-        CRITERIA[criterion].scores(Evidence(weight))
+        evidence = Evidence(weight, gradient=torch.randn_like(weight), step=10)
+        if CRITERIA[criterion].observe is not None:
+            CRITERIA[criterion].observe(evidence)
+        CRITERIA[criterion].scores(evidence)
     assert equal(weights, before)
 
 

@@ -1,0 +1,100 @@
+"""Criteria that need gradients, optimizer state or memory: the same masks however the rows of a step are divided."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState
+from torch.distributed.fsdp import FSDPModule
+
+from hf_compress import PruningArguments, Recipe
+from hf_compress.models.sharding import gathered
+from hf_compress.models.targets import prunable
+from hf_compress.prune import CRITERIA
+from tests.invariants.harness import fsdp, in_two_processes, make, persuade, rows, same
+from tests.tiny import NO_DROPOUT, bert
+
+DEEP = [name for name, criterion in CRITERIA.items() if criterion.has_state]
+WAYS: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp": fsdp(state_dict_type="SHARDED_STATE_DICT")}
+
+
+def outcome(criterion: str, folder: Path, resumes: bool = False, **settings: Any) -> dict[str, Any]:
+    """Return the masks and weights that a run leaves, whose steps take 16 rows; resumed from step 13 if asked."""
+    pruning = PruningArguments(prune_sparsity=0.6, prune_criterion=criterion, prune_every=5, prune_scope="global")
+    run = make(
+        folder,
+        # In float32, another order of summation would change scores that are nearly equal.
+        model=bert(seed=int(resumes), **NO_DROPOUT).double(),
+        data=rows(54),  # The last step of an epoch has 6 rows.
+        plan=Recipe(pruning=pruning),
+        max_steps=24,
+        learning_rate=1e-3,
+        save_strategy="steps",
+        save_steps=13,
+        **settings,
+    )
+    run.train(resume_from_checkpoint=str(folder / "checkpoint-13") if resumes else None)
+    weights = {target.name: gathered(target.weight).detach() for target in prunable(run.model)}
+    return {
+        "sharded": isinstance(run.model, FSDPModule),
+        "processes": run.accelerator.num_processes,
+        "weights": weights,
+        "masks": {name: weight != 0 for name, weight in weights.items()},
+    }
+
+
+@pytest.fixture(scope="module", params=DEEP)
+def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """A criterion, and what one process leaves with it."""
+    return request.param, outcome(request.param, tmp_path_factory.mktemp("one"), per_device_train_batch_size=16)
+
+
+def test_accumulated_batches_have_the_masks_of_one(one: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    criterion, whole = one
+    parts = outcome(criterion, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4)
+    assert same(parts["masks"], whole["masks"])
+    zeros = sum(int((~mask).sum()) for mask in whole["masks"].values())
+    assert zeros == round(0.6 * sum(mask.numel() for mask in whole["masks"].values()))
+
+
+def work(folder: Path) -> None:
+    """Run all criteria in one of two processes, whole and sharded, each with a resumed run."""
+    dist.init_process_group("gloo")
+    AcceleratorState.__init__ = persuade(AcceleratorState.__init__)
+    for way, settings in WAYS.items():
+        for criterion in DEEP:
+            for resumes in (False, True):
+                found = outcome(criterion, folder / f"{way} {criterion}", resumes, **settings)
+                torch.save(found, folder / f"{way}-{criterion}-{resumes}-{dist.get_rank()}.pt")
+        AcceleratorState._reset_state()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that two processes wrote to."""
+    folder = tmp_path_factory.mktemp("two")
+    assert in_two_processes(work, folder) == [0, 0]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_have_the_masks_of_one(way: str, one: tuple[str, dict[str, Any]], two: Path) -> None:
+    criterion, whole = one
+    for rank in range(2):
+        found = torch.load(two / f"{way}-{criterion}-False-{rank}.pt", weights_only=True)
+        assert (found["sharded"], found["processes"]) == (way == "fsdp", 2)
+        assert same(found["masks"], whole["masks"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("criterion", DEEP)
+def test_two_processes_resume_to_the_same_bits(way: str, criterion: str, two: Path) -> None:
+    for rank in range(2):
+        names = [f"{way}-{criterion}-{resumes}-{rank}.pt" for resumes in (False, True)]
+        uninterrupted, resumed = (torch.load(two / name, weights_only=True) for name in names)
+        assert same(uninterrupted["weights"], resumed["weights"])
