@@ -29,7 +29,15 @@ from jaxtyping import install_import_hook
 
 # Shape annotations of pure functions are checked at run time. Other modules take models and trainers, which some
 # tests replace by doubles, so they are not checked.
-PURE = ("models.heads", "models.sharding", "models.targets", "layers.grids", "distill.losses", "prune.criteria")
+PURE = (
+    "models.heads",
+    "models.sharding",
+    "models.targets",
+    "layers.grids",
+    "distill.losses",
+    "distill.layer_losses",
+    "prune.criteria",
+)
 PURE += ("prune.selection", "prune.schedules", "packing.coding", "packing.packed")
 PURE += tuple(f"study.analysis.{name}" for name in ("panel", "reductions", "effects", "ranking", "published"))
 CHECKED = [f"hf_compress.{name}" for name in PURE]

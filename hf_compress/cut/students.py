@@ -5,15 +5,14 @@ import re
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from hf_compress.models.heads import has_own_forward
+from hf_compress.models.stacks import decoder_depth, stacks
 
 logger = logging.get_logger(__name__)
-
-_DECODER_DEPTHS = ("num_decoder_layers", "decoder_layers")
 
 
 def student_from(model: PreTrainedModel, layers: int | Sequence[int]) -> PreTrainedModel:
@@ -48,8 +47,7 @@ def student_from(model: PreTrainedModel, layers: int | Sequence[int]) -> PreTrai
             "trainers do. Cut it with `hf_compress.student_from` before you build the trainer."
         )
     config = copy.deepcopy(model.config)
-    stacks = _stacks(model)
-    kept = {name: _chosen(layers, depth) for name, depth in stacks.items()}
+    kept = {name: chosen_layers(layers, depth) for name, depth in _depths(model).items()}
     _shorten(config, kept, layers)
     with torch.random.fork_rng(
         devices=[]
@@ -92,7 +90,12 @@ def parse_layers(text: str) -> int | list[int]:
     return numbers if "," in text else numbers[0]
 
 
-def _chosen(layers: int | Sequence[int], depth: int) -> list[int]:
+def chosen_layers(layers: int | Sequence[int], depth: int) -> list[int]:
+    """Return the numbers of the layers that a student keeps of `depth`, in ascending order.
+
+    Raises:
+        ValueError: there are no such layers, or they are not in ascending order.
+    """
     if isinstance(layers, int):
         if not 1 <= layers <= depth:
             raise ValueError(
@@ -115,12 +118,7 @@ def _chosen(layers: int | Sequence[int], depth: int) -> list[int]:
     return numbers
 
 
-def _decoder_depth(config: PreTrainedConfig) -> str | None:
-    """Return the field of `config` with the number of decoder layers of an encoder-decoder."""
-    return next((name for name in _DECODER_DEPTHS if config.is_encoder_decoder and hasattr(config, name)), None)
-
-
-def _stacks(model: PreTrainedModel) -> dict[str, int]:
+def _depths(model: PreTrainedModel) -> dict[str, int]:
     """Return the names and lengths of the lists of layers in the model.
 
     ALBERT's layers share their weights: its list is shorter than the model is deep, and the result has an empty name.
@@ -128,19 +126,14 @@ def _stacks(model: PreTrainedModel) -> dict[str, int]:
     Raises:
         ValueError: the model has no such list.
     """
-    config, found = model.config, dict[str, int]()
+    config = model.config
     if getattr(config, "num_hidden_groups", None) == 1:
         logger.warning(
             f"All {config.num_hidden_layers} layers of {type(model).__name__} share their weights: a student with "
             "fewer layers is faster, but its file is not smaller."
         )
         return {"": config.num_hidden_layers}
-    decoder = _decoder_depth(config)
-    for name, module in model.named_modules():
-        depth = getattr(config, decoder if decoder and "decoder" in name.split(".") else "num_hidden_layers", None)
-        inner = any(name.startswith(f"{other}.") for other in found)
-        if isinstance(module, nn.ModuleList) and len(module) == depth and not inner:
-            found[name] = depth
+    found = {name: len(layers) for name, layers in stacks(model).items()}
     # A layer that computes with its own number would compute something else in another place.
     if not found or getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise ValueError(
@@ -152,9 +145,9 @@ def _stacks(model: PreTrainedModel) -> dict[str, int]:
 
 def _shorten(config: PreTrainedConfig, kept: dict[str, list[int]], layers: int | Sequence[int]) -> None:
     """Change `config` in place to describe a model with only the layers `kept`."""
-    decoder = _decoder_depth(config)
+    decoder = decoder_depth(config)
     fields = ["num_hidden_layers", *([decoder] if decoder else [])]
-    chosen = {name: _chosen(layers, depth) for name in fields if (depth := getattr(config, name))}
+    chosen = {name: chosen_layers(layers, depth) for name in fields if (depth := getattr(config, name))}
     lists = {
         name: [value[number] for number in chosen["num_hidden_layers"]]
         for name, value in vars(config).items()
@@ -166,9 +159,9 @@ def _shorten(config: PreTrainedConfig, kept: dict[str, list[int]], layers: int |
         setattr(config, name, len(numbers))
 
 
-def _renamed(name: str, stacks: tuple[str, ...], numbers: dict[str, str]) -> str | None:
+def _renamed(name: str, lists: tuple[str, ...], numbers: dict[str, str]) -> str | None:
     """Return the student's name for the weight `name`, or None if its layer is left out."""
-    stack = next((stack for stack in stacks if stack and name.startswith(f"{stack}.")), None)
+    stack = next((stack for stack in lists if stack and name.startswith(f"{stack}.")), None)
     if stack is None:
         return name
     layer = f"{stack}.{name[len(stack) + 1 :].partition('.')[0]}."

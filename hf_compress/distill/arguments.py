@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from hf_compress.cut.students import parse_layers
 from hf_compress.distill.cache import AUTO
+from hf_compress.distill.layer_losses import LAYER_LOSSES, LayerLoss
 from hf_compress.distill.losses import LOSSES, Loss
+from hf_compress.distill.pairing import LAST, UNIFORM, parse_pairs
 from hf_compress.distill.teacher import SELF
 from hf_compress.distill.teacher_only import OPTIONS
 from hf_compress.options import changed
@@ -56,6 +58,23 @@ class DistillationArguments:
     distill_alpha: float = field(
         default=0.9,
         metadata={"help": "Weight of the distillation loss, in [0, 1]; the loss on the labels gets the rest."},
+    )
+    distill_layer_loss: list[str] = field(
+        default_factory=list,
+        metadata={
+            "metavar": "NAME=WEIGHT",
+            "help": "Losses on layers, added to the loss with their weights, such as `hidden=1`. "
+            + " ".join(f"`{loss.name}`: {loss.help}." for loss in LAYER_LOSSES.values())
+            + " By default there are none.",
+        },
+    )
+    distill_layers: str = field(
+        default=UNIFORM,
+        metadata={
+            "help": f"Layers that `--distill_layer_loss` compares: `{UNIFORM}` (spread evenly; for a student cut by "
+            f"`--distill_student_layers`, those that its layers came from), `{LAST}`, or pairs student:teacher "
+            "(0:2,1:5), counted from 0."
+        },
     )
     distill_student_layers: str | None = field(
         default=None,
@@ -107,6 +126,7 @@ class DistillationArguments:
         if self.distill_student_layers is not None:
             parse_layers(self.distill_student_layers)
         self._check_cache()
+        self._check_layers()
         if not 0 <= self.distill_augment <= MOST_COPIES:
             raise ValueError(
                 f"`--distill_augment` must be a number of new rows for each training row, from 0 to {MOST_COPIES}; "
@@ -126,12 +146,31 @@ class DistillationArguments:
             raise ValueError(
                 f"`--distill_cache` must be a folder or `{AUTO}`, got an empty name. Leave the value out."
             )
-        if self.loss.needs:
+        if self.distill_layer_loss:
             raise ValueError(
-                f"`--distill_cache` keeps the teacher's logits only, and `--distill_loss {self.distill_loss}` needs "
-                f"its {' and '.join(f'`{name}`' for name in self.loss.needs)}. Leave the option out, or choose a loss "
-                "on the logits."
+                "`--distill_cache` keeps the teacher's logits only, because what its layers compute takes too much "
+                "space; `--distill_layer_loss` needs that. Leave one of the two options out."
             )
+
+    def _check_layers(self) -> None:
+        parse_pairs(self.distill_layers)
+        names = [loss.name for loss, _ in self.layer_losses]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"`--distill_layer_loss` must name each loss once, got {' '.join(self.distill_layer_loss)}. Give one "
+                "weight for each."
+            )
+        if not names and self.distill_layers != UNIFORM:
+            warnings.warn(
+                f"`--distill_layers {self.distill_layers}` has no effect without `--distill_layer_loss`. Give a loss, "
+                "such as `hidden=1`, or leave the option out.",
+                stacklevel=4,
+            )
+
+    @property
+    def layer_losses(self) -> list[tuple[LayerLoss, float]]:
+        """The entries of `LAYER_LOSSES` that `distill_layer_loss` names, with their weights."""
+        return [_weighted(text) for text in self.distill_layer_loss]
 
     @property
     def loss(self) -> Loss:
@@ -160,3 +199,22 @@ class DistillationArguments:
     def student_layers(self) -> int | list[int] | None:
         """How many layers the student keeps, or which ones; None means all."""
         return None if self.distill_student_layers is None else parse_layers(self.distill_student_layers)
+
+
+def _weighted(text: str) -> tuple[LayerLoss, float]:
+    """Return the loss and the weight in `NAME=WEIGHT`.
+
+    Raises:
+        ValueError: there is no such loss, or the weight is not a number above 0.
+    """
+    name, _, weight = text.partition("=")
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if name not in LAYER_LOSSES or not (math.isfinite(number) and number > 0):
+        raise ValueError(
+            f"`--distill_layer_loss` must be NAME=WEIGHT, with one of {', '.join(LAYER_LOSSES)} and a weight above 0; "
+            f"got {text!r}. Give for example `hidden=1`."
+        )
+    return LAYER_LOSSES[name], number

@@ -15,8 +15,8 @@ from transformers.utils import logging
 from hf_compress.distill.answers import AnswerCollator, answer_columns, check_dataset
 from hf_compress.distill.cache import OPTION, TeacherCache
 from hf_compress.distill.enlarging import EnlargingMixin
-from hf_compress.distill.features import flags
 from hf_compress.distill.fingerprints import identity
+from hf_compress.distill.layering import LayeringMixin
 from hf_compress.distill.teacher import adapter_off
 from hf_compress.distill.teacher_only import COLUMN
 from hf_compress.models.examples import longest_text
@@ -25,7 +25,7 @@ from hf_compress.models.heads import LABELS, bare
 logger = logging.get_logger(__name__)
 
 
-class AskingMixin(EnlargingMixin):
+class AskingMixin(EnlargingMixin, LayeringMixin):
     """The part of a `DistillationMixin` that asks its teacher, and keeps the answers with `--distill_cache`."""
 
     model_wrapped: Any
@@ -131,12 +131,13 @@ class AskingMixin(EnlargingMixin):
         return taken
 
     def _teach(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-        """Return the teacher's outputs for a batch, with the features that the loss needs."""
-        taken = self._teacher_reads(model, inputs) | self._feature_flags
+        """Return the teacher's outputs for a batch, with what layerwise losses compare."""
+        taken = self._teacher_reads(model, inputs)
         self._check_length(taken)
         if self._teacher_caches:
             taken["use_cache"] = False
-        with self.teaching() as teacher, torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
+        exact = torch.autocast(self.args.device.type, enabled=False)
+        with self.teaching() as teacher, torch.no_grad(), exact, self._captured("teacher"):
             return teacher(**taken)
 
     def _check_length(self, inputs: Mapping[str, Any]) -> None:
@@ -149,8 +150,3 @@ class AskingMixin(EnlargingMixin):
                     f"{self._teacher_limit} tokens, and `{name}` has rows of {length}. Truncate the rows, or use a "
                     "teacher with more positions."
                 )
-
-    @property
-    def _feature_flags(self) -> dict[str, bool]:
-        """The arguments that make a model return the features that the loss needs."""
-        return flags(self.distillation.loss)

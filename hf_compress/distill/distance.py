@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_compress.distill.features import features
 from hf_compress.distill.losses import LOSSES, REGRESSION, Loss
 from hf_compress.models.heads import Head, Problem
 
@@ -17,7 +16,7 @@ def form(loss: Loss, problem: Problem) -> tuple[Loss, Callable[..., Tensor]]:
     Raises:
         ValueError: the labels are independent, and the loss has no form for them.
     """
-    if problem == "regression" and not loss.needs:
+    if problem == "regression":
         return REGRESSION, REGRESSION.function
     if problem != "multi_label_classification":
         return loss, loss.function
@@ -47,9 +46,6 @@ def distance(
         classes: the teacher's class for each of the student's; None if the order is the same.
     """
     loss, function = form(loss, head.problem(inputs))
-    if loss.needs:
-        pair = [features(outputs, inputs, loss, who) for outputs, who in ((student, "student"), (teacher, "teacher"))]
-        return _mean_over_rows(function(*pair, temperature), inputs, head)
     means = []
     both = (head.positions(outputs, inputs) for outputs in (student, teacher))
     for ours, theirs in zip(*both, strict=True):
@@ -61,8 +57,11 @@ def distance(
     return torch.stack(means).mean()
 
 
-def _mean_over_rows(values: Tensor, inputs: Mapping[str, Any], head: Head) -> Tensor:
-    """Return the mean of one value per row, each row counted as often as it has positions that count."""
+def mean_over_rows(values: Tensor, inputs: Mapping[str, Any], head: Head) -> Tensor:
+    """Return the mean of one value per row, each row counted as often as it has positions that count.
+
+    So the means of micro-batches, weighted by their counts, add up to the mean of the whole batch.
+    """
     counted = head.counted(inputs)
     assert counted is not None, "the label loss needs labels"
     counts = counted.reshape(len(counted), -1).sum(-1).to(values)

@@ -1,4 +1,4 @@
-"""The registry of distillation losses: distances between a student's and a teacher's outputs.
+"""The registry of distillation losses: distances between a student's and a teacher's logits.
 
 To add a loss, write its function and its entry in `LOSSES`. The flag's choices and help, the checks before training
 and the model card follow from the entry.
@@ -8,33 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-
-FEATURES = ("hidden_states", "attentions")
-
-
-@dataclass(frozen=True)
-class Features:
-    """The intermediate results of one model, for losses with `needs`.
-
-    Args:
-        hidden_states: the embeddings' output and each layer's, of shape (rows, tokens, width); None if not needed.
-        attentions: each layer's attention probabilities, of shape (rows, heads, queries, keys); None if not needed.
-        mask: which tokens (or patches, or frames) are not padding, of shape (rows, tokens).
-
-    Example:
-        >>> import torch
-        >>> from hf_compress.distill import Features
-        >>> embeddings, layer = torch.zeros(1, 3, 4), torch.ones(1, 3, 4)
-        >>> features = Features((embeddings, layer), attentions=None, mask=torch.tensor([[True, True, False]]))
-        >>> features.hidden_states[-1][features.mask].shape
-        torch.Size([2, 4])
-    """
-
-    hidden_states: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
-    mask: Bool[Tensor, "rows tokens"]
 
 
 @dataclass(frozen=True)
@@ -44,16 +19,13 @@ class Loss:
     Args:
         name: the value of `--distill_loss`.
         function: the distance. It takes the student's logits, the teacher's logits, both of shape
-            (positions, classes), and the temperature, and returns one value per position. If `needs` is set, it takes
-            the student's `Features`, the teacher's `Features` and the temperature, and returns one value per row; a
-            row counts as often as it has positions that count.
+            (positions, classes), and the temperature, and returns one value per position.
         independent: the form of `function` for independent labels (multi-label classification), or None if there is
             none. Training with such labels is then refused.
         help: a short phrase for the flag's help.
         card: a noun phrase for "The loss is 0.9 x <card> + 0.1 x the loss on the labels". `{temperature:g}` and
             `{scale:g}` (the temperature squared) are filled in.
         citation: a BibTeX entry, or "".
-        needs: what both models have to return besides logits: "hidden_states", "attentions" or both.
         has_temperature: whether the temperature changes the loss.
 
     Example:
@@ -80,16 +52,7 @@ class Loss:
     help: str
     card: str
     citation: str
-    needs: tuple[str, ...] = ()
     has_temperature: bool = True
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.needs if name not in FEATURES]
-        if unknown:
-            raise ValueError(
-                f"`needs` of the loss {self.name!r} may hold {' and '.join(map(repr, FEATURES))}, got {unknown[0]!r}. "
-                "Leave it out if the loss compares logits."
-            )
 
 
 def kl(

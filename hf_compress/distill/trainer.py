@@ -22,17 +22,16 @@ from hf_compress.distill.teacher_only import COLUMN, for_labels, is_float, label
 from hf_compress.models.heads import LABELS, bare, find_head
 
 REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
-TERMS = ("distill_loss", "label_loss")
 
 
 class DistillationMixin(AskingMixin, WeighingMixin):
     """A `Trainer` that also learns from a teacher; put it before any other Trainer class to mix it in.
 
     With `d` the distillation loss and `l` the loss on the labels, training minimises
-    `distill_alpha * d + (1 - distill_alpha) * l`. Both are means over the positions that count (`Head`), and both
-    appear in the logs beside `loss`. Evaluation is the plain Trainer's: `eval_loss` is the loss on the labels, and the
-    teacher is not asked. Without a teacher the class equals the plain Trainer to the last bit, except for the next
-    paragraph.
+    `distill_alpha * d + (1 - distill_alpha) * l`, plus each loss of `distill_layer_loss` times its weight. All are
+    means over the positions that count (`Head`), and all appear in the logs beside `loss`. Evaluation is the plain
+    Trainer's: `eval_loss` is the loss on the labels, and the teacher is not asked. Without a teacher the class equals
+    the plain Trainer to the last bit, except for the next paragraph.
 
     **Accumulation and processes.** Transformers lets a model divide its loss by `num_items_in_batch`, the number of
     labels in the whole accumulated batch, and assumes that every model whose forward has `**kwargs` does so. Few do:
@@ -55,7 +54,8 @@ class DistillationMixin(AskingMixin, WeighingMixin):
     """
 
     uncut: PreTrainedConfig | None  # The configuration that the student had before it was cut.
-    _sums: Tensor | None  # Of the two terms, over the steps since the last log line.
+    _terms: tuple[str, ...]  # The names of the terms in the logs.
+    _sums: Tensor | None  # Of the terms, over the steps since the last log line.
     _summed_steps: int
     _taught: bool  # Whether the teacher has been asked in training.
     _teacher_classes: Tensor | None  # The teacher's class for each of the student's; None if the order is the same.
@@ -102,7 +102,7 @@ class DistillationMixin(AskingMixin, WeighingMixin):
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Return a new model for a run or a trial, cut as `--distill_student_layers` says."""
-        return cast(nn.Module, self._cut(super().call_model_init(*args, **kwargs)))
+        return self._layered(cast(nn.Module, self._cut(super().call_model_init(*args, **kwargs))))
 
     def compute_loss(
         self,
@@ -129,7 +129,9 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         if self.teacher is None:
             found = super().compute_loss(model, labelled, return_outputs, num_items_in_batch=None)
             return (found[0] * label_share, found[1]) if return_outputs else found * label_share
-        label_loss, outputs = self._label_loss(model, labelled, num_items_in_batch)
+        with self._layers_attached():
+            label_loss, outputs = self._label_loss(model, labelled, num_items_in_batch)
+            teacher = answers or self._teach(model, inputs)
         if COLUMN in inputs and is_float(inputs):
             refuse_own_loss(type(self), DistillationMixin)
             label_loss = label_mean(outputs, inputs, self.head)
@@ -137,10 +139,14 @@ class DistillationMixin(AskingMixin, WeighingMixin):
             refuse_unshifted(label_loss, outputs, labelled, self.head, type(bare(self.model)))
         self._taught = True
         label_loss = label_loss.mean() * label_share  # `nn.DataParallel` returns one loss per device.
-        distill_loss = self._distance(outputs, answers or self._teach(model, inputs), inputs) * share
+        distill_loss = self._distance(outputs, teacher, inputs) * share
         alpha = self.distillation.distill_alpha
         loss = alpha * distill_loss + (1 - alpha) * label_loss
-        self._record(distill_loss, label_loss)
+        terms = {"distill_loss": distill_loss, "label_loss": label_loss}
+        for name, (weight, value) in self._layer_losses(outputs, teacher, inputs).items():
+            terms[name] = value * share
+            loss = loss + weight * terms[name]
+        self._record(terms)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -160,10 +166,10 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log `distill_loss` and `label_loss` beside `loss`: means over the steps since the last such line."""
+        """Log `distill_loss`, `label_loss`, ... beside `loss`: means over the steps since the last such line."""
         if "loss" in logs and self._sums is not None and self._summed_steps:
-            sums = self.accelerator.gather(self._sums).reshape(-1, len(TERMS)).mean(0)
-            terms = dict(zip(TERMS, (sums / self._summed_steps).tolist(), strict=True))
+            sums = self.accelerator.gather(self._sums).reshape(-1, len(self._terms)).mean(0)
+            terms = dict(zip(self._terms, (sums / self._summed_steps).tolist(), strict=True))
             logs = {"loss": logs["loss"], **terms, **logs}
         if "loss" in logs or "train_loss" in logs:
             self._sums, self._summed_steps = None, 0
@@ -231,6 +237,7 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         if self._adapted is None:
             freeze(self.teacher, self.args.device)
         self._find_what_the_teacher_reads()
+        self._set_up_layers()
         if self._enlarges:
             self._check_enlarging()
         if self.distillation.distill_cache is not None:
@@ -242,15 +249,15 @@ class DistillationMixin(AskingMixin, WeighingMixin):
     ) -> tuple[Tensor, Any]:
         """Return the loss on the labels, as the Trainer class computes it, and the student's outputs."""
         assert self.head is not None
-        inputs = inputs | self._feature_flags
         total = None if self._weighs_batches else num_items_in_batch
         # By name, as Trainer does: many override this method with `**kwargs` behind `return_outputs`.
-        loss, outputs = loss_and_outputs(
-            super().compute_loss(model, inputs, True, num_items_in_batch=total),
-            self.head,
-            owner(type(self), DistillationMixin),
-        )
-        return loss, self._with_gradients(outputs, model, inputs)
+        with self._captured("student"):
+            loss, outputs = loss_and_outputs(
+                super().compute_loss(model, inputs, True, num_items_in_batch=total),
+                self.head,
+                owner(type(self), DistillationMixin),
+            )
+            return loss, self._with_gradients(outputs, model, inputs)
 
     def _with_gradients(self, outputs: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
         """Return the student's outputs with gradients; a `compute_loss` may return some made only for scoring."""
@@ -265,9 +272,10 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         loss, temperature = self.distillation.loss, self.distillation.distill_temperature
         return distance(student, teacher, inputs, self.head, loss, temperature, self._teacher_classes)
 
-    def _record(self, *terms: Tensor) -> None:
+    def _record(self, terms: Mapping[str, Tensor]) -> None:
         """Add the terms to the sums for the next log line, on the device: reading them would stall it every step."""
-        sums = torch.stack([term.detach().float() for term in terms])
+        self._terms = tuple(terms)
+        sums = torch.stack([term.detach().float() for term in terms.values()])
         self._sums = sums if self._sums is None else self._sums + sums
         self._summed_steps += int(self.accelerator.sync_gradients)
 

@@ -12,9 +12,8 @@ from hf_compress.report.report import Report
 
 
 def loss(report: Report) -> Loss:
-    """The distillation loss. Regression uses its own, except in place of a loss that compares hidden states."""
-    chosen = LOSSES[report.recipe.distillation.distill_loss]
-    return REGRESSION if report.head.endswith("regression") and not chosen.needs else chosen
+    """The distillation loss. Regression uses its own."""
+    return REGRESSION if report.head.endswith("regression") else LOSSES[report.recipe.distillation.distill_loss]
 
 
 def criterion(report: Report) -> Criterion:
@@ -41,7 +40,7 @@ def citations(report: Report) -> list[str]:
     """The BibTeX entries of all that was used, each once."""
     recipe, found = report.recipe, []
     if recipe.distillation.enabled:
-        found.append(loss(report).citation)
+        found += [loss(report).citation, *(layerwise.citation for layerwise, _ in recipe.distillation.layer_losses)]
     if recipe.pruning.enabled:
         found += [criterion(report).citation, pattern(report).citation, schedule(report).citation]
     if recipe.quantization.enabled:

@@ -22,6 +22,8 @@ FROZEN = """
 --distill_loss            'kl'        kl mse ce
 --distill_temperature     2.0
 --distill_alpha           0.9
+--distill_layer_loss      []
+--distill_layers          'uniform'
 --distill_student_layers  None
 --distill_cache           None
 --distill_augment         0

@@ -3,6 +3,8 @@
 import shlex
 from typing import Any
 
+from hf_compress.distill import DistillationArguments
+from hf_compress.distill.pairing import LAST, parse_pairs
 from hf_compress.report.descriptors import criterion, loss, pattern, schedule, scheme
 from hf_compress.report.markdown import Markdown, block, code, listed, text
 from hf_compress.report.phrases import base_words, dataset_words
@@ -21,7 +23,11 @@ TEMPLATE = """\
 {% endif %}
 {% if distillation.enabled %}
 - **Distillation.** The teacher is {{ teacher }}. The loss is {{ distillation.distill_alpha }} x {{ loss }} + \
-{{ "%g" | format(1 - distillation.distill_alpha) }} x the loss on the labels.
+{{ "%g" | format(1 - distillation.distill_alpha) }} x the loss on the labels\
+{% for weight, card in layer_losses %} + {{ "%g" | format(weight) }} x {{ card }}{% endfor %}.
+{% if pairs %}
+  {{ pairs }}
+{% endif %}
 {% endif %}
 {% if pruning.enabled %}
 - **Pruning.** In the linear layers of the body, the {{ criterion }} were set to zero, \
@@ -110,6 +116,8 @@ def values(report: Report) -> dict[str, Any]:
         if self_taught
         else code(str(distillation.distill_teacher)),
         "loss": Markdown(loss(report).card.format(**_temperature(report))) if distillation.enabled else "",
+        "layer_losses": [(weight, Markdown(loss.card)) for loss, weight in distillation.layer_losses],
+        "pairs": _pairs_words(distillation),
         "criterion": Markdown(criterion(report).card) if pruning.enabled else "",
         "pattern": Markdown(pattern(report).card) if pruning.enabled else "",
         "schedule": Markdown(schedule(report).card) if pruning.enabled else "",
@@ -155,6 +163,20 @@ def _layers_words(layers: int | list[int]) -> Markdown:
         return Markdown(f"{layers} of the model's layers were kept with their weights, evenly spaced.")
     numbers = listed([str(layer) for layer in layers])
     return Markdown(f"The model's layers {numbers} were kept with their weights, counted from 0.")
+
+
+def _pairs_words(distillation: DistillationArguments) -> Markdown | None:
+    """Which layers the layerwise losses compared; None if there are none, or they compare embeddings only."""
+    if all(loss.reads == "embeddings" for loss, _ in distillation.layer_losses):
+        return None
+    pairs = parse_pairs(distillation.distill_layers)
+    if pairs is not None:
+        said = listed([f"{ours} with {theirs}" for ours, theirs in pairs])
+        return Markdown(f"Layers were compared as student's with teacher's, counted from 0: {said}.")
+    if distillation.distill_layers == LAST:
+        return Markdown("Only the last layers of the two were compared.")
+    came = " (those that the student's came from, if the teacher has all layers of the model that it was cut from)"
+    return Markdown(f"Layers were compared in pairs, spread evenly{came * (distillation.student_layers is not None)}.")
 
 
 def _bits_words(report: Report) -> list[str]:

@@ -1,0 +1,98 @@
+"""A Trainer that compares layers of its model with layers of its teacher."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer
+
+from hf_compress.distill.arguments import DistillationArguments
+from hf_compress.distill.layerwise import Layerwise
+from hf_compress.distill.pairing import pair_layers
+from hf_compress.models.heads import Head, bare
+from hf_compress.models.stacks import NoLayers, layers_of
+
+
+class LayeringMixin(Trainer):
+    """The part of a `DistillationMixin` that computes the losses of `--distill_layer_loss`.
+
+    While training lasts, both models have hooks, and the student has the projections between different widths; then
+    both are as they were.
+    """
+
+    distillation: DistillationArguments
+    teacher: PreTrainedModel | None
+    head: Head | None
+    uncut: PreTrainedConfig | None
+    model: Any
+    _layerwise: Layerwise | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, with hooks and projections on the models."""
+        with self._layers_attached():
+            return super().train(*args, **kwargs)
+
+    def _layered(self, model: nn.Module) -> nn.Module:
+        """Return a new model; during training it gets the hooks of the one that it replaces, and new projections."""
+        if self._layerwise is not None and self._layerwise.student.installed:
+            assert self.teacher is not None
+            self._layerwise.detach()
+            self._layerwise.renew(model)
+            self._layerwise.attach(model, self.teacher)
+        return model
+
+    def _set_up_layers(self) -> None:
+        """Choose the pairs of layers and check that the models can be compared, if the options ask for that.
+
+        Raises:
+            ValueError: they cannot be compared.
+        """
+        self._layerwise = None
+        losses = self.distillation.layer_losses
+        if not losses:
+            return
+        assert self.head is not None and self.teacher is not None
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                "`--distill_layer_loss` does not work with `nn.DataParallel`, which copies the model to each device "
+                "at every step. Start one process per device with `torchrun`, or set CUDA_VISIBLE_DEVICES to one."
+            )
+        try:
+            student, teacher = (len(layers_of(bare(model))) for model in (self.model, cast(nn.Module, self.teacher)))
+        except NoLayers as error:
+            raise ValueError(f"`--distill_layer_loss` cannot be used: {error}. Leave the option out.") from error
+        cut = self.uncut is not None and self.uncut.num_hidden_layers == teacher
+        kept = self.distillation.student_layers if cut else None
+        pairs = pair_layers(self.distillation.distill_layers, student, teacher, kept)
+        self._layerwise = Layerwise(losses, pairs, self.args.seed)
+        self._layerwise.set_up(
+            self.model,
+            self.teacher,
+            self.head,
+            lambda batch: self._teach(self.model, batch),  # type: ignore[attr-defined]
+        )
+
+    @contextlib.contextmanager
+    def _layers_attached(self) -> Iterator[None]:
+        """Put hooks and projections on the models inside the context, if the options ask for that."""
+        if self._layerwise is None:
+            yield
+            return
+        assert self.teacher is not None
+        with self._layerwise.attached(self.model, self.teacher):
+            yield
+
+    def _captured(self, of: str) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which the "student" or the "teacher" hands over what its layers compute."""
+        if self._layerwise is None:
+            return contextlib.nullcontext()
+        return (self._layerwise.student if of == "student" else self._layerwise.teacher).active()
+
+    def _layer_losses(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> dict[str, tuple[float, Tensor]]:
+        """Return weight and value of each layerwise loss of a batch, by its name in the logs."""
+        if self._layerwise is None:
+            return {}
+        assert self.head is not None
+        values = self._layerwise.losses(student, teacher, self.model, inputs, self.head)
+        return {term.loss.term: (term.weight, values[term.loss.term]) for term in self._layerwise.terms}

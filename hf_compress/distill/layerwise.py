@@ -1,0 +1,252 @@
+"""The layerwise losses of one run: which layers they compare, the checks before training, and their values."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from hf_compress.distill.capturing import CAPTURED, Capture, Tap
+from hf_compress.distill.distance import mean_over_rows
+from hf_compress.distill.layer_losses import PARTS, LayerLoss
+from hf_compress.distill.pairing import Pairs
+from hf_compress.distill.projecting import PROJECTIONS, new_projections
+from hf_compress.models.heads import Head, bare
+from hf_compress.models.stacks import NoLayers, attention_dropout, layers_of, token_mask
+
+logger = logging.get_logger(__name__)
+
+Couple = tuple[Tap, Tap]  # What of the student is compared with what of the teacher.
+EAGER = "eager"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One layerwise loss of a run: its weight in the sum, and the numbers of the couples that it compares."""
+
+    loss: LayerLoss
+    weight: float
+    couples: tuple[int, ...]
+
+
+class Layerwise:
+    """Compares layers of a student with layers of its teacher.
+
+    Args:
+        losses: the losses with their weights.
+        pairs: the layers that are compared, as (student's, teacher's).
+        seed: the seed of the projections.
+    """
+
+    def __init__(self, losses: list[tuple[LayerLoss, float]], pairs: Pairs, seed: int) -> None:
+        self.couples, self.seed = list[Couple](), seed
+        self.terms = [Term(loss, weight, self._numbered(couples_of(loss, pairs))) for loss, weight in losses]
+        self.student = Capture([ours for ours, _ in self.couples], self._projected)
+        self.teacher = Capture([theirs for _, theirs in self.couples])
+        self.projections = nn.ModuleDict()
+        self._widths: dict[int, tuple[int, int]] = {}
+        self._needs_eager = False
+        self._undo = contextlib.ExitStack()
+
+    def set_up(
+        self, model: nn.Module, teacher: nn.Module, head: Head, ask: Callable[[dict[str, Tensor]], Any]
+    ) -> None:
+        """Run both models once on an example batch, check that their layers can be compared, and make projections.
+
+        Args:
+            ask: returns the teacher's outputs for a batch.
+
+        Raises:
+            ValueError: a loss cannot compare the two models.
+        """
+        rate = getattr(bare(model).config, "layerdrop", 0)
+        if rate:
+            raise ValueError(
+                f"`--distill_layer_loss` needs every layer at every step, but the student skips layers at random "
+                f"(`config.layerdrop` is {rate}). Set `model.config.layerdrop = 0`."
+            )
+        batch = {name: value.to(bare(model).device) for name, value in head.example_batch(model).items()}
+        values = self._probe(model, teacher, batch, ask)
+        maps = [pair for ((part, _), _), pair in zip(self.couples, values, strict=True) if part == "attention"]
+        if any(one is None for pair in maps for one in pair):
+            logger.info(
+                "`--distill_layer_loss attention` needs attention maps: both models use "
+                f"`attn_implementation='{EAGER}'` in training."
+            )
+            self._needs_eager = True
+            values = self._probe(model, teacher, batch, ask)
+        for number, (ours, theirs) in enumerate(values):
+            self._check(number, ours, theirs)
+            if _mask(ours, model, batch) is None:
+                raise ValueError(
+                    f"`--distill_layer_loss` cannot tell which places of a layer are padding: `attention_mask` of "
+                    f"{type(bare(model)).__name__} has another length. Leave the option out."
+                )
+        if self._widths and isinstance(model, PeftModel):
+            pair = next(iter(self._widths.values()))
+            raise ValueError(
+                f"`--distill_layer_loss` needs trained projections, because the student's layers are {pair[0]} wide "
+                f"and the teacher's {pair[1]}; checkpoints of a PEFT adapter would not hold them. Use `relations`, "
+                "whose widths may differ, or train without an adapter."
+            )
+        self.renew(model)
+
+    def renew(self, model: nn.Module) -> None:
+        """Make new projections for a new student."""
+        like = next(parameter for parameter in bare(model).parameters() if parameter.is_floating_point())
+        self.projections = new_projections(self._widths, like, self.seed)
+
+    @contextlib.contextmanager
+    def attached(self, model: nn.Module, teacher: nn.Module) -> Iterator[None]:
+        """Put hooks and projections on the models inside the context; a context inside another does nothing."""
+        if self.student.installed:
+            yield
+            return
+        self.attach(model, teacher)
+        try:
+            yield
+        finally:
+            self.detach()
+
+    def attach(self, model: nn.Module, teacher: nn.Module) -> None:
+        """Put hooks on both models, and the projections into the student."""
+        undo = self._undo
+        for one, capture in ((model, self.student), (teacher, self.teacher)):
+            undo.callback(capture.remove)
+            capture.install(one)
+        if self._needs_eager:
+            for one in (bare(model), bare(teacher)):
+                undo.callback(one.set_attn_implementation, one.config._attn_implementation)
+                one.set_attn_implementation(EAGER)
+        if any(part == "attention" for part, _ in self.student.taps):
+            # Maps after dropout are noise: zeros and too large numbers.
+            for layer in layers_of(bare(model)):
+                for module, name in attention_dropout(layer):
+                    undo.callback(setattr, module, name, getattr(module, name))
+                    setattr(module, name, 0.0)
+        if self.projections:
+            student = bare(model)
+            student.add_module(PROJECTIONS, self.projections)
+            undo.callback(delattr, student, PROJECTIONS)
+
+    def detach(self) -> None:
+        """Leave both models as they were."""
+        self._undo.close()
+
+    def losses(
+        self, student: Any, teacher: Any, model: nn.Module, inputs: Mapping[str, Any], head: Head
+    ) -> dict[str, Tensor]:
+        """Return the value of each loss by its name in the logs: a mean over the rows that count.
+
+        Args:
+            student: the student's outputs for the batch `inputs`.
+            teacher: the teacher's outputs for it.
+
+        Raises:
+            ValueError: the outputs are not the student's own, or a loss trains nothing.
+        """
+        if CAPTURED not in student:
+            raise ValueError(
+                "`--distill_layer_loss` needs the outputs of the model itself. Let `compute_loss` return the model's "
+                "own outputs."
+            )
+        ours, theirs = student[CAPTURED], teacher[CAPTURED]
+        mask = _mask(ours[0], model, inputs)
+        assert mask is not None, "checked by `set_up`"
+        found = {}
+        with torch.autocast(mask.device.type, enabled=False):
+            for term in self.terms:
+                pairs = [(_wide(ours[number]), _wide(theirs[number], mask.device)) for number in term.couples]
+                _check_gradients(term.loss, [value for value, _ in pairs])
+                values = torch.stack([term.loss.function(*pair, mask) for pair in pairs])
+                found[term.loss.term] = mean_over_rows(values.mean(0), inputs, head)
+        return found
+
+    def _numbered(self, couples: list[Couple]) -> tuple[int, ...]:
+        """Return the numbers of the couples. Losses share what they both compare, and its projection."""
+        self.couples += [couple for couple in couples if couple not in self.couples]
+        return tuple(self.couples.index(couple) for couple in couples)
+
+    def _projected(self, values: list[Any]) -> list[Any]:
+        """Return what was kept of the student, projected to the teacher's width where it differs."""
+        return [
+            self.projections[str(number)](value) if str(number) in self.projections else value
+            for number, value in enumerate(values)
+        ]
+
+    @torch.no_grad()
+    def _probe(
+        self, model: nn.Module, teacher: nn.Module, batch: dict[str, Tensor], ask: Callable[[dict[str, Tensor]], Any]
+    ) -> list[tuple[Any, Any]]:
+        """Return what each couple compares for a batch, as (student's, teacher's)."""
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            with self.attached(model, teacher), torch.random.fork_rng(devices=[]):
+                with self.student.active():
+                    ours = model(**batch)[CAPTURED]
+                theirs = ask(batch)[CAPTURED]
+        except NoLayers as error:
+            raise ValueError(f"`--distill_layer_loss` cannot be used: {error}. Leave the option out.") from error
+        finally:
+            for module, training in modes:
+                module.training = training
+        return list(zip(ours, theirs, strict=True))
+
+    def _check(self, number: int, ours: Any, theirs: Any) -> None:
+        """Check that a couple can be compared, and note the widths that need a projection."""
+        couple = self.couples[number]
+        for (part, layer), value, who in zip(couple, (ours, theirs), ("student", "teacher"), strict=True):
+            dims = 4 if part == "attention" else 3
+            tensors = value if isinstance(value, tuple) else (value,)
+            if any(not isinstance(tensor, Tensor) or tensor.ndim != dims for tensor in tensors):
+                raise ValueError(
+                    f"`--distill_layer_loss` needs {PARTS[part]}, which layer {layer} of the {who} does not give, or "
+                    "not for each token. Use another loss."
+                )
+        first, second = (value if isinstance(value, Tensor) else value[0] for value in (ours, theirs))
+        if first.shape[-2] != second.shape[-2]:
+            raise ValueError(
+                f"`--distill_layer_loss` compares tokens one by one, but for the same input the student has "
+                f"{first.shape[-2]} and the teacher {second.shape[-2]}. Leave the option out."
+            )
+        if couple[0][0] in ("hidden", "embeddings") and first.shape[-1] != second.shape[-1]:
+            self._widths[number] = (first.shape[-1], second.shape[-1])
+
+
+def couples_of(loss: LayerLoss, pairs: Pairs) -> list[Couple]:
+    """Return what a loss compares, given the pairs of layers."""
+    if loss.reads == "embeddings":
+        return [(("embeddings", 0), ("embeddings", 0))]
+    return [
+        ((loss.reads, ours), (loss.reads, theirs))
+        for ours, theirs in (pairs[-1:] if loss.reads == "relations" else pairs)
+    ]
+
+
+def _mask(value: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
+    """Return which tokens of a couple's value are not padding, of shape (rows, tokens); None if that is unknown."""
+    tensor = value if isinstance(value, Tensor) else value[0]
+    mask = token_mask(bare(model), inputs, len(tensor), tensor.shape[-2])
+    return None if mask is None else mask.to(tensor.device)
+
+
+def _wide(value: Any, device: torch.device | None = None) -> Any:
+    """Return tensors in float32 or wider, on the device."""
+    if isinstance(value, tuple):
+        return tuple(_wide(tensor, device) for tensor in value)
+    return value.to(device, torch.promote_types(value.dtype, torch.float32))
+
+
+def _check_gradients(loss: LayerLoss, values: list[Any]) -> None:
+    tensors = [tensor for value in values for tensor in (value if isinstance(value, tuple) else (value,))]
+    if torch.is_grad_enabled() and not any(tensor.requires_grad for tensor in tensors):
+        raise ValueError(
+            f"`--distill_layer_loss {loss.name}` trains nothing: no weight that can change has an effect on what it "
+            "compares. The layers are frozen, or `activation_checkpointing_kwargs` has `use_reentrant=True`: set it "
+            "to False, or leave this loss out."
+        )
