@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from hf_compress.cut.students import parse_layers
 from hf_compress.distill.cache import AUTO
+from hf_compress.distill.extra import ExtraSource
 from hf_compress.distill.layer_losses import LAYER_LOSSES, LayerLoss
 from hf_compress.distill.losses import LOSSES, Loss
 from hf_compress.distill.pairing import LAST, UNIFORM, parse_pairs
@@ -103,6 +104,22 @@ class DistillationArguments:
         },
     )
 
+    distill_extra: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Add these texts, which only the teacher labels: files (.txt, .csv, .tsv, .json, .jsonl, "
+            ".parquet), folders or Hub ids, with one column of text, or two if the training rows are pairs. DATASET "
+            "may be followed by `:SPLIT` or `:CONFIG:SPLIT`."
+        },
+    )
+    distill_extra_share: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of each epoch's rows that only the teacher labels, in (0, 1): 0.5 adds as many as there "
+            "are labelled rows, others in each epoch. By default all of them are in every epoch."
+        },
+    )
+
     def __post_init__(self) -> None:
         if self.distill_teacher is not None and not self.distill_teacher.strip():
             raise ValueError(
@@ -127,16 +144,33 @@ class DistillationArguments:
             parse_layers(self.distill_student_layers)
         self._check_cache()
         self._check_layers()
-        if not 0 <= self.distill_augment <= MOST_COPIES:
-            raise ValueError(
-                f"`--distill_augment` must be a number of new rows for each training row, from 0 to {MOST_COPIES}; "
-                f"got {self.distill_augment}. Give 20 as TinyBERT does, or leave the option out."
-            )
+        self._check_teacher_only_rows()
         if not self.loss.has_temperature and "distill_temperature" in changed(self):
             warnings.warn(
                 f"`--distill_temperature {self.distill_temperature}` has no effect with `--distill_loss "
                 f"{self.distill_loss}`. Leave it out.",
                 stacklevel=3,
+            )
+
+    def _check_teacher_only_rows(self) -> None:
+        if not 0 <= self.distill_augment <= MOST_COPIES:
+            raise ValueError(
+                f"`--distill_augment` must be a number of new rows for each training row, from 0 to {MOST_COPIES}; "
+                f"got {self.distill_augment}. Give 20 as TinyBERT does, or leave the option out."
+            )
+        for source in self.distill_extra:
+            ExtraSource.of(source)
+        share = self.distill_extra_share
+        if share is not None and not 0 < share < 1:
+            raise ValueError(
+                f"`--distill_extra_share` must be a share of the rows of an epoch, in (0, 1); got {share}. Give 0.5 "
+                "for as many rows without labels as there are with labels."
+            )
+        if share is not None and not self.has_teacher_only_rows:
+            warnings.warn(
+                f"`--distill_extra_share {share}` has no effect without `--distill_extra` or `--distill_augment`. "
+                "Leave it out.",
+                stacklevel=4,
             )
 
     def _check_cache(self) -> None:
@@ -185,7 +219,7 @@ class DistillationArguments:
     @property
     def has_teacher_only_rows(self) -> bool:
         """Whether the training set gets rows that only the teacher labels."""
-        return self.distill_augment > 0
+        return bool(self.distill_extra) or self.distill_augment > 0
 
     def refuse_teacher_only_rows(self) -> None:
         """Refuse rows that only a teacher can label. Call it where there is none."""

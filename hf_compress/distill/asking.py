@@ -45,7 +45,10 @@ class AskingMixin(EnlargingMixin, LayeringMixin):
                 self.train_dataset, self.data_collator = self._enlarged(*given)
             if self._answer_names:
                 self.train_dataset, self.data_collator = self._answered(self.train_dataset, self.data_collator)
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
+            if self._enlarges:
+                self._say_what_an_epoch_has(len(loader))
+            return loader
         finally:
             self.train_dataset, self.data_collator = given
 

@@ -3,25 +3,24 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 from torch import Tensor
 
-from hf_compress.distill.fingerprints import content, digest, vocabulary_facts
-from hf_compress.distill.row_form import RowForm
-from hf_compress.distill.teacher_only import COLUMN
+from hf_compress.distill.fingerprints import digest
+from hf_compress.distill.made_rows import BATCH, made_rows
+from hf_compress.distill.row_form import Row, RowForm
 from hf_compress.distill.words import Vocabulary, Word, close_words
 
 REPLACED = 0.4  # The share of words that are replaced (Jiao et al., 2020).
 SWAPPED, PAIRED = 0.5, 0.5  # The shares of pairs whose texts change places, and that get another row's text.
 
-# Change it whenever other rows are made of the same data: it is part of the name of their cache.
-FORMAT = "1"
-BATCH = 1000
+LOOKED_AT = 1000
 
 Ids = Sequence[int]
+Structure = Bool[np.ndarray, " tokens"]  # Which tokens of a vocabulary stand around texts.
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Augmenter:
 
     @cached_property
     def paired(self) -> bool:
-        """Whether most rows are pairs of texts, and may be treated so."""
-        return self.pairs and 2 * sum(len(parts(ids, self.vocabulary)) == 2 for ids in self.rows) > len(self.rows)
+        """Whether the rows are pairs of texts, and may be treated so."""
+        return self.pairs and are_pairs(self.rows, self.vocabulary.structure)
 
     def new(self, number: int, copy: int) -> tuple[list[int], list[int]]:
         """Return the ids of a new row made of row `number`, and for each the place in that row that it comes from.
@@ -60,7 +59,7 @@ class Augmenter:
         Other columns with a value for each token (token types) are taken from these places.
         """
         ids, draw = self.rows[number], np.random.default_rng([self.seed, number, copy])
-        texts = parts(ids, self.vocabulary)
+        texts = parts(ids, self.vocabulary.structure)
         if not self.paired or len(texts) != 2:
             return self._replaced(ids, draw), list(range(len(ids)))
         pair = [list(ids[begin:end]) for begin, end in texts]
@@ -81,7 +80,7 @@ class Augmenter:
     def _other_text(self, draw: np.random.Generator) -> list[int]:
         """Return one text of any row; nothing if that row has none."""
         ids = self.rows[int(draw.integers(len(self.rows)))]
-        texts = parts(ids, self.vocabulary)
+        texts = parts(ids, self.vocabulary.structure)
         if not texts:
             return []
         begin, end = texts[int(draw.integers(len(texts)))]
@@ -97,56 +96,42 @@ class Augmenter:
         return new
 
 
-def parts(ids: Ids, vocabulary: Vocabulary) -> list[tuple[int, int]]:
-    """Return where each text of a row begins and ends: the runs without special tokens around texts."""
-    inside = np.concatenate([[False], ~vocabulary.structure[list(ids)], [False]])
+def are_pairs(rows: Sequence[Ids], structure: Structure) -> bool:
+    """Return whether most rows are pairs of texts. Up to 1,000 of them are looked at."""
+    some = rows[:: max(1, len(rows) // LOOKED_AT)]
+    return 2 * sum(len(parts(ids, structure)) == 2 for ids in some) > len(some)
+
+
+def parts(ids: Ids, structure: Structure) -> list[tuple[int, int]]:
+    """Return where each text of a row begins and ends: the runs without tokens of the `structure` around texts."""
+    inside = np.concatenate([[False], ~structure[list(ids)], [False]])
     edges = np.flatnonzero(inside[1:] != inside[:-1]).tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def augmented_rows(dataset: Any, form: RowForm, embeddings: Tensor, copies: int, seed: int) -> Any:
+def augmented_rows(
+    dataset: Any, form: RowForm, vocabulary: Vocabulary, embeddings: Tensor, copies: int, seed: int
+) -> Any:
     """Return a `datasets.Dataset` of new rows made of those of `dataset`, which only the teacher labels.
-
-    They are kept in a file beside the caches of datasets. A digest of all that they depend on names it, so the same
-    arguments give the same rows, and the second time without work.
 
     Args:
         dataset: without format, with the columns that reach the model.
         embeddings: the teacher's, one per token.
         copies: the number of new rows for each row.
+        seed: another one gives other rows.
     """
-    import datasets
+    main = form.head.main_input
+    # Answers are asked about a context, so a question stays with its own. Labels of tokens stand at their tokens.
+    pairs = form.head.kind == "sequence"
+    maker = Augmenter([form.trimmed(row)[main] for row in dataset], vocabulary, embeddings, form.length, pairs, seed)
 
-    vocabulary = Vocabulary.of(form.tokenizer, len(embeddings))
-    # The places of an answer may point anywhere, but its question belongs to its context.
-    rows, pairs = [form.trimmed(row)[form.head.main_input] for row in dataset], form.head.kind == "sequence"
-    maker = Augmenter(rows, vocabulary, embeddings, form.length, pairs, seed)
-
-    def make(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
-        made: dict[str, list[Any]] = {name: [] for name in features}
-        for number, values in zip(numbers, zip(*batch.values(), strict=True), strict=True):
-            row = form.trimmed(dict(zip(batch, values, strict=True)))
+    def make(rows: list[Row], numbers: list[int]) -> list[Row]:
+        made = []
+        for number, row in zip(numbers, map(form.trimmed, rows), strict=True):
             for copy in range(copies):
                 ids, places = maker.new(number, copy)
-                new = form.unlabelled(form.rebuilt(row, ids, places), (~vocabulary.structure[ids]).tolist())
-                for name in features:
-                    made[name].append(new[name])
+                made.append(form.unlabelled(form.rebuilt(row, ids, places), vocabulary.structure))
         return made
 
-    features = datasets.Features(dict(dataset.features) | {COLUMN: datasets.Value("bool")})
-    facts = {"format": FORMAT, "rows": content(dataset, dataset.column_names), "copies": copies, "seed": seed}
-    facts |= {"head": repr(form.head), "features": repr(sorted(features.items())), "labels": repr(form.labels)}
-    key = digest([*facts.items(), *vocabulary_facts(form.tokenizer).items(), ("embeddings", embeddings)])
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "augmented"
-    folder.mkdir(parents=True, exist_ok=True)
-    return dataset.map(
-        make,
-        batched=True,
-        batch_size=max(1, BATCH // copies),
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        features=features,
-        cache_file_name=str(folder / f"{key}.arrow"),
-        new_fingerprint=key,
-        desc="Augmenting",
-    )
+    facts = {"embeddings": digest([("embeddings", embeddings)]), "copies": copies, "seed": seed}
+    return made_rows(dataset, make, form, dataset, facts, "augmented", batch_size=max(1, BATCH // copies))

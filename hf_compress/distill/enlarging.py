@@ -1,5 +1,7 @@
 """A Trainer whose training set gets rows that only the teacher labels."""
 
+import itertools
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -9,14 +11,18 @@ from transformers.utils import logging
 
 from hf_compress.distill.answers import check_dataset
 from hf_compress.distill.arguments import DistillationArguments
-from hf_compress.distill.augmenting import augmented_rows
+from hf_compress.distill.augmenting import LOOKED_AT, are_pairs, augmented_rows
+from hf_compress.distill.extra import ExtraSource, extra_rows
 from hf_compress.distill.row_form import RowForm
+from hf_compress.distill.sharing import SharingSampler
 from hf_compress.distill.teacher_only import COLUMN, OPTIONS, TeacherOnlyCollator
+from hf_compress.distill.words import Vocabulary
 from hf_compress.models.heads import LABELS, Head, bare
 
 logger = logging.get_logger(__name__)
 
 # Heads whose answers belong to a text or to its tokens, whatever the labels of the row were.
+AUGMENTED = "augmented"
 KINDS = ("sequence", "token", "question")
 
 
@@ -55,8 +61,26 @@ class EnlargingMixin(Trainer):
                 f"{self.args.n_gpu}`."
             )
         self._tokenizer()
+        self._check_sampling()
         if self.train_dataset is not None:
             check_rows(self.train_dataset)
+
+    def _check_sampling(self) -> None:
+        """Check that nothing else chooses the rows of an epoch if `--distill_extra_share` does."""
+        if self.distillation.distill_extra_share is None:
+            return
+        strategy = self.args.train_sampling_strategy
+        if strategy != "random":
+            raise ValueError(
+                "`--distill_extra_share` chooses the rows of each epoch, and so does `--train_sampling_strategy "
+                f"{strategy}`. Leave one of the two out."
+            )
+        own = [one for one in type(self).__mro__ if "_get_train_sampler" in vars(one)]
+        if others := [one.__name__ for one in own if one not in (EnlargingMixin, Trainer)]:
+            raise ValueError(
+                "`--distill_extra_share` chooses the rows of each epoch, and so does `_get_train_sampler` of "
+                f"{others[0]}. Leave the option out: then every row is in each epoch."
+            )
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         for found in (self.processing_class, getattr(self.data_collator, "tokenizer", None)):
@@ -75,22 +99,61 @@ class EnlargingMixin(Trainer):
             plain = dataset.with_format(None).select_columns(shown)
             with self.args.main_process_first(desc="making rows for the teacher"):
                 further = self._further(plain)
-            self.further_rows = {name: len(rows) for name, rows in further.items()}
+            self.further_rows = {name: sum(map(len, parts)) for name, parts in further.items()}
             marked = plain.add_column(COLUMN, np.zeros(len(plain), dtype=bool))
-            whole = concatenate_datasets([marked, *further.values()])
+            whole = concatenate_datasets([marked, *itertools.chain(*further.values())])
             whole = whole.with_format(given["type"], [*shown, COLUMN], **given["format_kwargs"])
             self._enlarged_from = dataset, whole
         return self._enlarged_from[1], TeacherOnlyCollator(collator)
 
-    def _further(self, dataset: Any) -> dict[str, Any]:
+    def _further(self, dataset: Any) -> dict[str, list[Any]]:
         """Return the data sets of rows that only the teacher labels, by where they come from."""
         assert self.head is not None and self.teacher is not None
+        settings, seed = self.distillation, self.args.data_seed or 0
         form = RowForm.of(dataset, self.head, self._tokenizer(), LABELS | set(self.label_names))
+        embeddings = bare(cast(nn.Module, self.teacher)).get_input_embeddings().weight.detach().cpu()
+        vocabulary = Vocabulary.of(form.tokenizer, len(embeddings))
         found = {}
-        if copies := self.distillation.distill_augment:
-            embeddings = bare(cast(nn.Module, self.teacher)).get_input_embeddings().weight.detach().cpu()
-            found["augmented"] = augmented_rows(dataset, form, embeddings, copies, seed=self.args.data_seed or 0)
+        if copies := settings.distill_augment:
+            found[AUGMENTED] = [augmented_rows(dataset, form, vocabulary, embeddings, copies, seed)]
+        some = dataset.select(range(0, len(dataset), max(1, len(dataset) // LOOKED_AT)))
+        paired = are_pairs([form.trimmed(row)[self.head.main_input] for row in some], vocabulary.structure)
+        for source in map(ExtraSource.of, settings.distill_extra):
+            found[source.shown] = extra_rows(source, dataset, form, vocabulary.structure, paired)
         return found
+
+    def _say_what_an_epoch_has(self, batches: int) -> None:
+        """Log how many rows of each kind an epoch has, and how many optimizer steps."""
+        sampler = self._sharing()
+        drawn = sum(self.further_rows.values()) if sampler is None else sampler.drawn
+        sources = ", ".join(f"{count:,} {name}" for name, count in self.further_rows.items())
+        logger.info(
+            f"An epoch has {self._labelled_rows:,} labelled rows and {drawn:,} that only the teacher labels (of "
+            f"{sources}): {math.ceil(batches / self.args.gradient_accumulation_steps):,} steps."
+        )
+
+    def _sharing(self) -> SharingSampler | None:
+        """Return the sampler that keeps the share of teacher-only rows; None if all of them are in each epoch."""
+        share = self.distillation.distill_extra_share
+        if share is None or not self._enlarges or self._enlarged_from is None:
+            return None
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SharingSampler(self._labelled_rows, sum(self.further_rows.values()), share, seed)
+
+    @property
+    def _labelled_rows(self) -> int:
+        assert self._enlarged_from is not None
+        return len(self._enlarged_from[0])
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = self._sharing()
+        return super()._get_train_sampler(train_dataset) if sampler is None else sampler
+
+    def num_examples(self, dataloader: Any) -> int:
+        """Return the number of rows in an epoch of a data loader."""
+        sampler = self._sharing()
+        enlarged = COLUMN in (getattr(dataloader.dataset, "column_names", None) or ())
+        return len(sampler) if sampler is not None and enlarged else super().num_examples(dataloader)
 
 
 def check_rows(dataset: Any) -> None:

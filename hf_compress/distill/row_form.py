@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from hf_compress.distill.teacher_only import COLUMN, OPTIONS
 from hf_compress.models.heads import IGNORED, Head
@@ -51,6 +52,11 @@ class RowForm:
         lengths = {len(ids) for ids in dataset[head.main_input]}
         return cls(head, tokenizer, labels, dataset[0], max(lengths), fixed=len(lengths) == 1)
 
+    def facts(self) -> str:
+        """Return what tells one form from another, but for its tokenizer."""
+        shape = {name: _zeros(self.template[name]) for name in self.labels if self.head.kind != "token"}
+        return repr((self.head, self.labels, shape, self.length, self.fixed))
+
     def trimmed(self, row: Mapping[str, Any]) -> Row:
         """Return a row without padding."""
         ids = row[self.head.main_input]
@@ -68,17 +74,17 @@ class RowForm:
         moved = {name: self._taken(value, places, length) for name, value in row.items() if name not in self.labels}
         return moved | {self.head.main_input: list(ids)}
 
-    def unlabelled(self, row: Mapping[str, Any], answered: Sequence[bool]) -> Row:
+    def unlabelled(self, row: Mapping[str, Any], structure: Bool[np.ndarray, " tokens"]) -> Row:
         """Return a row with placeholders as labels, padded as the training rows are, that only the teacher labels.
 
         Args:
             row: without padding.
-            answered: which tokens the teacher answers, in token classification.
+            structure: which tokens of the vocabulary stand around texts; a tagger's teacher is not asked about them.
         """
         done = dict(row) | {COLUMN: True}
         for name in self.labels:
             if self.head.kind == "token":
-                done[name] = [0 if value else IGNORED for value in answered]
+                done[name] = [IGNORED if around else 0 for around in structure[row[self.head.main_input]]]
             else:
                 done[name] = _zeros(self.template[name])
         return self._padded(done) if self.fixed else done

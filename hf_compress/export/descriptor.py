@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_compress.checkpoint.aside import written_aside
-from hf_compress.export.failures import BUILT_IN, exceptions_of
 from hf_compress.export.kernels import saturates
 from hf_compress.export.parity import BATCHES, Parity, check_parity, load, parity_of, random_batches
+from hf_compress.failures import BUILT_IN, exceptions_of
 
 logger = logging.get_logger(__name__)
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from hf_compress.export.failures import reason
 from hf_compress.export.formats import FORMATS
+from hf_compress.failures import reason
 from hf_compress.launch.claim import claim, release
 from hf_compress.launch.format_steps import FormatSteps, record
 from hf_compress.launch.result import FINISH, Plan, Result, how_to_resume

@@ -7,7 +7,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import Trainer
 from transformers.utils import logging
 
-from hf_compress.export.failures import reason
+from hf_compress.failures import reason
 
 T = TypeVar("T")
 Failures = Callable[[], tuple[type[Exception], ...]]

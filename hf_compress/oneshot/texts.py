@@ -14,20 +14,9 @@ from hf_compress.redaction import redact
 from hf_compress.report.preprocessing import Preprocessing
 from hf_compress.report.report import DatasetFacts
 from hf_compress.report.source import find_source
-from hf_compress.verify.failures import failures
+from hf_compress.texts import PAIRS, SINGLE, filled, is_text, load_splits, text_columns, word_columns
 
-# Files by their ending, and the loader of `datasets` that reads them.
-FILES = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 TRAIN, EVALUATION = ("train",), ("validation", "dev", "validation_matched", "test")
-# Columns that hold a pair of texts, by the names that datasets give them.
-PAIRS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("question", "context"),
-)
-SINGLE = ("text", "sentence", "content")
 LABELS = ("label", "labels", "score")
 TAGS = ("ner_tags", "pos_tags", "tags", "labels")
 HELD_OUT = 0.2  # Of the rows, at most.
@@ -97,7 +86,7 @@ def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) ->
     Raises:
         ValueError: the data cannot be loaded, are empty, or have no column of text, or none that can be told.
     """
-    splits = _loaded(data)
+    splits = load_splits(data.name, data.config, option="data", token=data.token)
     name = _split(data.split, splits, TRAIN, "split")
     rows = splits[name]
     columns = list(data.columns) or _columns(rows, head)
@@ -107,13 +96,13 @@ def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) ->
         )
     if len(columns) > 2:
         raise ValueError(f"`--columns` takes one column or two (a pair of texts); got {len(columns)}.")
-    rows = _filled(rows, columns)
+    rows = filled(rows, columns)
     if len(rows) < 2:
         raise ValueError(f"{data.name} has {len(rows)} rows with text in `{name}`; at least 2 are needed.")
     own = data.eval_split or next((one for one in EVALUATION if one in splits and one != name), None)
     if own is not None:
         _split(own, splits, (), "eval_split")
-        held = _filled(splits[own], columns)
+        held = filled(splits[own], columns)
         sample, first = rows, 0
     else:
         kept = len(rows) - max(1, min(data.eval_rows, int(HELD_OUT * len(rows))))
@@ -144,30 +133,6 @@ def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) ->
     return Texts(sample, held, preprocessing, facts, similar)
 
 
-def _loaded(data: Data) -> dict[str, Any]:
-    """Return the splits by name."""
-    from datasets import load_dataset
-
-    path = Path(data.name).expanduser()
-    reader = FILES.get(path.suffix.lower()) if path.is_file() else None
-    if path.is_file() and reader is None:
-        raise ValueError(f"`--data {data.name}` must end in {', '.join(FILES)}, or be a dataset; got {path.suffix!r}.")
-    if path.is_file() and path.stat().st_size == 0:
-        raise ValueError(f"`--data {data.name}` is an empty file.")
-    try:
-        if reader is None:
-            found = load_dataset(data.name, data.config, token=data.token)
-        else:
-            options = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
-            found = load_dataset(reader, data_files=str(path), **options)
-    except failures() as error:
-        said = " ".join(str(error).split())[:300].rstrip(".")
-        raise ValueError(
-            f"`--data {data.name}` could not be loaded: {said}. Give a file, a folder or a Hub id."
-        ) from error
-    return dict(found)
-
-
 def _split(wanted: str | None, splits: dict[str, Any], preferred: Sequence[str], option: str) -> str:
     if wanted is None:
         return next((name for name in preferred if name in splits), next(iter(splits)))
@@ -178,10 +143,10 @@ def _split(wanted: str | None, splits: dict[str, Any], preferred: Sequence[str],
 
 def _columns(rows: Any, head: Head) -> list[str]:
     """Return the columns of text, by their types and usual names."""
-    words = [name for name, feature in rows.features.items() if _is_text(getattr(feature, "feature", None))]
+    words = word_columns(rows)
     if head.kind == "token" and len(words) == 1:
         return words
-    found = [name for name, feature in rows.features.items() if _is_text(feature)]
+    found = text_columns(rows)
     if len(found) == 1:
         return found
     pairs = [[*pair] for pair in PAIRS if set(pair) <= set(found)]
@@ -192,22 +157,6 @@ def _columns(rows: Any, head: Head) -> list[str]:
         f"has the text columns {', '.join(found)}" if found else f"has no column of text ({', '.join(rows.features)})"
     )
     raise ValueError(f"The data {said}. Name one, or two for pairs, with `--columns`.")
-
-
-def _is_text(feature: Any) -> bool:
-    from datasets import Value
-
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-
-
-def _filled(rows: Any, columns: Sequence[str]) -> Any:
-    """Return the rows that have something in every column; the same object if all have."""
-    kept = [
-        number
-        for number, values in enumerate(zip(*(rows[column] for column in columns), strict=True))
-        if all(value is not None and (value.strip() if isinstance(value, str) else value) for value in values)
-    ]
-    return rows if len(kept) == len(rows) else rows.select(kept)
 
 
 def _flat(rows: Any, columns: Sequence[str]) -> Any:
@@ -235,7 +184,7 @@ def _similar(data: Data, columns: Sequence[str], rows: Any) -> list[float] | Non
 def _preprocessing(
     data: Data, head: Head, config: PreTrainedConfig, columns: list[str], rows: Any, length: int
 ) -> Preprocessing:
-    words = not _is_text(rows.features[columns[0]])
+    words = not is_text(rows.features[columns[0]])
     plain = Preprocessing("words" if words else "text", columns, None, max_length=length, truncation="longest_first")
     if head.kind not in ("sequence", "token") or (head.kind == "token" and not words):
         if data.label_column is not None and not is_encoder(head):
@@ -265,7 +214,7 @@ def _labellings(plain: Preprocessing, rows: Any, config: PreTrainedConfig) -> It
         mapping = {str(number): numbers[name.casefold()] for number, name in enumerate(given)}
         if any(int(value) != number for value, number in mapping.items()):
             yield replace(plain, classes=mapping)
-    if _is_text(feature):
+    if is_text(feature):
         values = {value for value in rows[plain.label_column] if isinstance(value, str)}
         if values and {value.casefold() for value in values} <= set(numbers):
             yield replace(plain, classes={value: numbers[value.casefold()] for value in sorted(values)})

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from hf_compress.export.formats import exported
 from hf_compress.export.parity import BATCHES, load
+from hf_compress.failures import failures
 from hf_compress.folders import local_folder
 from hf_compress.models.heads import Head, find_outputs
 from hf_compress.report.agreement import DIFFERS, TRUE, UNCHECKED, Check, check_folder
@@ -16,7 +17,6 @@ from hf_compress.report.outputs import Outputs
 from hf_compress.report.report import LARGEST, REPORT_NAME, Report
 from hf_compress.report.rescoring import check_scores, known_metrics, scores_of, stored_outputs
 from hf_compress.verify.comparing import check_format, check_score, part_of, same_labels
-from hf_compress.verify.failures import failures
 from hf_compress.verify.rows import Data, load_rows
 from hf_compress.verify.scoring import Batches, Scored, predict
 from hf_compress.verify.verification import SCORE, Remeasured, Verification

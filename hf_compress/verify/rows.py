@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import errors
 
+from hf_compress.failures import failures
 from hf_compress.report.report import Report
-from hf_compress.verify.failures import failures
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 SLICE = re.compile(r"(.+)\[(\d*):(\d*)\]")

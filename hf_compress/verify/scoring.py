@@ -14,12 +14,12 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 from hf_compress.export.formats import FORMATS
 from hf_compress.export.parity import load
 from hf_compress.export.runtimes import RuntimeModel
+from hf_compress.failures import readable
 from hf_compress.models.heads import IGNORED, Head, find_outputs
 from hf_compress.report.outputs import Outputs, joined, read_outputs
 from hf_compress.report.preprocessing import Preprocessing
 from hf_compress.report.report import Report
 from hf_compress.report.rescoring import known_metrics, scores_of, stored_outputs
-from hf_compress.verify.failures import readable
 from hf_compress.verify.rows import Data, Loaded, NoRowsError, load_rows
 
 BATCH = 32

@@ -97,7 +97,7 @@ def test_an_unknown_word_does_not_split_a_text(tiny_tokenizer: PreTrainedTokeniz
     known = Vocabulary.of(tiny_tokenizer, len(tiny_tokenizer))
     ids = tiny_tokenizer("the zzz film", "a zzz song")["input_ids"]
     assert tiny_tokenizer.unk_token_id in ids
-    assert parts(ids, known) == [(1, 4), (5, 8)]
+    assert parts(ids, known.structure) == [(1, 4), (5, 8)]
     assert not known.replaceable((tiny_tokenizer.unk_token_id,))
 
 
@@ -173,13 +173,13 @@ def test_half_of_pairs_get_another_text_or_turn_round(
     rows = tokenizer([*TEXTS, "quiet boxes"] * 2, [*TEXTS[1:], "a door", "over the fields"] * 2)["input_ids"]
     maker, rounds, turned, other = augmenter(rows), 400, 0, 0
     maker.__dict__["close"] = {}  # No word is replaced, so that texts can be told.
-    known = {tuple(ids[begin:end]) for ids in rows for begin, end in parts(ids, vocabulary)}
+    known = {tuple(ids[begin:end]) for ids in rows for begin, end in parts(ids, vocabulary.structure)}
     for copy in range(rounds):
         number = copy % len(rows)
         new, places = maker.new(number, copy)
         assert len(new) == len(places) <= maker.length
-        first, second = (tuple(new[begin:end]) for begin, end in parts(new, vocabulary))
-        old = [tuple(rows[number][begin:end]) for begin, end in parts(rows[number], vocabulary)]
+        first, second = (tuple(new[begin:end]) for begin, end in parts(new, vocabulary.structure))
+        old = [tuple(rows[number][begin:end]) for begin, end in parts(rows[number], vocabulary.structure)]
         turned += first == old[1]
         other += second not in old
         assert all(any(text == whole[: len(text)] for whole in known) for text in (first, second))
@@ -195,7 +195,7 @@ def test_values_of_tokens_follow_their_text(
     for number, copy in np.ndindex(3, 10):
         new, places = maker.new(number, copy)
         types = [encoded["token_type_ids"][number][place] for place in places]
-        (begin, end), (second, last) = parts(new, vocabulary)
+        (begin, end), (second, last) = parts(new, vocabulary.structure)
         assert types == [0] * (end + 1) + [1] * (last + 1 - second), "as the tokenizer numbers a pair"
         assert begin == 1
 
@@ -208,7 +208,7 @@ def test_texts_that_belong_together_stay_together(
     for copy in range(10):
         new, _ = maker.new(0, copy)
         assert len(new) == len(rows[0])
-        assert parts(new, vocabulary) == parts(rows[0], vocabulary)
+        assert parts(new, vocabulary.structure) == parts(rows[0], vocabulary.structure)
 
 
 def test_single_texts_are_not_paired(tokenizer: PreTrainedTokenizerFast, augmenter: Callable[..., Augmenter]) -> None:

@@ -14,7 +14,6 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     DataCollatorWithPadding,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -23,52 +22,10 @@ from transformers import (
 from hf_compress.distill import DistillationArguments, DistillationMixin, DistillationTrainer
 from hf_compress.distill.teacher_only import COLUMN
 from tests.invariants.harness import same
-from tests.tiny import NO_DROPOUT, SIZES, bert
+from tests.tiny import SIZES, bert
 
 LABELS: dict[str, Any] = {"one of two": 1, "regression": 0.5, "independent": [1.0, 0.0, 1.0]}
-MODELS: dict[str, dict[str, Any]] = {
-    "one of two": {"num_labels": 2},
-    "regression": {"num_labels": 1},
-    "independent": {"num_labels": 3, "problem_type": "multi_label_classification"},
-}
-PROBLEMS = list(MODELS)
-
-
-@pytest.fixture
-def encoded(tiny_sentences: Dataset, tiny_tokenizer: PreTrainedTokenizerFast) -> Dataset:
-    """24 tokenized sentences without padding, with labels."""
-    few = tiny_sentences.select(range(24))
-    tokens = few.map(lambda rows: tiny_tokenizer(rows["sentence"]), batched=True)
-    return tokens.remove_columns("sentence").rename_column("label", "labels")
-
-
-@pytest.fixture
-def build(tmp_path: Path, encoded: Dataset, tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., Any]:
-    """A function that builds a trainer with `--distill_augment 2`, in float64; keywords change its settings."""
-
-    def make(
-        data: Dataset = encoded,
-        problem: str = "one of two",
-        model: PreTrainedModel | None = None,
-        trainer_class: type[Trainer] = DistillationTrainer,
-        options: dict[str, Any] | None = None,
-        more: dict[str, Any] | None = None,
-        **settings: Any,
-    ) -> Any:
-        sizes = NO_DROPOUT | MODELS[problem]
-        defaults = {"max_steps": 4, "per_device_train_batch_size": 8, "logging_steps": 1, "save_strategy": "no"}
-        return trainer_class(
-            model=model or bert(**sizes).double(),
-            args=TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, **defaults | settings),
-            train_dataset=data,
-            eval_dataset=encoded,
-            processing_class=tiny_tokenizer,
-            teacher=bert(seed=1, **sizes).double(),
-            distillation=DistillationArguments(**{"distill_augment": 2, "distill_alpha": 0.6} | (options or {})),
-            **more or {},
-        )
-
-    return make
+PROBLEMS = list(LABELS)
 
 
 def labelled(data: Dataset, problem: str) -> Dataset:
@@ -98,8 +55,8 @@ def mean_by_hand(logits: Tensor, labels: Tensor, problem: str) -> Tensor:
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_each_loss_is_a_mean_over_its_own_rows(problem: str, build: Callable[..., Any], encoded: Dataset) -> None:
-    trainer = build(labelled(encoded, problem), problem)
+def test_each_loss_is_a_mean_over_its_own_rows(problem: str, enlarging: Callable[..., Any], encoded: Dataset) -> None:
+    trainer = enlarging(labelled(encoded, problem), problem)
     inputs = batch(trainer, [0, 3, 30, 31, 40])  # Two labelled rows, then three that are not.
     assert inputs[COLUMN].tolist() == [False, False, True, True, True]
     seen = {name: value for name, value in inputs.items() if name not in (COLUMN, "labels")}
@@ -124,9 +81,9 @@ def test_each_loss_is_a_mean_over_its_own_rows(problem: str, build: Callable[...
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_a_batch_without_labelled_rows_has_no_label_loss(
-    problem: str, build: Callable[..., Any], encoded: Dataset
+    problem: str, enlarging: Callable[..., Any], encoded: Dataset
 ) -> None:
-    trainer = build(labelled(encoded, problem), problem)
+    trainer = enlarging(labelled(encoded, problem), problem)
     inputs = batch(trainer, [30, 31])
     mixed = loss_of(trainer, inputs)
     trainer.distillation.distill_alpha = 1.0
@@ -136,10 +93,12 @@ def test_a_batch_without_labelled_rows_has_no_label_loss(
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_placeholders_for_labels_have_no_influence(problem: str, build: Callable[..., Any], encoded: Dataset) -> None:
+def test_placeholders_for_labels_have_no_influence(
+    problem: str, enlarging: Callable[..., Any], encoded: Dataset
+) -> None:
     found = []
     for other in (False, True):
-        trainer = build(labelled(encoded, problem), problem)
+        trainer = enlarging(labelled(encoded, problem), problem)
         enlarged, _ = trainer._enlarged(trainer.train_dataset, trainer.data_collator)
         if other:
             changed = [row["labels"] if not row[COLUMN] else LABELS[problem] for row in enlarged]
@@ -152,11 +111,11 @@ def test_placeholders_for_labels_have_no_influence(problem: str, build: Callable
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_accumulation_equals_one_large_batch(problem: str, build: Callable[..., Any], encoded: Dataset) -> None:
+def test_accumulation_equals_one_large_batch(problem: str, enlarging: Callable[..., Any], encoded: Dataset) -> None:
     runs = []
     for size, accumulation in ((16, 1), (4, 4)):
         runs.append(
-            build(
+            enlarging(
                 labelled(encoded.select(range(18)), problem),
                 problem,
                 per_device_train_batch_size=size,
@@ -170,15 +129,15 @@ def test_accumulation_equals_one_large_batch(problem: str, build: Callable[..., 
         assert four == pytest.approx(one, rel=1e-6)
 
 
-def test_training_without_labels_learns_from_the_teacher(build: Callable[..., Any]) -> None:
-    trainer = build(options={"distill_alpha": 1.0}, max_steps=30, learning_rate=5e-3)
+def test_training_without_labels_learns_from_the_teacher(enlarging: Callable[..., Any]) -> None:
+    trainer = enlarging(options={"distill_alpha": 1.0}, max_steps=30, learning_rate=5e-3)
     trainer.train()
     losses = [line["distill_loss"] for line in trainer.state.log_history if "distill_loss" in line]
     assert losses[-1] < losses[0] / 5
 
 
-def test_an_epoch_has_all_rows_once(build: Callable[..., Any], encoded: Dataset) -> None:
-    trainer = build(max_steps=-1, num_train_epochs=1)
+def test_an_epoch_has_all_rows_once(enlarging: Callable[..., Any], encoded: Dataset) -> None:
+    trainer = enlarging(max_steps=-1, num_train_epochs=1)
     trainer.train()
     assert trainer.state.global_step == 24 * 3 // 8
     assert trainer.further_rows == {"augmented": 48}
@@ -187,9 +146,9 @@ def test_an_epoch_has_all_rows_once(build: Callable[..., Any], encoded: Dataset)
 
 
 def test_new_rows_are_padded_as_the_training_rows_are(
-    build: Callable[..., Any], tiny_dataset: Dataset, tiny_tokenizer: PreTrainedTokenizerFast
+    enlarging: Callable[..., Any], tiny_dataset: Dataset, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    trainer = build(tiny_dataset)
+    trainer = enlarging(tiny_dataset)
     enlarged, _ = trainer._enlarged(trainer.train_dataset, trainer.data_collator)
     new = enlarged.filter(lambda row: row[COLUMN])
     assert len(new) == 2 * len(tiny_dataset)
@@ -201,16 +160,16 @@ def test_new_rows_are_padded_as_the_training_rows_are(
 
 
 def test_new_rows_are_read_from_their_file_again(
-    build: Callable[..., Any], encoded: Dataset, monkeypatch: pytest.MonkeyPatch
+    enlarging: Callable[..., Any], encoded: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, _ = build()._enlarged(encoded, None)
+    first, _ = enlarging()._enlarged(encoded, None)
     monkeypatch.setattr("hf_compress.distill.augmenting.Augmenter.new", None)
-    again, _ = build()._enlarged(Dataset.from_list(encoded.to_list()), None)
+    again, _ = enlarging()._enlarged(Dataset.from_list(encoded.to_list()), None)
     assert again.to_list() == first.to_list()
     with pytest.raises(TypeError):
-        build(options={"distill_augment": 3})._enlarged(encoded, None)
+        enlarging(options={"distill_augment": 3})._enlarged(encoded, None)
     with pytest.raises(TypeError):
-        build(data_seed=1)._enlarged(encoded, None)
+        enlarging(data_seed=1)._enlarged(encoded, None)
 
 
 class Own(Trainer):
@@ -222,23 +181,23 @@ class OwnDistilled(DistillationMixin, Own):
     pass
 
 
-def test_a_loss_of_ones_own_sees_ignored_labels(build: Callable[..., Any], encoded: Dataset) -> None:
-    trainer = build(trainer_class=OwnDistilled, gradient_accumulation_steps=2)
+def test_a_loss_of_ones_own_sees_ignored_labels(enlarging: Callable[..., Any], encoded: Dataset) -> None:
+    trainer = enlarging(trainer_class=OwnDistilled, gradient_accumulation_steps=2)
     trainer.train()
-    trainer = build(labelled(encoded, "regression"), "regression", trainer_class=OwnDistilled)
+    trainer = enlarging(labelled(encoded, "regression"), "regression", trainer_class=OwnDistilled)
     with pytest.raises(ValueError, match="OwnDistilled|Own has a `compute_loss` of its own"):
         trainer.train()
 
 
 def test_what_cannot_be_enlarged_is_refused(
-    build: Callable[..., Any], encoded: Dataset, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+    enlarging: Callable[..., Any], encoded: Dataset, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(ValueError, match=r"must be a `datasets.Dataset`; got builtins.list"):
-        build(encoded.to_list())
+        enlarging(encoded.to_list())
     with pytest.raises(ValueError, match="column `teacher_only`, which the `train_dataset` already has"):
-        build(encoded.add_column(COLUMN, [True] * 24))
+        enlarging(encoded.add_column(COLUMN, [True] * 24))
     with pytest.raises(ValueError, match="with `input_ids` and labels; got 24 rows with the columns input_ids"):
-        build(encoded.remove_columns("labels")).train()
+        enlarging(encoded.remove_columns("labels")).train()
     arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     options = DistillationArguments(distill_augment=1)
     with pytest.raises(ValueError, match="there is none. Give `--distill_teacher`"):
@@ -256,7 +215,7 @@ def test_what_cannot_be_enlarged_is_refused(
 
 
 def test_a_collator_that_packs_rows_is_refused(
-    build: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerFast
+    enlarging: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     padded = DataCollatorWithPadding(tiny_tokenizer)
 
@@ -264,4 +223,4 @@ def test_a_collator_that_packs_rows_is_refused(
         return padded(rows[:1])
 
     with pytest.raises(ValueError, match=r"the data collator \(function\) made \[1\] of 8 rows"):
-        build(more={"data_collator": packed}).train()
+        enlarging(more={"data_collator": packed}).train()

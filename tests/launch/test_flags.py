@@ -27,6 +27,8 @@ FROZEN = """
 --distill_student_layers  None
 --distill_cache           None
 --distill_augment         0
+--distill_extra           []
+--distill_extra_share     None
 
 --prune_sparsity          0.0
 --prune_criterion         'magnitude' magnitude adam platon

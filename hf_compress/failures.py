@@ -1,6 +1,7 @@
-"""What counts as the failure of a format, as opposed to a failure of the run."""
+"""What counts as the failure of a file or of another library, as opposed to a bug of ours."""
 
 import sys
+from types import TracebackType
 
 # Writers and runtimes of other projects report a model that they cannot handle, a full disk or a broken installation
 # with any of these, a `KeyError` or an `AttributeError` included. `Exception` itself is not among them: classes of
@@ -17,6 +18,14 @@ BUILT_IN: tuple[type[Exception], ...] = (
     TypeError,
     ValueError,
 )
+# Libraries whose exceptions share no base class but `Exception`.
+LIBRARIES = (
+    "onnxruntime.capi.onnxruntime_pybind11_state",
+    "safetensors",
+    "datasets.exceptions",
+    "pyarrow.lib",
+    "jinja2",
+)
 LONGEST = 600  # Characters of a reason; compilers print whole graphs.
 
 
@@ -25,7 +34,7 @@ def exceptions_of(module: str) -> tuple[type[Exception], ...]:
 
     Example:
         >>> import netrc
-        >>> from hf_compress.export.failures import exceptions_of
+        >>> from hf_compress.failures import exceptions_of
         >>> [error.__name__ for error in exceptions_of("netrc")]
         ['NetrcParseError']
     """
@@ -37,7 +46,7 @@ def reason(error: Exception) -> str:
     r"""Return why something failed, in one line.
 
     Example:
-        >>> from hf_compress.export.failures import reason
+        >>> from hf_compress.failures import reason
         >>> reason(RuntimeError("no kernel for\n  `Loop`"))
         'no kernel for `Loop` (RuntimeError)'
         >>> reason(ValueError("Give another model."))
@@ -50,3 +59,33 @@ def reason(error: Exception) -> str:
     elif not said or not isinstance(error, ValueError | ImportError):
         said = f"{said} ({type(error).__name__})" if said else type(error).__name__
     return said
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """The exceptions that mean that a file of a folder cannot be read or run.
+
+    Example:
+        >>> from hf_compress.failures import failures
+        >>> OSError in failures(), KeyboardInterrupt in failures()
+        (True, False)
+    """
+    return (*BUILT_IN, *(error for library in LIBRARIES for error in exceptions_of(library)))
+
+
+class readable:
+    """A context in which a file that a library cannot read is a `ValueError`.
+
+    The tokenizers library raises `Exception` itself, which no `except` for a class of errors catches.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and (kind is Exception or isinstance(error, failures())):
+            raise ValueError(f"{self.what} cannot be read: {reason(error)}") from error

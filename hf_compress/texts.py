@@ -1,0 +1,83 @@
+"""Texts of a file, a folder or a dataset of the Hub: their splits, and the columns that hold text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_compress.failures import failures
+
+# Files by their ending, and the loader of `datasets` that reads them.
+FILES = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+# Columns that hold a pair of texts, by the names that datasets give them.
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "context"),
+)
+SINGLE = ("text", "sentence", "content")
+
+
+def load_splits(name: str, config: str | None = None, *, option: str, token: str | None = None) -> dict[str, Any]:
+    """Return the splits of a file, a folder or a dataset of the Hub, by name.
+
+    Args:
+        name: a file (.txt, .csv, .tsv, .json, .jsonl, .parquet), a folder that `datasets.load_dataset` loads, or an id
+            of the Hub.
+        config: the configuration of the dataset.
+        option: the flag that it was given to, for the errors.
+        token: a Hub token.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    from datasets import load_dataset
+
+    path = Path(name).expanduser()
+    reader = FILES.get(path.suffix.lower()) if path.is_file() else None
+    if path.is_file() and reader is None:
+        raise ValueError(f"`--{option} {name}` must end in {', '.join(FILES)}, or be a dataset; got {path.suffix!r}.")
+    if path.is_file() and config is not None:
+        raise ValueError(f"`--{option} {name}` is a file, which has no configurations; got {config!r}. Leave it out.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise ValueError(f"`--{option} {name}` is an empty file.")
+    try:
+        if reader is None:
+            found = load_dataset(name, config, token=token)
+        else:
+            options = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
+            found = load_dataset(reader, data_files=str(path), **options)
+    except failures() as error:
+        said = " ".join(str(error).split())[:300].rstrip(".")
+        raise ValueError(
+            f"`--{option} {name}` could not be loaded: {said}. Give a file, a folder or a Hub id."
+        ) from error
+    return dict(found)
+
+
+def is_text(feature: Any) -> bool:
+    """Return whether a column holds texts."""
+    from datasets import Value
+
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def word_columns(rows: Any) -> list[str]:
+    """Return the columns of `rows` that hold lists of words."""
+    return [name for name, feature in rows.features.items() if is_text(getattr(feature, "feature", None))]
+
+
+def text_columns(rows: Any) -> list[str]:
+    """Return the columns of `rows` that hold texts."""
+    return [name for name, feature in rows.features.items() if is_text(feature)]
+
+
+def filled(rows: Any, columns: Sequence[str]) -> Any:
+    """Return the rows that have something in every column; the same object if all have."""
+    kept = [
+        number
+        for number, values in enumerate(zip(*(rows[column] for column in columns), strict=True))
+        if all(value is not None and (value.strip() if isinstance(value, str) else value) for value in values)
+    ]
+    return rows if len(kept) == len(rows) else rows.select(kept)
