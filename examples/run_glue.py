@@ -30,6 +30,8 @@ from transformers import (
 import hf_compress
 from hf_compress.study.grid import TASKS, compute_metrics
 
+EXTRA = "extra"
+
 
 @dataclass
 class ScriptArguments:
@@ -49,6 +51,13 @@ class ScriptArguments:
     max_seq_length: int = field(default=128, metadata={"help": "Tokens per row; longer rows are cut."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N rows only."})
+    eval_extra_rows: int | None = field(
+        default=None,
+        metadata={
+            "help": "Score on N further rows of the training split too, which the training does not see. Needs "
+            "`--max_train_samples`."
+        },
+    )
     dense_baseline: str | None = field(
         default=None,
         metadata={
@@ -68,6 +77,8 @@ class ScriptArguments:
     def __post_init__(self):
         if self.task_name is None and (self.train_file is None or self.validation_file is None):
             raise ValueError("Give `--task_name`, or `--train_file` and `--validation_file`.")
+        if self.eval_extra_rows is not None and self.eval_extra_rows < 1:
+            raise ValueError(f"`--eval_extra_rows` must be at least 1; got {self.eval_extra_rows}.")
         if self.lora_r is not None and self.lora_r < 1:
             raise ValueError(f"`--lora_r` must be at least 1; got {self.lora_r}.")
 
@@ -83,7 +94,10 @@ class ScriptArguments:
 
 
 def load_rows(args):
-    """Return the rows to train and evaluate on by split, the columns with text, and the size of the second split."""
+    """Return the rows to train and evaluate on by split, the columns with text, and the size of the second split.
+
+    With `--eval_extra_rows`, the rows behind the training rows are the split `EXTRA`.
+    """
     if args.train_file is not None:
         kind = Path(args.train_file).suffix.lstrip(".").replace("jsonl", "json")
         raw = load_dataset(kind, data_files={"train": args.train_file, "validation": args.validation_file})
@@ -93,6 +107,8 @@ def load_rows(args):
     rows = {}
     for split, limit in (("train", args.max_train_samples), (args.validation, args.max_eval_samples)):
         rows[split] = raw[split].select(range(min(limit or sys.maxsize, len(raw[split]))))
+    if args.eval_extra_rows is not None:
+        rows[EXTRA] = raw["train"].select(range(len(rows["train"]), len(raw["train"])))
     columns = args.text_columns or (list(TASKS[args.task_name].sentences) if args.task_name else ["sentence"])
     missing = {*columns, args.label_column} - {*rows["train"].column_names}
     if missing:
@@ -149,6 +165,22 @@ def tokenized(args, rows, columns, labels, tokenizer, label2id):
     return encoded
 
 
+def further_rows(args, encoded):
+    """Return the rows of `--eval_extra_rows` and the index of each in its split; None and None without the flag."""
+    if args.eval_extra_rows is None:
+        return None, None
+    train, later = encoded["train"], encoded[EXTRA]
+    unseen = hf_compress.unseen_rows(later, train, ["input_ids"]) if len(later) else []
+    if len(unseen) < args.eval_extra_rows:
+        raise ValueError(
+            f"`--eval_extra_rows` must be at most {len(unseen):,}: so many rows of the training split are neither "
+            f"among the first {len(train):,}, which are trained on, nor equal to one of them. Got "
+            f"{args.eval_extra_rows:,}. Train on fewer rows with `--max_train_samples`."
+        )
+    chosen = unseen[: args.eval_extra_rows]
+    return later.select(chosen), [len(train) + index for index in chosen]
+
+
 def train_dense(args, training_args, model, labels, parts):
     """Return the dense model, fine-tuned into OUTPUT_DIR/dense unless an interrupted run has done that."""
     folder = Path(training_args.output_dir) / "dense"
@@ -186,28 +218,32 @@ def main():
     model = load_model(args, args.start, labels)
 
     def parts_with(tokenizer):
-        """Return what a Trainer needs besides model and arguments."""
+        """Return what a Trainer needs besides model and arguments, and the further rows to score on."""
         with training_args.main_process_first(desc="tokenizing"):
             encoded = tokenized(args, rows, columns, labels, tokenizer, model.config.label2id)
-        return {
+        parts = {
             "train_dataset": encoded["train"],
             "eval_dataset": encoded[args.validation],
             "compute_metrics": compute_metrics(metrics),
             "processing_class": tokenizer,
             "data_collator": DataCollatorWithPadding(tokenizer),
         }
+        return parts, *further_rows(args, encoded)
 
-    parts, dense = parts_with(tokenizer), None
+    parts, extra, extra_indices = parts_with(tokenizer)
+    dense = extra_dense = None
     if args.dense_baseline == "train" and training_args.do_train:
         model = train_dense(args, training_args, model, labels, parts)
     # --- hf_compress: begin ---
     compresses = training_args.do_train and (flags.given or args.dense_baseline is not None)
     if compresses and flags.recipe.vocabulary.enabled:
         # The dense model reads all tokens, so it is scored before the vocabulary is cut.
-        dense = Trainer(model=copy.deepcopy(model), args=training_args, **parts).evaluate()
+        evaluator = Trainer(model=copy.deepcopy(model), args=training_args, **parts)
+        dense = evaluator.evaluate()
+        extra_dense = None if extra is None else evaluator.evaluate(extra)
         texts = (text for column in columns for text in rows["train"][column])
         model, tokenizer = hf_compress.cut_vocabulary(model, tokenizer, texts)
-        parts = parts_with(tokenizer)
+        parts, extra, extra_indices = parts_with(tokenizer)
     # --- hf_compress: end ---
     if args.lora_r is not None:
         # No dropout: what is compressed is the merged weight, which dropout does not have.
@@ -225,6 +261,9 @@ def main():
             hub_id=options.compress_hub_id,
             max_drop=options.compress_max_drop,
             dense=dense,
+            control=options.compress_control,
+            extra_eval_dataset=extra,
+            extra_eval_rows=extra_indices,
         )
     if resume == "last":
         resume = hf_compress.last_complete_checkpoint(training_args.output_dir)
@@ -239,6 +278,10 @@ def main():
         scores = trainer.evaluate()
         trainer.log_metrics("eval", scores)
         trainer.save_metrics("eval", scores)
+        if extra is not None and not compresses:
+            scores = trainer.evaluate(extra, metric_key_prefix=EXTRA)
+            trainer.log_metrics(EXTRA, scores)
+            trainer.save_metrics(EXTRA, scores)
     # --- hf_compress: begin ---
     if compresses:
         report = hf_compress.finish(
@@ -249,6 +292,7 @@ def main():
             dataset=dataset_facts(args, parts, whole),
             main_metric=metrics[0],
             dense=dense,
+            extra_dense=extra_dense,
             formats=options.compress_formats,
             card_metadata=options.author,
         )

@@ -76,7 +76,13 @@ def main() -> None:
     )
     # --- hf_compress: begin ---
     options = flags.options
-    hf_compress.compress(trainer, flags.recipe, hub_id=options.compress_hub_id, max_drop=options.compress_max_drop)
+    hf_compress.compress(
+        trainer,
+        flags.recipe,
+        hub_id=options.compress_hub_id,
+        max_drop=options.compress_max_drop,
+        control=options.compress_control,
+    )
     # --- hf_compress: end ---
     trainer.train()
     trainer.log_metrics("eval", trainer.evaluate())

@@ -35,3 +35,4 @@ from hf_compress.report.gate import exit_status as exit_status
 from hf_compress.report.measuring import measure as measure
 from hf_compress.report.report import DatasetFacts as DatasetFacts
 from hf_compress.report.report import Report as Report
+from hf_compress.report.unseen import unseen_rows as unseen_rows

@@ -220,6 +220,33 @@ def test_a_baseline_without_compression_is_a_control(
     assert report.compressed["loss"] < report.dense["loss"]
 
 
+def test_further_rows_are_scored_beside_a_control(
+    run: Run,
+    tiny_bert: BertForSequenceClassification,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    files: list[object],
+    tmp_path: Path,
+) -> None:
+    texts = [f"the film was {first} and {second}" for first in (*GOOD, *BAD) for second in PLAIN[:3]]
+    # The last row is one that was trained on.
+    table = {"sentence": [*texts, texts[0]], "label": [NAMES[index % 2] for index in range(37)]}
+    Dataset.from_dict(table).to_csv(tmp_path / "more.csv")
+    baseline = save(tiny_bert, tiny_tokenizer, tmp_path / "dense")
+    options = ["--model_name_or_path", baseline, "--dense_baseline", baseline, "--train_file", tmp_path / "more.csv"]
+    options += [*files[2:], "--do_train", "--max_train_samples", 24]
+    run(*options, "--eval_extra_rows", 12, "--output_dir", tmp_path / "control")
+    pruned = ["--prune_sparsity", 0.5, "--prune_every", 1, "--compress_control", tmp_path / "control"]
+    run(*options, "--eval_extra_rows", 12, "--output_dir", tmp_path / "out", *pruned)
+    report = Report.load(tmp_path / "out" / "compressed")
+    assert report.extra is not None and (report.extra.rows, report.extra.split) == (12, "train")
+    assert report.extra.dense is not None and "accuracy" in report.extra.comparison
+    for seen in (report, report.extra):
+        assert seen.control is not None and seen.control.name == "control"
+        assert "accuracy" in seen.control.comparison
+    with pytest.raises(ValueError, match="must be at most 12: .* Got 13. Train on fewer rows"):
+        run(*options, "--eval_extra_rows", 13, "--output_dir", tmp_path / "none")
+
+
 def test_labels_keep_the_numbers_of_the_model(
     script: ModuleType,
     make_bert: Callable[..., BertForSequenceClassification],
@@ -244,6 +271,7 @@ def test_labels_keep_the_numbers_of_the_model(
     [
         ("", "Give `--task_name`, or `--train_file` and `--validation_file`"),
         ("--train_file rows.csv", "Give `--task_name`, or `--train_file` and `--validation_file`"),
+        ("--task_name sst2 --eval_extra_rows 0", "`--eval_extra_rows` must be at least 1; got 0"),
         ("--task_name sst2 --lora_r 0", "`--lora_r` must be at least 1; got 0"),
         ("--task_name sst2 --prune_sparsity 2", "`--prune_sparsity` must be"),
     ],

@@ -75,6 +75,14 @@ class CompressionArguments:
         },
     )
 
+    compress_control: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of a control: the same training without compression, on the same rows. Report and card "
+            "then say the difference to it, with its paired interval."
+        },
+    )
+
     def __post_init__(self) -> None:
         check_formats(self.compress_formats)
         check_max_drop(self.compress_max_drop)

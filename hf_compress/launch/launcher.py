@@ -53,7 +53,13 @@ class Launched:
     def begin(self, trainer: Trainer) -> None:
         """Make a Trainer compress before it trains for the first time, and record how the script evaluates it."""
         options = self.flags.options
-        compress(trainer, self.flags.recipe, hub_id=options.compress_hub_id, max_drop=options.compress_max_drop)
+        compress(
+            trainer,
+            self.flags.recipe,
+            hub_id=options.compress_hub_id,
+            max_drop=options.compress_max_drop,
+            control=options.compress_control,
+        )
         if not self._said and trainer.is_world_process_zero():
             Console(stderr=True).print(recipe_table(recipe_of(trainer) or self.flags.recipe))
         self._said = True

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,20 @@ from transformers import Trainer
 
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill.teacher import SELF
+from hf_compress.launch.comparisons import Comparisons
 from hf_compress.models.heads import bare, find_head
 from hf_compress.recipe import Recipe
 from hf_compress.report import dataset as dataset_facts
 from hf_compress.report import provenance
 from hf_compress.report.background import find_baseline
-from hf_compress.report.evaluation import Origin, dense_scores, evaluate, teacher_scores
+from hf_compress.report.comparing import with_predictions
+from hf_compress.report.divergence import baseline, finite_scores
+from hf_compress.report.evaluation import Origin, dense_scores, evaluate, evaluating, teacher_scores
+from hf_compress.report.extra_set import extra_of
 from hf_compress.report.facts import Baseline
 from hf_compress.report.format_facts import FormatMeter, reloaded
 from hf_compress.report.measuring import measure
-from hf_compress.report.predictions import DENSE, TEACHER, Recorder
+from hf_compress.report.predictions import COMPRESSED, DENSE, EXTRA_NAME, TEACHER, Recorder
 from hf_compress.report.report import DatasetFacts, Report
 from hf_compress.report.scores import clean_scores
 
@@ -31,10 +36,13 @@ class Reporting:
         trainer: after training.
         recipe: what the model was compressed by.
         evaluation: arguments for `trainer.evaluate`; a name of one of several evaluation sets is replaced by the set.
+        comparisons: the second evaluation set and the control.
     """
 
-    def __init__(self, trainer: Trainer, recipe: Recipe, evaluation: Mapping[str, Any] | None) -> None:
-        self.trainer, self.recipe = trainer, recipe
+    def __init__(
+        self, trainer: Trainer, recipe: Recipe, evaluation: Mapping[str, Any] | None, comparisons: Comparisons
+    ) -> None:
+        self.trainer, self.recipe, self._comparisons = trainer, recipe, comparisons
         self._arguments = dict(evaluation or {})
         self.rows = self._arguments.get("eval_dataset", trainer.eval_dataset)
         if isinstance(self.rows, str):
@@ -69,7 +77,8 @@ class Reporting:
             facts["dense_model"] = find_baseline(origin)
         else:
             facts["dense_model"] = Baseline(start=False)
-        return measure(
+        control = self._comparisons.control
+        report = measure(
             trainer,
             folder,
             self.recipe,
@@ -77,13 +86,50 @@ class Reporting:
             base_model_revision=origin.revision if origin and provenance.hub_id(origin.name) else None,
             task=task or dataset_facts.task(trainer),
             dataset=dataset_facts.find(trainer, self.rows, declared=dataset, recorder=self._recorder),
-            dense=self._dense(teacher) if dense is None else dense,
+            dense=self._dense(teacher, self._arguments, self._recorder) if dense is None else dense,
             teacher=teacher,
             evaluate=self._evaluate,
             origin=origin,
             recorder=self._recorder,
+            control=None if control is None else control.main,
             **facts,
         )
+        if self._comparisons.extra is None:
+            return report
+        return self._with_extra(report, folder, given=dense is not None)
+
+    def _with_extra(self, report: Report, folder: Path, *, given: bool) -> Report:
+        """Return `report` with the scores on the extra rows. Collective.
+
+        Args:
+            report: on the first evaluation set.
+            folder: of the compressed model.
+            given: whether the scores of the dense model were given, so that it cannot be evaluated.
+        """
+        trainer, beside, main = self.trainer, self._comparisons, report.main_metric
+        arguments, recorder = {**self._arguments, "eval_dataset": beside.extra}, Recorder()
+        recorder.rows = None if beside.extra_rows is None else list(beside.extra_rows)
+        dense = beside.extra_dense
+        if dense is None and not given and report.dense is not None:
+            dense = self._dense(None, arguments, recorder)
+        model = reloaded(bare(trainer.model), folder, trainer.args.device)
+        with evaluating(trainer, model):
+            scores = clean_scores(evaluate(trainer, arguments, COMPRESSED, recorder))
+        seen = replace(
+            report,
+            dataset=dataset_facts.find_extra(report.dataset, beside.extra, beside.extra_rows),
+            dense=baseline(dense, main, "dense model"),
+            teacher=None,
+            compressed=finite_scores(scores, "compressed model"),
+            control=None,
+            without_control=None,
+        )
+        if trainer.is_world_process_zero():
+            control = None if beside.control is None else beside.control.extra
+            if control is None and beside.control is not None:
+                seen = replace(seen, without_control="The control has no second evaluation set.")
+            seen = with_predictions(trainer, seen, recorder, beside.extra, folder, control=control, name=EXTRA_NAME)
+        return replace(report, extra=extra_of(seen))
 
     def meter(self, folder: Path, main_metric: str) -> FormatMeter:
         """Return what measures other formats of the compressed model in `folder` on the same rows."""
@@ -93,16 +139,25 @@ class Reporting:
     def _evaluate(self) -> dict[str, float]:
         return evaluate(self.trainer, self._arguments, "compressed")
 
-    def _dense(self, teacher: dict[str, float] | None) -> dict[str, float] | None:
-        """Return the scores of the model that training started from, or None if it cannot be scored on these rows."""
+    def _dense(
+        self, teacher: dict[str, float] | None, arguments: Mapping[str, Any], recorder: Recorder
+    ) -> dict[str, float] | None:
+        """Return the scores of the model that training started from, or None if it cannot be scored on these rows.
+
+        Args:
+            teacher: scores of the teacher on these rows, if it was evaluated already.
+            arguments: for `trainer.evaluate`.
+            recorder: gets the predictions.
+        """
         origin = getattr(self.trainer, "origin", None)
         cut = VocabularyFacts.of(bare(self.trainer.model).config) is not None
         if origin is None or not origin.trained or cut:
             return None
         if self.recipe.distillation.distill_teacher == SELF and self.trainer._adapted is None:
-            self._recorder.same(DENSE, TEACHER)
+            teacher = teacher or teacher_scores(self.trainer, arguments, recorder)
+            recorder.same(DENSE, TEACHER)
             return teacher
-        return dense_scores(self.trainer, origin, self._arguments, self._recorder)
+        return dense_scores(self.trainer, origin, arguments, recorder)
 
 
 def _obstacle(model: nn.Module, rows: Any) -> str | None:

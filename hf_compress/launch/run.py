@@ -14,6 +14,7 @@ from hf_compress.distill import DistillationMixin
 from hf_compress.export.formats import exported
 from hf_compress.hub.preflight import check_access
 from hf_compress.launch.claim import claim
+from hf_compress.launch.comparisons import Comparisons
 from hf_compress.launch.completion import said_of_failures
 from hf_compress.launch.format_steps import FormatSteps
 from hf_compress.launch.preconditions import (
@@ -46,6 +47,9 @@ def compress(
     hub_id: str | None = None,
     max_drop: float | None = None,
     dense: Mapping[str, float] | None = None,
+    control: str | Path | None = None,
+    extra_eval_dataset: Any = None,
+    extra_eval_rows: Sequence[int] | None = None,
 ) -> Trainer:
     """Make `trainer` compress what it trains, in place, and return it.
 
@@ -61,11 +65,15 @@ def compress(
         max_drop: the limit that `finish` will judge by. Whether there will be a dense model to compare with is checked
             now.
         dense: scores of a dense model, if they will be given to `finish`.
+        control: the folder of a control for `finish`. Whether it is one is checked now.
+        extra_eval_dataset: further labelled rows for `finish`. That no training row is among them is checked now.
+        extra_eval_rows: the index of each of them in its split.
 
     Raises:
         ValueError: the recipe cannot be applied to this model, the model is not a Transformers model, the output
             folder already holds a result or is in use by another run, the trainer already compresses, the Hub would
-            refuse the push, or there is nothing that `max_drop` could compare with.
+            refuse the push, there is nothing that `max_drop` could compare with, or `control` or the extra rows
+            cannot be used.
 
     Example:
         >>> import tempfile, transformers
@@ -88,10 +96,12 @@ def compress(
     origin = Origin.of(trainer.model)
     check_gate(trainer, origin, max_drop, has_dense=dense is not None)
     warn_of_untrained_teacher(trainer, recipe, origin)
+    comparisons = Comparisons().updated(trainer, extra=extra_eval_dataset, extra_rows=extra_eval_rows, control=control)
     distilling = _distilling(trainer)
     distilling.begin_distillation(recipe.distillation)
     _install(distilling, recipe)
     distilling.origin, distilling.pushes_to, distilling.max_drop = origin, hub_id, max_drop
+    distilling.comparisons = comparisons
     return distilling
 
 
@@ -141,6 +151,10 @@ def finish(
     formats: Sequence[str] = (),
     card_metadata: str | Path | Mapping[str, Any] | None = None,
     max_drop: float | None = None,
+    control: str | Path | None = None,
+    extra_eval_dataset: Any = None,
+    extra_eval_rows: Sequence[int] | None = None,
+    extra_dense: Mapping[str, float] | None = None,
 ) -> Report | None:
     """Save the compressed model in OUTPUT_DIR/compressed with report and card, and return the report.
 
@@ -170,11 +184,19 @@ def finish(
             or its contents.
         max_drop: points that the main metric may fall below the dense model. If it falls more, or a format or the
             sparsity is missed, `verdict` of the report is "REGRESSION", and nothing is pushed. By default that of
-            `compress`.
+            `compress`. Of two evaluation sets, that with more rows counts.
+        control: the folder of a control: the same training without any method, with its report. The report then has
+            the paired difference to it, if it was measured on the same rows. By default that of `compress`.
+        extra_eval_dataset: further labelled rows that no training has seen, prepared as the evaluation set is: a
+            second evaluation set, whose scores stand in `extra` of the report. By default that of `compress`.
+        extra_eval_rows: the index of each of them in its split, for those who measure again. By default what
+            `datasets` knows.
+        extra_dense: as `dense`, on the extra rows.
 
     Raises:
         ValueError: the trainer does not compress, there is a result already, the model does not keep the promise of
-            the recipe, `evaluate` returns no scores, or the result cannot be pushed.
+            the recipe, `evaluate` returns no scores, the control or the extra rows cannot be used, or the result
+            cannot be pushed.
 
     Example:
         >>> from hf_compress import finish
@@ -184,7 +206,10 @@ def finish(
         16200000
     """
     keep_secret(trainer.args.hub_token)
-    reporting = Reporting(trainer, _promised(trainer), evaluation)
+    comparisons = getattr(trainer, "comparisons", Comparisons()).updated(
+        trainer, extra=extra_eval_dataset, extra_rows=extra_eval_rows, extra_dense=extra_dense, control=control
+    )
+    reporting = Reporting(trainer, _promised(trainer), evaluation, comparisons)
     author = read_author(card_metadata)
     result, command = Result(trainer.args.output_dir), command or provenance.command()
     reported = reporting.obstacle is None

@@ -23,4 +23,5 @@ from hf_compress.report.report import Report as Report
 from hf_compress.report.section import Section as Section
 from hf_compress.report.sizes import analytic_bytes as analytic_bytes
 from hf_compress.report.tables import latency_table as latency_table
+from hf_compress.report.unseen import unseen_rows as unseen_rows
 from hf_compress.report.variants import VARIANTS as VARIANTS

@@ -1,4 +1,4 @@
-"""The compressed model against the dense one, row by row: the intervals of a report, and its file of predictions."""
+"""The compressed model against the dense one and the control, row by row: intervals, and the file of predictions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,14 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import Trainer
 
 from hf_compress.models.heads import bare
+from hf_compress.report.facts import Control
 from hf_compress.report.formulas import Numbers, Scorer
 from hf_compress.report.intervals import DRAWS, LEVEL, Interval, bootstrap, ends, mcnemar, wilson
 from hf_compress.report.metrics import ACCURACY, Metric, find_metric, mean_of
 from hf_compress.report.outputs import Outputs, UnreadableError
-from hf_compress.report.predictions import COMPRESSED, DENSE, Recorder, row_numbers, save_predictions
+from hf_compress.report.predictions import (
+    COMPRESSED,
+    CONTROL,
+    DENSE,
+    PREDICTIONS_NAME,
+    Recorder,
+    row_numbers,
+    save_predictions,
+)
 from hf_compress.report.report import Report
 from hf_compress.report.tally import Tally, hits
 
@@ -23,9 +33,34 @@ OTHER_ROWS = "The dense model was not evaluated on the same rows in the same ord
 NOT_RECORDED = "The scores of the dense model were given to `finish`, not measured in this run."
 NOT_REPRODUCED = "`{name}` could not be computed again from the predictions of the rows."
 ONE_ROW = "One row allows no interval."
+OTHER_CONTROL = "The control was not measured on the same rows."
 
 
-def with_predictions(trainer: Trainer, report: Report, recorder: Recorder, rows: Any, folder: str | Path) -> Report:
+@dataclass(frozen=True)
+class ControlRows:
+    """What a control predicted for the rows of one evaluation set.
+
+    Args:
+        facts: the control, with its scores on these rows.
+        rows: the index of each row in its split.
+        outputs: of the control.
+    """
+
+    facts: Control
+    rows: NDArray[Any]
+    outputs: Outputs
+
+
+def with_predictions(
+    trainer: Trainer,
+    report: Report,
+    recorder: Recorder,
+    rows: Any,
+    folder: str | Path,
+    *,
+    control: ControlRows | None = None,
+    name: str = PREDICTIONS_NAME,
+) -> Report:
     """Write the predictions of each row into `folder`, and return `report` with the intervals that they allow.
 
     Args:
@@ -34,6 +69,8 @@ def with_predictions(trainer: Trainer, report: Report, recorder: Recorder, rows:
         recorder: what the compressed model predicted, and the dense one if it was evaluated.
         rows: what they were evaluated on.
         folder: that of the report.
+        control: what the control predicted. It is left out, with the reason, if it saw other rows.
+        name: of the file with the predictions.
 
     Example:
         >>> from hf_compress.report.comparing import with_predictions
@@ -47,30 +84,49 @@ def with_predictions(trainer: Trainer, report: Report, recorder: Recorder, rows:
         compressed = recorder.outputs[COMPRESSED]
         numbers = row_numbers(trainer, rows, compressed, recorder.rows)
     except UnreadableError as error:
-        return _without_intervals(report, str(error))
+        return replace(_without_intervals(report, str(error)), without_control=str(error) if control else None)
     dense, obstacle = recorder.outputs.get(DENSE), recorder.obstacles.get(DENSE, NOT_RECORDED)
     if dense is not None and not are_paired(dense, compressed):
         dense, obstacle = None, OTHER_ROWS
-    outputs = {COMPRESSED: compressed} if dense is None else {DENSE: dense, COMPRESSED: compressed}
-    report = replace(report, predictions=save_predictions(folder, numbers, outputs))
+    if control is not None:
+        alike = np.array_equal(control.rows, numbers) and are_paired(control.outputs, compressed)
+        report = replace(report, control=control.facts) if alike else replace(report, without_control=OTHER_CONTROL)
+    other = None if control is None or report.control is None else control.outputs
+    models = {DENSE: dense, CONTROL: other, COMPRESSED: compressed}
+    kept = save_predictions(folder, numbers, {model: one for model, one in models.items() if one is not None}, name)
     names = {int(number): name for number, name in getattr(bare(trainer.model).config, "id2label", {}).items()}
-    return with_intervals(report, compressed, dense, names, obstacle)
+    return with_intervals(replace(report, predictions=kept), compressed, dense, names, obstacle, control=other)
 
 
 def _without_intervals(report: Report, reason: str) -> Report:
-    return replace(report, intervals={}, comparison={}, without_interval=dict.fromkeys(report.compressed, reason))
+    control = None if report.control is None else replace(report.control, comparison={})
+    without = dict.fromkeys(report.compressed, reason)
+    return replace(report, intervals={}, comparison={}, without_interval=without, control=control)
 
 
 def are_paired(one: Outputs, other: Outputs) -> bool:
-    """Whether both are outputs for the same rows in the same order, as far as labels tell."""
-    same = one.kind == other.kind and np.array_equal(one.labels, other.labels)
-    return same and (one.lengths is None or np.array_equal(one.lengths, other.lengths))  # type: ignore[arg-type]
+    """Whether both are outputs for the same rows in the same order, as far as labels tell.
+
+    Labels that are numbers may differ by the rounding of a file, which keeps 32 bits.
+    """
+    if one.kind != other.kind or one.labels.shape != other.labels.shape:
+        return False
+    same = np.allclose(one.labels, other.labels, rtol=1e-5, atol=1e-6)
+    return bool(same) and (one.lengths is None or np.array_equal(one.lengths, other.lengths))  # type: ignore[arg-type]
 
 
 def with_intervals(
-    report: Report, compressed: Outputs, dense: Outputs | None, names: Mapping[int, str], obstacle: str = NOT_RECORDED
+    report: Report,
+    compressed: Outputs,
+    dense: Outputs | None,
+    names: Mapping[int, str],
+    obstacle: str = NOT_RECORDED,
+    *,
+    control: Outputs | None = None,
 ) -> Report:
-    """`report` with an interval of each score of the compressed model, and of its difference to the dense model.
+    """`report` with an interval of each score of the compressed model, and of its differences.
+
+    All models see the same resamples of the rows, so the differences to the dense model and to the control are paired.
 
     Args:
         report: with the scores that the script computed.
@@ -78,39 +134,53 @@ def with_intervals(
         dense: those of the dense model, for the same rows; None if there are none.
         names: of the classes, by number.
         obstacle: why there are no outputs of the dense model, in a sentence.
+        control: the outputs of the control of `report`, for the same rows; None if there are none.
     """
     if compressed.rows < 2:
         return _without_intervals(report, ONE_ROW)
     tally = Tally(compressed, names, report.compressed)
-    other = None if dense is None or report.dense is None else Tally(dense, names, report.dense)
-    metrics = _metrics(tally, other)
-    compared = [_Compared(name, *metric, tally, None) for name, metric in metrics.items()]
-    if other is not None:
-        both = {name: metric for name, metric in metrics.items() if _fits(name, metric, other)}
-        compared = [replace(one, dense=other if one.name in both else None) for one in compared]
+    others = dict[str, Tally]()
+    if dense is not None and report.dense is not None:
+        others[DENSE] = Tally(dense, names, report.dense)
+    if control is not None and report.control is not None:
+        others[CONTROL] = Tally(control, names, report.control.scores)
+    metrics = _metrics(tally, others)
+    compared = [
+        _Compared(name, *metric, tally, {model: one for model, one in others.items() if _fits(name, metric, one)})
+        for name, metric in metrics.items()
+    ]
+    if DENSE in others:
         obstacle = ""
     draws = bootstrap({key: scorer for one in compared for key, scorer in one.scorers().items()}, compressed.rows)
     without = {name: NOT_REPRODUCED.format(name=name) for name in report.compressed if name not in metrics}
     for one in compared:
-        if one.dense is None and one.name in (report.dense or {}):
+        if DENSE not in one.others and one.name in (report.dense or {}):
             reason = obstacle or NOT_REPRODUCED.format(name=one.name)
             without[one.name] = f"The difference to the dense model has no interval. {reason}"
+    differences = {
+        model: {one.name: one.difference(model, draws) for one in compared if model in one.others}
+        for model in (DENSE, CONTROL)
+    }
     return replace(
         report,
         intervals={one.name: one.interval(draws) for one in compared},
-        comparison={one.name: one.difference(draws) for one in compared if one.dense is not None},
+        comparison=differences[DENSE],
         without_interval=without,
+        control=None if report.control is None else replace(report.control, comparison=differences[CONTROL]),
     )
 
 
-def _metrics(tally: Tally, other: Tally | None) -> dict[str, tuple[Metric, float]]:
-    """The metrics that reproduce the reported scores, and their scales; of both models where one metric does."""
+def _metrics(tally: Tally, others: Mapping[str, Tally]) -> dict[str, tuple[Metric, float]]:
+    """The metrics that reproduce the reported scores, and their scales; of all models where one metric does."""
     found = {}
     for name in tally.scores:
-        both = [tally, other] if other is not None and name in other.scores else [tally]
-        metric = find_metric(name, both) or find_metric(name, [tally])
-        if metric is not None:
-            found[name] = metric
+        known = {model: other for model, other in others.items() if name in other.scores}
+        dense = [known[DENSE]] if DENSE in known else []
+        for models in ([tally, *known.values()], [tally, *dense], [tally]):
+            metric = find_metric(name, models)
+            if metric is not None:
+                found[name] = metric
+                break
     for name in tally.scores:
         parts = [metric for other_name, metric in found.items() if not other_name.endswith("loss")]
         mean = mean_of(parts)
@@ -125,16 +195,16 @@ def _fits(name: str, metric: tuple[Metric, float], tally: Tally) -> bool:
 
 @dataclass(frozen=True)
 class _Compared:
-    """A metric of the compressed model, and of the dense one if it can be paired."""
+    """A metric of the compressed model, and of the other models that can be paired with it."""
 
     name: str
     metric: Metric
     scale: float
     compressed: Tally
-    dense: Tally | None
+    others: Mapping[str, Tally]
 
     def scorers(self) -> dict[tuple[str, str], Scorer]:
-        tallies = {COMPRESSED: self.compressed} | ({} if self.dense is None else {DENSE: self.dense})
+        tallies = {COMPRESSED: self.compressed, **self.others}
         scorers = {model: self.metric.scorer(tally) for model, tally in tallies.items()}
         return {(self.name, model): scorer for model, scorer in scorers.items() if scorer is not None}
 
@@ -147,15 +217,15 @@ class _Compared:
             (low, high), method = ends(draws[self.name, COMPRESSED]), BOOTSTRAP
         return self._interval(self.compressed.scores[self.name], self.scale * low, self.scale * high, method)
 
-    def difference(self, draws: Mapping[tuple[str, str], Numbers]) -> Interval:
-        assert self.dense is not None
-        low, high = ends(draws[self.name, COMPRESSED] - draws[self.name, DENSE])
-        value = self.compressed.scores[self.name] - self.dense.scores[self.name]
+    def difference(self, model: str, draws: Mapping[tuple[str, str], Numbers]) -> Interval:
+        other = self.others[model]
+        low, high = ends(draws[self.name, COMPRESSED] - draws[self.name, model])
+        value = self.compressed.scores[self.name] - other.scores[self.name]
         interval = self._interval(value, self.scale * low, self.scale * high, f"paired {BOOTSTRAP}")
         if not self._is_single_accuracy:
             return interval
-        compressed, dense = hits(self.compressed.outputs), hits(self.dense.outputs)
-        return replace(interval, p_value=mcnemar(int((compressed > dense).sum()), int((compressed < dense).sum())))
+        one, two = hits(self.compressed.outputs), hits(other.outputs)
+        return replace(interval, p_value=mcnemar(int((one > two).sum()), int((one < two).sum())))
 
     @property
     def _is_single_accuracy(self) -> bool:

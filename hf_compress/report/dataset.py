@@ -41,6 +41,24 @@ def find(
     return facts
 
 
+def find_extra(facts: DatasetFacts, rows: Any, indices: Sequence[int] | None) -> DatasetFacts:
+    """The facts with a second evaluation set in the place of the first.
+
+    Args:
+        facts: of the training set and the first evaluation set.
+        rows: the second evaluation set, as the trainer gets it.
+        indices: the index in its split of each row; None if it is not known.
+    """
+    known = replace(
+        facts,
+        eval_split=find_source(rows).split or "extra",
+        eval_rows=_count(rows),
+        eval_split_rows=_whole(rows),
+        eval_part=None,
+    )
+    return replace(known, eval_part=_part(known, indices))
+
+
 def _part(facts: DatasetFacts, rows: Sequence[int] | None) -> str | None:
     """The part of the evaluation split that the rows are, as `datasets` writes it; None if it is all or unknown."""
     if not rows or list(rows) != list(range(rows[0], rows[0] + len(rows))) or len(rows) == facts.eval_split_rows:

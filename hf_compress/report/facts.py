@@ -1,7 +1,9 @@
-"""Facts that a report keeps for the people who read its card: an example, the dense model, the course of training."""
+"""Facts that a report keeps beside its scores: an example, the dense model, the control, further labelled rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from hf_compress.report.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,65 @@ class Baseline:
     name: str | None = None
     epochs: float | None = None
     steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """The control: the same training without any method, measured on the same rows.
+
+    Args:
+        name: the name of its folder.
+        steps: optimizer steps of its training.
+        scores: its scores, by metric.
+        comparison: the paired difference of each score, compressed - control, with its interval, by metric.
+
+    Example:
+        >>> from hf_compress.report.facts import Control
+        >>> Control("sst2-dense", 1125, {"accuracy": 0.91}).scores["accuracy"]
+        0.91
+    """
+
+    name: str
+    steps: int
+    scores: dict[str, float]
+    comparison: dict[str, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExtraSet:
+    """A second evaluation set: further labelled rows that the training has not seen.
+
+    All fields but the first four are those of the report, measured on these rows.
+
+    Args:
+        split: the split that the rows are from.
+        rows: how many rows.
+        part: which part of the split they are, if it is known, as `datasets` writes it ("train[12000:22000]").
+        split_rows: rows of the whole split, if known.
+        dense: scores of the dense model; None if it was not evaluated on these rows.
+        compressed: scores of the compressed model.
+        predictions: the file name of the predictions for each row; None if there are none.
+        intervals: the interval of each score of the compressed model, by metric.
+        comparison: the paired difference of each score, compressed - dense, by metric.
+        without_interval: why a metric has no interval, by metric.
+        control: the control on these rows; None if there is none.
+        without_control: why the control was not compared on these rows, in one sentence.
+
+    Example:
+        >>> from hf_compress.report.facts import ExtraSet
+        >>> ExtraSet("train", 10000, "train[12000:22000]", 67349, None, {"accuracy": 0.91}).rows
+        10000
+    """
+
+    split: str
+    rows: int
+    part: str | None
+    split_rows: int | None
+    dense: dict[str, float] | None
+    compressed: dict[str, float]
+    predictions: str | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    comparison: dict[str, Interval] = field(default_factory=dict)
+    without_interval: dict[str, str] = field(default_factory=dict)
+    control: Control | None = None
+    without_control: str | None = None

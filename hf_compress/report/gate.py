@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hf_compress.layers.grids import SCHEMES
+from hf_compress.report.extra_set import sharper
 from hf_compress.report.report import Report
 from hf_compress.report.scores import points_per_unit, sign_of_better
 from hf_compress.report.units import human_bytes, percent
@@ -33,7 +34,7 @@ def drop(report: Report) -> float | None:
     """How far the main metric fell from the dense to the compressed model, in points; None without a dense model.
 
     A point is a hundredth of a score that is a share of one, and one unit of any other score. A loss or an error falls
-    when it rises.
+    when it rises. Of two evaluation sets, that with more rows counts (`sharper`).
 
     Example:
         >>> from hf_compress.report.gate import drop
@@ -41,6 +42,7 @@ def drop(report: Report) -> float | None:
         >>> drop(Report.load("run/compressed"))  # doctest: +SKIP
         0.8
     """
+    report = sharper(report)
     if report.dense is None:
         return None
     name = report.main_metric
@@ -115,6 +117,8 @@ def what_to_try(report: Report) -> str:
 
 def _drop_words(report: Report, max_drop: float) -> Iterator[str]:
     """The drop of the main metric, its interval and the limit."""
+    where = "" if report.extra is None else _rows_words(report)
+    report = sharper(report)
     name, lost, allowed = report.main_metric, drop(report), _allowed(report, max_drop)
     if lost is None:
         yield f"Nobody knows how far the {name} fell, because no dense model was scored. {allowed}."
@@ -126,7 +130,14 @@ def _drop_words(report: Report, max_drop: float) -> Iterator[str]:
     if interval is not None:
         low, high = factor * interval.low, factor * interval.high
         said = f" ({100 * interval.level:g} % interval: {low:+.2f} to {high:+.2f}{unit})"
-    yield f"The {name} of the compressed model is {way} that of the dense model{said}. {allowed}."
+    yield f"The {name} of the compressed model is {way} that of the dense model{where}{said}. {allowed}."
+
+
+def _rows_words(report: Report) -> str:
+    """Which of two evaluation sets counts, in words."""
+    dataset = sharper(report).dataset
+    further = "further " if sharper(report) is not report else ""
+    return f" on {dataset.eval_rows:,} {further}rows (split {dataset.eval_split})"
 
 
 def _broken_promises(report: Report) -> Iterator[str]:

@@ -18,7 +18,7 @@ from hf_compress.models.heads import bare, find_head
 from hf_compress.recipe import Recipe
 from hf_compress.report import format_facts, provenance
 from hf_compress.report.background import label_names, license_and_languages
-from hf_compress.report.comparing import with_predictions
+from hf_compress.report.comparing import ControlRows, with_predictions
 from hf_compress.report.course import emissions_kg, training_curves
 from hf_compress.report.describing import described
 from hf_compress.report.divergence import PARITY, baseline, check_finite, finite_scores
@@ -53,6 +53,7 @@ def measure(
     dense_model: Baseline | None = None,
     author: Mapping[str, Any] | None = None,
     recorder: Recorder | None = None,
+    control: ControlRows | None = None,
 ) -> Report:
     """Measure the compressed model in `folder` and return the report.
 
@@ -81,6 +82,7 @@ def measure(
         author: what the author adds to the card, as `read_author` returns it.
         recorder: what the dense model predicted for each row, if it was recorded. With it the report has intervals of
             the differences to the dense model, on process 0.
+        control: what the control predicted for the same rows, on process 0.
 
     Raises:
         ValueError: the trainer has no evaluation set, `main_metric` is not a score, the folder cannot be loaded, or
@@ -146,7 +148,7 @@ def measure(
     )
     if not trainer.is_world_process_zero():
         return report
-    return with_predictions(trainer, report, recorder, trainer.eval_dataset, folder)
+    return with_predictions(trainer, report, recorder, trainer.eval_dataset, folder, control=control)
 
 
 def _greater_is_better(trainer: Trainer, main: str) -> bool | None:

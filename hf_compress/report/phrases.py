@@ -1,5 +1,7 @@
 """Phrases that several parts of the card share: what the model, its task, its data and its scores are called."""
 
+from collections.abc import Mapping
+
 from hf_compress.release import NAME, ON_PYPI, REPOSITORY
 from hf_compress.report.intervals import Interval
 from hf_compress.report.markdown import Markdown, code, link, one_line, text
@@ -121,14 +123,26 @@ def difference(report: Report, metric: str, *, short: bool = False) -> str | Non
 
     In short it has neither unit nor level.
     """
-    dense = (report.dense or {}).get(metric)
-    if dense is None:
+    return _difference(report, metric, report.dense or {}, report.comparison, short=short)
+
+
+def difference_to_control(report: Report, metric: str, *, short: bool = False) -> str | None:
+    """The same for the control; None without one."""
+    control = report.control
+    return None if control is None else _difference(report, metric, control.scores, control.comparison, short=short)
+
+
+def _difference(
+    report: Report, metric: str, scores: Mapping[str, float], comparison: Mapping[str, Interval], *, short: bool
+) -> str | None:
+    other = scores.get(metric)
+    if other is None:
         return None
     points = in_points(report, metric)
     factor, form = (100, "+.2f") if points else (1, "+.3g")
     unit = " points" if points and not short else ""
-    paired = report.comparison.get(metric)
-    value = report.compressed[metric] - dense if paired is None else paired.value
+    paired = comparison.get(metric)
+    value = report.compressed[metric] - other if paired is None else paired.value
     said = f"{factor * value:{form}}{unit}"
     return said if paired is None else f"{said} ({interval_words(paired, points, short=short)})"
 

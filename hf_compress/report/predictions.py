@@ -17,8 +17,8 @@ from hf_compress.checkpoint.aside import written_aside
 from hf_compress.models.heads import Head, find_head
 from hf_compress.report.outputs import Outputs, UnreadableError, joined, read_outputs
 
-PREDICTIONS_NAME = "predictions.parquet"
-DENSE, COMPRESSED, TEACHER = "dense", "compressed", "teacher"
+PREDICTIONS_NAME, EXTRA_NAME = "predictions.parquet", "predictions-extra.parquet"
+DENSE, COMPRESSED, TEACHER, CONTROL = "dense", "compressed", "teacher", "control"
 KIND = "kind"
 # A file of more than this many labels is not small.
 MOST_LABELS = 5_000_000
@@ -138,7 +138,9 @@ def _labels(rows: Any, outputs: Outputs) -> NDArray[Any] | None:
     return values if values.dtype.kind in "iuf" and values.shape == outputs.labels.shape else None
 
 
-def save_predictions(folder: str | Path, row: NDArray[Any], outputs: Mapping[str, Outputs]) -> str | None:
+def save_predictions(
+    folder: str | Path, row: NDArray[Any], outputs: Mapping[str, Outputs], name: str = PREDICTIONS_NAME
+) -> str | None:
     """The name of the Parquet file written into `folder`; None if there are too many labels for a small file.
 
     Its columns are `row`, `label`, and for each model its predictions, and its logits where they are known. Tokens,
@@ -147,24 +149,29 @@ def save_predictions(folder: str | Path, row: NDArray[Any], outputs: Mapping[str
     Args:
         folder: that of the report.
         row: the index of each row in its split.
-        outputs: by model, of the same rows; "dense" and "compressed".
+        outputs: by model, of the same rows; "dense", "control" and "compressed".
+        name: of the file.
     """
     first = next(iter(outputs.values()))
     if first.labels.size > MOST_LABELS:
         return None
     columns = {"row": pa.array(row.astype(np.int64)), "label": _column(first, first.labels)}
-    columns |= {name: _column(one, one.predicted) for name, one in outputs.items()}
-    for name, one in outputs.items():
+    columns |= {model: _column(one, one.predicted) for model, one in outputs.items()}
+    for model, one in outputs.items():
         if one.logits is not None:
-            columns[f"{name}_logits"] = _lists(one.logits.astype(np.float16))
-    with written_aside(Path(folder), PREDICTIONS_NAME, replace=True) as aside:
+            columns[f"{model}_logits"] = _lists(one.logits.astype(np.float16))
+    with written_aside(Path(folder), name, replace=True) as aside:
         table = pa.table(columns).replace_schema_metadata({KIND: first.kind})
         pq.write_table(table, aside, compression="zstd")
-    return PREDICTIONS_NAME
+    return name
 
 
-def read_predictions(folder: str | Path) -> dict[str, Any]:
+def read_predictions(folder: str | Path, name: str = PREDICTIONS_NAME) -> dict[str, Any]:
     """The columns of the predictions in `folder`, by name, as numpy arrays; lists become arrays of each row.
+
+    Args:
+        folder: that of a report.
+        name: of the file: `predictions` of the report, or of its extra set.
 
     Raises:
         ValueError: there is no such file, or it is not a Parquet file of predictions.
@@ -175,9 +182,9 @@ def read_predictions(folder: str | Path) -> dict[str, Any]:
         >>> (columns["label"] == columns["compressed"]).mean()  # doctest: +SKIP
         0.856
     """
-    path = Path(folder) / PREDICTIONS_NAME
+    path = Path(folder) / name
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {PREDICTIONS_NAME}. Give a folder whose report names one.")
+        raise ValueError(f"{folder} holds no {name}. Give a folder whose report names one.")
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:

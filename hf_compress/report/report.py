@@ -11,7 +11,7 @@ from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.export.formats import FORMATS
 from hf_compress.recipe import Recipe
 from hf_compress.report import records
-from hf_compress.report.facts import Baseline, Example, Steps
+from hf_compress.report.facts import Baseline, Control, Example, ExtraSet, Steps
 from hf_compress.report.intervals import Interval
 from hf_compress.report.latency import Latency
 from hf_compress.report.preprocessing import Preprocessing
@@ -143,6 +143,9 @@ class Report:
         intervals: the interval of each score of the compressed model, by metric.
         comparison: the paired difference of each score, compressed - dense, with its interval, by metric.
         without_interval: why a metric has no interval, in one sentence, by metric.
+        control: the control, with the paired difference to it; None if none was given.
+        without_control: why the control was not compared, in one sentence.
+        extra: the same scores on a second evaluation set; None if there is none.
         greater_is_better: False if the run says that a lower main metric is better (`--greater_is_better false`); None
             if its name decides.
         max_drop: how far the main metric may fall below the dense model (`--compress_max_drop`), in points; None if
@@ -211,6 +214,9 @@ class Report:
     intervals: dict[str, Interval] = field(default_factory=dict)
     comparison: dict[str, Interval] = field(default_factory=dict)
     without_interval: dict[str, str] = field(default_factory=dict)
+    control: Control | None = None
+    without_control: str | None = None
+    extra: ExtraSet | None = None
     greater_is_better: bool | None = None
     max_drop: float | None = None
     verdict: str | None = None

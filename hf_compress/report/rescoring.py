@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from hf_compress.report.agreement import DIFFERS, TRUE, UNCHECKED, Check
 from hf_compress.report.comparing import with_intervals
+from hf_compress.report.extra_set import on_extra
 from hf_compress.report.gate import judged
 from hf_compress.report.metrics import METRICS, Metric, find_metric
 from hf_compress.report.outputs import Kind, Outputs
-from hf_compress.report.predictions import COMPRESSED, DENSE, KIND, PREDICTIONS_NAME, read_predictions
+from hf_compress.report.predictions import COMPRESSED, CONTROL, DENSE, KIND, PREDICTIONS_NAME, read_predictions
 from hf_compress.report.report import Report
 from hf_compress.report.scores import AGAINST_DENSE
 from hf_compress.report.tally import Tally
@@ -31,6 +32,8 @@ Metrics = Mapping[str, tuple[Metric, float]]
 def stored_outputs(folder: str | Path, report: Report) -> tuple[NDArray[Any], dict[str, Outputs]]:
     """Return the index of each row in its split, and the outputs of each model that `folder` keeps, by model.
 
+    The report names the file; that of the second evaluation set is the one of `on_extra(report)`.
+
     Raises:
         ValueError: the file is missing, is larger than 2 GB in memory, or holds something else.
 
@@ -41,11 +44,14 @@ def stored_outputs(folder: str | Path, report: Report) -> tuple[NDArray[Any], di
         >>> outputs["compressed"].rows  # doctest: +SKIP
         872
     """
-    path = Path(folder) / PREDICTIONS_NAME
+    name = report.predictions or PREDICTIONS_NAME
+    path = Path(folder) / name
+    if path.name != name:
+        raise ValueError(f"`predictions` must be the name of a file in the folder; got {name[:100]!r}.")
     try:
         kind = _kind(path)
-        columns = read_predictions(folder)
-        models = [name for name in (COMPRESSED, DENSE) if name in columns]
+        columns = read_predictions(folder, name)
+        models = [name for name in (COMPRESSED, DENSE, CONTROL) if name in columns]
         return columns["row"], {name: _outputs(columns, name, kind) for name in models}
     except (pa.ArrowException, OSError, TypeError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
@@ -70,7 +76,7 @@ def known_metrics(report: Report, stored: Mapping[str, Outputs]) -> dict[str, tu
     tallies = {
         name: Tally(outputs, report.labels or {}, scores)
         for name, outputs in stored.items()
-        if (scores := report.compressed if name == COMPRESSED else report.dense)
+        if (scores := reported_scores(report, name))
     }
     found = {}
     for name in report.compressed:
@@ -79,6 +85,12 @@ def known_metrics(report: Report, stored: Mapping[str, Outputs]) -> dict[str, tu
         if metric is not None:
             found[name] = metric
     return found
+
+
+def reported_scores(report: Report, model: str) -> dict[str, float]:
+    """Return the scores that the report gives a model; empty if it has none."""
+    control = None if report.control is None else report.control.scores
+    return {COMPRESSED: report.compressed, DENSE: report.dense, CONTROL: control}[model] or {}
 
 
 def scores_of(outputs: Outputs, metrics: Metrics, report: Report) -> dict[str, float]:
@@ -102,7 +114,25 @@ def scores_of(outputs: Outputs, metrics: Metrics, report: Report) -> dict[str, f
 
 
 def check_scores(folder: str | Path, report: Report) -> Check:
-    """Compute the reported scores and intervals again from the predictions in `folder`, and return what differs."""
+    """Compute the reported scores and intervals again from the predictions in `folder`, and return what differs.
+
+    Both evaluation sets are checked, if the report has a second one.
+    """
+    check, extra = _check(folder, report), on_extra(report)
+    if judged(report, report.max_drop).verdict != report.verdict:
+        said = f"The verdict {report.verdict} is not what the report's own scores, formats and promises give."
+        check = Check("scores", DIFFERS, [*(check.details if check.verdict == DIFFERS else ()), said])
+    if extra is None:
+        return check
+    second = _check(folder, extra)
+    details = [*check.details, *(f"Extra rows: {sentence}" for sentence in second.details)]
+    verdicts = {check.verdict, second.verdict}
+    verdict = next(one for one in (DIFFERS, UNCHECKED, TRUE) if one in verdicts)
+    return Check("scores", verdict, details)
+
+
+def _check(folder: str | Path, report: Report) -> Check:
+    """Return the check of the first evaluation set of `report`."""
     if report.predictions is None:
         reason = report.without_interval.get(report.main_metric, "")
         return Check("scores", UNCHECKED, [f"The report keeps no predictions of rows. {reason}".strip()])
@@ -127,31 +157,37 @@ def _differences(
     if len(set(rows.tolist())) < len(rows):
         said.append(f"{PREDICTIONS_NAME} has the same row twice.")
     for model, outputs in stored.items():
-        scores = (report.compressed if model == COMPRESSED else report.dense) or {}
+        scores = reported_scores(report, model)
         for name, reported in scores.items():
             near = _nearest(name, Tally(outputs, report.labels or {}, scores))
             tolerance = LOSS_TOLERANCE if name.endswith("loss") else TOLERANCE
             if near is not None and abs(near - reported) <= tolerance * max(1.0, abs(reported)):
                 continue
-            if near is not None and (name in report.intervals or (model == DENSE and name in report.comparison)):
+            if near is not None and name in _known_intervals(report, model):
                 said.append(
                     f"The predictions of the {model} model give `{name}` {near:.6g}, the report {reported:.6g}."
                 )
             elif model == COMPRESSED:
                 unknown[name] = f"`{name}` cannot be computed from predictions of rows."
-    said = said or _intervals(stored, report)
-    if judged(report, report.max_drop).verdict != report.verdict:
-        said.append(f"The verdict {report.verdict} is not what the report's own scores, formats and promises give.")
-    return said, unknown
+    return said or _intervals(stored, report), unknown
+
+
+def _known_intervals(report: Report, model: str) -> set[str]:
+    """Return the metrics of a model that were computed from predictions before."""
+    control = {} if report.control is None else report.control.comparison
+    return {*report.intervals} | {*{DENSE: report.comparison, CONTROL: control}.get(model, {})}
 
 
 def _intervals(stored: Mapping[str, Outputs], report: Report) -> list[str]:
     """Return which intervals differ from those of the predictions, in sentences."""
-    again = with_intervals(report, stored[COMPRESSED], stored.get(DENSE), report.labels or {})
+    names, control = report.labels or {}, report.control
+    again = with_intervals(report, stored[COMPRESSED], stored.get(DENSE), names, control=stored.get(CONTROL))
+    ours, found_again = ({} if one is None else one.comparison for one in (control, again.control))
     said = []
     for what, reported, found in (
         ("interval", report.intervals, again.intervals),
         ("difference to the dense model", report.comparison, again.comparison),
+        ("difference to the control", ours, found_again),
     ):
         # A loss is computed from the logits, which are kept in 16 bits, so it is not reproduced exactly.
         known = {*found, *AGAINST_DENSE}  # The latter are measured from all answers of both models.

@@ -1,5 +1,6 @@
 """Verifying a finished folder or a repository of the Hub as a stranger would: from its files and from data."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -13,13 +14,14 @@ from hf_compress.report.agreement import DIFFERS, TRUE, UNCHECKED, Check, check_
 from hf_compress.report.card import render, template_version
 from hf_compress.report.contents import CARD_NAME, foreign_entries
 from hf_compress.report.eval_results import RESULTS_NAME, render_results
+from hf_compress.report.extra_set import on_extra
 from hf_compress.report.outputs import Outputs
 from hf_compress.report.report import LARGEST, REPORT_NAME, Report
 from hf_compress.report.rescoring import check_scores, known_metrics, scores_of, stored_outputs
 from hf_compress.verify.comparing import check_format, check_score, part_of, same_labels
 from hf_compress.verify.rows import Data, load_rows
 from hf_compress.verify.scoring import Batches, Scored, predict
-from hf_compress.verify.verification import SCORE, Remeasured, Verification
+from hf_compress.verify.verification import EXTRA_SCORE, SCORE, Remeasured, Verification
 
 # Files that would let a model be loaded from elsewhere, or unpickled.
 UNSAFE = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".joblib")
@@ -31,8 +33,8 @@ def verify_folder(
     """Check everything that the report of a published model says, and return what was found.
 
     Files and card are compared with the report, sizes and zeros are counted again, every format runs in its own
-    runtime, and the model is scored on the dataset of the report. Nothing is written into the folder, no code of the
-    repository is executed, nothing is unpickled, and links to elsewhere are not followed.
+    runtime, and the model is scored on both evaluation sets of the report. Nothing is written into the folder, no
+    code of the repository is executed, nothing is unpickled, and links to elsewhere are not followed.
 
     Args:
         model: the path of a finished folder, or a repository of the Hub.
@@ -66,8 +68,15 @@ def verify_folder(
     for kind in exported(list(report.formats)):
         if (folder / kind.path).exists():
             checks.append(check_format(folder, kind.name, reference, inputs))
-    score, remeasured = _score(folder, report, data or Data(), reference, batches, why, trusted="scores" not in wrong)
-    return Verification(str(model), [*checks, score], remeasured)
+    trusted = "scores" not in wrong
+    score, remeasured = _score(folder, report, data or Data(), reference, batches, why, trusted=trusted)
+    extra = on_extra(report)
+    if extra is None or (data or Data()).split is not None:
+        return Verification(str(model), [*checks, score], remeasured)
+    batches, why = _batches(folder, extra, data or Data(), find_outputs(reference), token)
+    second, again = _score(folder, extra, data or Data(), reference, batches, why, trusted=trusted)
+    second = replace(second, name=EXTRA_SCORE)
+    return Verification(str(model), [*checks, score, second], remeasured, again)
 
 
 def _report(folder: Path) -> tuple[Report | None, Check]:

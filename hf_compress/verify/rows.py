@@ -92,6 +92,8 @@ def load_rows(report: Report, data: Data, recorded: Sequence[int] | None, token:
         rows = [index for index in recorded if index < len(loaded)]
         if len(rows) < len(recorded):
             raise NoRowsError(f"{name} has {len(loaded):,} rows in {split}, fewer than the report used.")
+    elif data.split is None and recorded is not None and max(recorded, default=0) < len(loaded):
+        rows = list(recorded)  # As far as is known, a copy of the same dataset.
     elif data.split is None and data.rows is None:
         rows = rows[: facts.eval_rows]
     at = f" at {revision[:12]}" if revision else ""

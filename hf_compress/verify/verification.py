@@ -8,7 +8,7 @@ from hf_compress.report.intervals import Interval
 from hf_compress.report.records import encode
 
 SCHEMA = "hf_compress.verification/1"
-SCORE = "score"
+SCORE, EXTRA_SCORE = "score", "score on further rows"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Verification:
         model: the path or repository, as given.
         checks: one for each thing that the report says.
         remeasured: the scores that were measured again; None if they could not be.
+        remeasured_extra: the same for the second evaluation set; None if there is none.
 
     Example:
         >>> from hf_compress.verify import verify_folder
@@ -57,18 +58,19 @@ class Verification:
     model: str
     checks: list[Check] = field(default_factory=list)
     remeasured: Remeasured | None = None
+    remeasured_extra: Remeasured | None = None
 
     @property
     def verdict(self) -> Verdict:
         """The verdict over all checks.
 
-        "differs" if anything differs; "true" if nothing does and the score was measured again; else "cannot be
-        checked".
+        "differs" if anything differs; "true" if nothing does and the scores of all evaluation sets were measured
+        again; else "cannot be checked".
         """
         if any(check.verdict == DIFFERS for check in self.checks):
             return DIFFERS
-        scored = any(check.name == SCORE and check.verdict == TRUE for check in self.checks)
-        return TRUE if scored else UNCHECKED
+        scores = [check.verdict for check in self.checks if check.name in (SCORE, EXTRA_SCORE)]
+        return TRUE if scores and set(scores) == {TRUE} else UNCHECKED
 
     @property
     def status(self) -> int:

@@ -12,7 +12,8 @@ from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import BudgetArguments, Recipe
 from hf_compress.report.card import render
-from hf_compress.report.facts import Example, Steps
+from hf_compress.report.facts import Control, Example, ExtraSet, Steps
+from hf_compress.report.gate import judged
 from hf_compress.report.intervals import Interval
 from hf_compress.report.latency import Latency, Ratio, Timing, Variant
 from hf_compress.report.preprocessing import Preprocessing
@@ -29,7 +30,13 @@ def golden() -> Report:
 
 def golden_reports() -> dict[str, Report]:
     """Return all golden reports by the names of their cards."""
-    others = {"pushed": _pushed(), "plain": _plain(), "refused": _refused(), "budget": _budget()}
+    others = {
+        "pushed": _pushed(),
+        "plain": _plain(),
+        "refused": _refused(),
+        "budget": _budget(),
+        "further": _further(),
+    }
     return _subsets() | _heads() | others
 
 
@@ -244,6 +251,36 @@ def _budget() -> Report:
     size = replace(report.size, packed_bytes=6937644, parts=parts, analytic_bytes=22713220, entropy_bytes=6921337)
     command = "hf-compress run train.py --output_dir out --distill_teacher self --compress_budget_mb 7"
     return replace(report, recipe=recipe, size=size, steps=Steps(2.434, feedback=True), command=command)
+
+
+def _further() -> Report:
+    """A model with a second evaluation set, and a control that was measured on both."""
+    report = golden()
+    method = "paired bootstrap, 2,000 resamples of rows"
+    extra = ExtraSet(
+        split="train",
+        rows=10_000,
+        part=None,
+        split_rows=67_349,
+        dense={"accuracy": 0.8617, "loss": 0.3904},
+        compressed={"accuracy": 0.8641, "loss": 0.3811},
+        predictions="predictions-extra.parquet",
+        intervals={"accuracy": Interval(0.8641, 0.8573, 0.8707, 0.95, "Wilson score interval", "rows", 10_000)},
+        comparison={"accuracy": Interval(0.0024, -0.0009, 0.0057, 0.95, method, "rows", 10_000, 0.16)},
+        control=Control(
+            "sst2-control",
+            1125,
+            {"accuracy": 0.8688, "loss": 0.3795},
+            {"accuracy": Interval(-0.0047, -0.0081, -0.0014, 0.95, method, "rows", 10_000, 0.0062)},
+        ),
+    )
+    control = Control(
+        "sst2-control",
+        1125,
+        {"accuracy": 0.8578, "loss": 0.4093},
+        {"accuracy": Interval(-0.0018, -0.0115, 0.008, 0.95, method, "rows", 872, 0.78)},
+    )
+    return judged(replace(report, control=control, extra=extra), 1.0)
 
 
 def write_cards() -> None:

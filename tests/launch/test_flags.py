@@ -57,6 +57,7 @@ FROZEN = """
 --compress_formats        ['packed']  packed onnx web openvino compressed-tensors
 --compress_card_metadata  None
 --compress_max_drop       None
+--compress_control        None
 """
 # A change here is made on purpose, or not at all.
 PREFIXES = ("distill_", "prune_", "quant_", "compress_")

@@ -17,12 +17,12 @@ from transformers import (
     set_seed,
 )
 
-from hf_compress import PruningArguments, QuantizationArguments, Recipe, compress, finish
+from hf_compress import PruningArguments, QuantizationArguments, Recipe, compress, finish, unseen_rows
 from hf_compress.report.report import DatasetFacts
 from tests.hub.seeds import sentences
 from tests.tiny import NO_DROPOUT, bert
 
-ROWS = 24
+ROWS, TRAINED = 24, 48
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ def made(tiny_tokenizer: PreTrainedTokenizerFast) -> Iterator[Made]:
             batched=True,
             remove_columns=["sentence"],
         )
+        train, later = encoded["train"].select(range(TRAINED)), encoded["train"].select(range(TRAINED, 64))
+        further = unseen_rows(later, train, ["input_ids"])
         set_seed(0)
         trainer = Trainer(
             bert(**NO_DROPOUT),
@@ -61,7 +63,7 @@ def made(tiny_tokenizer: PreTrainedTokenizerFast) -> Iterator[Made]:
                 disable_tqdm=True,
                 use_cpu=True,
             ),
-            train_dataset=encoded["train"],
+            train_dataset=train,
             eval_dataset=encoded["validation"],
             processing_class=tiny_tokenizer,
             data_collator=DataCollatorWithPadding(tiny_tokenizer),
@@ -70,8 +72,16 @@ def made(tiny_tokenizer: PreTrainedTokenizerFast) -> Iterator[Made]:
         pruning, int8 = PruningArguments(prune_sparsity=0.5, prune_every=1), QuantizationArguments("int8")
         compress(trainer, Recipe(pruning=pruning, quantization=int8))
         trainer.train()
-        facts = DatasetFacts("films", None, "train", 64, "validation", ROWS)
-        finish(trainer, dataset=facts, main_metric="accuracy", dense={"accuracy": 0.5}, formats=["onnx"])
+        facts = DatasetFacts("films", None, "train", TRAINED, "validation", ROWS)
+        finish(
+            trainer,
+            dataset=facts,
+            main_metric="accuracy",
+            dense={"accuracy": 0.5},
+            formats=["onnx"],
+            extra_eval_dataset=later.select(further),
+            extra_eval_rows=[TRAINED + index for index in further],
+        )
         yield Made(Path(root, "run", "compressed"), data)
 
 

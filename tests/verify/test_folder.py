@@ -45,7 +45,7 @@ def test_everything_about_a_finished_folder_is_true(verified: Verification) -> N
     assert verdicts(verified) == {}
     assert (verified.verdict, verified.status) == ("true", 0)
     names = [check.name for check in verified.checks]
-    assert names[:2] == ["report", "card"] and names[-2:] == ["format onnx", "score"]
+    assert names[:2] == ["report", "card"] and names[-3:] == ["format onnx", "score", "score on further rows"]
 
 
 def test_the_score_is_that_of_the_report_row_by_row(verified: Verification, made: Made) -> None:
@@ -53,6 +53,13 @@ def test_the_score_is_that_of_the_report_row_by_row(verified: Verification, made
     assert found is not None and (found.rows, found.agreement) == (ROWS, 1.0)
     assert found.measured["accuracy"] == Report.load(made.folder).compressed["accuracy"] > 0.8
     assert details(verified, "score").endswith("100.00 % of the predictions on 24 rows are those of the report.")
+
+
+def test_both_evaluation_sets_are_scored_again(verified: Verification, made: Made) -> None:
+    found, extra = verified.remeasured_extra, Report.load(made.folder).extra
+    assert found is not None and extra is not None and extra.rows > 2
+    assert (found.data, found.rows, found.agreement) == (f"{made.data} train", extra.rows, 1.0)
+    assert found.measured["accuracy"] == pytest.approx(extra.compressed["accuracy"])
 
 
 @pytest.mark.slow
@@ -74,7 +81,8 @@ def test_every_format_is_scored_without_the_script(made: Made) -> None:
 
 def test_without_rows_the_score_cannot_be_checked(made: Made) -> None:
     found = verify_folder(made.folder)
-    assert (verdicts(found), found.status) == ({"score": "cannot be checked"}, 2)
+    scores = dict.fromkeys(("score", "score on further rows"), "cannot be checked")
+    assert (verdicts(found), found.status) == (scores, 2)
     assert "not a dataset of the Hub. Name one with `--dataset`" in details(found, "score")
 
 

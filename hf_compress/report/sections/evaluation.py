@@ -1,12 +1,15 @@
 """Evaluation: the scores of the dense and the compressed model, their difference, and what these words mean."""
 
+from collections.abc import Iterator
 from typing import Any
 
+from hf_compress.report.extra_set import on_extra
 from hf_compress.report.markdown import Markdown, code, text
 from hf_compress.report.phrases import (
     base_words,
     dataset_words,
     difference,
+    difference_to_control,
     in_points,
     interval_words,
     is_part,
@@ -28,40 +31,60 @@ ALIKE = {
     RANKING: "is the Spearman correlation of the similarities of pairs of rows in both models.",
 }
 TEMPLATE = """\
-{% if report.dense is none %}
+{% for set in sets %}
+{% if not loop.first %}
+
+### On further rows
+
+{% endif %}
+{% if set.report.dense is none %}
 | | this model | interval |
 |---|---:|---:|
-{% for row in scores %}
+{% for row in set.scores %}
 | {{ row.name }} | {{ row.compressed }} | {{ row.interval }} |
 {% endfor %}
 {% else %}
 | | dense | this model | change |
 |---|---:|---:|---:|
-{% for row in scores %}
+{% for row in set.scores %}
 | {{ row.name }} | {{ row.dense }} | {{ row.compressed }} | {{ row.difference }} |
 {% endfor %}
 {% endif %}
+{% if set.report.control %}
 
-- **Rows.** {{ report.dataset.eval_rows | count }} rows: {{ split | code }} of {{ dataset }}
+| | control | this model | change |
+|---|---:|---:|---:|
+{% for row in set.scores %}
+| {{ row.name }} | {{ row.control }} | {{ row.compressed }} | {{ row.from_control }} |
+{% endfor %}
+{% endif %}
+
+- **Rows.** {{ set.report.dataset.eval_rows | count }} rows: {{ set.split | code }} of {{ dataset }}
 {%- if report.dataset.revision %} at revision {{ report.dataset.revision[:12] | code }}{% endif %}.
-{% if not report.is_trained %}
+{% if not loop.first %}
+  They have labels, and the training has not seen them.
+{% elif not report.is_trained %}
   The steps were chosen on other rows.
-{% elif part %}
+{% elif set.part %}
   This is a part of the split, so the scores are not those of the whole split.
 {% endif %}
-{% if points %}
+{% if points and loop.first %}
 - **Points.** Scores between 0 and 1 are shown times 100, and so are their changes.
 {% endif %}
-{% if intervals %}
-- **Intervals.** {{ intervals }}
+{% if set.intervals %}
+- **Intervals.** {{ set.intervals }}
 {% endif %}
-{% for sentence in without_interval %}
+{% for sentence in set.without_interval %}
 - **No interval.** {{ sentence }}
 {% endfor %}
-{% if equal %}
-- **Equal?** {{ equal }}
+{% if set.equal %}
+- **Equal?** {{ set.equal }}
 {% endif %}
+{% if loop.first %}
 - **Dense** {{ dense }}
+{% if control %}
+- **Control.** {{ control }}
+{% endif %}
 {% if teacher %}
 - **The teacher** scores {{ teacher }} on the same rows.
 {% endif %}
@@ -69,9 +92,13 @@ TEMPLATE = """\
 - {{ sentence }}
 {% endfor %}
 {% if report.is_trained %}
-- **One run.** Another seed gives another score.{% if intervals %} The intervals do not include that.{% endif %}
+- **One run.** Another seed gives another score.{% if set.intervals %} The intervals do not include that.{% endif %}
 
 {% endif %}
+{% elif set.report.without_control %}
+- **No control.** {{ set.report.without_control }}
+{% endif %}
+{% endfor %}
 """
 
 
@@ -79,17 +106,26 @@ def values(report: Report) -> dict[str, Any]:
     """The values that the template uses."""
     names = metric_names(report)
     return {
-        "scores": [_row(report, name) for name in names],
+        "sets": [_set(one) for one in (report, on_extra(report)) if one is not None],
         "dataset": dataset_words(report),
-        "split": split_words(report.dataset),
-        "part": is_part(report.dataset),
         "points": any(in_points(report, name) for name in names),
-        "intervals": _intervals(report),
-        "without_interval": [Markdown(f"{code(name)}: {text(why)}") for name, why in report.without_interval.items()],
-        "equal": _equal(report),
+        "control": _control(report),
         "dense": _dense(report),
         "teacher": _teacher(report, names),
         "alike": [Markdown(f"**{_capital(spelt(name))}** {words}") for name, words in ALIKE.items() if name in names],
+    }
+
+
+def _set(report: Report) -> dict[str, Any]:
+    """What the card says of one evaluation set."""
+    return {
+        "report": report,
+        "scores": [_row(report, name) for name in metric_names(report)],
+        "split": split_words(report.dataset),
+        "part": is_part(report.dataset),
+        "intervals": _intervals(report),
+        "without_interval": [Markdown(f"{code(name)}: {text(why)}") for name, why in report.without_interval.items()],
+        "equal": " ".join(_equal(report)),
     }
 
 
@@ -102,11 +138,14 @@ def _row(report: Report, name: str) -> dict[str, str]:
     dense, compressed = (shown(report, name, score) for score in scores)
     label = Markdown(f"**{text(spelt(name))}**") if name == report.main_metric else spelt(name)
     own = report.intervals.get(name)
+    control = None if report.control is None else report.control.scores.get(name)
     return {
         "name": label,
         "dense": dense,
         "compressed": compressed,
         "difference": difference(report, name, short=True) or "n/a",
+        "control": shown(report, name, control),
+        "from_control": difference_to_control(report, name, short=True) or "n/a",
         "interval": "n/a" if own is None else interval_words(own, in_points(report, name), sign="", short=True),
     }
 
@@ -114,7 +153,8 @@ def _row(report: Report, name: str) -> dict[str, str]:
 def _intervals(report: Report) -> str:
     """What the intervals count and how they were computed."""
     methods: dict[str, list[str]] = {}
-    intervals = report.comparison or report.intervals
+    control = {} if report.control is None else report.control.comparison
+    intervals = report.comparison or control or report.intervals
     for name, interval in intervals.items():
         how = f"{interval.method}; {interval.count:,} {interval.units}"
         methods.setdefault(how, []).append(spelt(name))
@@ -123,15 +163,32 @@ def _intervals(report: Report) -> str:
     return f"The intervals in brackets are {' and '.join(levels)} intervals. {said}" if said else ""
 
 
-def _equal(report: Report) -> str:
-    interval = report.comparison.get(report.main_metric)
-    if interval is None:
-        return ""
-    if interval.p_value is not None:
-        return f"McNemar's exact test that both models are right equally often: p = {interval.p_value:.2g}."
-    if interval.excludes_zero:
-        return "The interval of the main score leaves out zero: these rows show a difference."
-    return "The interval of the main score holds zero: these rows show no difference."
+def _equal(report: Report) -> Iterator[str]:
+    """Whether the rows show a difference to the dense model, and to the control."""
+    control = {} if report.control is None else report.control.comparison
+    both = bool(control)
+    for name, comparison in (("dense model", report.comparison), ("control", control)):
+        interval, to = comparison.get(report.main_metric), f" to the {name}" if both else ""
+        if interval is None:
+            continue
+        if interval.p_value is not None:
+            who = f"this model and the {name}" if both else "both models"
+            yield f"McNemar's exact test that {who} are right equally often: p = {interval.p_value:.2g}."
+        elif interval.excludes_zero:
+            yield f"The interval of the main score{to} leaves out zero: these rows show a difference."
+        else:
+            yield f"The interval of the main score{to} holds zero: these rows show no difference."
+
+
+def _control(report: Report) -> Markdown | None:
+    """What the control is, or why there is none."""
+    control = report.control
+    if control is None:
+        return None if report.without_control is None else text(report.without_control)
+    length = f"{control.steps:,} steps"
+    if control.steps != report.train_steps:
+        length += f"; this model was trained for {report.train_steps:,}"
+    return Markdown(f"{code(control.name)} is the same training without any method ({length}), on the same rows.")
 
 
 def _dense(report: Report) -> Markdown:

@@ -1,14 +1,17 @@
 """The first screen of the card: what the model does, how large and how good it is, and what was done to it."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from hf_compress.models.kinds import WITHOUT_HEAD
+from hf_compress.report.extra_set import on_extra, sharper
 from hf_compress.report.markdown import Markdown, code, listed, text
 from hf_compress.report.phrases import (
     base_words,
     dataset_words,
     difference,
+    difference_to_control,
     in_points,
     interval_words,
     package,
@@ -57,7 +60,7 @@ def values(report: Report) -> dict[str, Any]:
         "does": _does(report),
         "data": _data(report),
         "base": base_words(report),
-        "score": _score(report),
+        "score": " ".join([_score(report), *_further(report)]),
         "done": _done(report),
         "reasons": text(" ".join(report.reasons)),
         "package": package(),
@@ -114,6 +117,20 @@ def _score(report: Report) -> str:
     if (interval := report.intervals.get(metric)) is not None:
         return f"{said} ({interval_words(interval, in_points(report, metric), sign='')})."
     return f"{said}."
+
+
+def _further(report: Report) -> Iterator[str]:
+    """The main score on the further rows, and the difference to the control on the rows that count."""
+    metric, extra = report.main_metric, on_extra(report)
+    if extra is not None:
+        score, apart = shown(extra, metric, extra.compressed[metric]), difference(extra, metric)
+        said = "" if apart is None else f" against {shown(extra, metric, (extra.dense or {})[metric])}: {apart}"
+        yield f"On {extra.dataset.eval_rows:,} further rows {score}{said}."
+    counted = sharper(report)
+    apart = difference_to_control(counted, metric)
+    if apart is not None:
+        rows = f" on {counted.dataset.eval_rows:,} rows" if extra is not None else ""
+        yield f"Against the same training without compression{rows}: {apart}."
 
 
 def _done(report: Report) -> Markdown:

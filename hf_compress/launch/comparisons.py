@@ -1,0 +1,123 @@
+"""What a run is compared by besides its dense model on its evaluation set: a control, and further labelled rows."""
+
+import inspect
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from hf_compress.launch.processes import on_first
+from hf_compress.models.heads import find_head
+from hf_compress.report.control import HOW, ControlRun
+from hf_compress.report.unseen import unseen_rows
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """The second evaluation set and the control of a run.
+
+    Args:
+        extra: further labelled rows, as the trainer evaluates them; None if there are none.
+        extra_rows: the index of each of them in its split; None if only `datasets` may know it.
+        extra_dense: scores of the dense model on them, if they are given.
+        control: the control; on process 0 only.
+    """
+
+    extra: Any = None
+    extra_rows: Sequence[int] | None = None
+    extra_dense: Mapping[str, float] | None = None
+    control: ControlRun | None = None
+
+    def updated(
+        self,
+        trainer: Trainer,
+        *,
+        extra: Any = None,
+        extra_rows: Sequence[int] | None = None,
+        extra_dense: Mapping[str, float] | None = None,
+        control: str | Path | None = None,
+    ) -> "Comparisons":
+        """Return these comparisons with those that are given in their place, checked. Collective.
+
+        Raises:
+            ValueError: the extra rows are not one set, are among the training rows or cannot be evaluated, or the
+                control is none or was measured on other rows.
+        """
+        changed = self
+        if extra is not None:
+            _check_extra(trainer, extra, extra_rows)
+            changed = replace(changed, extra=extra, extra_rows=extra_rows)
+        elif extra_rows is not None:
+            _check_indices(self.extra, extra_rows)
+            changed = replace(changed, extra_rows=extra_rows)
+        if extra_dense is not None:
+            changed = replace(changed, extra_dense=extra_dense)
+        if control is not None:
+            read: list[ControlRun] = []
+            on_first(trainer, lambda: read.append(_read(trainer, control)))
+            changed = replace(changed, control=read[0] if read else None)
+        return changed
+
+
+def _read(trainer: Trainer, folder: str | Path) -> ControlRun:
+    """Return the control in `folder`, which has as many rows as the evaluation set of `trainer`."""
+    control = ControlRun.read(folder)
+    ours, rows = trainer.eval_dataset, control.main.outputs.rows
+    if isinstance(ours, Sized) and not isinstance(ours, Mapping) and len(ours) != rows:
+        raise ValueError(
+            f"`--compress_control` must be measured on the evaluation rows of this run, which are {len(ours):,}; "
+            f"{folder} was measured on {rows:,}. {HOW}."
+        )
+    return control
+
+
+def _check_extra(trainer: Trainer, rows: Any, indices: Sequence[int] | None) -> None:
+    """Check that `rows` can be a second evaluation set.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if isinstance(rows, Mapping) or not isinstance(rows, Sized) or not len(rows):
+        said = "no rows" if isinstance(rows, Sized) and not len(rows) else type(rows).__name__
+        raise ValueError(
+            f"`extra_eval_dataset` must be one set of labelled rows, prepared as the evaluation set is; got {said}."
+        )
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(trainer.evaluate).parameters.items()}
+    if "eval_dataset" not in kinds and inspect.Parameter.VAR_KEYWORD not in kinds.values():
+        raise ValueError(
+            f"`extra_eval_dataset` needs an `evaluate` that takes `eval_dataset`; that of {type(trainer).__name__} "
+            "does not. Add the argument as Trainer has it."
+        )
+    _check_indices(rows, indices)
+    column, seen = _seen(trainer, rows)
+    if seen:
+        raise ValueError(
+            f"`extra_eval_dataset` must hold rows that the training does not see; {seen:,} of its {len(rows):,} rows "
+            "have the inputs of a training row. Leave them out: "
+            f"`rows.select(hf_compress.unseen_rows(rows, trainer.train_dataset, ['{column}']))`."
+        )
+
+
+def _check_indices(rows: Any, indices: Sequence[int] | None) -> None:
+    if indices is not None and (rows is None or len(indices) != len(rows)):
+        many = "no extra rows" if rows is None else f"{len(rows):,} extra rows"
+        raise ValueError(
+            f"`extra_eval_rows` must be the index in its split of each row of `extra_eval_dataset`; got "
+            f"{len(indices):,} for {many}."
+        )
+
+
+def _seen(trainer: Trainer, rows: Any) -> tuple[str, int]:
+    """Return the main input, and how many of the rows have that of a training row, as far as both are tables."""
+    from datasets import Dataset
+
+    try:
+        column = find_head(trainer.model).main_input
+    except ValueError:
+        return "", 0  # A model without a known head gets no report.
+    tables = [table for table in (rows, trainer.train_dataset) if isinstance(table, Dataset)]
+    if len(tables) < 2 or any(column not in table.column_names for table in tables):
+        return column, 0
+    return column, len(rows) - len(unseen_rows(rows, trainer.train_dataset, [column]))
