@@ -94,10 +94,7 @@ class ScriptArguments:
 
 
 def load_rows(args):
-    """Return the rows to train and evaluate on by split, the columns with text, and the size of the second split.
-
-    With `--eval_extra_rows`, the rows behind the training rows are the split `EXTRA`.
-    """
+    """Return the rows by split (`EXTRA` are those after the training rows), text columns, the whole split's size."""
     if args.train_file is not None:
         kind = Path(args.train_file).suffix.lstrip(".").replace("jsonl", "json")
         raw = load_dataset(kind, data_files={"train": args.train_file, "validation": args.validation_file})
@@ -166,16 +163,15 @@ def tokenized(args, rows, columns, labels, tokenizer, label2id):
 
 
 def further_rows(args, encoded):
-    """Return the rows of `--eval_extra_rows` and the index of each in its split; None and None without the flag."""
+    """Return the rows of `--eval_extra_rows` and the index of each in its split; None and None without it."""
     if args.eval_extra_rows is None:
         return None, None
     train, later = encoded["train"], encoded[EXTRA]
-    unseen = hf_compress.unseen_rows(later, train, ["input_ids"]) if len(later) else []
+    unseen = hf_compress.unseen_rows(later, train, ["input_ids"])
     if len(unseen) < args.eval_extra_rows:
         raise ValueError(
-            f"`--eval_extra_rows` must be at most {len(unseen):,}: so many rows of the training split are neither "
-            f"among the first {len(train):,}, which are trained on, nor equal to one of them. Got "
-            f"{args.eval_extra_rows:,}. Train on fewer rows with `--max_train_samples`."
+            f"`--eval_extra_rows` must be at most {len(unseen):,}, the rows of its split that differ from the "
+            f"{len(train):,} trained on; got {args.eval_extra_rows:,}. Train on fewer (`--max_train_samples`)."
         )
     chosen = unseen[: args.eval_extra_rows]
     return later.select(chosen), [len(train) + index for index in chosen]
@@ -276,12 +272,10 @@ def main():
             trainer.save_model()
     if training_args.do_eval:
         scores = trainer.evaluate()
+        if extra is not None and not compresses:
+            scores |= trainer.evaluate(extra, metric_key_prefix=EXTRA)
         trainer.log_metrics("eval", scores)
         trainer.save_metrics("eval", scores)
-        if extra is not None and not compresses:
-            scores = trainer.evaluate(extra, metric_key_prefix=EXTRA)
-            trainer.log_metrics(EXTRA, scores)
-            trainer.save_metrics(EXTRA, scores)
     # --- hf_compress: begin ---
     if compresses:
         report = hf_compress.finish(

@@ -243,7 +243,7 @@ def test_further_rows_are_scored_beside_a_control(
     for seen in (report, report.extra):
         assert seen.control is not None and seen.control.name == "control"
         assert "accuracy" in seen.control.comparison
-    with pytest.raises(ValueError, match="must be at most 12: .* Got 13. Train on fewer rows"):
+    with pytest.raises(ValueError, match="must be at most 12, .*; got 13. Train on fewer"):
         run(*options, "--eval_extra_rows", 13, "--output_dir", tmp_path / "none")
 
 
