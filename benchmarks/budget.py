@@ -4,13 +4,13 @@
     python benchmarks/budget.py --model MODEL --dataset_name GLUE --task_name sst2 --output_dir OUT --table
     python benchmarks/budget.py --model MODEL --dataset_name GLUE --task_name sst2 --output_dir OUT --plot OUT.svg
 
-A dense model is fine-tuned from MODEL once. Every way then trains on from it with the same rows, order, steps and
-learning rate: `control` without compression, `5` within 5 MB, `cut3+4` three layers within 4 MB, `mp60+int8` with the
-paper's 60 % zeros and eight bits. All ways learn from the labels; `--alpha` gives the compressed ones the dense model
-as a teacher. Scores are of the reloaded file, on the dev split and, where the task has them, on further labelled rows
-that no training saw; `choice` are the rows by which the options of this script were chosen. Finished trainings are
-kept, so the command can be repeated after an interruption, or with more ways and seeds. `peers.py` adds ways without
-training. A plot has bars for 95 % intervals of the difference from the control of the same seed, over rows.
+A dense model is fine-tuned from MODEL once. Every way then trains on from it with the same rows, order and steps:
+`control` without compression, `5` within 5 MB, `cut3+4` three layers within 4 MB, `kd+mp60+int8` with the paper's 60 %
+zeros, eight bits and the dense model as a teacher; `ways.py` lists all parts. Scores are of the reloaded file, on the
+dev split and, where the task has them, on further labelled rows that no training saw; `choice` are rows by which the
+parts of ways were chosen. Finished trainings are kept, so the command can be repeated after an interruption, or with
+more ways and seeds. `peers.py` adds ways without training. A plot has bars for 95 % intervals of the difference from
+the control of the same seed, over rows.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from transformers import (
     logging,
     set_seed,
 )
+from ways import recipe_of
 
 import hf_compress as hfc
 from hf_compress.checkpoint import save_compressed
@@ -45,6 +46,7 @@ DEFAULTS = {
     "stsb": {"train_rows": None, "dense_steps": 540, "steps": 270, "length": 128},
     "mrpc": {"train_rows": None, "dense_steps": 460, "steps": 345, "length": 128},
     "cola": {"train_rows": None, "dense_steps": 1000, "steps": 540, "length": 64},
+    "rte": {"train_rows": None, "dense_steps": 468, "steps": 234, "length": 128},
 }
 FURTHER = 7349  # Rows from the end of the training split.
 CHOICE = 6000  # Rows after those of training, by which options were chosen.
@@ -63,10 +65,13 @@ class Task:
         train, count = rows["train"], options.train_rows
         self.train = self._tokenized(train if count is None else train.select(range(count)), options.length)
         self.sets = {"dev": self._tokenized(rows[self.known.validation], options.length)}
-        if count is not None and count + FURTHER <= len(train):
-            further = train.select(range(len(train) - FURTHER, len(train)))
-            self.sets["further"] = self._tokenized(further, options.length)
-            self.sets["choice"] = self._tokenized(train.select(range(count, count + CHOICE)), options.length)
+        last = len(train)
+        if count is not None and count + FURTHER <= last:
+            last -= FURTHER
+            self.sets["further"] = self._tokenized(train.select(range(last, len(train))), options.length)
+        if count is not None and count < last:
+            chosen = train.select(range(count, min(count + CHOICE, last)))
+            self.sets["choice"] = self._tokenized(chosen, options.length)
 
     @property
     def labels(self) -> int:
@@ -100,29 +105,6 @@ class Task:
         )
 
 
-def recipe_of(way: str, task: Path, options: argparse.Namespace) -> hfc.Recipe | None:
-    """Return the recipe of a way; None for the control."""
-    if way == CONTROL:
-        return None
-    methods: dict[str, object] = {}
-    teacher: dict[str, object] = {}
-    if options.alpha:
-        teacher = {"distill_teacher": str(task / DENSE), "distill_alpha": options.alpha}
-    for part in way.split("+"):
-        if part.startswith("cut"):
-            teacher["distill_student_layers"] = part.removeprefix("cut")
-        elif part.startswith("mp"):
-            methods["pruning"] = hfc.PruningArguments(prune_sparsity=int(part.removeprefix("mp")) / 100)
-        elif part == "int8":
-            methods["quantization"] = hfc.QuantizationArguments(quant_scheme="int8")
-        else:
-            methods["budget"] = hfc.BudgetArguments(float(part))
-            methods["quantization"] = hfc.QuantizationArguments(
-                quant_scheme=options.scheme, quant_begin=options.quant_begin
-            )
-    return hfc.Recipe(distillation=hfc.DistillationArguments(**teacher), **methods)  # type: ignore[arg-type]
-
-
 def train(
     model: PreTrainedModel, task: Task, folder: Path, steps: int, seed: int, recipe: hfc.Recipe | None, rate: float
 ) -> Trainer:
@@ -143,7 +125,9 @@ def train(
         disable_tqdm=True,
     )
     collator = DataCollatorWithPadding(task.tokenizer)
-    trainer = Trainer(model, arguments, train_dataset=task.train, data_collator=collator)
+    trainer = Trainer(
+        model, arguments, train_dataset=task.train, data_collator=collator, processing_class=task.tokenizer
+    )
     if recipe is not None:
         trainer = hfc.compress(trainer, recipe)
     trainer.train()
@@ -160,10 +144,8 @@ def run(way: str, seed: int, task: Task, out: Path, options: argparse.Namespace)
     source = options.model if way == DENSE else out / DENSE
     attention = {"attn_implementation": "eager", "dtype": torch.float32}
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=task.labels, **attention)
-    recipe = None if way == DENSE else recipe_of(way, out, options)
-    rate = options.learning_rate
-    if recipe is not None and recipe.distillation.student_layers is not None:
-        model = hfc.student_from(model, recipe.distillation.student_layers)
+    recipe, own_rate = (None, None) if way in (DENSE, CONTROL) else recipe_of(way, out / DENSE)
+    rate = own_rate or options.learning_rate
     trainer = train(model, task, folder, options.dense_steps if way == DENSE else options.steps, seed, recipe, rate)
     model = trainer.model
     if recipe is None:
@@ -273,10 +255,7 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True, type=Path, help="folder for trainings and results")
     parser.add_argument("--ways", nargs="+", default=[CONTROL, "7", "5", "4", "3"], help="(control 7 5 4 3)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="(0)")
-    parser.add_argument("--learning_rate", type=float, default=5e-5, help="of all ways (%(default)s)")
-    parser.add_argument("--alpha", type=float, default=0.0, help="share of the dense teacher's loss (%(default)s)")
-    parser.add_argument("--scheme", default="int8", help="number format (%(default)s)")
-    parser.add_argument("--quant_begin", type=float, default=0.85, help="(%(default)s)")
+    parser.add_argument("--learning_rate", type=float, default=5e-5, help="of ways that name none (%(default)s)")
     parser.add_argument("--table", action="store_true", help="only print the table of what is finished")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="only draw what is finished, as .svg or .png")
     for name in ("train_rows", "dense_steps", "steps", "length"):
