@@ -168,6 +168,7 @@ class Recipe:
         for option in ("distill_teacher", "distill_cache"):
             value = getattr(recipe.distillation, option)
             setattr(recipe.distillation, option, None if value is None else redact(value))
+        recipe.distillation.distill_extra = [redact(source) for source in recipe.distillation.distill_extra]
         return recipe
 
     def save(self, path: str | Path) -> None:

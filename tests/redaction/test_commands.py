@@ -56,10 +56,14 @@ def test_absolute_paths_become_relative_or_their_last_part(tmp_path: Path, monke
 
 
 def test_a_shared_recipe_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    place = tmp_path / "me"
     recipe = Recipe(
-        DistillationArguments(str(tmp_path / "me" / "teacher"), distill_cache=str(tmp_path / "me" / "cache"))
+        DistillationArguments(
+            str(place / "teacher"), distill_cache=str(place / "cache"), distill_extra=[f"{place}/texts:test"]
+        )
     )
     shared = recipe.shareable()
+    assert shared.distillation.distill_extra == ["texts:test"]
     assert (shared.distillation.distill_teacher, shared.distillation.distill_cache) == ("teacher", "cache")
     assert recipe.distillation.distill_teacher == str(tmp_path / "me" / "teacher")
 
