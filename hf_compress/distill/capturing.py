@@ -61,10 +61,10 @@ class Capture:
         layers = layers_of(inner)
         for number, layer in enumerate(layers):
             numbers = [index for index, other in enumerate(layers) if other is layer]
-            if number > numbers[0]:
+            wanted = {part for part, index in self.taps if index in numbers}
+            if number > numbers[0] or not wanted:
                 continue
             self._on_layer(layer, numbers)
-            wanted = {part for part, index in self.taps if index in numbers}
             if "attention" in wanted:
                 self._on_attention(layer, numbers)
             if "relations" in wanted:

@@ -109,10 +109,10 @@ def attention(
     """
     if student.shape[1] != teacher.shape[1]:
         student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
-    # Padding gets no attention, so both are 0 there.
     log_ratio = teacher.clamp(min=_TINY).log() - student.clamp(min=_TINY).log()
-    divergence = (teacher * log_ratio * mask[:, None, None, :]).sum(-1)
-    return _over_tokens(divergence.mean(1), mask)
+    # The two last terms add up to 0, except for rounded maps.
+    divergence = (teacher * log_ratio - teacher + student).masked_fill(~mask[:, None, None, :], 0.0)
+    return _over_tokens(divergence.sum(-1).mean(1), mask)
 
 
 def relations(

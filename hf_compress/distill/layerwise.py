@@ -15,6 +15,7 @@ from hf_compress.distill.distance import mean_over_rows
 from hf_compress.distill.layer_losses import PARTS, LayerLoss
 from hf_compress.distill.pairing import Pairs
 from hf_compress.distill.projecting import PROJECTIONS, new_projections
+from hf_compress.layers.attention import IMPLEMENTATION
 from hf_compress.models.heads import Head, bare
 from hf_compress.models.stacks import NoLayers, attention_dropout, layers_of, token_mask
 
@@ -49,7 +50,6 @@ class Layerwise:
         self.teacher = Capture([theirs for _, theirs in self.couples])
         self.projections = nn.ModuleDict()
         self._widths: dict[int, tuple[int, int]] = {}
-        self._needs_eager = False
         self._undo = contextlib.ExitStack()
 
     def set_up(
@@ -70,15 +70,12 @@ class Layerwise:
                 f"(`config.layerdrop` is {rate}). Set `model.config.layerdrop = 0`."
             )
         batch = {name: value.to(bare(model).device) for name, value in head.example_batch(model).items()}
-        values = self._probe(model, teacher, batch, ask)
-        maps = [pair for ((part, _), _), pair in zip(self.couples, values, strict=True) if part == "attention"]
-        if any(one is None for pair in maps for one in pair):
+        if self._reads_maps and any(_hides_maps(one) for one in (model, teacher)):
             logger.info(
-                "`--distill_layer_loss attention` needs attention maps: both models use "
-                f"`attn_implementation='{EAGER}'` in training."
+                "`--distill_layer_loss attention` needs attention maps: while training lasts, both models use "
+                f"`attn_implementation='{EAGER}'`."
             )
-            self._needs_eager = True
-            values = self._probe(model, teacher, batch, ask)
+        values = self._probe(model, teacher, batch, ask)
         for number, (ours, theirs) in enumerate(values):
             self._check(number, ours, theirs)
             if _mask(ours, model, batch) is None:
@@ -118,11 +115,11 @@ class Layerwise:
         for one, capture in ((model, self.student), (teacher, self.teacher)):
             undo.callback(capture.remove)
             capture.install(one)
-        if self._needs_eager:
+        if self._reads_maps:
             for one in (bare(model), bare(teacher)):
-                undo.callback(one.set_attn_implementation, one.config._attn_implementation)
-                one.set_attn_implementation(EAGER)
-        if any(part == "attention" for part, _ in self.student.taps):
+                if _hides_maps(one):
+                    undo.callback(one.set_attn_implementation, one.config._attn_implementation)
+                    one.set_attn_implementation(EAGER)
             # Maps after dropout are noise: zeros and too large numbers.
             for layer in layers_of(bare(model)):
                 for module, name in attention_dropout(layer):
@@ -165,6 +162,11 @@ class Layerwise:
                 values = torch.stack([term.loss.function(*pair, mask) for pair in pairs])
                 found[term.loss.term] = mean_over_rows(values.mean(0), inputs, head)
         return found
+
+    @property
+    def _reads_maps(self) -> bool:
+        """Whether a loss compares attention maps."""
+        return any(part == "attention" for part, _ in self.student.taps)
 
     def _numbered(self, couples: list[Couple]) -> tuple[int, ...]:
         """Return the numbers of the couples. Losses share what they both compare, and its projection."""
@@ -226,6 +228,11 @@ def couples_of(loss: LayerLoss, pairs: Pairs) -> list[Couple]:
         ((loss.reads, ours), (loss.reads, theirs))
         for ours, theirs in (pairs[-1:] if loss.reads == "relations" else pairs)
     ]
+
+
+def _hides_maps(model: nn.Module) -> bool:
+    """Return whether the attention of a model computes no maps, as PyTorch's fast kernels do."""
+    return bare(model).config._attn_implementation not in (EAGER, IMPLEMENTATION)
 
 
 def _mask(value: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:

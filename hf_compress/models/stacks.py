@@ -66,6 +66,8 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
         groups = next(part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == shared)
         return [groups[index * shared // depth] for index in range(depth)]
     found = list(stacks(model).values())
+    if len(found) > 1:  # Another list may be as long by chance.
+        found = [layers for layers in found if attention_of(layers[0]) is not None]
     if len(found) != 1:
         raise NoLayers(f"{name} has {len(found) or 'no'} lists of `config.num_hidden_layers` layers")
     return list(found[0])
