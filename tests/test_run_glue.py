@@ -115,6 +115,28 @@ def test_a_dense_model_is_trained_and_then_compressed(
     assert (small.bert.encoder.layer[0].attention.self.query.weight == 0).float().mean() >= 0.5
 
 
+@pytest.mark.slow
+def test_texts_without_labels_join_a_run(
+    run: Run,
+    tiny_bert: BertForSequenceClassification,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    files: list[object],
+) -> None:
+    model, out = save(tiny_bert, tiny_tokenizer, tmp_path / "model"), tmp_path / "out"
+    (tmp_path / "unlabelled.csv").write_text("number,sentence\n1,the film was lovely\n2,a cold and dull story\n")
+    extra = ["--distill_extra", tmp_path / "unlabelled.csv", "--distill_augment", 2, "--distill_extra_share", 0.5]
+    options = ["--model_name_or_path", model, "--dense_baseline", model, *files, "--do_train", *ALL_THREE, *extra]
+    run(*options, "--output_dir", out, "--do_eval", "--max_steps", -1, "--num_train_epochs", 1)
+    report = Report.load(out / "compressed")
+    assert report.teacher_rows == {"augmented": 128, "unlabelled.csv": 2}
+    assert (report.dataset.train_rows, report.train_steps) == (64, 2 * 64 // 8)
+    assert report.recipe.distillation.distill_extra == ["unlabelled.csv"]
+    assert str(tmp_path) not in (out / "compressed" / "report.json").read_text()
+    card = (out / "compressed" / "README.md").read_text()
+    assert "and 2 of `unlabelled.csv`. They were 50 % of the rows of each epoch." in card
+
+
 def test_unused_tokens_go_and_the_file_keeps_its_budget(
     run: Run,
     make_bert: Callable[..., BertForSequenceClassification],

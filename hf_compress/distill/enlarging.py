@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -15,14 +17,13 @@ from hf_compress.distill.augmenting import LOOKED_AT, are_pairs, augmented_rows
 from hf_compress.distill.extra import ExtraSource, extra_rows
 from hf_compress.distill.row_form import RowForm
 from hf_compress.distill.sharing import SharingSampler
-from hf_compress.distill.teacher_only import COLUMN, OPTIONS, TeacherOnlyCollator
+from hf_compress.distill.teacher_only import AUGMENTED, COLUMN, OPTIONS, TeacherOnlyCollator
 from hf_compress.distill.words import Vocabulary
 from hf_compress.models.heads import LABELS, Head, bare
 
 logger = logging.get_logger(__name__)
 
 # Heads whose answers belong to a text or to its tokens, whatever the labels of the row were.
-AUGMENTED = "augmented"
 KINDS = ("sequence", "token", "question")
 
 
@@ -34,7 +35,7 @@ class EnlargingMixin(Trainer):
     head: Head | None
     model: Any
     data_collator: Any
-    further_rows: dict[str, int]  # How many rows were added, by where they come from.
+    further_rows: Mapping[str, int] = MappingProxyType({})  # How many rows were added, by where they come from.
     _enlarged_from: tuple[Any, Any] | None = None  # The training set, and what was made of it.
 
     @property

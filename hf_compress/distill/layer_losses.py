@@ -183,7 +183,7 @@ _MINILM = """@inproceedings{wang2020minilm,
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2020}
 }"""
-_TINYBERT = """@inproceedings{jiao2020tinybert,
+TINYBERT = """@inproceedings{jiao2020tinybert,
   title = {TinyBERT: Distilling BERT for Natural Language Understanding},
   author = {Jiao, Xiaoqi and Yin, Yichun and Shang, Lifeng and Jiang, Xin and Chen, Xiao and Li, Linlin and Wang, Fang
             and Liu, Qun},
@@ -222,7 +222,7 @@ LAYER_LOSSES: dict[str, LayerLoss] = {
             reads="embeddings",
             help="as `hidden`, of the input of the first layer",
             card="the squared difference of the first layer's input, relative to the teacher's mean square",
-            citation=_TINYBERT,
+            citation=TINYBERT,
         ),
         LayerLoss(
             name="attention",

@@ -15,6 +15,7 @@ from hf_compress.models.heads import IGNORED, LABELS, Head
 # The column of the training set that tells these rows from labelled ones. Their labels are placeholders: they mark
 # the positions that the teacher answers, and no loss on the labels sees them.
 COLUMN = "teacher_only"
+AUGMENTED = "augmented"  # Where rows of `--distill_augment` come from.
 OPTIONS = "`--distill_extra` and `--distill_augment`"
 
 

@@ -1,5 +1,6 @@
 """The descriptors of what a report's run used, found in the registries of the methods."""
 
+from hf_compress.distill.layer_losses import TINYBERT
 from hf_compress.distill.losses import LOSSES, REGRESSION, Loss
 from hf_compress.layers.grids import Scheme
 from hf_compress.prune.criteria import CRITERIA
@@ -41,6 +42,7 @@ def citations(report: Report) -> list[str]:
     recipe, found = report.recipe, []
     if recipe.distillation.enabled:
         found += [loss(report).citation, *(layerwise.citation for layerwise, _ in recipe.distillation.layer_losses)]
+        found += [TINYBERT] if recipe.distillation.distill_augment else []
     if recipe.pruning.enabled:
         found += [criterion(report).citation, pattern(report).citation, schedule(report).citation]
     if recipe.quantization.enabled:

@@ -142,6 +142,7 @@ def measure(
         emissions_kg=emissions_kg(trainer),
         baseline=None if dense is None else dense_model,
         starts_trained=None if origin is None else origin.trained and origin.name == base_model,
+        teacher_rows=dict(getattr(trainer, "further_rows", {})),
         curves=training_curves(trainer.state.log_history, main),
         author=dict(author or {}),
         greater_is_better=_greater_is_better(trainer, main),

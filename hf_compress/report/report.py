@@ -136,6 +136,8 @@ class Report:
         latency: what `hf-compress bench --save` measured; None before that.
         vocabulary: how many tokens were kept; None if all were.
         bits: number of bits of the layers whose weights differ from the scheme.
+        teacher_rows: rows that only the teacher labelled, by where they come from: "augmented" for those made of
+            training rows, or the file or dataset of `--distill_extra`.
         steps: how the weights are stored that have fixed steps; None if none have.
         card_template: the version of the card's template that `save_card` used last; None before that.
         card_picture: the file name of the picture that `save_card` drew last; None if there is none.
@@ -207,6 +209,7 @@ class Report:
     latency: Latency | None = None
     vocabulary: VocabularyFacts | None = None
     bits: dict[str, int] = field(default_factory=dict)
+    teacher_rows: dict[str, int] = field(default_factory=dict)
     steps: Steps | None = None
     card_template: str | None = None
     card_picture: str | None = None

@@ -173,3 +173,16 @@ def test_an_added_format_is_on_the_card(report: Report, monkeypatch: pytest.Monk
     card = render(replace(report, formats={"odd": FormatFacts(1000, 0.1, {"accuracy": 0.85})}))
     assert "- `odd`: nobody runs it." in card
     assert "import odd_AutoModelForSequenceClassification" in card
+
+
+def test_the_card_says_which_rows_only_the_teacher_labelled(report: Report) -> None:
+    distillation = DistillationArguments(
+        "self", distill_augment=2, distill_extra=["a|b.txt"], distill_extra_share=0.25
+    )
+    rows = {"augmented": 24000, "a|b.txt": 300}
+    card = render(replace(report, recipe=replace(report.recipe, distillation=distillation), teacher_rows=rows))
+    said = "Only the teacher labelled 24,300 further rows: 24,000 made of training rows (words replaced by close ones;"
+    assert f"{said} the texts of a pair also swapped or paired anew) and 300 of `a|b.txt`." in card
+    assert "They were 25 % of the rows of each epoch." in card
+    assert "jiao2020tinybert" in card
+    assert "further rows" not in render(report)

@@ -5,6 +5,7 @@ from typing import Any
 
 from hf_compress.distill import DistillationArguments
 from hf_compress.distill.pairing import LAST, parse_pairs
+from hf_compress.distill.teacher_only import AUGMENTED
 from hf_compress.report.descriptors import criterion, loss, pattern, schedule, scheme
 from hf_compress.report.markdown import Markdown, block, code, listed, text
 from hf_compress.report.phrases import base_words, dataset_words
@@ -27,6 +28,12 @@ TEMPLATE = """\
 {% for weight, card in layer_losses %} + {{ "%g" | format(weight) }} x {{ card }}{% endfor %}.
 {% if pairs %}
   {{ pairs }}
+{% endif %}
+{% if teacher_rows %}
+  Only the teacher labelled {{ report.teacher_rows.values() | sum | count }} further rows: {{ teacher_rows | listed }}.
+  {%- if distillation.distill_extra_share %} They were {{ distillation.distill_extra_share | percent }} of the rows of \
+each epoch.{% endif %}
+
 {% endif %}
 {% endif %}
 {% if pruning.enabled %}
@@ -118,6 +125,7 @@ def values(report: Report) -> dict[str, Any]:
         "loss": Markdown(loss(report).card.format(**_temperature(report))) if distillation.enabled else "",
         "layer_losses": [(weight, Markdown(loss.card)) for loss, weight in distillation.layer_losses],
         "pairs": _pairs_words(distillation),
+        "teacher_rows": [_rows_words(where, count) for where, count in report.teacher_rows.items()],
         "criterion": Markdown(criterion(report).card) if pruning.enabled else "",
         "pattern": Markdown(pattern(report).card) if pruning.enabled else "",
         "schedule": Markdown(schedule(report).card) if pruning.enabled else "",
@@ -177,6 +185,16 @@ def _pairs_words(distillation: DistillationArguments) -> Markdown | None:
         return Markdown("Only the last layers of the two were compared.")
     came = " (those that the student's came from, if the teacher has all layers of the model that it was cut from)"
     return Markdown(f"Layers were compared in pairs, spread evenly{came * (distillation.student_layers is not None)}.")
+
+
+def _rows_words(where: str, count: int) -> Markdown:
+    """How many rows come from one place."""
+    if where == AUGMENTED:
+        return Markdown(
+            f"{count:,} made of training rows (words replaced by close ones; the texts of a pair also swapped or "
+            "paired anew)"
+        )
+    return Markdown(f"{count:,} of {code(where)}")
 
 
 def _bits_words(report: Report) -> list[str]:
