@@ -1,11 +1,11 @@
-"""Measure what pruning, quantization, a teacher and all three cost per training step, as ratios to the plain Trainer.
+"""Measure what pruning, quantization, a teacher, its layers and all three cost per step, as ratios to plain Trainer.
 
     python benchmarks/step_time.py --model PATH_OR_ID --dataset_name nyu-mll/glue --rounds 60
 
 Every variant is a real Trainer in its own thread. The threads take turns, one optimizer step each on the same batch,
 in an order that rotates every round, so that noise of the machine affects all variants alike. A turn lasts from one
 `on_step_begin` to the next, so it includes callbacks, logging and the next batch. A second plain Trainer is the
-control; its ratio should be 1.
+control; its ratio should be 1. `--against teacher` gives ratios to a live teacher instead.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from hf_compress import DistillationArguments, DistillationTrainer, PruningArguments, QuantizationArguments, Recipe
+from hf_compress.distill import LAYER_LOSSES
 from hf_compress.report import paired_ratio
 
 WARM_UP = 3
@@ -54,6 +55,10 @@ VARIANTS = {
     "int8": recipe(quantization=QUANTIZATION),
     "teacher": recipe(distillation=TEACHER),
     "cached teacher": recipe(distillation=TEACHER | {"distill_cache": "auto"}),
+    **{
+        f"teacher, {name}": recipe(distillation=TEACHER | {"distill_layer_loss": [f"{name}=1"]})
+        for name in LAYER_LOSSES
+    },
     "all three": recipe(TEACHER, PRUNING, QUANTIZATION),
 }
 
@@ -108,6 +113,9 @@ def main() -> None:
     parser.add_argument(
         "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="variants to run (all)"
     )
+    parser.add_argument(
+        "--against", choices=list(VARIANTS), default="plain", help="variant that ratios are to (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="also write the ratios to this file")
     options = parser.parse_args()
 
@@ -118,7 +126,7 @@ def main() -> None:
     data = data.select_columns(["input_ids", "attention_mask", "label"])
     dense = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=2)
 
-    names = ["plain", *(name for name in options.variants if name != "plain")]
+    names = [options.against, *(name for name in options.variants if name != options.against)]
     board = Board(names, options.rounds)
     with tempfile.TemporaryDirectory() as folder:
         threads = []
@@ -156,17 +164,17 @@ def main() -> None:
         for thread in threads:
             thread.join()
 
-    plain = board.seconds["plain"][WARM_UP:]
+    reference = board.seconds[options.against][WARM_UP:]
     table = {}
-    milliseconds = np.median(plain) * 1e3
-    setting = f"{torch.get_num_threads()} threads, batch {options.batch_size}, {len(plain)} rounds"
-    print(f"\n{setting}, plain {milliseconds:.0f} ms")
-    print(f"{'variant':14} {'ratio to plain':>14} {'middle half':>16} {'95 % of the median':>20}")
+    milliseconds = np.median(reference) * 1e3
+    setting = f"{torch.get_num_threads()} threads, batch {options.batch_size}, {len(reference)} rounds"
+    print(f"\n{setting}, {options.against} {milliseconds:.0f} ms")
+    print(f"{'variant':22} {'ratio to ' + options.against:>17} {'middle half':>16} {'95 % of the median':>20}")
     for name in names[1:]:
-        found = paired_ratio(board.seconds[name][WARM_UP:], plain)
+        found = paired_ratio(board.seconds[name][WARM_UP:], reference)
         table[name] = asdict(found)
         (low, high), interval = found.quartiles, found.interval
-        print(f"{name:14} {found.ratio:14.3f} {low:7.3f} to {high:.3f} {interval[0]:10.3f} to {interval[1]:.3f}")
+        print(f"{name:22} {found.ratio:17.3f} {low:7.3f} to {high:.3f} {interval[0]:10.3f} to {interval[1]:.3f}")
     if options.json:
         options.json.write_text(json.dumps(table, indent=2) + "\n")
 

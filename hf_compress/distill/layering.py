@@ -1,7 +1,7 @@
 """A Trainer that compares layers of its model with layers of its teacher."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -26,24 +26,22 @@ class LayeringMixin(Trainer):
     head: Head | None
     uncut: PreTrainedConfig | None
     model: Any
+    _teach: Callable[[nn.Module, Mapping[str, Any]], Any]
     _layerwise: Layerwise | None = None
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    # Not `train`: the launcher makes a Trainer compress when that is already running.
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Train, with hooks and projections on the models."""
         with self._layers_attached():
-            return super().train(*args, **kwargs)
+            return super()._inner_training_loop(*args, **kwargs)
 
-    def _layered(self, model: nn.Module) -> nn.Module:
-        """Return a new model; during training it gets the hooks of the one that it replaces, and new projections."""
-        if self._layerwise is not None and self._layerwise.student.installed:
-            assert self.teacher is not None
-            self._layerwise.detach()
-            self._layerwise.renew(model)
-            self._layerwise.attach(model, self.teacher)
-        return model
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Load a training checkpoint, with the projections in it."""
+        with self._layers_attached():
+            super()._load_from_checkpoint(*args, **kwargs)
 
-    def _set_up_layers(self) -> None:
-        """Choose the pairs of layers and check that the models can be compared, if the options ask for that.
+    def _set_up_layers(self, model: nn.Module) -> None:
+        """Choose the pairs of layers and check that `model` and the teacher can be compared, if the options ask to.
 
         Raises:
             ValueError: they cannot be compared.
@@ -53,25 +51,21 @@ class LayeringMixin(Trainer):
         if not losses:
             return
         assert self.head is not None and self.teacher is not None
+        taught_by = cast(nn.Module, self.teacher)
         if self.args.n_gpu > 1:
             raise ValueError(
                 "`--distill_layer_loss` does not work with `nn.DataParallel`, which copies the model to each device "
                 "at every step. Start one process per device with `torchrun`, or set CUDA_VISIBLE_DEVICES to one."
             )
         try:
-            student, teacher = (len(layers_of(bare(model))) for model in (self.model, cast(nn.Module, self.teacher)))
+            student, teacher = (len(layers_of(bare(one))) for one in (model, taught_by))
         except NoLayers as error:
             raise ValueError(f"`--distill_layer_loss` cannot be used: {error}. Leave the option out.") from error
         cut = self.uncut is not None and self.uncut.num_hidden_layers == teacher
         kept = self.distillation.student_layers if cut else None
         pairs = pair_layers(self.distillation.distill_layers, student, teacher, kept)
         self._layerwise = Layerwise(losses, pairs, self.args.seed)
-        self._layerwise.set_up(
-            self.model,
-            self.teacher,
-            self.head,
-            lambda batch: self._teach(self.model, batch),  # type: ignore[attr-defined]
-        )
+        self._layerwise.set_up(model, taught_by, self.head, lambda batch: self._teach(model, batch))
 
     @contextlib.contextmanager
     def _layers_attached(self) -> Iterator[None]:

@@ -69,7 +69,7 @@ class Layerwise:
                 f"`--distill_layer_loss` needs every layer at every step, but the student skips layers at random "
                 f"(`config.layerdrop` is {rate}). Set `model.config.layerdrop = 0`."
             )
-        batch = {name: value.to(bare(model).device) for name, value in head.example_batch(model).items()}
+        batch = head.example_batch(model)
         if self._reads_maps and any(_hides_maps(one) for one in (model, teacher)):
             logger.info(
                 "`--distill_layer_loss attention` needs attention maps: while training lasts, both models use "
@@ -90,10 +90,6 @@ class Layerwise:
                 f"and the teacher's {pair[1]}; checkpoints of a PEFT adapter would not hold them. Use `relations`, "
                 "whose widths may differ, or train without an adapter."
             )
-        self.renew(model)
-
-    def renew(self, model: nn.Module) -> None:
-        """Make new projections for a new student."""
         like = next(parameter for parameter in bare(model).parameters() if parameter.is_floating_point())
         self.projections = new_projections(self._widths, like, self.seed)
 
@@ -190,8 +186,8 @@ class Layerwise:
         try:
             with self.attached(model, teacher), torch.random.fork_rng(devices=[]):
                 with self.student.active():
-                    ours = model(**batch)[CAPTURED]
-                theirs = ask(batch)[CAPTURED]
+                    ours = model(**_on(batch, model))[CAPTURED]
+                theirs = ask(_on(batch, teacher))[CAPTURED]
         except NoLayers as error:
             raise ValueError(f"`--distill_layer_loss` cannot be used: {error}. Leave the option out.") from error
         finally:
@@ -233,6 +229,10 @@ def couples_of(loss: LayerLoss, pairs: Pairs) -> list[Couple]:
 def _hides_maps(model: nn.Module) -> bool:
     """Return whether the attention of a model computes no maps, as PyTorch's fast kernels do."""
     return bare(model).config._attn_implementation not in (EAGER, IMPLEMENTATION)
+
+
+def _on(batch: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.to(bare(model).device) for name, value in batch.items()}
 
 
 def _mask(value: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:

@@ -102,7 +102,10 @@ class DistillationMixin(AskingMixin, WeighingMixin):
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Return a new model for a run or a trial, cut as `--distill_student_layers` says."""
-        return self._layered(cast(nn.Module, self._cut(super().call_model_init(*args, **kwargs))))
+        model = cast(nn.Module, self._cut(super().call_model_init(*args, **kwargs)))
+        if self._layerwise is not None:
+            self._set_up_layers(model)
+        return model
 
     def compute_loss(
         self,
@@ -237,7 +240,7 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         if self._adapted is None:
             freeze(self.teacher, self.args.device)
         self._find_what_the_teacher_reads()
-        self._set_up_layers()
+        self._set_up_layers(self.model)
         if self._enlarges:
             self._check_enlarging()
         if self.distillation.distill_cache is not None:

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_compress import DistillationArguments, QuantizationArguments, Recipe, save_compressed, student_from
+from hf_compress import DistillationArguments, QuantizationArguments, Recipe, compress, save_compressed, student_from
 from hf_compress.distill import LAYER_LOSSES, DistillationMixin, DistillationTrainer
 from hf_compress.distill.capturing import CAPTURED
 from hf_compress.distill.pairing import pair_layers
@@ -27,7 +27,7 @@ from hf_compress.distill.projecting import PROJECTIONS
 from hf_compress.models.heads import find_head
 from hf_compress.models.targets import prunable, quantizable
 from hf_compress.report.evaluation import logit_difference
-from tests.invariants.harness import KD, METHODS, adapted, logged, make, rows, same
+from tests.invariants.harness import KD, METHODS, SETTINGS, adapted, logged, make, rows, same
 from tests.invariants.test_heads import VIT, t5, wav2vec2
 from tests.tiny import NO_DROPOUT, bert
 
@@ -209,6 +209,24 @@ def test_each_new_model_gets_new_projections(tmp_path: Path) -> None:
         run.train()
         losses.append(logged(run, "hidden_loss"))
     assert losses[0] == losses[1]
+
+
+def test_projections_come_where_training_has_begun_before_us(tmp_path: Path) -> None:
+    """The launcher makes a Trainer compress when its `train` is already running."""
+    bert(seed=1, **NO_DROPOUT | WIDE, num_hidden_layers=4).save_pretrained(tmp_path / "teacher")
+    options = DistillationArguments(
+        distill_teacher=str(tmp_path / "teacher"), distill_layer_loss=["hidden=1"], distill_student_layers="0,3"
+    )
+    arguments = TrainingArguments(str(tmp_path / "run"), **SETTINGS | {"max_steps": 4})
+    trainer = Trainer(None, arguments, train_dataset=rows(), model_init=lambda: bert(num_hidden_layers=4))
+    run = compress(trainer, Recipe(options))
+    Trainer.train(run)
+    assert pairs(run) == [(0, 0), (1, 3)]
+    first, *_, last = logged(run, "hidden_loss")
+    assert last < first
+    known = {id(weight) for group in run.optimizer.param_groups for weight in group["params"]}
+    assert {id(weight) for weight in run._layerwise.projections.parameters()} <= known
+    assert not hasattr(run.model, PROJECTIONS)
 
 
 def test_checkpoints_have_the_projections_and_results_do_not(tmp_path: Path) -> None:
