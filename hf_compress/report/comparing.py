@@ -82,7 +82,7 @@ def with_predictions(
         if COMPRESSED not in recorder.outputs:
             raise UnreadableError(recorder.obstacles.get(COMPRESSED, NOT_REPRODUCED))
         compressed = recorder.outputs[COMPRESSED]
-        numbers = row_numbers(trainer, rows, compressed, recorder.rows)
+        numbers = row_numbers(trainer, rows, compressed, recorder.rows, ordered=COMPRESSED in recorder.ordered)
     except UnreadableError as error:
         return replace(_without_intervals(report, str(error)), without_control=str(error) if control else None)
     dense, obstacle = recorder.outputs.get(DENSE), recorder.obstacles.get(DENSE, NOT_RECORDED)

@@ -129,6 +129,18 @@ def joined(parts: Sequence[Outputs]) -> Outputs:
     return Outputs(first.kind, *(join(name) for name in ("labels", "predicted", "lengths", "logits")))
 
 
+def part_of(outputs: Outputs, rows: Sequence[int]) -> Outputs:
+    """The outputs of some rows, in the given order."""
+    chosen = np.asarray(rows, np.int64)
+    if outputs.lengths is None:
+        logits = None if outputs.logits is None else outputs.logits[chosen]
+        return Outputs(outputs.kind, outputs.labels[chosen], outputs.predicted[chosen], None, logits)
+    ends = np.cumsum(outputs.lengths)
+    spans = [np.arange(ends[row] - outputs.lengths[row], ends[row]) for row in chosen]
+    tokens = np.concatenate([np.empty(0, np.int64), *spans])
+    return Outputs(outputs.kind, outputs.labels[tokens], outputs.predicted[tokens], outputs.lengths[chosen])
+
+
 def _array(values: Any) -> NDArray[Any]:
     while isinstance(values, tuple) and values:
         values = values[0]

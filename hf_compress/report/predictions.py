@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from torch.utils.data import SequentialSampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, Trainer
 
 from hf_compress.checkpoint.aside import written_aside
 from hf_compress.models.heads import Head, find_head
-from hf_compress.report.outputs import Outputs, UnreadableError, joined, read_outputs
+from hf_compress.report.outputs import Outputs, UnreadableError, joined, part_of, read_outputs
 
 PREDICTIONS_NAME, EXTRA_NAME = "predictions.parquet", "predictions-extra.parquet"
 DENSE, COMPRESSED, TEACHER, CONTROL = "dense", "compressed", "teacher", "control"
@@ -27,8 +27,9 @@ MOST_LABELS = 5_000_000
 class Recorder:
     """What each model of a report predicted for each row, recorded while the Trainer evaluates it.
 
-    `outputs` has them by the name of the model. `obstacles` says in a sentence why a model has none. `rows` has the
-    index of each row in its split, if it was found by trial.
+    `outputs` has them by the name of the model. `obstacles` says in a sentence why a model has none. `ordered` are the
+    models that were evaluated in another order, for example by length, and whose outputs are in that of the evaluation
+    set again. `rows` has the index of each row in its split, if it was found by trial.
 
     Example:
         >>> from hf_compress.report.predictions import Recorder
@@ -42,6 +43,7 @@ class Recorder:
     def __init__(self) -> None:
         self.outputs: dict[str, Outputs] = {}
         self.obstacles: dict[str, str] = {}
+        self.ordered: set[str] = set()
         self.rows: list[int] | None = None
 
     @contextmanager
@@ -61,19 +63,59 @@ class Recorder:
 
         trainer.compute_metrics = recorded
         try:
-            yield
+            with _order_noted(trainer) as order:
+                yield
         finally:
             trainer.compute_metrics = compute
         try:
-            self.outputs[name] = reader.outputs()
+            outputs = reader.outputs()
         except UnreadableError as error:
             self.obstacles[name] = str(error)
+            return
+        if sorted(order) == list(range(outputs.rows)):
+            self.ordered.add(name)
+            outputs = part_of(outputs, np.argsort(order).tolist())
+        self.outputs[name] = outputs
 
     def same(self, name: str, other: str) -> None:
         """Take the outputs of the model `other` for the model `name`, because they are the same model."""
         for found in (self.outputs, self.obstacles):
             if other in found:
                 found[name] = found[other]  # type: ignore[index,assignment]
+        self.ordered |= {name} if other in self.ordered else set()
+
+
+@contextmanager
+def _order_noted(trainer: Trainer) -> Iterator[list[int]]:
+    """A context with a list that gets the rows in the order of evaluation, unless that is the one of the set."""
+    order: list[int] = []
+    make, own = trainer._get_eval_sampler, vars(trainer).get("_get_eval_sampler")
+
+    def noted(rows: Any) -> Any:
+        sampler = make(rows)
+        return sampler if isinstance(sampler, SequentialSampler | None) else _Noted(sampler, order)
+
+    trainer._get_eval_sampler = noted
+    try:
+        yield order
+    finally:
+        del trainer._get_eval_sampler
+        if own is not None:
+            trainer._get_eval_sampler = own
+
+
+class _Noted(Sampler[int]):
+    """A sampler that notes the rows that another one draws."""
+
+    def __init__(self, sampler: Any, order: list[int]) -> None:
+        self.sampler, self.order = sampler, order
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.order[:] = [int(index) for index in self.sampler]
+        return iter([*self.order])
 
 
 class _Reader:
@@ -100,11 +142,13 @@ class _Reader:
         return joined(self.parts)
 
 
-def row_numbers(trainer: Trainer, rows: Any, outputs: Outputs, found: Sequence[int] | None = None) -> NDArray[Any]:
+def row_numbers(
+    trainer: Trainer, rows: Any, outputs: Outputs, found: Sequence[int] | None = None, *, ordered: bool = False
+) -> NDArray[Any]:
     """The index in its split of each row that `outputs` has: `found` if that is known, or what `datasets` knows.
 
     For `datasets`, rows that were selected or shuffled have the index that they had before, until `map` writes them
-    anew.
+    anew. With `ordered`, the outputs are known to be in the order of the evaluation set.
 
     Raises:
         UnreadableError: there are several sets of rows, or they were not evaluated one after the other.
@@ -118,7 +162,7 @@ def row_numbers(trainer: Trainer, rows: Any, outputs: Outputs, found: Sequence[i
     if len(rows) != outputs.rows:
         raise UnreadableError(f"The evaluation set has {len(rows):,} rows, and {outputs.rows:,} were evaluated.")
     labels = _labels(rows, outputs) if isinstance(rows, Dataset) else None
-    in_order = isinstance(trainer._get_eval_sampler(rows), SequentialSampler | None)
+    in_order = ordered or isinstance(trainer._get_eval_sampler(rows), SequentialSampler | None)
     if not (in_order if labels is None else np.allclose(labels, outputs.labels)):
         raise UnreadableError("The rows were not evaluated in the order of the evaluation set.")
     if found is not None and len(found) == outputs.rows:

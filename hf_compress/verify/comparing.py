@@ -13,7 +13,7 @@ from hf_compress.export.formats import FORMATS
 from hf_compress.export.parity import BATCHES, judge, random_batches
 from hf_compress.extras import MissingExtraError
 from hf_compress.report.agreement import DIFFERS, TRUE, UNCHECKED, Check
-from hf_compress.report.outputs import Outputs
+from hf_compress.report.outputs import Outputs, part_of
 from hf_compress.report.report import Report
 from hf_compress.report.rescoring import known_metrics, scores_of
 from hf_compress.verify.scoring import Scored
@@ -110,18 +110,6 @@ def _compared(name: str, reported: float, measured: float) -> str:
     return f"{name} is {measured:.4f}; the report says {reported:.4f}" + (
         "." if same else f", so it is {abs(difference):.4f} {'lower' if difference < 0 else 'higher'}."
     )
-
-
-def part_of(outputs: Outputs, rows: Sequence[int]) -> Outputs:
-    """The outputs of some rows, in the given order."""
-    chosen = np.asarray(rows, np.int64)
-    if outputs.lengths is None:
-        logits = None if outputs.logits is None else outputs.logits[chosen]
-        return Outputs(outputs.kind, outputs.labels[chosen], outputs.predicted[chosen], None, logits)
-    ends = np.cumsum(outputs.lengths)
-    spans = [np.arange(ends[row] - outputs.lengths[row], ends[row]) for row in chosen]
-    tokens = np.concatenate([np.empty(0, np.int64), *spans])
-    return Outputs(outputs.kind, outputs.labels[tokens], outputs.predicted[tokens], outputs.lengths[chosen])
 
 
 def same_labels(one: Outputs, other: Outputs) -> bool:

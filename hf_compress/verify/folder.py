@@ -15,10 +15,10 @@ from hf_compress.report.card import render, template_version
 from hf_compress.report.contents import CARD_NAME, foreign_entries
 from hf_compress.report.eval_results import RESULTS_NAME, render_results
 from hf_compress.report.extra_set import on_extra
-from hf_compress.report.outputs import Outputs
+from hf_compress.report.outputs import Outputs, part_of
 from hf_compress.report.report import LARGEST, REPORT_NAME, Report
 from hf_compress.report.rescoring import check_scores, known_metrics, scores_of, stored_outputs
-from hf_compress.verify.comparing import check_format, check_score, part_of, same_labels
+from hf_compress.verify.comparing import check_format, check_score, same_labels
 from hf_compress.verify.rows import Data, load_rows
 from hf_compress.verify.scoring import Batches, Scored, predict
 from hf_compress.verify.verification import EXTRA_SCORE, SCORE, Remeasured, Verification

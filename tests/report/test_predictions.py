@@ -129,6 +129,25 @@ def same(one: Outputs, other: Outputs) -> bool:
     )
 
 
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+def test_rows_that_were_grouped_by_length_are_in_order_again(kind: str, tmp_path: Path) -> None:
+    whole, grouped = Run(kind, tmp_path).outputs(), Run(kind, tmp_path, train_sampling_strategy="group_by_length")
+    make, orders = grouped.trainer._get_eval_sampler, []
+
+    def shuffled(rows: Any) -> Any:
+        orders.append(make(rows))
+        orders[-1].lengths = [3, 1, 4, 1, 5, 9, 2]
+        return orders[-1]
+
+    grouped.trainer._get_eval_sampler = shuffled
+    recorder = grouped.record()
+    assert len(orders) == 1 and recorder.ordered == {DENSE}
+    assert same(recorder.outputs[DENSE], whole)
+    (seen,) = grouped.seen
+    assert not np.array_equal(seen.label_ids[seen.label_ids != -100], whole.labels), "they were evaluated otherwise"
+    assert grouped.trainer._get_eval_sampler is shuffled
+
+
 EXPECTED: dict[str, Callable[[EvalPrediction], tuple[Any, Any]]] = {
     "sequence": lambda seen: (seen.label_ids, seen.predictions.argmax(-1)),
     "choice": lambda seen: (seen.label_ids, seen.predictions.argmax(-1)),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from hf_compress.study.analysis.measurements import Measurement, read_measurements
+from hf_compress.study.analysis.measurement import Measurement
+from hf_compress.study.analysis.measurements import read_measurements
 from hf_compress.study.grid.combinations import COMBINATIONS, methods_in
 
 EFFECTS = {"kd": 1.0, "mp": -2.0, "int8": -0.5}

@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_compress.study.grid.grid import StudyGrid
 from hf_compress.study.grid.plan import Cell, DenseModel, Identities, Plan, make_plan
+from hf_compress.study.run.results import Measured
 from hf_compress.study.run.store import Store
 
 REPORT = json.loads((Path(__file__).parents[1] / "golden" / "report.json").read_text("utf-8"))
@@ -49,10 +50,10 @@ class Stub:
         (folder / "model" / "weights").write_text(f"{node.task} {node.model} {node.layers} {node.seed}")
         return folder / "model", {"accuracy": 0.9, "f1": 0.9, "loss": 0.3}
 
-    def cell(self, node: Cell, store: Store, folder: Path) -> dict[str, Any]:
+    def cell(self, node: Cell, store: Store, folder: Path) -> Measured:
         read = {need: (store.model(need) / "weights").read_text() for need in node.needs}
         self._live(node)
-        return REPORT | {"task": node.task, "seed": node.seed, "base_model": json.dumps(read)}
+        return Measured(REPORT | {"task": node.task, "seed": node.seed, "base_model": json.dumps(read)}, {})
 
     def begun(self) -> list[str]:
         """Return the keys of the nodes that were started, in order."""

@@ -38,7 +38,7 @@ def place(
     )
     grid = {
         "models": [{"name": "bert", "path": "bert", "layers": [1]}],
-        "tasks": [{"name": "sst2", "train_rows": 48}],
+        "tasks": [{"name": "sst2", "train_rows": 30, "eval_extra": 30}],
         "methods": ["dense", "kd+mp+int8"],
         "teacher": "bert",
         "recipe": {"prune_every": 1},
@@ -74,9 +74,18 @@ def test_a_grid_becomes_reports_without_a_path_of_this_machine(place: Path) -> N
     assert set(results) == {"dense", "kd+mp+int8"}
     for result in results.values():
         report = Report.from_dict(result.report)
-        assert (report.task, report.seed, report.dataset.train_rows) == ("sst2", 0, 48)
+        assert (report.task, report.seed, report.dataset.train_rows) == ("sst2", 0, 30)
         assert report.dense is not None and report.parity == 0.0
         assert str(place) not in json.dumps(result.to_dict())
+        assert report.extra is not None and report.extra.dense is not None
+        seen = {
+            "main": (report.dataset.eval_rows, report.compressed),
+            "extra": (report.extra.rows, report.extra.compressed),
+        }
+        for name, (rows, scores) in seen.items():
+            outputs = result.answers[name].outputs()
+            assert outputs.rows == rows
+            assert (outputs.labels == outputs.predicted).mean() == pytest.approx(scores["accuracy"])
     small = Report.from_dict(results["kd+mp+int8"].report)
     assert small.teacher is not None and small.recipe.distillation.distill_teacher == "bert"
     assert small.recipe.distillation.distill_cache is None

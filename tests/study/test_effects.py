@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from hf_compress.study.analysis import effects
-from hf_compress.study.analysis.measurements import Measurement
+from hf_compress.study.analysis.measurement import Measurement
 from hf_compress.study.grid.combinations import COMBINATIONS
 
 Make = Callable[..., list[Measurement]]

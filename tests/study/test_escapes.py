@@ -110,7 +110,7 @@ def test_the_page_is_drawn_in_a_browser(hostile: Path, findings: Findings, spoil
     file = hostile / "report" / "index.html"
     if spoilt:
         tables = contents(findings)
-        broken = [dataclasses.replace(table, rows=[*table.rows[1:], _spoil(table.rows[0])]) for table in tables]
+        broken = [dataclasses.replace(table, rows=[*table.rows[1:], *map(_spoil, table.rows[:1])]) for table in tables]
         file = tmp_path / "index.html"
         file.write_text(page(findings, broken, "results"), "utf-8")
     assert CHROMIUM is not None

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from hf_compress.study.analysis.measurements import FIELDS, read_measurements, to_row
+from hf_compress.study.analysis.measurement import FIELDS, to_row
+from hf_compress.study.analysis.measurements import read_measurements
 from hf_compress.study.run.results import read_results
 
 Make = Callable[..., Path]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hf_compress.study.analysis.measurements import Measurement
+from hf_compress.study.analysis.measurement import Measurement
 from hf_compress.study.analysis.panel import Point, complete, draw, expanded_interval, panel
 
 Make = Callable[..., list[Measurement]]

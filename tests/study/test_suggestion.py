@@ -9,7 +9,8 @@ from scipy import stats
 from transformers import BertConfig
 from typer.testing import CliRunner
 
-from hf_compress.study.analysis.measurements import Measurement, read_measurements
+from hf_compress.study.analysis.measurement import Measurement
+from hf_compress.study.analysis.measurements import read_measurements
 from hf_compress.study.analysis.panel import Point, panel
 from hf_compress.study.analysis.suggestion import Weights, suggest
 from hf_compress.study.report import advice

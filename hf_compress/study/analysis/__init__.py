@@ -5,7 +5,7 @@ holds the figures of the paper that a study is compared with.
 """
 
 from hf_compress.study.analysis.findings import Findings as Findings
-from hf_compress.study.analysis.measurements import Measurement as Measurement
+from hf_compress.study.analysis.measurement import Measurement as Measurement
 from hf_compress.study.analysis.measurements import read_measurements as read_measurements
 from hf_compress.study.analysis.suggestion import Suggestion as Suggestion
 from hf_compress.study.analysis.suggestion import suggest as suggest

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from hf_compress.extras import extra
-from hf_compress.study.analysis.measurements import Measurement
+from hf_compress.study.analysis.measurement import Measurement
 from hf_compress.study.analysis.panel import CONFIDENCE, FEWEST_TASKS
 from hf_compress.study.grid.combinations import COMBINATIONS, DENSE, methods_in, subsets
 

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 
 from hf_compress.study.analysis import effects, reductions
 from hf_compress.study.analysis.effects import Estimate, Gain
-from hf_compress.study.analysis.measurements import Measurement
+from hf_compress.study.analysis.measurement import EXTRA, Measurement
+from hf_compress.study.analysis.paired import Paired, paired
 from hf_compress.study.analysis.panel import Draws, Panel, complete, draw, mask, panel
 from hf_compress.study.analysis.published import HEADLINE
 from hf_compress.study.analysis.ranking import Ranking, rank
@@ -61,6 +62,22 @@ class Findings:
     def draws(self) -> Draws:
         """Bootstrap draws of `full`."""
         return draw(self.full)
+
+    @cached_property
+    def paired(self) -> list[Paired]:
+        """The differences to the controls on each task, with intervals over rows, where predictions are kept."""
+        return paired(self.measurements)
+
+    @property
+    def further(self) -> dict[str, int]:
+        """The tasks whose scores are those of a second evaluation set, with its number of rows."""
+        return {measurement.task: measurement.rows for measurement in self.measurements if measurement.on == EXTRA}
+
+    @property
+    def named_tasks(self) -> list[str]:
+        """The tasks of the means, in words; those that are scored on further rows say so."""
+        further = self.further
+        return [f"{name} on {further[name]:,} further rows" if name in further else name for name in self.full.tasks]
 
     @property
     def sparsities(self) -> tuple[float, ...]:

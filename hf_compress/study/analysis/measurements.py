@@ -5,12 +5,23 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
+from hf_compress.report import records
+from hf_compress.study.analysis.measurement import (
+    DEV,
+    EXTRA,
+    FIELDS,
+    OPTIONAL,
+    Measurement,
+    on_one_set,
+    standard_error,
+)
+from hf_compress.study.grid.answers import Answers
 from hf_compress.study.grid.combinations import COMBINATIONS, methods_in
 
 PAPER = "paper"
@@ -20,66 +31,10 @@ ENDINGS = (".jsonl", ".jsonl.zst", ".csv")
 SELF = "self"
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """The measurements of one cell. Scores are in points of 100; sizes are in bytes.
-
-    Args:
-        key: key of the cell.
-        family: the checkpoint that the model was cut from.
-        model: the compressed architecture; the family with its number of layers if it was cut.
-        layers: number of layers; None for all.
-        task: the GLUE task.
-        combination: one of `COMBINATIONS`.
-        sparsity: 0 without pruning.
-        seed: seed of the training.
-        teacher: name of the teacher, or None.
-        metric: the metric of all scores.
-        score: score of the compressed file after loading.
-        start: score of the dense model that training started from.
-        teacher_score: score of the teacher.
-        dense_bytes: fp32 file of the same architecture.
-        packed_bytes: compressed file.
-        analytic_bytes: size by the paper's formula.
-        entropy_bytes: entropy of the stored values.
-        rows: evaluation rows.
-        seconds: time of the cell.
-
-    Example:
-        >>> from hf_compress.study.analysis import read_measurements
-        >>> from hf_compress.study.report.advice import shipped
-        >>> first = read_measurements(shipped())[0]
-        >>> first.model, first.task, first.combination, first.sparsity
-        ('minilm-1', 'cola', 'dense', 0.0)
-    """
-
-    key: str
-    family: str
-    model: str
-    layers: int | None
-    task: str
-    combination: str
-    sparsity: float
-    seed: int
-    teacher: str | None
-    metric: str
-    score: float
-    start: float | None
-    teacher_score: float | None
-    dense_bytes: int
-    packed_bytes: int
-    analytic_bytes: int
-    entropy_bytes: int
-    rows: int
-    seconds: float
-
-
-FIELDS = tuple(field.name for field in fields(Measurement))
-OPTIONAL = ("layers", "teacher", "start", "teacher_score")
-
-
 def read_measurements(source: str | Path | Sequence[str | Path], metric: str = PAPER) -> list[Measurement]:
     """Read the measurements in files of results, ordered by model, task, combination, sparsity and seed.
+
+    The scores of a task are those on its second evaluation set if all its cells have one, else on the dev split.
 
     Args:
         source: one or several of: a file of results (`.jsonl`, `.jsonl.zst`), a table of cells from a report (`.csv`),
@@ -104,14 +59,9 @@ def read_measurements(source: str | Path | Sequence[str | Path], metric: str = P
         raise ValueError(
             f"{_names(paths)} holds no results. Run `hf-compress study` first, or give a file from `study collect`."
         )
-    found = _distinct(found)
+    found = on_one_set(_distinct(found))
     order = {name: place for place, name in enumerate(COMBINATIONS)}
     return sorted(found, key=lambda o: (o.model, o.task, order[o.combination], o.sparsity, o.seed))
-
-
-def to_row(measurement: Measurement) -> dict[str, Any]:
-    """Return the measurement as a row of the table of cells."""
-    return {name: getattr(measurement, name) for name in FIELDS}
 
 
 def _names(paths: Iterable[Path]) -> str:
@@ -180,7 +130,13 @@ def _measurement(values: Mapping[str, Any], metric: str, where: str) -> Measurem
     main, compressed = _get(report, "main_metric", str, where), _get(report, "compressed", dict, where)
     name = "accuracy" if metric == PAPER and "accuracy" in compressed else main
     family, layers = _get(cell, "model", str, where), _get(cell, "layers", int | None, where, None)
-    size = _get(report, "size", dict, where)
+    size, rows = _get(report, "size", dict, where), _get(_get(report, "dataset", dict, where), "eval_rows", int, where)
+    extra = _get(report, "extra", dict | None, where, None) or {}
+    further = _get(extra, "compressed", dict, where, {})
+    answers = records.decode(dict[str, Answers], values.get("answers", {}), f"{where} answers")
+    score, many = _points(compressed, name, where), _get(extra, "rows", int | None, where, None)
+    more = _points(further, name, where) if name in further else None
+    error = standard_error(report, name, score, rows)
     return _checked(
         Measurement(
             key=_get(cell, "key", str, where),
@@ -193,12 +149,21 @@ def _measurement(values: Mapping[str, Any], metric: str, where: str) -> Measurem
             seed=_get(cell, "seed", int, where),
             teacher=_get(cell, "teacher", str | None, where, None),
             metric=name,
-            score=_points(compressed, name, where),
+            score=score,
             start=_points(_get(report, "dense", dict | None, where, None), name, where, required=False),
             teacher_score=_points(_get(report, "teacher", dict | None, where, None), name, where, required=False),
             **{kind: _get(size, kind, int, where) for kind in FIELDS if kind.endswith("_bytes")},
-            rows=_get(_get(report, "dataset", dict, where), "eval_rows", int, where),
+            rows=rows,
             seconds=float(_get(values, "seconds", int | float, where)),
+            error=error,
+            dev_score=score,
+            dev_error=error,
+            dev_rows=rows,
+            extra_score=more,
+            extra_error=None if more is None or many is None else standard_error(extra, name, more, many),
+            extra_rows=None if more is None else many,
+            extra_start=_points(_get(extra, "dense", dict | None, where, None), name, where, required=False),
+            answers={DEV if one == MAIN else one: found for one, found in answers.items()},
         ),
         where,
     )
@@ -228,6 +193,8 @@ def _checked(measurement: Measurement, where: str) -> Measurement:
             raise ValueError(f"{where} `{name}` must be a finite number; got {value}.")
         if isinstance(value, int) and name != "seed" and not 1 <= value < 2**63:
             raise ValueError(f"{where} `{name}` must be at least 1 and have 64 bits; got {str(value)[:20]}.")
+    if measurement.on not in (DEV, EXTRA):
+        raise ValueError(f"{where} `on` must be {DEV} or {EXTRA}; got {measurement.on!r}.")
     if measurement.combination not in COMBINATIONS:
         raise ValueError(
             f"{where} `methods` must be one of {', '.join(COMBINATIONS)}; got {measurement.combination!r}."

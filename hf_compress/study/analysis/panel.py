@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from hf_compress.extras import extra
-from hf_compress.study.analysis.measurements import Measurement
+from hf_compress.study.analysis.measurement import Measurement
 from hf_compress.study.grid.combinations import DENSE
 
 with extra("study", "A study"):

@@ -9,7 +9,8 @@ from jaxtyping import Float
 
 from hf_compress.extras import extra
 from hf_compress.study.analysis.findings import Spread
-from hf_compress.study.analysis.measurements import SELF, Measurement
+from hf_compress.study.analysis.measurement import Measurement
+from hf_compress.study.analysis.measurements import SELF
 from hf_compress.study.analysis.panel import CONFIDENCE, FEWEST_REPEATS, FEWEST_TASKS, Panel, Point, panel
 from hf_compress.study.grid.combinations import methods_in
 

@@ -83,11 +83,15 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """An entry of `tasks`: a GLUE task, how many of its first rows to use (None for all), and training arguments."""
+    """An entry of `tasks`: a GLUE task, how many of its first rows to use (None for all), and training arguments.
+
+    `eval_extra` rows of the training split, those behind `train_rows`, are a second evaluation set.
+    """
 
     name: str
     train_rows: int | None = None
     eval_rows: int | None = None
+    eval_extra: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -266,12 +270,17 @@ def _task(entry: Any) -> TaskEntry:
     name = given["name"]
     if not isinstance(name, str) or name not in TASKS:
         raise ValueError(f"`tasks` must be some of {', '.join(TASKS)}; got {shown(name)}.")
-    for option in ("train_rows", "eval_rows"):
+    for option in ("train_rows", "eval_rows", "eval_extra"):
         rows = given.get(option)
         if not (rows is None or (is_whole(rows) and rows >= 1)):
             raise ValueError(
-                f"`{option}` of the task {name} must be at least 1; got {shown(rows)}. Leave it out for all rows."
+                f"`{option}` of the task {name} must be at least 1; got {shown(rows)}. Leave it out "
+                f"for {'no second evaluation set' if option == 'eval_extra' else 'all rows'}."
             )
+    if given.get("eval_extra") is not None and given.get("train_rows") is None:
+        raise ValueError(
+            f"`eval_extra` of the task {name} needs `train_rows`: it takes the rows behind those that are trained on."
+        )
     return TaskEntry(**given | {"training": _training(given.get("training", {}), f"training of the task {name}")})
 
 

@@ -14,10 +14,13 @@ import datasets
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from hf_compress.report.unseen import unseen_rows
 from hf_compress.study.grid.glue import TASKS
 from hf_compress.study.grid.grid import ModelEntry, StudyGrid, TaskEntry
 from hf_compress.study.grid.plan import Identities, digest
 
+# The second evaluation set, among the rows of a task by split.
+EXTRA = "extra"
 # Prefix of a path in an installed Python package.
 PACKAGE = "package:"
 # Files that determine a model's outputs. Cards and training arguments do not.
@@ -55,10 +58,10 @@ class Sources:
         return next(task for task in self.grid.tasks if task.name == name)
 
     def rows(self, task: TaskEntry) -> dict[str, datasets.Dataset]:
-        """Return the training and evaluation rows of a task, by split.
+        """Return the training and evaluation rows of a task, by split. `EXTRA` are the rows of `eval_extra`.
 
         Raises:
-            ValueError: the data has no such task or split.
+            ValueError: the data has no such task or split, or too few rows for `eval_extra`.
         """
         source = self._source()
         kind = TASKS[task.name]
@@ -70,15 +73,26 @@ class Sources:
                 f"{source} has no split {', '.join(missing)} for the task {task.name}; it has {', '.join(loaded)}. "
                 f"`--data` must be a folder in the layout of {self.grid.data}."
             )
-        return {
+        found = {
             split: loaded[split].select(range(min(limit or sys.maxsize, len(loaded[split]))))
             for split, limit in limits.items()
         }
+        if task.eval_extra is not None:
+            whole, used = loaded["train"], len(found["train"])
+            if used + task.eval_extra > len(whole):
+                raise ValueError(
+                    f"`eval_extra` of the task {task.name} must be at most {len(whole) - used:,}, the rows of the "
+                    f"training split behind `train_rows`; got {task.eval_extra:,}."
+                )
+            found[EXTRA] = whole.select(range(used, used + task.eval_extra))
+        return found
 
     def encoded(
         self, task: TaskEntry, tokenizer: PreTrainedTokenizerBase, identity: str
     ) -> tuple[dict[str, datasets.Dataset], list[str] | None]:
         """Return the rows of a task as token ids, by split, and the names of its classes (None for a regression).
+
+        Of the extra rows, those with the inputs of a training row are left out.
 
         Args:
             task: the task.
@@ -99,7 +113,7 @@ class Sources:
 
         names = None if regression else list(rows["train"].features["label"].names)
         known = {"tokenizer": identity, "length": length}
-        return {
+        made = {
             split: part.map(
                 encode,
                 batched=True,
@@ -110,7 +124,10 @@ class Sources:
                 desc=f"Tokenizing {task.name}",
             )
             for split, part in rows.items()
-        }, names
+        }
+        if EXTRA in made:
+            made[EXTRA] = made[EXTRA].select(unseen_rows(made[EXTRA], made["train"], ["input_ids"]))
+        return made, names
 
     def identities(self, unreached: list[str] | None = None) -> Identities:
         """Return digests of the models and the data of the grid.

@@ -43,6 +43,9 @@ def claims(findings: Findings) -> Table:
         "disk unless marked analytic. Scores are compared with the control. The intervals are those of the tables "
         "below."
     )
+    if findings.further:
+        sets = ", ".join(f"{task} ({rows:,})" for task, rows in findings.further.items())
+        note += f" The scores of {sets} are those on further labelled rows, which no training saw."
     return Table("claims", "Does the paper reproduce?", note, columns, rows)
 
 

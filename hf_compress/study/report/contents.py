@@ -7,10 +7,11 @@ import numpy as np
 
 from hf_compress.study.analysis import published
 from hf_compress.study.analysis.findings import ANALYTIC, BASELINES, CONTROL, DISK, SIZES, START, Findings, Spread
-from hf_compress.study.analysis.measurements import FIELDS, to_row
+from hf_compress.study.analysis.measurement import FIELDS, to_row
 from hf_compress.study.analysis.panel import FEWEST_REPEATS, FEWEST_TASKS
 from hf_compress.study.analysis.reductions import TOLERANCE
 from hf_compress.study.grid.combinations import COMBINATIONS, DENSE, methods_in
+from hf_compress.study.report.certainty import noise, paired
 from hf_compress.study.report.claims import claims
 from hf_compress.study.report.tables import Column, Table, spread
 
@@ -26,7 +27,7 @@ def contents(findings: Findings) -> list[Table]:
     """Return all tables, in the order of the report."""
     tables = [reductions(findings, size, baseline) for size in SIZES for baseline in BASELINES]
     makers: Sequence[Callable[[Findings], Table]] = (
-        paper_reductions, multiplicativity, interactions, gains, rankings, points, noise, cells,
+        paper_reductions, multiplicativity, interactions, gains, rankings, points, paired, noise, cells,
     )  # fmt: skip
     return [claims(findings), *tables, *(make(findings) for make in makers)]
 
@@ -204,48 +205,23 @@ def points(findings: Findings) -> Table:
     return Table("points", "Figure 1 in numbers, and the Pareto front", note, columns, rows)
 
 
-def noise(findings: Findings) -> Table:
-    """Return the table of how much a score changes between seeds."""
-    whole = findings.whole
-    rows = []
-    for place, task in enumerate(whole.tasks):
-        measurements = [measurement for measurement in findings.measurements if measurement.task == task]
-        residuals, enough = whole.residuals[place], whole.freedom[place] >= FEWEST_REPEATS
-        share = float(np.clip(np.mean([measurement.score for measurement in measurements]) / 100, 0, 1))
-        rows.append(
-            {
-                "task": task,
-                "metric": measurements[0].metric,
-                "cells": len(measurements),
-                "rows": measurements[0].rows,
-                "deviation": f"{np.sqrt(np.mean(residuals**2)):.2f}" if enough else "not enough seeds",
-                "freedom": whole.freedom[place],
-                "sampling": 100 * np.sqrt(share * (1 - share) / measurements[0].rows)
-                if measurements[0].metric == "accuracy"
-                else None,
-            }
-        )
-    columns = (
-        Column("task", "task"), Column("metric", "metric"), Column("cells", "cells", "d"),
-        Column("rows", "evaluation rows", "d"), Column("deviation", "standard deviation between seeds (points)"),
-        Column("freedom", "degrees of freedom", "d"), Column("sampling", "sampling error of an accuracy", ".2f"),
-    )  # fmt: skip
-    note = (
-        "The standard deviation of the score between seeds, pooled over the cells with several seeds. The last "
-        "column is the standard error of an accuracy measured on this number of rows. All cells share the rows, so "
-        "differences are more certain than this. No interval in this report includes it."
-    )
-    return Table("noise", "How certain is one run?", note, columns, rows)
-
-
 def cells(findings: Findings) -> Table:
     """Return all measurements. `hf-compress study suggest` reads this table."""
-    forms = {"score": ".2f", "start": ".2f", "teacher_score": ".2f", "sparsity": ".0%", "seconds": ".0f", "rows": "d"}
-    columns = tuple(
-        Column(name, name.replace("_", " "), ",d" if name.endswith("_bytes") else forms.get(name)) for name in FIELDS
+    columns = tuple(Column(name, name.replace("_", " "), _form(name)) for name in FIELDS)
+    note = (
+        "One row per run. Scores and their standard errors (`error`) are in points of 100, sizes in bytes. `score` is "
+        "that on the evaluation set named `on`."
     )
-    note = "One row per run. Scores are in points of 100, sizes in bytes."
     return Table("cells", "All cells", note, columns, [to_row(measurement) for measurement in findings.measurements])
+
+
+def _form(name: str) -> str | None:
+    """Return the format of a column of the table of cells."""
+    if name.endswith(("_bytes", "rows")):
+        return ",d" if name.endswith("_bytes") else "d"
+    if name.endswith(("score", "error", "start")):
+        return ".2f"
+    return {"sparsity": ".0%", "seconds": ".0f"}.get(name)
 
 
 def intervals(findings: Findings) -> str:
@@ -273,7 +249,7 @@ def _varied(findings: Findings) -> str:
 
 
 def _tasks(findings: Findings) -> str:
-    names = findings.full.tasks
+    names = findings.named_tasks
     return f"{len(names)} tasks ({', '.join(names)})" if len(names) != 1 else f"one task ({names[0]})"
 
 

@@ -32,6 +32,7 @@ GROUPS: tuple[dict[str, Any], ...] = (
      "forest": "interactions", "caption": "Points of score"},
     {"id": "ranking", "title": "Which method first?", "names": ("ranking",)},
     {"id": "points", "title": "All points", "names": ("points",)},
+    {"id": "paired", "title": "What can the rows tell?", "names": ("paired",), "open": 0},
     {"id": "noise", "title": "How certain is one run?", "names": ("noise",)},
     {"id": "cells", "title": "All cells", "names": ("cells",), "open": 0},
 )  # fmt: skip
@@ -52,7 +53,7 @@ def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    full, measurements = findings.full, findings.measurements
+    measurements = findings.measurements
     lead = (
         f"{_counted(measurements, 'run')}: {_counted(findings.whole.models, 'model')}, "
         f"{_counted(findings.whole.tasks, 'task')} and {_counted(findings.combinations, 'subset')} of the three "
@@ -62,7 +63,7 @@ def page(findings: Findings, tables: Sequence[Table], made_from: str) -> str:
     return environment.from_string(folder.joinpath("page.html").read_text("utf-8")).render(
         title=TITLE,
         lead=lead,
-        tasks=", ".join(full.tasks),
+        tasks=", ".join(findings.named_tasks),
         groups=groups,
         cell=_cell,
         prose=_prose,

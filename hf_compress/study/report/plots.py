@@ -91,7 +91,7 @@ def _plain(text: str) -> str:
 def _figure1(findings: Findings) -> "Figure":
     figure, (left, right) = _figure(10.5, 4.6, 2)
     _curves(left, lines(findings, ANALYTIC), "analytic MB")
-    left.set_title(f"ours: mean of {_plain(', '.join(findings.full.tasks))}", fontsize=9, loc="left")
+    left.set_title(f"ours: mean of {_plain(', '.join(findings.named_tasks))}", fontsize=9, loc="left")
     left.set_ylabel("mean score")
     _curves(right, paper_lines(), "analytic MB")
     right.set_title("paper: mean of eight GLUE tasks", fontsize=9, loc="left")

@@ -73,7 +73,9 @@ class Table:
         )
 
     def markdown(self) -> str:
-        """Return the table in Markdown, with its note below."""
+        """Return the table in Markdown, with its note below; the note alone if there are no rows."""
+        if not self.rows:
+            return _inert(self.note) + "\n"
         lines = ["| " + " | ".join(column.heading for column in self.columns) + " |"]
         lines.append("| " + " | ".join("---" if column.form is None else "---:" for column in self.columns) + " |")
         lines += ["| " + " | ".join(_inert(column.text(row)) for column in self.columns) + " |" for row in self.rows]

@@ -21,12 +21,17 @@ from hf_compress.cut.students import student_from
 from hf_compress.distill.teacher import SELF
 from hf_compress.launch.run import compress, finish
 from hf_compress.recipe import Recipe
+from hf_compress.report.extra_set import on_extra
+from hf_compress.report.predictions import COMPRESSED
 from hf_compress.report.provenance import hub_id
 from hf_compress.report.report import DatasetFacts
+from hf_compress.report.rescoring import stored_outputs
 from hf_compress.report.scores import clean_scores
+from hf_compress.study.grid.answers import Answers
 from hf_compress.study.grid.glue import TASKS, compute_metrics
 from hf_compress.study.grid.plan import Cell, DenseModel
-from hf_compress.study.grid.sources import Sources, located, model_identity
+from hf_compress.study.grid.sources import EXTRA, Sources, located, model_identity
+from hf_compress.study.run.results import MAIN, Measured
 from hf_compress.study.run.store import Store
 
 # Settings of every run. No result depends on them, except for the rounding of sums over an evaluation batch.
@@ -71,10 +76,13 @@ class Training:
         trainer = self._trainer(node, model, tokenizer, rows, folder)
         trainer.train()
         trainer.save_model(str(folder / "model"))
-        return folder / "model", clean_scores(trainer.evaluate())
+        scores = trainer.evaluate()
+        if EXTRA in rows:
+            scores |= trainer.evaluate(rows[EXTRA], metric_key_prefix=EXTRA)
+        return folder / "model", clean_scores(scores)
 
-    def cell(self, node: Cell, store: Store, folder: Path) -> dict[str, Any]:
-        """Compress and measure a cell; return its report as JSON values. The weights stay in `folder`."""
+    def cell(self, node: Cell, store: Store, folder: Path) -> Measured:
+        """Compress and measure a cell. The weights stay in `folder`."""
         entry = self.sources.model(node.model)
         start = store.model(node.starts_from)
         tokenizer = AutoTokenizer.from_pretrained(start)
@@ -87,9 +95,13 @@ class Training:
         trainer.train()
         task = TASKS[node.task]
         data = self.sources.grid.data
+        dense = store.dense(node.starts_from) or {}
+        further = {name.removeprefix(f"{EXTRA}_"): dense.pop(name) for name in [*dense] if name.startswith(EXTRA)}
         report = finish(
             trainer,
-            dense=store.dense(node.starts_from),
+            dense=dense,
+            extra_eval_dataset=rows.get(EXTRA),
+            extra_dense=further or None,
             base_model=entry.hub_id or hub_id(entry.path) or entry.name,
             base_model_hub_id=entry.hub_id or hub_id(entry.path),
             task=node.task,
@@ -100,8 +112,13 @@ class Training:
             command=f"hf-compress study {self.sources.grid.name}.yaml",
         )
         assert report is not None, "a study always evaluates"
+        answers = {
+            name: Answers.of(stored_outputs(folder / "compressed", seen)[1][COMPRESSED])
+            for name, seen in ((MAIN, report), (EXTRA, on_extra(report)))
+            if seen is not None and seen.predictions is not None
+        }
         # Training used the teacher's folder on this machine; the report names the teacher of the grid.
-        return replace(report, recipe=Recipe.from_dict(node.recipe)).to_dict()
+        return Measured(replace(report, recipe=Recipe.from_dict(node.recipe)).to_dict(), answers)
 
     def _recipe(self, node: Cell, store: Store) -> Recipe:
         """Return the recipe of a cell with the paths of this machine."""

@@ -6,11 +6,11 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from hf_compress.redaction import redact_text
 from hf_compress.study.grid.plan import Cell, DenseModel
-from hf_compress.study.run.results import Result
+from hf_compress.study.run.results import Measured, Result
 from hf_compress.study.run.store import Store
 
 State = Literal["done", "failed", "taken"]
@@ -22,8 +22,8 @@ class Work(Protocol):
     def dense(self, node: DenseModel, store: Store, folder: Path) -> tuple[Path, dict[str, float]]:
         """Train a dense model; return its folder, inside `folder`, and its scores."""
 
-    def cell(self, node: Cell, store: Store, folder: Path) -> dict[str, Any]:
-        """Run a cell and return its report. The caller removes `folder`."""
+    def cell(self, node: Cell, store: Store, folder: Path) -> Measured:
+        """Run a cell and return its report and predictions. The caller removes `folder`."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,12 @@ def attempt(work: Work, node: DenseModel | Cell, store: Store) -> Outcome:
             if isinstance(node, DenseModel):
                 store.save_dense(node.key, *work.dense(node, store, folder))
             else:
-                report = work.cell(node, store, folder)
+                found = work.cell(node, store, folder)
                 shutil.rmtree(
                     folder, ignore_errors=True
                 )  # Before the result: a finished node is never looked at again.
-                store.save(Result(node, report, time.perf_counter() - start))
+                answers = {name: one for name, one in found.answers.items() if one is not None}
+                store.save(Result(node, found.report, time.perf_counter() - start, answers))
         shutil.rmtree(folder, ignore_errors=True)
         seconds = time.perf_counter() - start
         if trial.error is None:

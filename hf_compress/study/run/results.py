@@ -3,14 +3,16 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import zstandard
 
 from hf_compress.extras import extra
+from hf_compress.report import records
 from hf_compress.report.report import SCHEMA
+from hf_compress.study.grid.answers import Answers
 from hf_compress.study.grid.plan import Cell
 
 with extra("study", "A study"):
@@ -18,6 +20,20 @@ with extra("study", "A study"):
     from fsspec.implementations.local import LocalFileSystem
 
 ZSTD = ".zst"
+MAIN = "main"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a cell.
+
+    Args:
+        report: its report, as `Report.to_dict` returns it. Counting thousands of cells then needs no decoding.
+        answers: its predictions by evaluation set, "main" and "extra"; None where they cannot be kept.
+    """
+
+    report: dict[str, Any]
+    answers: dict[str, Answers | None]
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,7 @@ class Result:
         cell: the cell.
         report: its report, as `Report.to_dict` returns it. Counting thousands of cells then needs no decoding.
         seconds: time of the whole node, evaluation and files included.
+        answers: what it predicts for each row, by evaluation set.
 
     Example:
         >>> from hf_compress.study.grid import Identities, StudyGrid, make_plan
@@ -43,10 +60,12 @@ class Result:
     cell: Cell
     report: dict[str, Any]
     seconds: float
+    answers: dict[str, Answers] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
-        return {"cell": self.cell.to_dict(), "report": self.report, "seconds": self.seconds}
+        values = {"cell": self.cell.to_dict(), "report": self.report, "seconds": self.seconds}
+        return values | ({"answers": records.encode(self.answers)} if self.answers else {})
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
@@ -55,11 +74,12 @@ class Result:
         Raises:
             ValueError: the values are not a result.
         """
-        if not isinstance(values, dict) or set(values) != {"cell", "report", "seconds"}:
-            raise ValueError("A result must have exactly `cell`, `report` and `seconds`.")
+        if not isinstance(values, dict) or set(values) - {"answers"} != {"cell", "report", "seconds"}:
+            raise ValueError("A result must have `cell`, `report` and `seconds`, and may have `answers`.")
         if not isinstance(values["report"], dict) or values["report"].get("schema") != SCHEMA:
             raise ValueError(f"The report of a result must have the schema {SCHEMA!r}.")
-        return cls(Cell.from_dict(values["cell"]), values["report"], _seconds(values["seconds"]))
+        answers = records.decode(dict[str, Answers], values.get("answers", {}), "answers")
+        return cls(Cell.from_dict(values["cell"]), values["report"], _seconds(values["seconds"]), answers)
 
 
 def _seconds(value: Any) -> float:
