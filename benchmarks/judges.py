@@ -23,8 +23,7 @@ from transformers import (
 )
 
 import hf_compress as hfc
-from hf_compress.quantize import sample_batches, token_counts
-from hf_compress.rate import embedding
+from hf_compress.rate import embedding, sample_batches, token_counts
 
 ROWS, SAMPLE, LENGTH = 1000, 512, 64
 FURTHER = 2000  # Rows at most of each set that a classifier answers.

@@ -101,6 +101,13 @@ class PruningArguments:
                     "them."
                 )
 
+        if CRITERIA[self.prune_criterion].corrects and self.prune_scope != "layer":
+            raise ValueError(
+                f"`--prune_criterion {self.prune_criterion}` corrects each layer for its own zeros, so "
+                f"`--prune_scope` must be layer; got {self.prune_scope!r}. Choose `--prune_scope layer`, or "
+                "`--prune_criterion adam`, whose scores compare layers."
+            )
+
     def _check_sparsity(self) -> None:
         if not 0 <= self.prune_sparsity < 1:
             raise ValueError(

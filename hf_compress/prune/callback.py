@@ -18,7 +18,12 @@ from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.criteria import CRITERIA
 from hf_compress.prune.masking import Masking
 from hf_compress.prune.patterns import PATTERNS
-from hf_compress.prune.requirements import refuse_optimizer, refuse_unsupported
+from hf_compress.prune.requirements import (
+    refuse_correction,
+    refuse_optimizer,
+    refuse_unsupported,
+    warn_of_corrections,
+)
 from hf_compress.prune.schedules import SCHEDULES, Timetable
 from hf_compress.prune.selection import Scope, zero_counts
 from hf_compress.prune.state_file import load_state, save_state
@@ -98,10 +103,14 @@ class PruningCallback(TrainerCallback):
         reshard(model)
         self._masking = self._new_masking(model)
         refuse_unsupported(self._masking, kwargs.get("st_args", args), model, optimizer)
-        self._stepped = False
+        refuse_correction(self._masking, model, optimizer, kwargs.get("train_dataloader"))
+        self._stepped, self._sparsity = False, 0.0
         options = self.arguments
         self._timetable = Timetable.of(options.prune_begin, options.prune_end, options.prune_every, state.max_steps)
         self._warn_of_one_leap(state.max_steps)
+        if self.criterion.corrects:
+            once = options.prune_initial_sparsity == options.prune_sparsity
+            warn_of_corrections(self.criterion, 1 if once else self._timetable.choices, state.max_steps)
         if self._scope == "global" and state.global_step == 0 and not self.criterion.has_state:
             self._warn_of_emptied(self._masking)
         self._reached = self._initial(model) if state.global_step == 0 else progress(state).get(REACHED, 0.0)
@@ -110,7 +119,7 @@ class PruningCallback(TrainerCallback):
         elif self.criterion.has_state and self._reached > 0:
             self._take_zeros(self._masking)
         else:
-            self._choose(state.global_step, optimizer)
+            self._choose(state.global_step, **kwargs)
         progress(state)[REACHED] = self._reached
 
     @torch.no_grad()
@@ -129,7 +138,7 @@ class PruningCallback(TrainerCallback):
             )
         self._masking.observe(step, kwargs.get("optimizer"))
         if step == self._timetable.last_choice(step):
-            self._choose(step, kwargs.get("optimizer"))
+            self._choose(step, **kwargs)
 
     @torch.no_grad()
     def on_optimizer_step(
@@ -147,7 +156,7 @@ class PruningCallback(TrainerCallback):
             self._masking.observe(step, kwargs.get("optimizer"))
             if step == self._timetable.last_choice(step):
                 # After masks were applied: an optimizer may have moved a pruned weight far enough to be kept.
-                self._choose(step, kwargs.get("optimizer"))
+                self._choose(step, **kwargs)
                 self._masking.apply()
         progress(state)[REACHED] = self._reached
         if step == self._timetable.end:
@@ -190,10 +199,10 @@ class PruningCallback(TrainerCallback):
     def planned_zeros(self, model: nn.Module) -> dict[str, Tensor]:
         """Return where weights of `model` would be kept if all were pruned now, by the names of layers. Collective.
 
-        A criterion that looks at gradients or has a memory is replaced by magnitude.
+        A criterion that looks at more than the weights is replaced by magnitude.
         """
         criterion = self.criterion
-        if criterion.has_state or criterion.needs_gradients or criterion.needs_optimizer:
+        if criterion.has_state:
             criterion = CRITERIA["magnitude"]
         masking = self._new_masking(whole(model))
         return Masking(masking.targets, criterion, masking.pattern, self._scope).planned(self.arguments.prune_sparsity)
@@ -225,7 +234,7 @@ class PruningCallback(TrainerCallback):
 
     def _warn_of_one_leap(self, max_steps: int) -> None:
         steps = self._timetable.end - self._timetable.begin
-        if steps <= self.arguments.prune_every:
+        if steps <= self.arguments.prune_every and not self.criterion.corrects:
             warnings.warn(
                 f"`--prune_every {self.arguments.prune_every}` prunes in one leap: only {steps} of {max_steps} steps "
                 "are between `--prune_begin` and `--prune_end`. Lower it, or train longer.",
@@ -246,8 +255,8 @@ class PruningCallback(TrainerCallback):
                 stacklevel=2,
             )
 
-    def _choose(self, step: int, optimizer: Any = None) -> None:
-        """Choose the masks that are in force at `step`; none before the first choice."""
+    def _choose(self, step: int, **kwargs: Any) -> None:
+        """Choose the masks that are in force at `step`; none before the first choice. `kwargs` are those of events."""
         masking, choice = cast(Masking, self._masking), self._timetable.last_choice(step)
         sparsity = 0.0
         if choice > 0:
@@ -256,7 +265,13 @@ class PruningCallback(TrainerCallback):
             sparsity = schedule(share, self.arguments.prune_initial_sparsity, self.arguments.prune_sparsity)
         # A run that is resumed with more steps is earlier in its schedule than before; sparsity only grows.
         self._reached = max(self._reached, sparsity)
-        self._sparsity = masking.choose(self._reached, step, optimizer)
+        if self.criterion.corrects:
+            if masking.zeros(self._reached) == round(self._sparsity * masking.size):
+                return  # A correction costs time, and there is nothing to correct.
+            masking.look(kwargs["model"], kwargs.get("train_dataloader"))
+            reshard(whole(kwargs["model"]))
+        self._sparsity = masking.choose(self._reached, step, kwargs.get("optimizer"))
+        masking.moments = {}
 
     def _refuse_early_end(self, args: TrainingArguments, state: TrainerState) -> None:
         options, end = self.arguments, self._timetable.end

@@ -15,6 +15,7 @@ from hf_compress.prune.adam import ADAM
 from hf_compress.prune.criterion import Criterion, Evidence
 from hf_compress.prune.platon import PLATON
 from hf_compress.prune.selection import Candidate, Scope, select_masks
+from hf_compress.prune.sparsegpt import SPARSEGPT
 
 
 def magnitude(evidence: Evidence) -> Tensor:
@@ -40,6 +41,7 @@ CRITERIA: dict[str, Criterion] = {
         ),
         ADAM,
         PLATON,
+        SPARSEGPT,
     )
 }
 

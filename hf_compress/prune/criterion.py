@@ -22,6 +22,9 @@ class Evidence:
         step: the optimizer step, from 1; 0 before training.
         memory: the criterion's own tensors, in the weight's shape, by name. `observe` may add and change them in
             place; they are saved in training checkpoints.
+        curvature: by column of a linear layer, what removing a 1 adds to the squared error of its outputs if the
+            columns behind it make up for it; None unless the criterion `corrects`. `weight` is then some columns of
+            the weight, with one row per output, and all other fields are empty.
 
     Example:
         >>> import torch
@@ -36,6 +39,7 @@ class Evidence:
     settings: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     memory: dict[str, Tensor] = field(default_factory=dict)
+    curvature: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Criterion:
             before training, when the optimizer may have no state yet, and after the first step.
         from_weights: whether the scores are a function of the weight alone and lowest where it is zero. Masks can
             then be found in the weights; otherwise they are saved in training checkpoints.
+        corrects: whether the weights that stay are corrected for those that go, on the inputs of some training rows.
+            Weights are then chosen block by block of inputs, with the same share of zeros in each block.
         observe: called in every optimizer step, to update `Evidence.memory`.
 
     Example:
@@ -78,9 +84,11 @@ class Criterion:
     needs_optimizer: bool = False
     unfit: Callable[[Evidence], str | None] | None = None
     from_weights: bool = True
+    corrects: bool = False
     observe: Callable[[Evidence], None] | None = None
 
     @property
     def has_state(self) -> bool:
         """Whether masks and memory must be saved, because they cannot be derived from the weights."""
-        return not self.from_weights or self.needs_gradients or self.needs_optimizer or self.observe is not None
+        derived = self.needs_gradients or self.needs_optimizer or self.corrects or self.observe is not None
+        return derived or not self.from_weights

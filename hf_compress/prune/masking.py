@@ -5,16 +5,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_compress.layers.lora import current_weight, packed_mask, unpacked_mask
 from hf_compress.layers.rounded import CompressedLayer
+from hf_compress.models.heads import bare
 from hf_compress.models.sharding import Shards, gathered, local
 from hf_compress.models.targets import Target
+from hf_compress.prune.correction import Blocks, prune_and_correct
 from hf_compress.prune.criterion import Criterion, Evidence
 from hf_compress.prune.patterns import Pattern
 from hf_compress.prune.selection import Candidate, Scope, disagreements, select_masks, zero_counts
+from hf_compress.rate import input_moments, sample_batches
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # The signed integers as wide as a weight, by bytes.
 MASK, MEMORY = ".mask", ".memory."
@@ -35,6 +38,7 @@ class Masking:
         self.criterion, self.pattern, self.scope = criterion, pattern, scope
         self.masks: list[Tensor] | None = None  # int8: all bits set where a weight is kept, none where it is pruned.
         self.memory: list[dict[str, Tensor]] = [{} for _ in targets]
+        self.moments: dict[str, Tensor] = {}  # The sums X'X of the inputs of layers, while weights are corrected.
 
     @property
     def size(self) -> int:
@@ -64,10 +68,13 @@ class Masking:
         """
         before = self.kept() if self.criterion.has_state else None
         self.masks = None  # Free the old masks before the new ones come.
-        zeros = sum(zero_counts([target.weight.numel() for target in self.targets], sparsity, self.scope))
+        zeros = self.zeros(sparsity)
         if zeros == 0:
             return 0.0
-        masks = self._selected(sparsity, step, optimizer, before)
+        if self.criterion.corrects:
+            masks = self._corrected(sparsity, step, before)
+        else:
+            masks = self._selected(sparsity, step, optimizer, before)
         different = disagreements(masks, self.shards)
         if different:
             raise RuntimeError(
@@ -77,6 +84,15 @@ class Masking:
             )
         self._install(masks)
         return zeros / self.size
+
+    def look(self, model: nn.Module, loader: Any) -> None:
+        """See the inputs of the layers on some rows of the training set, before a choice that corrects. Collective."""
+        bared = bare(model)
+        self.moments = input_moments(bared, self.targets, sample_batches(loader, bared))
+
+    def zeros(self, sparsity: float) -> int:
+        """Return the number of zeros that `sparsity` means, over all layers and shards."""
+        return sum(zero_counts([target.weight.numel() for target in self.targets], sparsity, self.scope))
 
     def preview(self, sparsity: float) -> list[int]:
         """Return how many weights of each layer would be kept if all were pruned now. Collective."""
@@ -176,6 +192,19 @@ class Masking:
         ]
         return select_masks(candidates, sparsity, self.scope, self.shards)
 
+    def _corrected(self, sparsity: float, step: int, before: list[Tensor] | None) -> list[Tensor]:
+        """Choose masks layer by layer, and correct the weights that stay. Collective."""
+        masks = []
+        for index, target in enumerate(self.targets):
+            rows, kept = _rows(local(target.weight), target), before[index] if before is not None else None
+            kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else _rows(kept, target)
+            (count,) = zero_counts([target.weight.numel()], sparsity, "layer")
+            name, outputs = f"{target.name} at step {step}", target.weight.shape[target.row_dim]
+            blocks = Blocks(name, self.criterion, self.pattern, outputs, count, kept, self.shards)
+            mask = prune_and_correct(rows, self.moments.get(target.name), blocks)
+            masks.append(_rows(mask, target).contiguous())
+        return masks
+
     def _scores(self, index: int, step: int, optimizer: Any, before: Tensor | None) -> Tensor:
         target, evidence = self.targets[index], self.evidence(index, optimizer, step)
         scores = self.criterion.scores(evidence)
@@ -203,6 +232,11 @@ class Masking:
     @property
     def shards(self) -> Shards:
         return Shards.of([target.weight for target in self.targets])
+
+
+def _rows(weight: Tensor, target: Target) -> Tensor:
+    """Return `weight` with one row per output, as a view; or back again."""
+    return weight.t() if target.row_dim == 1 else weight
 
 
 def _whole(part: Tensor, weight: Tensor) -> Tensor:

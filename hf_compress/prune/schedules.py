@@ -1,5 +1,6 @@
 """How sparsity grows over training: schedules, and the steps at which weights are chosen."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -100,6 +101,11 @@ class Timetable:
                 "`--num_train_epochs`), or raise `--prune_end`."
             )
         return cls(first, last, every)
+
+    @property
+    def choices(self) -> int:
+        """The number of steps at which weights are chosen."""
+        return 1 + math.ceil((self.end - self.begin) / self.every)
 
     def last_choice(self, step: int) -> int:
         """Return the latest step up to `step` at which weights are chosen; 0 before the first."""

@@ -6,8 +6,6 @@ observation on and off. The number formats themselves are in `hf_compress.layers
 
 from hf_compress.quantize.arguments import QuantizationArguments as QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback as QuantizationCallback
-from hf_compress.quantize.sample import sample_batches as sample_batches
-from hf_compress.quantize.sample import token_counts as token_counts
 from hf_compress.quantize.spending import Spent as Spent
 from hf_compress.quantize.spending import least_bytes as least_bytes
 from hf_compress.quantize.spending import spend as spend

@@ -24,9 +24,9 @@ from hf_compress.models.targets import quantizable, transformer, whole
 from hf_compress.options import refuse_averages
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.ranges import RANGE_WARMUP, moved, unseen
-from hf_compress.quantize.sample import sample_batches, token_counts
 from hf_compress.quantize.spending import Masks, spend
 from hf_compress.quantize.trimming import trim
+from hf_compress.rate import sample_batches, token_counts
 
 logger = logging.get_logger(__name__)
 

@@ -106,6 +106,42 @@ def gather(
     return Statistics(sensitivity, inputs_seen.moments, inputs_seen.uses)
 
 
+@torch.no_grad()
+def input_moments(model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[Inputs]) -> dict[str, Tensor]:
+    """Return the sums X'X over the input vectors of linear layers, of shape (inputs, inputs), by their names.
+
+    The model runs in evaluation mode, without labels. Padding does not count. Layers that are never called have none.
+
+    Args:
+        model: on any device.
+        targets: linear layers.
+        batches: model inputs, as a collator makes them.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress.models import prunable
+        >>> from hf_compress.rate import input_moments
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16)
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))
+        >>> moments = input_moments(model, prunable(model), [{"input_ids": torch.tensor([[1, 2, 3]])}])
+        >>> tuple(moments["bert.encoder.layer.0.output.dense"].shape)
+        (16, 16)
+    """
+    seen, modes = _Inputs(targets), {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with seen:
+            for batch in batches:
+                inputs = _without_labels(model, batch)
+                seen.mask = inputs.get(MASK)
+                model(**inputs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return seen.moments
+
+
 def embedding(
     hidden: Float[Tensor, "rows tokens width"], mask: Tensor | None, pooling: Pooling = "mean"
 ) -> Float[Tensor, "rows width"]:

@@ -16,13 +16,16 @@ from hf_compress.prune import CRITERIA
 from tests.invariants.harness import fsdp, in_two_processes, make, persuade, rows, same
 from tests.tiny import NO_DROPOUT, bert
 
+# Corrections of so small a model take no time.
+pytestmark = pytest.mark.filterwarnings("ignore:.*corrects the weights")
 DEEP = [name for name, criterion in CRITERIA.items() if criterion.has_state]
 WAYS: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp": fsdp(state_dict_type="SHARDED_STATE_DICT")}
 
 
 def outcome(criterion: str, folder: Path, resumes: bool = False, **settings: Any) -> dict[str, Any]:
     """Return the masks and weights that a run leaves, whose steps take 16 rows; resumed from step 13 if asked."""
-    pruning = PruningArguments(prune_sparsity=0.6, prune_criterion=criterion, prune_every=5, prune_scope="global")
+    scope = "layer" if CRITERIA[criterion].corrects else "global"
+    pruning = PruningArguments(prune_sparsity=0.6, prune_criterion=criterion, prune_every=5, prune_scope=scope)
     run = make(
         folder,
         # In float32, another order of summation would change scores that are nearly equal.
@@ -56,7 +59,7 @@ def test_accumulated_batches_have_the_masks_of_one(one: tuple[str, dict[str, Any
     parts = outcome(criterion, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4)
     assert same(parts["masks"], whole["masks"])
     zeros = sum(int((~mask).sum()) for mask in whole["masks"].values())
-    assert zeros == round(0.6 * sum(mask.numel() for mask in whole["masks"].values()))
+    assert zeros == pytest.approx(0.6 * sum(mask.numel() for mask in whole["masks"].values()), abs=7)
 
 
 def work(folder: Path) -> None:

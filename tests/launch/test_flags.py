@@ -31,7 +31,7 @@ FROZEN = """
 --distill_extra_share     None
 
 --prune_sparsity          0.0
---prune_criterion         'magnitude' magnitude adam platon
+--prune_criterion         'magnitude' magnitude adam platon sparsegpt
 --prune_pattern           'unstructured' unstructured
 --prune_schedule          'cubic'     cubic linear
 --prune_initial_sparsity  0.0

@@ -72,7 +72,8 @@ def test_no_criterion_changes_the_weights(criterion: str) -> None:
     weights = [torch.randn(shape) for shape in SHAPES]
     before = [weight.clone() for weight in weights]
     for weight in weights:
-        evidence = Evidence(weight, gradient=torch.randn_like(weight), step=10)
+        curvature = torch.rand(weight.shape[-1])
+        evidence = Evidence(weight, gradient=torch.randn_like(weight), step=10, curvature=curvature)
         if CRITERIA[criterion].observe is not None:
             CRITERIA[criterion].observe(evidence)
         CRITERIA[criterion].scores(evidence)

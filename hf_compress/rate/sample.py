@@ -1,4 +1,4 @@
-"""Rows of a training set that tell, before rounding begins, how much each weight counts."""
+"""Rows of a training set that tell how much each weight counts."""
 
 import inspect
 import itertools
@@ -33,7 +33,7 @@ def sample_batches(loader: DataLoader[Any], model: PreTrainedModel, rows: int = 
     Example:
         >>> import torch
         >>> from transformers import BertConfig, BertModel, default_data_collator
-        >>> from hf_compress.quantize import sample_batches
+        >>> from hf_compress.rate import sample_batches
         >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
         >>> rows = [{"input_ids": [1, 2, 3]} for _ in range(20)]
         >>> loader = torch.utils.data.DataLoader(rows, collate_fn=default_data_collator)
@@ -58,7 +58,7 @@ def token_counts(loader: DataLoader[Any], tokens: int) -> Int[Tensor, " tokens"]
 
     Example:
         >>> import torch
-        >>> from hf_compress.quantize import token_counts
+        >>> from hf_compress.rate import token_counts
         >>> token_counts(torch.utils.data.DataLoader([{"input_ids": [1, 2, 1]}]), tokens=4)
         tensor([0, 2, 1, 0])
     """

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import BertForSequenceClassification, DataCollatorForLanguageModeling, default_data_collator
 
-from hf_compress.quantize import sample_batches, token_counts
+from hf_compress.rate import sample_batches, token_counts
 
 MakeBert = Callable[..., BertForSequenceClassification]
 ROWS = [{"input_ids": [number % 29, 3, 4], "attention_mask": [1, 1, 0]} for number in range(40)]
