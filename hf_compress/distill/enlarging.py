@@ -43,8 +43,8 @@ class EnlargingMixin(Trainer):
         """Whether the training set gets rows that only the teacher labels."""
         return self.teacher is not None and self.distillation.has_teacher_only_rows
 
-    def _check_enlarging(self) -> None:
-        """Check that rows can be added to the training set.
+    def _set_up_enlarging(self) -> None:
+        """Add rows to the training set; now, so that what cannot be read is refused before anything is trained.
 
         Raises:
             ValueError: they cannot; the message says why.
@@ -64,7 +64,7 @@ class EnlargingMixin(Trainer):
         self._tokenizer()
         self._check_sampling()
         if self.train_dataset is not None:
-            check_rows(self.train_dataset)
+            self._enlarged(self.train_dataset, self.data_collator)
 
     def _check_sampling(self) -> None:
         """Check that nothing else chooses the rows of an epoch if `--distill_extra_share` does."""

@@ -241,11 +241,13 @@ class DistillationMixin(AskingMixin, WeighingMixin):
             freeze(self.teacher, self.args.device)
         self._find_what_the_teacher_reads()
         self._set_up_layers(self.model)
-        if self._enlarges:
-            self._check_enlarging()
         if self.distillation.distill_cache is not None:
             check_dataset(self.train_dataset, answer_columns(self.head), OPTION)
             self._answer_names = answer_columns(self.head)
+        if self._enlarges:
+            if self.head.problem_type in ("regression", "multi_label_classification"):
+                refuse_own_loss(type(self), DistillationMixin)
+            self._set_up_enlarging()
 
     def _label_loss(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None

@@ -71,7 +71,7 @@ def test_pairs_are_read_where_the_training_rows_are_pairs(
         (encoded, "numbers.csv", "are single texts, so one column of text is needed, but these rows have 0"),
     ):
         with pytest.raises(ValueError, match=said):
-            enlarging(rows, options={"distill_extra": [str(texts / file)]}).train()
+            enlarging(rows, options={"distill_extra": [str(texts / file)]})
 
 
 def test_texts_are_padded_as_the_training_rows_are(
@@ -108,9 +108,8 @@ def test_texts_that_cannot_be_read_are_refused(
     texts: Path,
     enlarging: Callable[..., Any],
 ) -> None:
-    trainer = enlarging(options={"distill_extra": [given.format(texts)]})
     with pytest.raises(ValueError, match=said):
-        trainer.train()
+        enlarging(options={"distill_extra": [given.format(texts)]})
 
 
 def test_a_source_may_name_its_configuration_and_split(tmp_path: Path) -> None:
@@ -132,7 +131,7 @@ def test_columns_that_no_tokenizer_makes_are_refused(
 ) -> None:
     data = encoded.add_column("position_ids", [list(range(len(ids))) for ids in encoded["input_ids"]])
     with pytest.raises(ValueError, match="cannot make `position_ids` of the training rows"):
-        enlarging(data, options={"distill_extra": [str(texts / "texts.txt")]}).train()
+        enlarging(data, options={"distill_extra": [str(texts / "texts.txt")]})
 
 
 def test_a_share_takes_turns_through_all_rows() -> None:

@@ -1,6 +1,7 @@
 """Rows that only the teacher labels: how they count in both losses, and training with them."""
 
 import copy
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,12 +165,13 @@ def test_new_rows_are_read_from_their_file_again(
 ) -> None:
     first, _ = enlarging()._enlarged(encoded, None)
     monkeypatch.setattr("hf_compress.distill.augmenting.Augmenter.new", None)
-    again, _ = enlarging()._enlarged(Dataset.from_list(encoded.to_list()), None)
+    same_rows = Dataset.from_list(encoded.to_list())
+    again, _ = enlarging(same_rows)._enlarged(same_rows, None)
     assert again.to_list() == first.to_list()
     with pytest.raises(TypeError):
-        enlarging(options={"distill_augment": 3})._enlarged(encoded, None)
+        enlarging(options={"distill_augment": 3})
     with pytest.raises(TypeError):
-        enlarging(data_seed=1)._enlarged(encoded, None)
+        enlarging(data_seed=1)
 
 
 class Own(Trainer):
@@ -184,9 +186,8 @@ class OwnDistilled(DistillationMixin, Own):
 def test_a_loss_of_ones_own_sees_ignored_labels(enlarging: Callable[..., Any], encoded: Dataset) -> None:
     trainer = enlarging(trainer_class=OwnDistilled, gradient_accumulation_steps=2)
     trainer.train()
-    trainer = enlarging(labelled(encoded, "regression"), "regression", trainer_class=OwnDistilled)
-    with pytest.raises(ValueError, match="OwnDistilled|Own has a `compute_loss` of its own"):
-        trainer.train()
+    with pytest.raises(ValueError, match="Own has a `compute_loss` of its own"):
+        enlarging(labelled(encoded, "regression"), "regression", trainer_class=OwnDistilled)
 
 
 def test_what_cannot_be_enlarged_is_refused(
@@ -197,7 +198,7 @@ def test_what_cannot_be_enlarged_is_refused(
     with pytest.raises(ValueError, match="column `teacher_only`, which the `train_dataset` already has"):
         enlarging(encoded.add_column(COLUMN, [True] * 24))
     with pytest.raises(ValueError, match="with `input_ids` and labels; got 24 rows with the columns input_ids"):
-        enlarging(encoded.remove_columns("labels")).train()
+        enlarging(encoded.remove_columns("labels"))
     arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
     options = DistillationArguments(distill_augment=1)
     with pytest.raises(ValueError, match="there is none. Give `--distill_teacher`"):
@@ -224,3 +225,59 @@ def test_a_collator_that_packs_rows_is_refused(
 
     with pytest.raises(ValueError, match=r"the data collator \(function\) made \[1\] of 8 rows"):
         enlarging(more={"data_collator": packed}).train()
+
+
+def test_the_format_of_the_training_set_stays(enlarging: Callable[..., Any], encoded: Dataset) -> None:
+    runs = [enlarging(data) for data in (encoded, encoded.with_format("torch"))]
+    for run in runs:
+        run.train()
+    assert same(*(run.model.state_dict() for run in runs))
+    assert runs[1].get_train_dataloader().dataset.format["type"] == "torch"
+
+
+def test_columns_that_the_model_does_not_take_are_copied(
+    enlarging: Callable[..., Any], tiny_sentences: Dataset, encoded: Dataset, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    padded = DataCollatorWithPadding(tiny_tokenizer)
+    seen = []
+
+    def collate(rows: Any) -> Any:
+        seen.extend(row.pop("sentence") for row in rows)
+        return padded(rows)
+
+    data = encoded.add_column("sentence", list(tiny_sentences.select(range(24))["sentence"]))
+    enlarging(data, remove_unused_columns=False, more={"data_collator": collate}, max_steps=9).train()
+    assert set(seen) == set(data["sentence"])
+
+
+def test_the_log_says_what_an_epoch_has(enlarging: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("hf_compress.distill.enlarging")
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.INFO)
+    try:
+        enlarging(gradient_accumulation_steps=2).get_train_dataloader()
+        enlarging(options={"distill_extra_share": 0.25}).get_train_dataloader()
+    finally:
+        logger.removeHandler(caplog.handler)
+        logger.setLevel(logging.NOTSET)
+    assert (
+        "An epoch has 24 labelled rows and 48 that only the teacher labels (of 48 augmented): 5 steps." in caplog.text
+    )
+    assert (
+        "An epoch has 24 labelled rows and 8 that only the teacher labels (of 48 augmented): 4 steps." in caplog.text
+    )
+
+
+def test_layers_are_compared_in_teacher_only_rows_too(enlarging: Callable[..., Any]) -> None:
+    lines = []
+    for size, accumulation in ((16, 1), (4, 4)):
+        run = enlarging(
+            options={"distill_layer_loss": ["hidden=1", "attention=0.5"]},
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+        run.train()
+        names = ("loss", "hidden_loss", "attention_loss", "grad_norm")
+        lines.append([[line[name] for name in names] for line in run.state.log_history if "loss" in line])
+    for one, four in zip(*lines, strict=True):
+        assert four == pytest.approx(one, rel=1e-5)
