@@ -124,11 +124,13 @@ class EnlargingMixin(Trainer):
         return found
 
     def _say_what_an_epoch_has(self, batches: int) -> None:
-        """Log how many rows of each kind an epoch has, and how many optimizer steps."""
+        """Log how many rows of each kind an epoch has, and how many optimizer steps: more than the user may expect."""
+        if not self.is_world_process_zero():
+            return
         sampler = self._sharing()
         drawn = sum(self.further_rows.values()) if sampler is None else sampler.drawn
         sources = ", ".join(f"{count:,} {name}" for name, count in self.further_rows.items())
-        logger.info(
+        logger.warning(
             f"An epoch has {self._labelled_rows:,} labelled rows and {drawn:,} that only the teacher labels (of "
             f"{sources}): {math.ceil(batches / self.args.gradient_accumulation_steps):,} steps."
         )
