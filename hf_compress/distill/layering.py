@@ -5,13 +5,24 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 
 from hf_compress.distill.arguments import DistillationArguments
 from hf_compress.distill.layerwise import Layerwise
 from hf_compress.distill.pairing import pair_layers
 from hf_compress.models.heads import Head, bare
 from hf_compress.models.stacks import NoLayers, layers_of
+
+
+class LayersLeave(TrainerCallback):
+    """Leaves both models as they were before other callbacks see the trained one, which may save it."""
+
+    def __init__(self, layerwise: Layerwise) -> None:
+        self.layerwise = layerwise
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Take hooks and projections off the models."""
+        self.layerwise.detach()
 
 
 class LayeringMixin(Trainer):
@@ -66,6 +77,14 @@ class LayeringMixin(Trainer):
         pairs = pair_layers(self.distillation.distill_layers, student, teacher, kept)
         self._layerwise = Layerwise(losses, pairs, self.args.seed)
         self._layerwise.set_up(model, taught_by, self.head, lambda batch: self._teach(model, batch))
+        if self._layerwise.projections and self.optimizer is not None and self.model_init is None:
+            raise ValueError(
+                "`optimizers` do not hold the projections that `--distill_layer_loss` trains, because the models have "
+                "layers of different widths. Let the trainer make its optimizer, or use `relations`."
+            )
+        ends = LayersLeave(self._layerwise)
+        self.remove_callback(LayersLeave)
+        self.callback_handler.callbacks.insert(0, ends)
 
     @contextlib.contextmanager
     def _layers_attached(self) -> Iterator[None]:

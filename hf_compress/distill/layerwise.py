@@ -78,11 +78,7 @@ class Layerwise:
         values = self._probe(model, teacher, batch, ask)
         for number, (ours, theirs) in enumerate(values):
             self._check(number, ours, theirs)
-            if _mask(ours, model, batch) is None:
-                raise ValueError(
-                    f"`--distill_layer_loss` cannot tell which places of a layer are padding: `attention_mask` of "
-                    f"{type(bare(model)).__name__} has another length. Leave the option out."
-                )
+            _mask(ours, model, batch)
         if self._widths and isinstance(model, PeftModel):
             pair = next(iter(self._widths.values()))
             raise ValueError(
@@ -148,15 +144,16 @@ class Layerwise:
                 "own outputs."
             )
         ours, theirs = student[CAPTURED], teacher[CAPTURED]
-        mask = _mask(ours[0], model, inputs)
-        assert mask is not None, "checked by `set_up`"
-        found = {}
-        with torch.autocast(mask.device.type, enabled=False):
+        masks = [_mask(value, model, inputs) for value in ours]
+        device, found = masks[0].device, dict[str, Tensor]()
+        with torch.autocast(device.type, enabled=False):
             for term in self.terms:
-                pairs = [(_wide(ours[number]), _wide(theirs[number], mask.device)) for number in term.couples]
-                _check_gradients(term.loss, [value for value, _ in pairs])
-                values = torch.stack([term.loss.function(*pair, mask) for pair in pairs])
-                found[term.loss.term] = mean_over_rows(values.mean(0), inputs, head)
+                _check_gradients(term.loss, [ours[number] for number in term.couples])
+                values = [
+                    term.loss.function(_wide(ours[number], device), _wide(theirs[number], device), masks[number])
+                    for number in term.couples
+                ]
+                found[term.loss.term] = mean_over_rows(torch.stack(values).mean(0), inputs, head)
         return found
 
     @property
@@ -235,14 +232,24 @@ def _on(batch: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return {name: value.to(bare(model).device) for name, value in batch.items()}
 
 
-def _mask(value: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
-    """Return which tokens of a couple's value are not padding, of shape (rows, tokens); None if that is unknown."""
+def _mask(value: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Return which tokens of a layer's value are not padding, of shape (rows, tokens).
+
+    Raises:
+        ValueError: that is unknown.
+    """
     tensor = value if isinstance(value, Tensor) else value[0]
     mask = token_mask(bare(model), inputs, len(tensor), tensor.shape[-2])
-    return None if mask is None else mask.to(tensor.device)
+    if mask is None:
+        raise ValueError(
+            f"`--distill_layer_loss` cannot tell which of the {tensor.shape[-2]} places in a layer of "
+            f"{type(bare(model)).__name__} are padding: `attention_mask` has the shape "
+            f"{tuple(inputs['attention_mask'].shape)}. Give a mask of rows and tokens, or leave the option out."
+        )
+    return mask.to(tensor.device)
 
 
-def _wide(value: Any, device: torch.device | None = None) -> Any:
+def _wide(value: Any, device: torch.device) -> Any:
     """Return tensors in float32 or wider, on the device."""
     if isinstance(value, tuple):
         return tuple(_wide(tensor, device) for tensor in value)

@@ -1,5 +1,6 @@
 """Losses on layers in a Trainer: what they learn, which layers they pair, what they keep, and what they refuse."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     BertForSequenceClassification,
     ConvNextConfig,
+    DistilBertConfig,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     ViTConfig,
 )
@@ -29,7 +33,7 @@ from hf_compress.models.targets import prunable, quantizable
 from hf_compress.report.evaluation import logit_difference
 from tests.invariants.harness import KD, METHODS, SETTINGS, adapted, logged, make, rows, same
 from tests.invariants.test_heads import VIT, t5, wav2vec2
-from tests.tiny import NO_DROPOUT, bert
+from tests.tiny import NO_DROPOUT, VOCABULARY, bert
 
 TERMS = [loss.term for loss in LAYER_LOSSES.values()]
 WIDE = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4}
@@ -200,6 +204,34 @@ def test_training_again_goes_on_with_the_same_projections(tmp_path: Path) -> Non
     assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
+class Saving(TrainerCallback):
+    """Saves the model when training ends, and its compressed form in the middle."""
+
+    def on_step_end(self, args: Any, state: Any, *_: Any, model: Any, **__: Any) -> None:
+        if state.global_step == 1:
+            save_compressed(model, Path(args.output_dir) / "early", Recipe())
+
+    def on_train_end(self, args: Any, *_: Any, model: Any, **__: Any) -> None:
+        model.save_pretrained(Path(args.output_dir) / "late")
+
+
+def test_callbacks_save_models_without_projections(tmp_path: Path) -> None:
+    wide = bert(seed=1, **NO_DROPOUT | WIDE)
+    build(tmp_path, "hidden=1", "attention=1", teacher=wide, max_steps=2, callbacks=[Saving()]).train()
+    for name in ("early", "late"):
+        assert not any(PROJECTIONS in weight for weight in load_file(tmp_path / name / "model.safetensors"))
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_an_optimizer_that_lacks_the_projections_is_refused(wide: bool, tmp_path: Path) -> None:
+    model, teacher = bert(**NO_DROPOUT), bert(seed=1, **NO_DROPOUT | (WIDE if wide else {}))
+    options = {"distillation": DistillationArguments(distill_layer_loss=["hidden=1"])}
+    given = {"optimizers": (torch.optim.AdamW(model.parameters()), None)}
+    said = pytest.raises(ValueError, match="`optimizers` do not hold the projections")
+    with said if wide else contextlib.nullcontext():
+        make(tmp_path, (KD,), model=model, teacher=teacher, build=options | given, max_steps=1).train()
+
+
 def test_each_new_model_gets_new_projections(tmp_path: Path) -> None:
     options = {"distillation": DistillationArguments(distill_layer_loss=["hidden=1"])}
     made = {"model_init": lambda: bert(**NO_DROPOUT)}
@@ -357,6 +389,22 @@ def test_a_loss_on_frozen_layers_is_refused(tmp_path: Path) -> None:
     model.bert.embeddings.requires_grad_(False)
     with pytest.raises(ValueError, match="`--distill_layer_loss embeddings` trains nothing"):
         build(tmp_path, "embeddings=1", model=model).train()
+
+
+def test_a_student_of_another_family_learns_from_all_layers(tmp_path: Path) -> None:
+    sizes = {"vocab_size": VOCABULARY, "dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24}
+    student = AutoModelForSequenceClassification.from_config(DistilBertConfig(**sizes))
+    run = build(tmp_path, *(f"{name}=1" for name in LAYER_LOSSES), model=student, teacher=bert(num_hidden_layers=4))
+    assert pairs(run)[:2] == [(0, 1), (1, 3)]
+    run.train()
+    first, *_, last = logged(run, *TERMS)
+    assert sum(last) < sum(first)
+
+
+def test_a_mask_of_pairs_of_tokens_is_refused(tmp_path: Path) -> None:
+    data = [row | {"attention_mask": row["attention_mask"].bool().expand(1, 8, 8)} for row in rows()]
+    with pytest.raises(ValueError, match=r"`attention_mask` has the shape \(8, 1, 8, 8\). Give a mask of rows and"):
+        build(tmp_path, "hidden=1", data=data).train()
 
 
 class Rebuilding(Trainer):
