@@ -12,7 +12,7 @@ from hf_compress.layers.lora import current_weight, packed_mask, unpacked_mask
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.models.heads import bare
 from hf_compress.models.sharding import Shards, gathered, local
-from hf_compress.models.targets import Target
+from hf_compress.models.targets import Target, transformer
 from hf_compress.prune.correction import Blocks, prune_and_correct
 from hf_compress.prune.criterion import Criterion, Evidence
 from hf_compress.prune.patterns import Pattern
@@ -87,7 +87,7 @@ class Masking:
 
     def look(self, model: nn.Module, loader: Any) -> None:
         """See the inputs of the layers on some rows of the training set, before a choice that corrects. Collective."""
-        bared = bare(model)
+        bared = bare(transformer(model))
         self.moments = input_moments(bared, self.targets, sample_batches(loader, bared))
 
     def zeros(self, sparsity: float) -> int:

@@ -9,11 +9,11 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from torch.distributed.fsdp import FSDPModule
 
-from hf_compress import PruningArguments, Recipe
+from hf_compress import PruningArguments, QuantizationArguments, Recipe, save_compressed
 from hf_compress.models.sharding import gathered
 from hf_compress.models.targets import prunable
 from hf_compress.prune import CRITERIA
-from tests.invariants.harness import fsdp, in_two_processes, make, persuade, rows, same
+from tests.invariants.harness import KD, fsdp, in_two_processes, make, persuade, rows, same
 from tests.tiny import NO_DROPOUT, bert
 
 # Corrections of so small a model take no time.
@@ -60,6 +60,24 @@ def test_accumulated_batches_have_the_masks_of_one(one: tuple[str, dict[str, Any
     assert same(parts["masks"], whole["masks"])
     zeros = sum(int((~mask).sum()) for mask in whole["masks"].values())
     assert zeros == pytest.approx(0.6 * sum(mask.numel() for mask in whole["masks"].values()), abs=7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", DEEP)
+def test_beside_the_other_methods_runs_resume_and_reload_exactly(criterion: str, tmp_path: Path) -> None:
+    plan = Recipe(
+        pruning=PruningArguments(prune_sparsity=0.6, prune_criterion=criterion, prune_every=2),
+        quantization=QuantizationArguments(quant_scheme="int8", quant_begin=0.3),
+    )
+    whole = make(tmp_path / "run", (KD,), plan=plan, save_strategy="steps", save_steps=5)
+    whole.train()
+    folder = save_compressed(whole.model, tmp_path / "compressed", plan)
+    resumed = make(tmp_path / "run", (KD,), plan=plan, model=bert(seed=2))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))
+    assert same(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))
+    ids = torch.arange(16).reshape(2, 8)
+    assert torch.equal(type(whole.model).from_pretrained(folder)(ids).logits, whole.model.eval()(ids).logits)
+    assert all(int((one.weight == 0).sum()) >= round(0.6 * one.weight.numel()) for one in prunable(whole.model))
 
 
 def work(folder: Path) -> None:

@@ -23,9 +23,10 @@ from transformers import (
     Trainer,
 )
 
-from hf_compress import PruningCallback, save_compressed
+from hf_compress import PruningArguments, PruningCallback, Recipe, save_compressed
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import prunable, transformer
+from hf_compress.prune import CRITERIA
 from tests.invariants.harness import PRUNE, QUANT, SETTINGS, make, recipe, rows
 from tests.tiny import NO_DROPOUT, bert
 
@@ -105,7 +106,9 @@ def pairs(tiny_sentences: Dataset) -> Dataset:
     return Dataset.from_dict({"anchor": words[:32], "positive": words[32:]})
 
 
-def embedding_trainer(model: Any, pairs: Dataset, folder: Path, **settings: Any) -> Trainer:
+def embedding_trainer(
+    model: Any, pairs: Dataset, folder: Path, plan: Recipe | None = None, **settings: Any
+) -> Trainer:
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
@@ -114,7 +117,7 @@ def embedding_trainer(model: Any, pairs: Dataset, folder: Path, **settings: Any)
         args=SentenceTransformerTrainingArguments(str(folder), **SETTINGS | settings),
         train_dataset=pairs,
         loss=MultipleNegativesRankingLoss(model),
-        callbacks=recipe(BOTH).callbacks(),
+        callbacks=(plan or recipe(BOTH)).callbacks(),
     )
 
 
@@ -125,6 +128,17 @@ def test_the_trainer_of_sentence_transformers(embedder: Any, pairs: Dataset, tmp
     assert isinstance(model, BertModel)
     inputs = {name: value[None] for name, value in rows(1)[0].items() if name != "labels"}
     check(model, AutoModel, {name: value % 29 for name, value in inputs.items()}, tmp_path / "compressed")
+
+
+@pytest.mark.filterwarnings("ignore:.*corrects the weights")
+@pytest.mark.parametrize("criterion", [name for name, one in CRITERIA.items() if one.has_state])
+def test_sentence_transformers_prunes_by_every_criterion(
+    criterion: str, embedder: Any, pairs: Dataset, tmp_path: Path
+) -> None:
+    plan = Recipe(pruning=PruningArguments(prune_sparsity=0.6, prune_criterion=criterion, prune_every=2))
+    embedding_trainer(embedder, pairs, tmp_path / "run", plan).train()
+    targets = prunable(transformer(embedder))
+    assert all(int((one.weight == 0).sum()) == round(0.6 * one.weight.numel()) for one in targets)
 
 
 def test_sentence_transformers_warns_that_resuming_loses_ranges(embedder: Any, pairs: Dataset, tmp_path: Path) -> None:

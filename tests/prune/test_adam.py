@@ -12,7 +12,7 @@ from transformers import Adafactor, PreTrainedModel, Trainer, TrainerCallback
 from hf_compress import PruningArguments, Recipe, save_compressed
 from hf_compress.models.targets import prunable
 from hf_compress.prune import CRITERIA, Evidence
-from tests.invariants.harness import make
+from tests.invariants.harness import adapted, make
 from tests.tiny import bert
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -129,15 +129,21 @@ def test_every_adam_of_pytorch_prunes_by_its_second_moment(name: str, tmp_path: 
     assert all(int(found.sum()) == round(0.5 * found.numel()) for found in watch.after[-1].values())
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("step", [1, 5, 8])
-def test_a_resumed_run_equals_the_uninterrupted_one(step: int, scope: str, tmp_path: Path) -> None:
-    given = {"save_strategy": "steps", "save_steps": 1, "pruning": {"prune_scope": scope}}
-    whole = pruned(tmp_path, **given)
+@pytest.fixture(scope="module", params=["layer", "global"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Trainer]:
+    """A scope, and a run with a checkpoint of every step."""
+    folder = tmp_path_factory.mktemp("run")
+    whole = pruned(folder, save_strategy="steps", save_steps=1, pruning={"prune_scope": request.param})
     whole.train()
-    given["pruning"] = {"prune_scope": scope}
-    resumed = pruned(tmp_path, model=bert(seed=1), **given)
-    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    return request.param, whole
+
+
+@pytest.mark.parametrize("step", [1, 5, 8])
+def test_a_resumed_run_equals_the_uninterrupted_one(step: int, run: tuple[str, Trainer], tmp_path: Path) -> None:
+    scope, whole = run
+    resumed = pruned(tmp_path, model=bert(seed=1), pruning={"prune_scope": scope})
+    resumed.args.resume_from_checkpoint = str(Path(whole.args.output_dir) / f"checkpoint-{step}")
+    resumed.train(resume_from_checkpoint=resumed.args.resume_from_checkpoint)
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
         states = whole.optimizer.state[one], resumed.optimizer.state[other]
@@ -184,6 +190,29 @@ def test_other_optimizers_are_refused_after_their_first_step(optimizer: Make, sa
     with pytest.raises(ValueError, match=f"`--prune_criterion adam` cannot .* {said}"):
         run.train()
     assert run.state.global_step == 0  # Trainer counts a step after its callbacks.
+
+
+def frozen() -> PreTrainedModel:
+    model = bert()
+    model.bert.pooler.dense.weight.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (lambda: adapted(bert()), "the weights beside an adapter have none. Merge it first"),
+        (frozen, r"bert\.pooler\.dense is frozen. Train it, or leave it out"),
+    ],
+    ids=["lora", "frozen"],
+)
+def test_weights_without_moments_are_refused_at_once(
+    model: Callable[[], nn.Module], said: str, tmp_path: Path
+) -> None:
+    run = pruned(tmp_path, model=model())
+    with pytest.raises(ValueError, match=f"`--prune_criterion adam` needs the gradients or the optimizer .* {said}"):
+        run.train()
+    assert run.state.global_step == 0
 
 
 def test_a_layer_without_gradients_is_pruned_first(tmp_path: Path) -> None:
