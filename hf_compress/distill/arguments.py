@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
 from hf_compress.cut.students import parse_layers
 from hf_compress.distill.cache import AUTO
@@ -157,6 +158,11 @@ class DistillationArguments:
             raise ValueError(
                 f"`--distill_augment` must be a number of new rows for each training row, from 0 to {MOST_COPIES}; "
                 f"got {self.distill_augment}. Give 20 as TinyBERT does, or leave the option out."
+            )
+        sources: Any = self.distill_extra
+        if isinstance(sources, str):
+            raise ValueError(
+                f"`--distill_extra` must be a list of files and datasets; got the text {sources!r}. Give [{sources!r}]."
             )
         for source in self.distill_extra:
             ExtraSource.of(source)

@@ -59,8 +59,8 @@ class Augmenter:
         Other columns with a value for each token (token types) are taken from these places.
         """
         ids, draw = self.rows[number], np.random.default_rng([self.seed, number, copy])
-        texts = parts(ids, self.vocabulary.structure)
-        if not self.paired or len(texts) != 2:
+        texts = parts(ids, self.vocabulary.structure) if self.paired else []
+        if len(texts) != 2:
             return self._replaced(ids, draw), list(range(len(ids)))
         pair = [list(ids[begin:end]) for begin, end in texts]
         if draw.random() < SWAPPED:
@@ -104,7 +104,7 @@ def are_pairs(rows: Sequence[Ids], structure: Structure) -> bool:
 
 def parts(ids: Ids, structure: Structure) -> list[tuple[int, int]]:
     """Return where each text of a row begins and ends: the runs without tokens of the `structure` around texts."""
-    inside = np.concatenate([[False], ~structure[list(ids)], [False]])
+    inside = np.concatenate([[False], ~structure[np.asarray(ids, dtype=np.int64)], [False]])
     edges = np.flatnonzero(inside[1:] != inside[:-1]).tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.utils import logging
 
@@ -112,15 +112,16 @@ class EnlargingMixin(Trainer):
         assert self.head is not None and self.teacher is not None
         settings, seed = self.distillation, self.args.data_seed or 0
         form = RowForm.of(dataset, self.head, self._tokenizer(), LABELS | set(self.label_names))
-        embeddings = bare(cast(nn.Module, self.teacher)).get_input_embeddings().weight.detach().cpu()
+        embeddings = _embeddings(bare(cast(nn.Module, self.teacher)))
         vocabulary = Vocabulary.of(form.tokenizer, len(embeddings))
-        found = {}
+        found: dict[str, list[Any]] = {}
         if copies := settings.distill_augment:
             found[AUGMENTED] = [augmented_rows(dataset, form, vocabulary, embeddings, copies, seed)]
         some = dataset.select(range(0, len(dataset), max(1, len(dataset) // LOOKED_AT)))
         paired = are_pairs([form.trimmed(row)[self.head.main_input] for row in some], vocabulary.structure)
         for source in map(ExtraSource.of, settings.distill_extra):
-            found[source.shown] = extra_rows(source, dataset, form, vocabulary.structure, paired)
+            # Files in two folders may have one name.
+            found.setdefault(source.shown, []).extend(extra_rows(source, dataset, form, vocabulary.structure, paired))
         return found
 
     def _say_what_an_epoch_has(self, batches: int) -> None:
@@ -157,6 +158,24 @@ class EnlargingMixin(Trainer):
         sampler = self._sharing()
         enlarged = COLUMN in (getattr(dataloader.dataset, "column_names", None) or ())
         return len(sampler) if sampler is not None and enlarged else super().num_examples(dataloader)
+
+
+def _embeddings(teacher: PreTrainedModel) -> Tensor:
+    """Return the teacher's embeddings of its tokens, on the CPU.
+
+    Raises:
+        ValueError: it has none, or they are stored as integers.
+    """
+    try:
+        weight = getattr(teacher.get_input_embeddings(), "weight", None)
+    except NotImplementedError:
+        weight = None
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        raise ValueError(
+            f"{OPTIONS} need a teacher with one embedding for each token, in floating point; "
+            f"{type(teacher).__name__} has none. Use another teacher, or leave the options out."
+        )
+    return weight.detach().cpu()
 
 
 def check_rows(dataset: Any) -> None:

@@ -101,7 +101,7 @@ def extra_rows(
             "tokenizer returns. Remove such columns (`Dataset.remove_columns`), or set "
             "`remove_unused_columns=True`."
         )
-    special = any(structure[form.trimmed(row)[form.head.main_input]].any() for row in dataset.select(range(1)))
+    special = bool(structure[form.trimmed(form.template)[form.head.main_input]].any())
     found = []
     for rows in source.rows():
         words = word_columns(rows) if form.head.kind == "token" else []

@@ -84,7 +84,7 @@ class RowForm:
         done = dict(row) | {COLUMN: True}
         for name in self.labels:
             if self.head.kind == "token":
-                done[name] = [IGNORED if around else 0 for around in structure[row[self.head.main_input]]]
+                done[name] = [IGNORED if structure[token] else 0 for token in row[self.head.main_input]]
             else:
                 done[name] = _zeros(self.template[name])
         return self._padded(done) if self.fixed else done

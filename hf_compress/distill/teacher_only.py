@@ -46,18 +46,18 @@ class TeacherOnlyCollator:
 def for_labels(inputs: Mapping[str, Any], head: Head) -> dict[str, Any]:
     """Return the inputs of a batch for the loss on the labels: labels of teacher-only rows do not count.
 
-    Labels that are real numbers stay as they are, because no number means "not labelled": see `label_mean`.
+    Numbers to predict and independent labels stay as they are, because no number means "not labelled": see
+    `label_mean`.
     """
     inputs = dict(inputs)
     only = inputs.pop(COLUMN, None)
-    if only is None:
+    if only is None or predicts_numbers(inputs, head):
         return inputs
     for name in LABELS & inputs.keys():
         labels = inputs[name]
-        if not labels.is_floating_point():
-            # An answer that ends behind the text does not count.
-            hidden = inputs[head.main_input].shape[-1] if head.kind == "question" else IGNORED
-            inputs[name] = labels.masked_fill(only.reshape(-1, *[1] * (labels.ndim - 1)), hidden)
+        # An answer that ends behind the text does not count.
+        hidden = inputs[head.main_input].shape[-1] if head.kind == "question" else IGNORED
+        inputs[name] = labels.masked_fill(only.reshape(-1, *[1] * (labels.ndim - 1)), hidden)
     return inputs
 
 
@@ -72,21 +72,20 @@ def counts(inputs: Mapping[str, Any], head: Head) -> tuple[Tensor, Tensor] | Non
     only = inputs.get(COLUMN)
     if only is None:
         return taught, taught
-    if is_float(inputs):
+    if predicts_numbers(inputs, head):
         return (~only).sum(), taught
     labelled = head.count(for_labels(inputs, head))
     assert labelled is not None
     return labelled, taught
 
 
-def is_float(inputs: Mapping[str, Any]) -> bool:
-    """Return whether the labels of a batch are real numbers: of a regression, or of independent labels."""
-    labels = inputs.get("labels")
-    return isinstance(labels, Tensor) and labels.is_floating_point()
+def predicts_numbers(inputs: Mapping[str, Any], head: Head) -> bool:
+    """Return whether the labels of a batch are numbers to predict or independent labels, not one class each."""
+    return head.problem(inputs) != "single_label_classification"
 
 
 def label_mean(outputs: Any, inputs: Mapping[str, Any], head: Head) -> Tensor:
-    """Return the loss of the labelled rows of a batch whose labels are real numbers, as Transformers computes it.
+    """Return the loss of the labelled rows of a batch for which `predicts_numbers`, as Transformers computes it.
 
     It is 0 if the batch has no labelled row.
     """
@@ -103,7 +102,7 @@ def label_mean(outputs: Any, inputs: Mapping[str, Any], head: Head) -> Tensor:
 
 
 def refuse_own_loss(trainer_class: type, behind: type) -> None:
-    """Refuse labels that are real numbers for a Trainer class with a loss of its own, which would see placeholders.
+    """Refuse labels that are not classes for a Trainer class with a loss of its own, which would see placeholders.
 
     Raises:
         ValueError: the class behind the mixin has a `compute_loss` that is not that of `Trainer`.

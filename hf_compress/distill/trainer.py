@@ -18,7 +18,7 @@ from hf_compress.distill.cache import OPTION
 from hf_compress.distill.distance import distance, form
 from hf_compress.distill.foreign import loss_and_outputs, owner, refuse_unshifted
 from hf_compress.distill.teacher import SELF, check_choice, freeze, load_teacher, match_teacher, own_teacher
-from hf_compress.distill.teacher_only import COLUMN, for_labels, is_float, label_mean, refuse_own_loss
+from hf_compress.distill.teacher_only import COLUMN, for_labels, label_mean, predicts_numbers, refuse_own_loss
 from hf_compress.models.heads import LABELS, bare, find_head
 
 REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
@@ -135,7 +135,7 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         with self._layers_attached():
             label_loss, outputs = self._label_loss(model, labelled, num_items_in_batch)
             teacher = answers or self._teach(model, inputs)
-        if COLUMN in inputs and is_float(inputs):
+        if COLUMN in inputs and predicts_numbers(inputs, self.head):
             refuse_own_loss(type(self), DistillationMixin)
             label_loss = label_mean(outputs, inputs, self.head)
         if not self._taught and self.label_smoother is None:

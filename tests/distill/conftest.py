@@ -14,6 +14,7 @@ from tests.tiny import NO_DROPOUT, bert
 MODELS: dict[str, dict[str, Any]] = {
     "one of two": {"num_labels": 2},
     "regression": {"num_labels": 1},
+    "whole numbers": {"num_labels": 1},
     "independent": {"num_labels": 3, "problem_type": "multi_label_classification"},
 }
 

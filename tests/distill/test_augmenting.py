@@ -1,6 +1,6 @@
 """Words in rows of token ids, words close to them, and the rows that are made of others with them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,11 @@ def unigram() -> Tokenizer:
     return made
 
 
-def bytes_of_words() -> Tokenizer:
+def bytes_of_words(texts: Sequence[str] = TEXTS) -> Tokenizer:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
-    made.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=80, **SETTINGS))
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if texts is not TEXTS else []
+    made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=80, initial_alphabet=alphabet, **SETTINGS))
     return made
 
 
@@ -99,6 +100,22 @@ def test_an_unknown_word_does_not_split_a_text(tiny_tokenizer: PreTrainedTokeniz
     assert tiny_tokenizer.unk_token_id in ids
     assert parts(ids, known.structure) == [(1, 4), (5, 8)]
     assert not known.replaceable((tiny_tokenizer.unk_token_id,))
+
+
+def test_rows_without_words_stay_as_they_are(
+    tokenizer: PreTrainedTokenizerFast, augmenter: Callable[..., Augmenter]
+) -> None:
+    rows = [*tokenizer(["", "!?", "[UNK] 42"])["input_ids"], []]
+    maker = augmenter(rows)
+    assert [maker.new(number, 0)[0] for number in range(4)] == rows
+
+
+def test_words_of_other_scripts_are_words() -> None:
+    made = bytes_of_words(["тихая гавань", "静かな港"])
+    known = Vocabulary.of(finished(made), made.get_vocab_size() + 5)
+    ids = made.encode("тихая гавань, 静かな港 \U0001f600!").ids
+    found = [(read(known.tokenizer, word), known.replaceable(word)) for _, word in known.words(ids)]
+    assert [word for word, whole in found if whole] == ["тихая", "гавань", "静かな港"]
 
 
 def test_close_words_are_those_with_the_largest_cosine(

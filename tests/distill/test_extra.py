@@ -85,6 +85,15 @@ def test_texts_are_padded_as_the_training_rows_are(
     assert [sum(row["attention_mask"]) for row in rows] == [6, 6, 10, 3]
 
 
+def test_files_of_one_name_are_all_read(texts: Path, enlarging: Callable[..., Any]) -> None:
+    (texts / "more").mkdir()
+    (texts / "more" / "texts.txt").write_text("the song is honest\n")
+    sources = [str(texts / "texts.txt"), str(texts / "more" / "texts.txt")]
+    trainer = enlarging(options={"distill_extra": sources, "distill_augment": 0})
+    assert len(further(trainer)) == 5
+    assert trainer.further_rows == {"texts.txt": 5}
+
+
 def test_files_and_augmented_rows_come_together(texts: Path, enlarging: Callable[..., Any]) -> None:
     sources = [str(texts / "texts.txt"), str(texts / "texts.csv")]
     trainer = enlarging(options={"distill_extra": sources, "distill_augment": 2}, max_steps=-1, num_train_epochs=1)
@@ -119,6 +128,8 @@ def test_a_source_may_name_its_configuration_and_split(tmp_path: Path) -> None:
     odd = tmp_path / "a:b.txt"
     odd.write_text("the film")
     assert ExtraSource.of(str(odd)) == ExtraSource(str(odd), str(odd)), "a file that exists is a file"
+    with pytest.raises(ValueError, match=r"must be a list .* Give \['texts.txt'\]"):
+        DistillationArguments(distill_extra="texts.txt")  # type: ignore[arg-type]
     for given in ("", "me/texts:", ":train", "a:b:c:d", "me/texts::train"):
         with pytest.raises(ValueError, match="`--distill_extra` takes FILE, DATASET"):
             DistillationArguments(distill_extra=[given])

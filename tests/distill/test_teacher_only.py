@@ -24,7 +24,7 @@ from hf_compress.distill.teacher_only import COLUMN
 from tests.invariants.harness import same
 from tests.tiny import SIZES, bert
 
-LABELS: dict[str, Any] = {"one of two": 1, "regression": 0.5, "independent": [1.0, 0.0, 1.0]}
+LABELS: dict[str, Any] = {"one of two": 1, "regression": 0.5, "whole numbers": 3, "independent": [1.0, 0.0, 1.0]}
 PROBLEMS = list(LABELS)
 
 
@@ -49,7 +49,7 @@ def loss_of(trainer: Any, inputs: dict[str, Tensor]) -> Tensor:
 def mean_by_hand(logits: Tensor, labels: Tensor, problem: str) -> Tensor:
     if problem == "one of two":
         return functional.cross_entropy(logits, labels)
-    if problem == "regression":
+    if problem in ("regression", "whole numbers"):
         return ((logits.flatten() - labels) ** 2).mean()
     return functional.binary_cross_entropy_with_logits(logits, labels)
 
@@ -62,7 +62,7 @@ def test_each_loss_is_a_mean_over_its_own_rows(problem: str, enlarging: Callable
     seen = {name: value for name, value in inputs.items() if name not in (COLUMN, "labels")}
     student, teacher = trainer.model.train()(**seen).logits, trainer.teacher(**seen).logits
     label_loss = mean_by_hand(student[:2], inputs["labels"][:2].to(inputs["labels"].dtype), problem)
-    if problem == "regression":
+    if problem in ("regression", "whole numbers"):
         distances = (student - teacher) ** 2
     elif problem == "independent":
         probability, own = (teacher / 2).sigmoid(), (student / 2).sigmoid()
