@@ -162,7 +162,8 @@ class DistillationArguments:
         sources: Any = self.distill_extra
         if isinstance(sources, str):
             raise ValueError(
-                f"`--distill_extra` must be a list of files and datasets; got the text {sources!r}. Give [{sources!r}]."
+                f"`--distill_extra` must be a list of files and datasets; got the text {sources!r}. Give "
+                f"[{sources!r}]."
             )
         for source in self.distill_extra:
             ExtraSource.of(source)
