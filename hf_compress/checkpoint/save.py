@@ -17,14 +17,13 @@ from hf_compress.checkpoint.aside import check_free, written_aside
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.quantizer import CompressionQuantizer
 from hf_compress.checkpoint.reader import add_reader
-from hf_compress.distill.projecting import PROJECTIONS
 from hf_compress.layers.attention import OPERANDS, trained_attention
 from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import Grid
 from hf_compress.layers.probe import attention_modules
 from hf_compress.layers.turning import compressed_layers, rounded
 from hf_compress.models.sharding import count_zeros, reshard, whole_on_first
-from hf_compress.models.targets import Target, prunable, quantizable
+from hf_compress.models.targets import PROJECTIONS, Target, prunable, quantizable
 from hf_compress.prune.selection import Scope, zero_counts
 from hf_compress.recipe import Recipe
 
@@ -182,7 +181,6 @@ def _view(model: PreTrainedModel, config: CompressionConfig | None) -> PreTraine
     view = object.__new__(type(model))
     vars(view).update(vars(model))
     view.config = copy.deepcopy(model.config)
-    # During training a student has projections to the width of its teacher, which are no part of the result.
     view._modules = {name: module for name, module in model._modules.items() if name != PROJECTIONS}
     vars(view).pop("save_pretrained", None)  # That of a loaded model would save the model itself, not this view.
     vars(view.config).pop("distributed_config", None)  # With it, saving would gather again, on this rank alone.

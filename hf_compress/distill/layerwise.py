@@ -14,10 +14,11 @@ from hf_compress.distill.capturing import CAPTURED, Capture, Tap
 from hf_compress.distill.distance import mean_over_rows
 from hf_compress.distill.layer_losses import PARTS, LayerLoss
 from hf_compress.distill.pairing import Pairs
-from hf_compress.distill.projecting import PROJECTIONS, new_projections
+from hf_compress.distill.projecting import new_projections
 from hf_compress.layers.attention import IMPLEMENTATION
 from hf_compress.models.heads import Head, bare
 from hf_compress.models.stacks import NoLayers, attention_dropout, layers_of, token_mask
+from hf_compress.models.targets import PROJECTIONS
 
 logger = logging.get_logger(__name__)
 

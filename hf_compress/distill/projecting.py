@@ -7,9 +7,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-# The name of the submodule of the student that holds them.
-PROJECTIONS = "distill_projections"
-
 
 class Projection(nn.Module):
     """A linear map between widths, without bias. No method prunes, rounds or counts it, because it is no `nn.Linear`.

@@ -20,6 +20,10 @@ from hf_compress.models.kinds import HEADLESS
 LayerKind = Literal["linear", "conv1d", "embedding"]
 LAYER_KINDS: dict[type[nn.Module], LayerKind] = {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding"}
 
+# The submodule of a student that only its training needs: projections to the width of its teacher. It is in training
+# checkpoints, but counts neither for the result nor for its size.
+PROJECTIONS = "distill_projections"
+
 _LEGACY_HEADS = {"DebertaForMaskedLM", "DebertaV2ForMaskedLM"}
 _REMEDIES = {
     "prune_exclude": "Embeddings and heads are never pruned: leave `--prune_sparsity` out for this model.",

@@ -21,7 +21,7 @@ from hf_compress.layers.lora import current_weight
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.heads import bare
 from hf_compress.models.sharding import gathered
-from hf_compress.models.targets import Target, quantizable
+from hf_compress.models.targets import PROJECTIONS, Target, quantizable
 from hf_compress.packing.packed import pack
 from hf_compress.rate import Pooling, Rounded, Rounding, Statistics, fit, gather, token_factors
 from hf_compress.rate.steps import steps
@@ -159,7 +159,7 @@ def other_bytes(
     ignored = base._keys_to_ignore_on_save or ()
     sizes, counted = dict[str, int](), 0
     for name, tensor in remove_tied_weights_from_state_dict(base.state_dict(), base).items():
-        if name in ignored or name.endswith("weight_step"):
+        if name in ignored or name.endswith("weight_step") or name.startswith(f"{PROJECTIONS}."):
             continue
         parameter = parameters.get(name, tensor)
         if id(parameter) in integers:

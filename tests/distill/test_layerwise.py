@@ -27,9 +27,9 @@ from hf_compress import DistillationArguments, QuantizationArguments, Recipe, co
 from hf_compress.distill import LAYER_LOSSES, DistillationMixin, DistillationTrainer
 from hf_compress.distill.capturing import CAPTURED
 from hf_compress.distill.pairing import pair_layers
-from hf_compress.distill.projecting import PROJECTIONS
 from hf_compress.models.heads import find_head
-from hf_compress.models.targets import prunable, quantizable
+from hf_compress.models.targets import PROJECTIONS, prunable, quantizable
+from hf_compress.quantize.spending import other_bytes
 from hf_compress.report.evaluation import logit_difference
 from tests.invariants.harness import KD, METHODS, SETTINGS, adapted, logged, make, rows, same
 from tests.invariants.test_heads import VIT, t5, wav2vec2
@@ -202,6 +202,13 @@ def test_training_again_goes_on_with_the_same_projections(tmp_path: Path) -> Non
     after = run._layerwise.projections.state_dict()
     assert before.keys() == after.keys() == {"0.weight", "1.weight"}
     assert not any(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_budget_does_not_count_projections(tmp_path: Path) -> None:
+    run = build(tmp_path, "hidden=1", teacher=bert(seed=1, **NO_DROPOUT | WIDE))
+    before = other_bytes(run.model, (), None)
+    with run._layers_attached():
+        assert other_bytes(run.model, (), None) == before
 
 
 class Saving(TrainerCallback):
@@ -432,6 +439,21 @@ def test_several_devices_in_one_process_are_refused(tmp_path: Path, monkeypatch:
 
 
 # --- beside other methods --------------------------------------------------------------------------------------------
+
+
+def test_rows_that_only_the_teacher_labels_count_in_layer_losses(enlarging: Any, encoded: Any) -> None:
+    runs = []
+    for size, accumulation in ((16, 1), (4, 4)):
+        run = enlarging(
+            encoded.select(range(18)),
+            options={"distill_layer_loss": ["hidden=1", "relations=1"]},
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+        run.train()
+        runs.append(logged(run, "loss", "grad_norm", "hidden_loss", "relations_loss"))
+    for four, one in zip(*runs, strict=True):
+        assert four == pytest.approx(one, rel=1e-6)
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8-attention"])
