@@ -21,6 +21,8 @@ from hf_compress.verify.verification import SCORE, Remeasured
 
 # Rounding to integers differs between machines and batches in a few rows of a thousand; another model in many.
 LEAST_AGREEMENT = 0.99
+# A Trainer with `--bf16` or `--fp16` has measured in 16 bits, and a stranger measures in 32.
+LEAST_IN_16_BITS = 0.97
 
 
 def check_format(
@@ -89,7 +91,8 @@ def check_score(
         return Check(SCORE, UNCHECKED, [why, *words]), remeasured
     if share is not None:
         words.append(f"{100 * share:.2f} % of the predictions on {len(scored.rows):,} rows are those of the report.")
-        if share >= LEAST_AGREEMENT:
+        in_16_bits = report.hyperparameters.get("bf16") or report.hyperparameters.get("fp16")
+        if share >= (LEAST_IN_16_BITS if in_16_bits else LEAST_AGREEMENT):
             return Check(SCORE, TRUE, words), remeasured
     if main not in names:
         return Check(SCORE, DIFFERS, words), remeasured

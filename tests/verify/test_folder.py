@@ -18,10 +18,12 @@ from typer.testing import CliRunner
 
 from hf_compress.report.card import save_card
 from hf_compress.report.comparing import with_intervals
+from hf_compress.report.outputs import part_of
 from hf_compress.report.predictions import PREDICTIONS_NAME
 from hf_compress.report.report import Report
 from hf_compress.report.rescoring import known_metrics, scores_of, stored_outputs
-from hf_compress.verify import Data, Verification, score_folder, verify_folder
+from hf_compress.verify import Data, Scored, Verification, score_folder, verify_folder
+from hf_compress.verify.comparing import check_score
 from hf_compress_cli import app
 from tests.hub.local import LocalHub
 from tests.hub.seeds import sentences
@@ -60,6 +62,18 @@ def test_both_evaluation_sets_are_scored_again(verified: Verification, made: Mad
     assert found is not None and extra is not None and extra.rows > 2
     assert (found.data, found.rows, found.agreement) == (f"{made.data} train", extra.rows, 1.0)
     assert found.measured["accuracy"] == pytest.approx(extra.compressed["accuracy"])
+
+
+@pytest.mark.parametrize(("settings", "verdict"), [({}, "differs"), ({"bf16": True}, "true")])
+def test_a_score_in_16_bits_may_differ_in_more_rows(made: Made, settings: dict[str, bool], verdict: str) -> None:
+    report = replace(Report.load(made.folder), hyperparameters=settings)
+    _, stored = stored_outputs(made.folder, report)
+    times = np.arange(50 * ROWS) % ROWS
+    kept = part_of(stored["compressed"], times.tolist())
+    again = replace(kept, predicted=np.where(np.arange(50 * ROWS) % 50 == 0, 1 - kept.predicted, kept.predicted))
+    scored = Scored("films", list(range(50 * ROWS)), again, {"accuracy": 0.9})
+    check, _ = check_score(report, scored, kept, {row: row for row in scored.rows})
+    assert check.verdict == verdict and "98.00 % of the predictions" in " ".join(check.details)
 
 
 @pytest.mark.slow
