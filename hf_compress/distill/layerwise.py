@@ -96,8 +96,8 @@ class Layerwise:
         if self.student.installed:
             yield
             return
-        self.attach(model, teacher)
         try:
+            self.attach(model, teacher)
             yield
         finally:
             self.detach()
@@ -187,7 +187,7 @@ class Layerwise:
                     ours = model(**_on(batch, model))[CAPTURED]
                 theirs = ask(_on(batch, teacher))[CAPTURED]
         except NoLayers as error:
-            raise ValueError(f"`--distill_layer_loss` cannot be used: {error}. Leave the option out.") from error
+            raise ValueError(f"`--distill_layer_loss` cannot be used: {error}. Use another loss.") from error
         finally:
             for module, training in modes:
                 module.training = training
