@@ -20,6 +20,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from hf_compress.report.report import Report
+from hf_compress.report.rescoring import check_scores
 from tests.conftest import BAD, GOOD, PLAIN
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "run_glue.py"
@@ -353,6 +354,7 @@ def test_two_processes_write_one_compressed_model(encoder: Path, files: list[obj
     out = tmp_path / "out"
     options = ["--model_name_or_path", encoder, *files, "--output_dir", out, "--do_train", "--do_eval", *ALL_THREE]
     options += ["--dense_baseline", "train", "--max_steps", 8, "--per_device_train_batch_size", 4, "--use_cpu"]
+    options += ["--max_train_samples", 30, "--eval_extra_rows", 5, "--train_sampling_strategy", "group_by_length"]
     launched = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", SCRIPT]
         + [str(option) for option in options],
@@ -364,6 +366,9 @@ def test_two_processes_write_one_compressed_model(encoder: Path, files: list[obj
     assert launched.returncode == 0, launched.stderr
     report = Report.load(out / "compressed")
     assert report.hyperparameters["processes"] == 2
+    assert report.predictions is not None and "accuracy" in report.comparison
+    assert report.extra is not None and report.extra.rows == 5 and "accuracy" in report.extra.comparison
+    assert check_scores(out / "compressed", report).verdict == "true"
     assert report.parity == 0
     assert launched.stdout.count("The compressed model and its card are in") == 1
 

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hf_compress.report.comparing import NOT_RECORDED, with_intervals
+from hf_compress.report.facts import Control
 from hf_compress.report.intervals import Interval, bootstrap, ends, mcnemar, wilson
 from hf_compress.report.outputs import Outputs
 from hf_compress.report.report import Report
 
 stats = pytest.importorskip("scipy.stats")
+sklearn = pytest.importorskip("sklearn.metrics")
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 Scores = Mapping[str, Callable[[np.ndarray, np.ndarray], float]]
@@ -118,6 +121,48 @@ def test_a_metric_without_interval_says_why() -> None:
     alone = with_intervals(replace(report, dense={"accuracy": 0.5, "fluency": 0.5}), compressed, None, {})
     assert alone.comparison == {} and alone.intervals == report.intervals
     assert alone.without_interval["accuracy"] == f"The difference to the dense model has no interval. {NOT_RECORDED}"
+
+
+def resampled(metric: str, labels: np.ndarray, predicted: np.ndarray) -> float:
+    """The metric by scikit-learn or SciPy."""
+    measures = {
+        "f1": lambda: sklearn.f1_score(labels, predicted, zero_division=0),
+        "matthews_correlation": lambda: sklearn.matthews_corrcoef(labels, predicted),
+        "pearson": lambda: stats.pearsonr(labels, predicted).statistic,
+        "spearmanr": lambda: stats.spearmanr(labels, predicted).statistic,
+    }
+    return float(measures[metric]())
+
+
+@pytest.mark.parametrize("metric", ["f1", "matthews_correlation", "pearson", "spearmanr"])
+def test_differences_are_those_of_a_loop_over_resamples(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_compress.report.comparing.bootstrap", partial(bootstrap, draws=40))
+    if metric in ("f1", "matthews_correlation"):
+        dense, compressed = draw(80)
+        _, control = draw(80, lost=0.2)
+    else:
+        labels, *errors = np.random.default_rng(0).normal(size=(4, 80))
+        dense, compressed, control = (Outputs("numbers", labels, labels + error) for error in errors)
+    found = {name: {metric: resampled(metric, one.labels, one.predicted)} for name, one in
+             {"dense": dense, "compressed": compressed, "control": control}.items()}  # fmt: skip
+    report = replace(
+        Report.load(GOLDEN),
+        main_metric=metric,
+        compressed=found["compressed"],
+        dense=found["dense"],
+        teacher=None,
+        control=Control("control", 9, found["control"]),
+    )
+    report = with_intervals(report, compressed, dense, {}, control=control)
+    random = np.random.default_rng(0)
+    rows = [random.integers(80, size=80) for _ in range(40)]
+    often = {name: np.array([resampled(metric, one.labels[chosen], one.predicted[chosen]) for chosen in rows])
+             for name, one in {"dense": dense, "compressed": compressed, "control": control}.items()}  # fmt: skip
+    assert report.control is not None
+    for name, comparison in (("dense", report.comparison), ("control", report.control.comparison)):
+        interval, expected = comparison[metric], often["compressed"] - often[name]
+        assert interval.value == pytest.approx(found["compressed"][metric] - found[name][metric])
+        assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])))
 
 
 def test_one_row_allows_no_interval() -> None:
