@@ -11,6 +11,7 @@ from hf_compress.prune.criteria import CRITERIA as CRITERIA
 from hf_compress.prune.criteria import magnitude_masks as magnitude_masks
 from hf_compress.prune.criterion import Criterion as Criterion
 from hf_compress.prune.criterion import Evidence as Evidence
+from hf_compress.prune.masking import Masking as Masking
 from hf_compress.prune.patterns import PATTERNS as PATTERNS
 from hf_compress.prune.patterns import Pattern as Pattern
 from hf_compress.prune.schedules import SCHEDULES as SCHEDULES

@@ -43,6 +43,9 @@ class PruningCallback(TrainerCallback):
     criterion that needs gradients, optimizer state or memory has a file `pruning_state.safetensors` in each training
     checkpoint, with one bit per weight. Weights sharded by FSDP2 stay sharded.
 
+    The criterion `sparsegpt` also corrects the weights that stay whenever others are chosen, on rows of the training
+    set.
+
     Beside a LoRA adapter the weights stay as they are. The weight merged with the adapter is ranked, and masked in
     every forward; the adapter's checkpoint holds the masks.
 

@@ -31,6 +31,22 @@ class Masking:
 
     Args:
         targets: layers with distinct weights.
+        criterion: scores the weights.
+        pattern: says where zeros are allowed.
+        scope: "layer" for the same share of zeros in every layer, "global" for a common threshold.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from hf_compress.models import prunable
+        >>> from hf_compress.prune import CRITERIA, PATTERNS, Masking
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> targets = prunable(BertForSequenceClassification(BertConfig(vocab_size=9, **sizes)))
+        >>> masking = Masking(targets, CRITERIA["magnitude"], PATTERNS["unstructured"], "layer")
+        >>> masking.choose(0.5, step=1)
+        0.5
+        >>> masking.apply()
+        >>> int((targets[0].weight == 0).sum())
+        32
     """
 
     def __init__(self, targets: Sequence[Target], criterion: Criterion, pattern: Pattern, scope: Scope) -> None:

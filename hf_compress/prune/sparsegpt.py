@@ -23,7 +23,7 @@ SPARSEGPT = Criterion(
     name="sparsegpt",
     scores=removal_errors,
     help="the smallest errors of the layer's outputs; the weights that stay are corrected at each choice, which takes "
-    "as long as some ten steps (raise `--prune_every`)",
+    "as long as several training steps (raise `--prune_every`)",
     card="weights that change the outputs of their layer least (SparseGPT; the others were corrected for them)",
     citation="""@inproceedings{frantar-alistarh-2023-sparsegpt,
   title     = {{SparseGPT}: Massive Language Models Can Be Accurately Pruned in One-Shot},
