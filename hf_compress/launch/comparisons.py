@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
+from transformers.utils import logging
 
 from hf_compress.launch.processes import on_first
 from hf_compress.models.heads import find_head
 from hf_compress.report.control import HOW, ControlRun
 from hf_compress.report.unseen import unseen_rows
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,25 @@ class Comparisons:
         return changed
 
 
+def warn_of_taught(trainer: Trainer, rows: Any) -> None:
+    """Warn if rows of the second evaluation set are among those that only the teacher labels.
+
+    They are not refused: made rows may equal a short text by chance.
+
+    Args:
+        trainer: distilling, with its rows made.
+        rows: the second evaluation set; None if there is none.
+    """
+    made = getattr(trainer, "_enlarged_from", None)
+    seen = 0 if rows is None or made is None else _seen(trainer, rows, made[1])[1]
+    if seen:
+        logger.warning(
+            f"{seen:,} of the {len(rows):,} rows of `extra_eval_dataset` are among those that only the teacher "
+            "labels (`--distill_extra`, `--distill_augment`). The student has not seen their labels, but their texts. "
+            "Leave these texts out of `--distill_extra`."
+        )
+
+
 def _read(trainer: Trainer, folder: str | Path) -> ControlRun:
     """Return the control in `folder`, which has as many rows as the evaluation set of `trainer`."""
     control = ControlRun.read(folder)
@@ -91,7 +113,7 @@ def _check_extra(trainer: Trainer, rows: Any, indices: Sequence[int] | None) -> 
             "does not. Add the argument as Trainer has it."
         )
     _check_indices(rows, indices)
-    column, seen = _seen(trainer, rows)
+    column, seen = _seen(trainer, rows, trainer.train_dataset)
     if seen:
         raise ValueError(
             f"`extra_eval_dataset` must hold rows that the training does not see; {seen:,} of its {len(rows):,} rows "
@@ -109,15 +131,15 @@ def _check_indices(rows: Any, indices: Sequence[int] | None) -> None:
         )
 
 
-def _seen(trainer: Trainer, rows: Any) -> tuple[str, int]:
-    """Return the main input, and how many of the rows have that of a training row, as far as both are tables."""
+def _seen(trainer: Trainer, rows: Any, others: Any) -> tuple[str, int]:
+    """Return the main input, and how many of the rows have that of one of the others, as far as both are tables."""
     from datasets import Dataset
 
     try:
         column = find_head(trainer.model).main_input
     except ValueError:
         return "", 0  # A model without a known head gets no report.
-    tables = [table for table in (rows, trainer.train_dataset) if isinstance(table, Dataset)]
+    tables = [table for table in (rows, others) if isinstance(table, Dataset)]
     if len(tables) < 2 or any(column not in table.column_names for table in tables):
         return column, 0
-    return column, len(rows) - len(unseen_rows(rows, trainer.train_dataset, [column]))
+    return column, len(rows) - len(unseen_rows(rows, others, [column]))

@@ -14,7 +14,7 @@ from hf_compress.distill import DistillationMixin
 from hf_compress.export.formats import exported
 from hf_compress.hub.preflight import check_access
 from hf_compress.launch.claim import claim
-from hf_compress.launch.comparisons import Comparisons
+from hf_compress.launch.comparisons import Comparisons, warn_of_taught
 from hf_compress.launch.completion import said_of_failures
 from hf_compress.launch.format_steps import FormatSteps
 from hf_compress.launch.preconditions import (
@@ -99,6 +99,7 @@ def compress(
     comparisons = Comparisons().updated(trainer, extra=extra_eval_dataset, extra_rows=extra_eval_rows, control=control)
     distilling = _distilling(trainer)
     distilling.begin_distillation(recipe.distillation)
+    warn_of_taught(distilling, comparisons.extra)
     _install(distilling, recipe)
     distilling.origin, distilling.pushes_to, distilling.max_drop = origin, hub_id, max_drop
     distilling.comparisons = comparisons

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from hf_compress import PruningArguments, Recipe, Report, compress, finish, unseen_rows
+from hf_compress.launch.comparisons import warn_of_taught
 from hf_compress.report import read_predictions
 from hf_compress.report.comparing import OTHER_CONTROL
 from hf_compress.report.extra_set import on_extra, sharper
@@ -182,6 +183,20 @@ def test_training_rows_are_no_further_rows(rows: Rows, tmp_path: Path) -> None:
     left = mixed.select(unseen_rows(mixed, rows.train, ["input_ids"]))
     assert left["input_ids"][:] == rows.all.select(range(60, 100))["input_ids"][:]
     compress(rows.trainer(tmp_path), PRUNED, extra_eval_dataset=left)
+
+
+def test_further_rows_that_the_teacher_labels_are_warned_of(
+    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("hf_compress.launch.comparisons.logger.warning", said.append)
+    trainer = rows.trainer(tmp_path)
+    warn_of_taught(trainer, rows.further)
+    trainer._enlarged_from = (rows.train, rows.all.select(range(85)))
+    warn_of_taught(trainer, None)
+    assert not said
+    warn_of_taught(trainer, rows.further)
+    assert said[0].startswith("5 of the 40 rows of `extra_eval_dataset` are among those that only the teacher")
 
 
 @pytest.mark.parametrize(
