@@ -104,6 +104,7 @@ def test_a_dense_model_is_trained_and_then_compressed(
     assert report.teacher["accuracy"] == report.dense["accuracy"]
     assert report.compressed["accuracy"] == json.loads((out / "eval_results.json").read_text())["eval_accuracy"]
     assert report.achieved_sparsity >= 0.5
+    assert " ".join(ALL_THREE) in report.command
     assert report.parity == 0
     assert report.size.packed_bytes < report.size.dense_bytes / 3
     assert report.base_model == encoder.name

@@ -4,7 +4,8 @@ import argparse
 import difflib
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from hf_compress.documents import YAML
 from hf_compress.launch.arguments import ALL_ARGUMENTS, CompressionArguments, option_names, read_recipe
 from hf_compress.launch.option_file import flattened, read_options, split_file
 from hf_compress.recipe import Recipe
+from hf_compress.report import provenance
 
 PREFIXES = ("distill", "prune", "quant", "compress")
 WIDEST = 60  # Characters for the value in the help of a flag; a terminal has 80.
@@ -33,6 +35,35 @@ class Flags:
     recipe: Recipe
     options: CompressionArguments
     given: bool
+
+
+@dataclass
+class Offer:
+    """Flags that the launcher has taken off the command line, for a script that takes flags itself.
+
+    Attributes:
+        flags: those that the script gets.
+        command: the whole command line.
+        taken: whether the script has taken them, so that it compresses by itself.
+    """
+
+    flags: Flags
+    command: str
+    taken: bool = False
+
+
+_offer: Offer | None = None
+
+
+@contextmanager
+def offered(flags: Flags, command: str) -> Iterator[Offer]:
+    """Let `take_flags` return `flags` inside the context, and say whether it was called."""
+    global _offer
+    _offer = Offer(flags, command)
+    try:
+        yield _offer
+    finally:
+        _offer = None
 
 
 class _Help(argparse.HelpFormatter):
@@ -70,6 +101,7 @@ def take_flags(argv: list[str]) -> Flags:
 
     If the only other argument is a JSON or YAML file with our options, its name in `argv` is replaced by that of a
     copy without them. Priority: flags, then the argument file, then `--compress_config`, then `--compress_recipe`.
+    In a script that `hf-compress run` started, which has taken the flags before, they are returned all the same.
 
     Raises:
         ValueError: a value is out of range, a recipe is unknown, or a file cannot be read.
@@ -82,6 +114,7 @@ def take_flags(argv: list[str]) -> Flags:
         >>> argv
         ['train.py', '--learning_rate', '3e-5']
     """
+    whole = provenance.command()
     flags, rest = _parse(argv[1:])
     in_file: dict[str, Any] = {}
     if len(rest) == 1 and rest[0].endswith((".json", *YAML)) and Path(rest[0]).is_file():
@@ -94,6 +127,11 @@ def take_flags(argv: list[str]) -> Flags:
         for arguments in cast(tuple[Any, ...], ALL_ARGUMENTS)
     )
     argv[1:] = rest
+    if _offer is not None:
+        _offer.taken = True
+        provenance.keep_command(argv, _offer.command)
+        return _offer.flags
+    provenance.keep_command(argv, whole)
     return Flags(Recipe(*methods), options, bool(given))
 
 

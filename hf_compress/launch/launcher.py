@@ -18,7 +18,8 @@ from transformers.utils import logging
 
 from hf_compress.checkpoint.resume import last_complete_checkpoint
 from hf_compress.launch.arguments import descriptions
-from hf_compress.launch.flags import Flags, help_text, take_flags
+from hf_compress.launch.completion import status_of
+from hf_compress.launch.flags import Flags, Offer, help_text, offered, take_flags
 from hf_compress.launch.preconditions import recipe_of
 from hf_compress.launch.result import RESUME, Result
 from hf_compress.launch.run import compress, finish
@@ -43,8 +44,8 @@ class Misuse(ValueError):
 class Launched:
     """The Trainer of a script that was trained last, and how the script evaluated it."""
 
-    def __init__(self, flags: Flags) -> None:
-        self.flags = flags
+    def __init__(self, offer: Offer) -> None:
+        self.flags, self.offer = offer.flags, offer
         self.trained: Trainer | None = None
         self.searched = False
         self.evaluations: list[dict[str, Any]] = []
@@ -91,7 +92,7 @@ class Launched:
 def trainers_compress(launched: Launched) -> Iterator[None]:
     """Make every Trainer, of any class, compress what it trains and upload nothing itself, within the context.
 
-    A Trainer that never trains is not changed.
+    A Trainer that never trains is not changed, and none is once the script has taken our flags itself.
     """
     original = {name: Trainer.__dict__[name] for name in ("train", *UPLOADS)}
     train = original["train"]
@@ -99,6 +100,8 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
 
     @functools.wraps(train)
     def train_compressed(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        if launched.offer.taken:
+            return train(self, *args, **kwargs)
         if not any(trainer is self for trainer in begun):
             try:
                 launched.begin(self)
@@ -206,11 +209,10 @@ def _warn_of_one_process() -> None:
 
 
 def _run_compressed(script: Script, flags: Flags, command: str) -> int:
-    launched = Launched(flags)
-    with trainers_compress(launched):
+    with offered(flags, command) as offer, trainers_compress(launched := Launched(offer)):
         status = script.run()
     trainer = launched.trained
-    if status != 0:
+    if status != 0 or offer.taken:
         return status
     if trainer is None:
         what = "only searched for hyperparameters; train with those it found" if launched.searched else "no Trainer"
@@ -218,6 +220,8 @@ def _run_compressed(script: Script, flags: Flags, command: str) -> int:
         return status
     del trainer.evaluate  # Remove our recording method; the class's own remains.
     result = Result(trainer.args.output_dir)
+    if any(result.folder.glob("*")):  # The script finished it: training is refused where a result is already.
+        return status_of(result.output)
     with script.as_main(), _saying_how_to_go_on(trainer, command):
         report = finish(
             trainer,

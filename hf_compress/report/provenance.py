@@ -46,10 +46,17 @@ UNLESS_DEFAULT = (
     "neftune_noise_alpha",
 )
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# A list of arguments that flags were taken off, and the command line that it was before.
+_shortened: tuple[list[str], str] | None = None
 
 
 def command() -> str:
-    """The command line of this process, quoted for a shell, without secrets and with paths as they were given."""
+    """The command line of this process, quoted for a shell, without secrets and with paths as they were given.
+
+    Flags that `take_flags` has taken off `sys.argv` are part of it.
+    """
+    if _shortened is not None and _shortened[0] is sys.argv:
+        return _shortened[1]
     arguments = redact_arguments(sys.argv[1:], keep_paths=True)
     module = getattr(sys.modules["__main__"], "__spec__", None)
     if module is not None:
@@ -59,6 +66,13 @@ def command() -> str:
         return shlex.join(["python", program, *arguments])
     # An installed program: the shell finds it by name, and its folder means nothing on other machines.
     return shlex.join([Path(program).name or "python", *arguments])
+
+
+def keep_command(argv: list[str], said: str) -> None:
+    """Let `command` return `said` from now on, if `argv`, which flags are taken off, is `sys.argv`."""
+    global _shortened
+    if argv is sys.argv:
+        _shortened = argv, said
 
 
 def hyperparameters(arguments: TrainingArguments) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_compress.launch.arguments import ALL_ARGUMENTS, descriptions, recipe_names
-from hf_compress.launch.flags import take_flags
+from hf_compress.launch.flags import offered, take_flags
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
+from hf_compress.report import provenance
 
 FROZEN = """
 --distill_teacher         None
@@ -121,6 +123,30 @@ def test_what_is_not_ours_is_left_as_it_was(tokens: list[str]) -> None:
     line = ["script.py", *tokens]
     assert not take_flags(line).given
     assert line == ["script.py", *tokens]
+
+
+def test_the_command_of_the_card_keeps_the_flags_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "--own", "1", "--prune_sparsity", "0.5"])
+    monkeypatch.delattr("__main__.__spec__")
+    for _ in range(2):
+        take_flags(sys.argv)
+        assert provenance.command() == "python train.py --own 1 --prune_sparsity 0.5"
+    assert sys.argv == ["train.py", "--own", "1"]
+    take_flags(["other.py", "--prune_sparsity", "0.9"])
+    assert provenance.command() == "python train.py --own 1 --prune_sparsity 0.5"
+    monkeypatch.setattr("sys.argv", ["later.py"])
+    assert provenance.command() == "python later.py"
+
+
+def test_a_launched_script_takes_the_launcher_s_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = take_flags(["", "--prune_sparsity", "0.5"])
+    monkeypatch.setattr("sys.argv", ["train.py", "--own"])
+    with offered(flags, "hf-compress run train.py --own --prune_sparsity 0.5") as offer:
+        assert not offer.taken
+        assert take_flags(sys.argv) is flags
+        assert offer.taken
+        assert provenance.command() == offer.command
+    assert not take_flags(sys.argv).given
 
 
 def test_our_flags_are_taken_from_between_the_script_s() -> None:

@@ -116,6 +116,39 @@ def test_a_plain_script_is_compressed_scored_and_carded(
     assert {"distill_loss", "label_loss", "sparsity", "quant_range_mean", "quant_range_max"} <= logged.keys()
 
 
+def test_a_script_that_takes_our_flags_compresses_alone(
+    model: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, out = str(ROOT / "examples" / "run_glue.py"), tmp_path / "out"
+    options = [
+        "--model_name_or_path",
+        model,
+        "--dense_baseline",
+        model,
+        "--train_file",
+        file,
+        "--validation_file",
+        file,
+    ]
+    options += ["--text_columns", "sentence", "--output_dir", out, "--do_train", "--do_eval", *SMALL.split()]
+    assert launch.main([script, *map(str, options), *ALL]) == 0
+    report = Report.load(out / "compressed")
+    assert report.recipe.name == "kd+mp50+int8"
+    assert report.base_model == model.name
+    assert "already holds a result" not in capsys.readouterr().err
+
+
+def test_a_result_that_the_script_finished_stays(text_options: list[str], tmp_path: Path) -> None:
+    source = (SCRIPTS / "train_text.py").read_text()
+    own = "    import hf_compress\n    hf_compress.finish(trainer, task='mine')\n"
+    script = write(
+        tmp_path / "train.py",
+        source.replace("    if training_args.do_predict", own + "\n    if training_args.do_predict"),
+    )
+    assert launch.main([script, *text_options, "--do_train", "--do_eval", *ALL]) == 0
+    assert Report.load(tmp_path / "out" / "compressed").task == "mine"
+
+
 def test_cutting_the_vocabulary_of_tokenized_rows_is_refused(
     text_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
