@@ -105,7 +105,7 @@ def load_rows(args):
     for split, limit in (("train", args.max_train_samples), (args.validation, args.max_eval_samples)):
         rows[split] = raw[split].select(range(min(limit or sys.maxsize, len(raw[split]))))
     if args.eval_extra_rows is not None:
-        rows[EXTRA] = raw["train"].select(range(len(rows["train"]), len(raw["train"])))
+        rows[EXTRA] = raw["train"].select([*range(len(rows["train"]), len(raw["train"]))])
     columns = args.text_columns or (list(TASKS[args.task_name].sentences) if args.task_name else ["sentence"])
     missing = {*columns, args.label_column} - {*rows["train"].column_names}
     if missing:

@@ -5,6 +5,16 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 
+def check_list(option: str, values: Any) -> None:
+    """Refuse a text where a list of texts belongs: it would be read letter by letter.
+
+    Raises:
+        ValueError: `values` is a text.
+    """
+    if isinstance(values, str):
+        raise ValueError(f"`--{option}` must be a list of texts; got the text {values!r}. Give [{values!r}].")
+
+
 def changed(options: Any) -> list[str]:
     """Return the names of the fields of a dataclass that differ from their defaults."""
     return [option.name for option in fields(options) if getattr(options, option.name) != _default(option)]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from re import _parser  # type: ignore[attr-defined]  # The one way to see a pattern's structure; there is no public one.
 from typing import Any
 
+from hf_compress.options import check_list
+
 LONGEST = 500  # Characters of a pattern.
 MOST = 1000  # Patterns in one option.
 NAME = 50  # Characters of a typical module name.
@@ -23,7 +25,7 @@ def check_patterns(option: str, patterns: Sequence[str]) -> None:
         patterns: regular expressions to be searched for in module names.
 
     Raises:
-        ValueError: a pattern is not valid or too expensive, or there are more than 1,000 of them.
+        ValueError: a pattern is not valid or too expensive, there are more than 1,000 of them, or they are one text.
 
     Example:
         >>> from hf_compress.patterns import check_patterns
@@ -32,6 +34,7 @@ def check_patterns(option: str, patterns: Sequence[str]) -> None:
         Traceback (most recent call last):
         ValueError: `--prune_exclude (.+)+x` takes too long to search for: ...
     """
+    check_list(option, patterns)
     if len(patterns) > MOST:
         raise ValueError(f"`--{option}` must have at most {MOST:,} patterns; got {len(patterns):,}.")
     for pattern in patterns:

@@ -17,6 +17,9 @@ PAIRS = (
     ("question", "context"),
 )
 SINGLE = ("text", "sentence", "content")
+# Columns that hold no text, though their values may be words.
+LABELS = ("label", "labels")
+EMPTY = "corresponds to no data"  # What `datasets` says of a file without rows.
 
 
 def load_splits(name: str, config: str | None = None, *, option: str, token: str | None = None) -> dict[str, Any]:
@@ -46,14 +49,25 @@ def load_splits(name: str, config: str | None = None, *, option: str, token: str
         if reader is None:
             found = load_dataset(name, config, token=token)
         else:
-            options = {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
+            options = {"encoding": "utf-8-sig"} if reader == "text" else {}  # Windows puts a mark before UTF-8.
+            options |= {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
             found = load_dataset(reader, data_files=str(path), **options)
     except failures() as error:
-        said = " ".join(str(error).split())[:300].rstrip(".")
+        if EMPTY in str(error):
+            raise ValueError(f"`--{option} {name}` has no rows.") from error
+        said = _said(error) if path.exists() or path.suffix.lower() not in FILES else "there is no such file"
         raise ValueError(
-            f"`--{option} {name}` could not be loaded: {said}. Give a file, a folder or a Hub id."
+            f"`--{option} {name}` could not be loaded: {said}. Give a file in UTF-8, a folder or a Hub id."
         ) from error
     return dict(found)
+
+
+def _said(error: Exception) -> str:
+    """Return what an error of `datasets` says, or what caused it if it says only that there was an error."""
+    from datasets.exceptions import DatasetGenerationError
+
+    vague = type(error) is DatasetGenerationError and isinstance(error.__cause__, Exception)
+    return " ".join(str(error.__cause__ if vague else error).split())[:300].rstrip(".!")
 
 
 def is_text(feature: Any) -> bool:
@@ -69,8 +83,8 @@ def word_columns(rows: Any) -> list[str]:
 
 
 def text_columns(rows: Any) -> list[str]:
-    """Return the columns of `rows` that hold texts."""
-    return [name for name, feature in rows.features.items() if is_text(feature)]
+    """Return the columns of `rows` that hold texts. Labels are none, although they may be words."""
+    return [name for name, feature in rows.features.items() if is_text(feature) and name not in LABELS]
 
 
 def filled(rows: Any, columns: Sequence[str]) -> Any:

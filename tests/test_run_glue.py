@@ -269,6 +269,8 @@ def test_further_rows_are_scored_beside_a_control(
         assert "accuracy" in seen.control.comparison
     with pytest.raises(ValueError, match="must be at most 12, .*; got 13. Train on fewer"):
         run(*options, "--eval_extra_rows", 13, "--output_dir", tmp_path / "none")
+    with pytest.raises(ValueError, match="must be at most 0, .*; got 1. Train on fewer"):
+        run(*options, "--max_train_samples", 37, "--eval_extra_rows", 1, "--output_dir", tmp_path / "none")
 
 
 def test_labels_keep_the_numbers_of_the_model(

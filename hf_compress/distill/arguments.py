@@ -3,7 +3,6 @@
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
 
 from hf_compress.cut.students import parse_layers
 from hf_compress.distill.cache import AUTO
@@ -13,7 +12,7 @@ from hf_compress.distill.losses import LOSSES, Loss
 from hf_compress.distill.pairing import LAST, UNIFORM, parse_pairs
 from hf_compress.distill.teacher import SELF
 from hf_compress.distill.teacher_only import OPTIONS
-from hf_compress.options import changed
+from hf_compress.options import changed, check_list
 
 MOST_COPIES = 1000
 
@@ -154,17 +153,13 @@ class DistillationArguments:
             )
 
     def _check_teacher_only_rows(self) -> None:
-        if not 0 <= self.distill_augment <= MOST_COPIES:
+        copies = self.distill_augment
+        if not isinstance(copies, int) or isinstance(copies, bool) or not 0 <= copies <= MOST_COPIES:
             raise ValueError(
-                f"`--distill_augment` must be a number of new rows for each training row, from 0 to {MOST_COPIES}; "
-                f"got {self.distill_augment}. Give 20 as TinyBERT does, or leave the option out."
+                "`--distill_augment` must be a whole number of new rows for each training row, from 0 to "
+                f"{MOST_COPIES}; got {copies!r}. Give 20 as TinyBERT does, or leave the option out."
             )
-        sources: Any = self.distill_extra
-        if isinstance(sources, str):
-            raise ValueError(
-                f"`--distill_extra` must be a list of files and datasets; got the text {sources!r}. Give "
-                f"[{sources!r}]."
-            )
+        check_list("distill_extra", self.distill_extra)
         for source in self.distill_extra:
             ExtraSource.of(source)
         share = self.distill_extra_share
@@ -177,6 +172,13 @@ class DistillationArguments:
             warnings.warn(
                 f"`--distill_extra_share {share}` has no effect without `--distill_extra` or `--distill_augment`. "
                 "Leave it out.",
+                stacklevel=4,
+            )
+
+        if self.has_teacher_only_rows and self.distill_alpha == 0 and not self.distill_layer_loss:
+            warnings.warn(
+                f"{OPTIONS} add rows that train nothing with `--distill_alpha 0`, which leaves the teacher out of the "
+                "loss. Raise it, or leave the rows out.",
                 stacklevel=4,
             )
 
@@ -195,6 +197,7 @@ class DistillationArguments:
 
     def _check_layers(self) -> None:
         parse_pairs(self.distill_layers)
+        check_list("distill_layer_loss", self.distill_layer_loss)
         names = [loss.name for loss, _ in self.layer_losses]
         if len(set(names)) < len(names):
             raise ValueError(

@@ -135,10 +135,12 @@ def _columns(source: ExtraSource, rows: Any, number: int) -> list[str]:
     for columns in usual:
         if set(columns) <= set(found):
             return columns
-    need = "pairs of texts, so two columns" if number == 2 else "single texts, so one column"
-    names = [" and ".join(pair) for pair in PAIRS] if number == 2 else SINGLE
+    if number == 2:
+        need, names = "pairs of texts, so two columns of text are", " or ".join(" and ".join(pair) for pair in PAIRS)
+    else:
+        need, names = "single texts, so one column of text is", " or ".join(SINGLE)
     raise ValueError(
-        f"`--{OPTION} {source.given}`: the training rows are {need} of text {'are' if number == 2 else 'is'} needed, "
-        f"but these rows have {len(found)} ({', '.join(found) or 'no text'}). Remove the others, or name "
-        f"{'them' if number == 2 else 'it'} {' or '.join(names)}."
+        f"`--{OPTION} {source.given}`: the training rows are {need} needed, but these rows have {len(found)} "
+        f"({', '.join(found) or 'no text'}). Give rows with {'two' if number == 2 else 'one'}; of more, those named "
+        f"{names} are taken."
     )

@@ -10,6 +10,7 @@ from hf_compress.export.openvino_format import OPENVINO
 from hf_compress.export.packed_format import PACKED
 from hf_compress.export.parity import Parity
 from hf_compress.export.web_format import WEB
+from hf_compress.options import check_list
 
 FORMATS: dict[str, Format] = {format.name: format for format in (PACKED, ONNX, WEB, OPENVINO, COMPRESSED_TENSORS)}
 
@@ -18,9 +19,10 @@ def check_formats(names: Sequence[str]) -> None:
     """Check at the start of a run that every name is a format and that its libraries are installed.
 
     Raises:
-        ValueError: a name is not a format.
+        ValueError: a name is not a format, or the names are one text.
         MissingExtraError: a library is missing. The message names the extra.
     """
+    check_list("compress_formats", names)
     for name in names:
         if name not in FORMATS:
             raise ValueError(

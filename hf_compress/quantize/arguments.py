@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hf_compress.layers.bits import parsed
 from hf_compress.layers.grids import SCHEMES, Scheme
 from hf_compress.layers.steps import has_steps
+from hf_compress.options import check_list
 from hf_compress.patterns import check_patterns
 
 
@@ -116,6 +117,7 @@ class QuantizationArguments:
                 )
             self.check_steps("--quant_step")
         check_patterns("quant_exclude", self.quant_exclude)
+        check_list("quant_bits", self.quant_bits)
         check_patterns("quant_bits", [item.rpartition("=")[0] for item in self.quant_bits])
         for item in self.quant_bits:
             parsed(item)

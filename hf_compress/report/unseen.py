@@ -12,7 +12,7 @@ def unseen_rows(rows: Any, seen: Any, columns: Sequence[str]) -> list[int]:
     Args:
         rows: a `datasets.Dataset`.
         seen: another one, for example of the training rows.
-        columns: two rows are the same if they agree in these columns, which both datasets have.
+        columns: two rows are the same if they agree in these columns, which both datasets have, unless one is empty.
 
     Example:
         >>> from datasets import Dataset
@@ -31,5 +31,7 @@ def unseen_rows(rows: Any, seen: Any, columns: Sequence[str]) -> list[int]:
 
 def _keys(rows: Any, columns: Sequence[str]) -> Iterator[str]:
     """Yield what each row holds in the columns, as text."""
+    if not len(rows):
+        return  # `Dataset.map` may have taken the columns of an empty dataset.
     for batch in rows.with_format(None).select_columns(list(columns)).iter(BATCH):
         yield from map(repr, zip(*(batch[name] for name in columns), strict=True))

@@ -109,6 +109,9 @@ def test_files_and_augmented_rows_come_together(texts: Path, enlarging: Callable
         ("{}/texts.txt:no", "no is not a split of the data, which has train"),
         ("{}/empty.txt", "has no row with text"),
         ("{}/texts.txt:big:train", "has no configurations"),
+        ("{}/latin1.txt", "'utf-8' codec can't decode byte 0xe9 .* Give a file in UTF-8"),
+        ("{}/none.csv", "none.csv` could not be loaded: there is no such file"),
+        ("{}/header.csv", "has no rows"),
     ],
 )
 def test_texts_that_cannot_be_read_are_refused(
@@ -117,8 +120,22 @@ def test_texts_that_cannot_be_read_are_refused(
     texts: Path,
     enlarging: Callable[..., Any],
 ) -> None:
+    (texts / "latin1.txt").write_bytes("the café\n".encode("latin-1"))
+    (texts / "header.csv").write_text("text\n")
     with pytest.raises(ValueError, match=said):
         enlarging(options={"distill_extra": [given.format(texts)]})
+
+
+def test_labels_in_words_and_byte_order_marks_are_no_text(
+    texts: Path, enlarging: Callable[..., Any], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    mark = b"\xef\xbb\xbf"
+    (texts / "marked.txt").write_bytes(mark + b"the song\n")
+    (texts / "labelled.csv").write_bytes(mark + b"words,label\nthe film,good\n")
+    sources = [str(texts / "marked.txt"), str(texts / "labelled.csv")]
+    rows = further(enlarging(options={"distill_extra": sources, "distill_augment": 0}))
+    read = [tiny_tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in rows]
+    assert read == ["the song", "the film"]
 
 
 def test_a_source_may_name_its_configuration_and_split(tmp_path: Path) -> None:
@@ -207,5 +224,7 @@ def test_shares_that_cannot_be_kept_are_refused(enlarging: Callable[..., Any]) -
             DistillationArguments(distill_augment=1, distill_extra_share=share)
     with pytest.warns(UserWarning, match="has no effect without `--distill_extra`"):
         DistillationArguments(distill_extra_share=0.5)
+    with pytest.warns(UserWarning, match="add rows that train nothing with `--distill_alpha 0`"):
+        DistillationArguments(distill_augment=1, distill_alpha=0)
     with pytest.raises(ValueError, match="`--train_sampling_strategy group_by_length`. Leave one of the two out"):
         enlarging(options={"distill_extra_share": 0.5}, train_sampling_strategy="group_by_length")

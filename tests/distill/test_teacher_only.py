@@ -207,7 +207,7 @@ def test_what_cannot_be_enlarged_is_refused(
         DistillationTrainer(
             words, arguments, teacher=copy.deepcopy(words), distillation=options, processing_class=tiny_tokenizer
         )
-    for copies in (-1, 1001):
+    for copies in (-1, 1001, 1.5, True):
         with pytest.raises(ValueError, match=f"`--distill_augment` must .* 0 to 1000; got {copies}"):
             DistillationArguments(distill_augment=copies)
 

@@ -107,6 +107,15 @@ def test_all_defaults_together_switch_nothing_on() -> None:
     assert Recipe(*parsed[:-1]).name == "dense"
 
 
+LISTS = [(arguments, one.name) for arguments in ALL_ARGUMENTS for one in fields(arguments) if one.type == list[str]]
+
+
+@pytest.mark.parametrize(("arguments", "name"), LISTS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_text_in_place_of_a_list_is_refused(arguments: type, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"`--{name}` must be a list of texts; got the text 'a=1'. Give \['a=1'\]"):
+        arguments(**{name: "a=1"})
+
+
 def taken(*argv: str) -> tuple[Recipe, list[str]]:
     """The recipe of a command line, and what is left of it for the script."""
     line = ["script.py", *argv]
