@@ -5,6 +5,7 @@ A name is made of parts, joined by "+":
 - `kd`: the dense model is the teacher, with the defaults of `--distill_alpha` and `--distill_temperature`; `a1` sets
   alpha 1, `T4` temperature 4, `self` makes a copy of the model the teacher;
 - `hidden`, `relations` (or any other layer loss), `hidden2` with weight 2;
+- `drop0`: no dropout in the student;
 - `aug4`: four rows with words replaced for each training row, which only the teacher labels;
 - `cut3`: three of the layers;
 - `mp60`: 60 % zeros, by magnitude or by the criterion that follows (`adam`, `platon`, ...); `once` sets all of them
@@ -49,6 +50,8 @@ def recipe_of(way: str, teacher: Path) -> tuple[hfc.Recipe, float | None]:
             distill["distill_alpha"] = float(number)
         elif name == "T":
             distill["distill_temperature"] = float(number)
+        elif name == "drop":
+            distill["distill_dropout"] = float(number)
         elif name == "aug":
             distill["distill_augment"] = int(number)
         elif name == "cut":

@@ -77,6 +77,14 @@ class DistillationArguments:
             "(0:2,1:5), counted from 0."
         },
     )
+    distill_dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Probability of all dropout in the student while it learns from a teacher, in [0, 1). 0 switches "
+            "dropout off, so that its noise is no part of the distance to the teacher. By default the student keeps "
+            "its own."
+        },
+    )
     distill_student_layers: str | None = field(
         default=None,
         metadata={
@@ -139,6 +147,11 @@ class DistillationArguments:
             raise ValueError(
                 f"`--distill_alpha` must be in [0, 1], got {self.distill_alpha}. It is the weight of the "
                 "distillation loss; 0.9 leaves 0.1 for the labels."
+            )
+        if self.distill_dropout is not None and not 0 <= self.distill_dropout < 1:
+            raise ValueError(
+                f"`--distill_dropout` must be a probability in [0, 1), got {self.distill_dropout}. Give 0 to switch "
+                "dropout off, or leave the option out to keep the model's own."
             )
         if self.distill_student_layers is not None:
             parse_layers(self.distill_student_layers)

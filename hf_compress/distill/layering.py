@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 
 from hf_compress.distill.arguments import DistillationArguments
+from hf_compress.distill.dropout import student_dropout
 from hf_compress.distill.layerwise import Layerwise
 from hf_compress.distill.pairing import pair_layers
 from hf_compress.models.heads import Head, bare
@@ -42,8 +43,9 @@ class LayeringMixin(Trainer):
 
     # Not `train`: the launcher makes a Trainer compress when that is already running.
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, with hooks and projections on the models."""
-        with self._layers_attached():
+        """Train, with hooks and projections on the models, and with the dropout that the options give the student."""
+        dropout = None if self.teacher is None else self.distillation.distill_dropout
+        with self._layers_attached(), student_dropout(self.model, dropout):
             return super()._inner_training_loop(*args, **kwargs)
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:

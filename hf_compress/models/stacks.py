@@ -19,7 +19,8 @@ _SEPARATE = (
     ("query_proj", "key_proj", "value_proj"),
     ("q", "k", "v"),
 )
-_DROPOUT = ("dropout", "attn_dropout", "attention_dropout", "dropout_prob")
+_ATTENTION_DROPOUT = ("dropout", "attn_dropout", "attention_dropout", "dropout_prob")
+_DROPOUT = (*_ATTENTION_DROPOUT, "activation_dropout", "hidden_dropout")
 _FUSED = ("Wqkv", "qkv", "c_attn", "qkv_proj")
 _MIXED = ("in_proj", "query_key_value")  # Queries, keys and values of one head side by side.
 
@@ -114,9 +115,24 @@ def attention_dropout(layer: nn.Module) -> list[tuple[nn.Module, str]]:
     attention = attention_of(layer)
     if attention is None:
         return []
-    modules = [getattr(attention, name, None) for name in _DROPOUT]
+    modules = [getattr(attention, name, None) for name in _ATTENTION_DROPOUT]
     found = [(module, "p") for module in modules if isinstance(module, nn.Dropout)]
-    return found + [(attention, name) for name in _DROPOUT if isinstance(getattr(attention, name, None), float)]
+    numbers = (name for name in _ATTENTION_DROPOUT if isinstance(getattr(attention, name, None), float))
+    return found + [(attention, name) for name in numbers]
+
+
+def dropouts(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Return where a model keeps the probabilities of dropout that are above 0: modules and attributes.
+
+    Whole layers that are left out at random (LayerDrop, stochastic depth) are not among them.
+    """
+    found = [
+        (module, name)
+        for module in model.modules()
+        for name in (("p",) if isinstance(module, nn.Dropout) else _DROPOUT)
+        if isinstance(getattr(module, name, None), float | int)
+    ]
+    return [(module, name) for module, name in found if getattr(module, name) > 0]
 
 
 def token_mask(model: PreTrainedModel, inputs: Mapping[str, Any], rows: int, places: int) -> Tensor | None:

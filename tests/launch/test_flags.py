@@ -26,6 +26,7 @@ FROZEN = """
 --distill_alpha           0.9
 --distill_layer_loss      []
 --distill_layers          'uniform'
+--distill_dropout         None
 --distill_student_layers  None
 --distill_cache           None
 --distill_augment         0

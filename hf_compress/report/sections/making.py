@@ -26,6 +26,11 @@ TEMPLATE = """\
 - **Distillation.** The teacher is {{ teacher }}. The loss is {{ distillation.distill_alpha }} x {{ loss }} + \
 {{ "%g" | format(1 - distillation.distill_alpha) }} x the loss on the labels\
 {% for weight, card in layer_losses %} + {{ "%g" | format(weight) }} x {{ card }}{% endfor %}.
+{% if distillation.distill_dropout == 0 %}
+  The student had no dropout.
+{% elif distillation.distill_dropout is not none %}
+  The student's dropout was {{ "%g" | format(distillation.distill_dropout) }}.
+{% endif %}
 {% if pairs %}
   {{ pairs }}
 {% endif %}
