@@ -97,6 +97,21 @@ def test_a_grid_becomes_reports_without_a_path_of_this_machine(place: Path) -> N
     assert "2 cells, 0 to do" in again
 
 
+def test_a_study_compares_layers_and_takes_further_texts(place: Path) -> None:
+    (place / "texts.txt").write_text("the film was warm\na dull song\n")
+    grid = yaml.safe_load((place / "tiny.yaml").read_text())
+    grid["recipe"] = {"distill_layer_loss": ["hidden=1"], "distill_extra": [str(place / "texts.txt")]}
+    grid |= {"methods": ["kd"], "training": {"max_steps": 2}}
+    (place / "tiny.yaml").write_text(yaml.safe_dump(grid))
+    study("tiny.yaml", "--data", "glue", "--out", "out")
+    study("collect", "out", "results.jsonl.zst")
+    (result,) = read_results(place / "results.jsonl.zst")
+    report = Report.from_dict(result.report)
+    assert report.recipe.distillation.distill_layer_loss == ["hidden=1"]
+    assert report.recipe.distillation.distill_extra == ["texts.txt"]
+    assert report.teacher_rows == {"texts.txt": 2}
+
+
 def test_bad_training_arguments_are_refused_at_once(place: Path) -> None:
     grid = yaml.safe_load((place / "tiny.yaml").read_text())
     grid["training"]["optim"] = "adamm"

@@ -166,7 +166,7 @@ def test_further_rows_need_rows_that_are_left() -> None:
     values = {"models": [{"name": "tiny", "path": "tiny"}]}
     with pytest.raises(ValueError, match="`eval_extra` of the task sst2 needs `train_rows`"):
         StudyGrid.from_dict(values | {"tasks": [{"name": "sst2", "eval_extra": 5}]})
-    with pytest.raises(ValueError, match="`eval_extra` of the task sst2 must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="`eval_extra` of the task sst2 must be a whole number, at least 1; got 0"):
         StudyGrid.from_dict(values | {"tasks": [{"name": "sst2", "train_rows": 9, "eval_extra": 0}]})
 
 

@@ -38,7 +38,7 @@ METHOD_ARGUMENTS: dict[str, type[Any]] = {
 SET_ELSEWHERE = {
     "distill_teacher": "`teacher` instead",
     "distill_student_layers": "`layers` of a model instead",
-    "distill_cache": "nothing: a study always caches the answers of its teachers",
+    "distill_cache": "nothing: a study caches the answers of its teachers wherever it can",
     "prune_sparsity": "`sparsities` instead",
 }
 # Training arguments that the study sets itself.
@@ -274,7 +274,7 @@ def _task(entry: Any) -> TaskEntry:
         rows = given.get(option)
         if not (rows is None or (is_whole(rows) and rows >= 1)):
             raise ValueError(
-                f"`{option}` of the task {name} must be at least 1; got {shown(rows)}. Leave it out "
+                f"`{option}` of the task {name} must be a whole number, at least 1; got {shown(rows)}. Leave it out "
                 f"for {'no second evaluation set' if option == 'eval_extra' else 'all rows'}."
             )
     if given.get("eval_extra") is not None and given.get("train_rows") is None:

@@ -118,7 +118,7 @@ class Training:
             if seen is not None and seen.predictions is not None
         }
         # Training used the teacher's folder on this machine; the report names the teacher of the grid.
-        return Measured(replace(report, recipe=Recipe.from_dict(node.recipe)).to_dict(), answers)
+        return Measured(replace(report, recipe=Recipe.from_dict(node.recipe).shareable()).to_dict(), answers)
 
     def _recipe(self, node: Cell, store: Store) -> Recipe:
         """Return the recipe of a cell with the paths of this machine."""
@@ -126,7 +126,8 @@ class Training:
         if node.taught_by is not None:
             own = node.taught_by == node.starts_from
             recipe["distillation"]["distill_teacher"] = SELF if own else str(store.model(node.taught_by))
-            recipe["distillation"]["distill_cache"] = str(store.teachers)
+            if not recipe["distillation"].get("distill_layer_loss"):  # They need more of the teacher than is cached.
+                recipe["distillation"]["distill_cache"] = str(store.teachers)
         return Recipe.from_dict(recipe)
 
     def _rows(self, node: DenseModel | Cell, tokenizer: Any) -> tuple[dict[str, Any], list[str] | None]:
