@@ -72,6 +72,20 @@ run FILE --compress_formats tar
 run FILE --distill_temperature 0
 run FILE --distill_alpha 2
 run FILE --distill_teacher
+run FILE --distill_layer_loss
+run FILE --distill_layer_loss hidden
+run FILE --distill_layer_loss hidden=nan
+run FILE --distill_layer_loss nothing=1
+run FILE --distill_layers 0-1
+run FILE --distill_augment -1
+run FILE --distill_augment 1.5
+run FILE --distill_augment HUGE
+run FILE --distill_extra
+run FILE --distill_extra a:b:c:d
+run FILE --distill_extra_share 1
+run FILE --distill_extra_share nan
+run FILE --prune_criterion oracle
+run FILE --prune_criterion sparsegpt --prune_scope global
 """.strip().splitlines()
 REST = """
 inspect nowhere

@@ -10,7 +10,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from hf_compress.launch.processes import on_first
-from hf_compress.models.heads import find_head
+from hf_compress.models.heads import LABELS, find_head
 from hf_compress.report.control import HOW, ControlRun
 from hf_compress.report.unseen import unseen_rows
 
@@ -106,11 +106,19 @@ def _check_extra(trainer: Trainer, rows: Any, indices: Sequence[int] | None) -> 
         raise ValueError(
             f"`extra_eval_dataset` must be one set of labelled rows, prepared as the evaluation set is; got {said}."
         )
+    from datasets import Dataset
+
     kinds = {name: parameter.kind for name, parameter in inspect.signature(trainer.evaluate).parameters.items()}
     if "eval_dataset" not in kinds and inspect.Parameter.VAR_KEYWORD not in kinds.values():
         raise ValueError(
             f"`extra_eval_dataset` needs an `evaluate` that takes `eval_dataset`; that of {type(trainer).__name__} "
             "does not. Add the argument as Trainer has it."
+        )
+    lacking = _labels(trainer, trainer.eval_dataset) - _labels(trainer, rows)
+    if lacking and isinstance(rows, Dataset):
+        raise ValueError(
+            f"`extra_eval_dataset` must have labels, as the evaluation set has in {', '.join(sorted(lacking))}; got "
+            f"the columns {', '.join(rows.column_names)}."
         )
     _check_indices(rows, indices)
     column, seen = _seen(trainer, rows, trainer.train_dataset)
@@ -122,12 +130,24 @@ def _check_extra(trainer: Trainer, rows: Any, indices: Sequence[int] | None) -> 
         )
 
 
+def _labels(trainer: Trainer, rows: Any) -> set[str]:
+    """Return the columns with labels of rows; none of a collator's own, and none where columns are not known."""
+    from datasets import Dataset
+
+    known = {*LABELS, *trainer.label_names, "label", "label_ids"}
+    return known & {*rows.column_names} if isinstance(rows, Dataset) else set()
+
+
 def _check_indices(rows: Any, indices: Sequence[int] | None) -> None:
     if indices is not None and (rows is None or len(indices) != len(rows)):
         many = "no extra rows" if rows is None else f"{len(rows):,} extra rows"
         raise ValueError(
             f"`extra_eval_rows` must be the index in its split of each row of `extra_eval_dataset`; got "
             f"{len(indices):,} for {many}."
+        )
+    if indices is not None and (len({*indices}) < len(indices) or min(indices) < 0):
+        raise ValueError(
+            "`extra_eval_rows` must be the index in its split of each row, from 0, and name no row twice."
         )
 
 

@@ -212,6 +212,15 @@ def test_further_rows_must_be_one_set(rows: Rows, tmp_path: Path, options: dict[
         compress(rows.trainer(tmp_path), PRUNED, **options)
 
 
+def test_further_rows_without_labels_or_index_are_refused(rows: Rows, tmp_path: Path) -> None:
+    (label,) = {"label", "labels"} & {*rows.dev.column_names}
+    with pytest.raises(ValueError, match=f"must have labels, as the evaluation set has in {label}; got the columns"):
+        compress(rows.trainer(tmp_path), PRUNED, extra_eval_dataset=rows.further.remove_columns(label))
+    for indices in ([-1, *range(39)], [0, *range(39)]):
+        with pytest.raises(ValueError, match=r"of each row, from 0, and name no row twice"):
+            compress(rows.trainer(tmp_path), PRUNED, extra_eval_dataset=rows.further, extra_eval_rows=indices)
+
+
 @pytest.mark.slow
 def test_further_rows_that_only_datasets_knows_keep_their_index(rows: Rows, tmp_path: Path) -> None:
     chosen = rows.all.select([80, 90, 85])
