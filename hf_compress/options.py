@@ -20,6 +20,12 @@ def changed(options: Any) -> list[str]:
     return [option.name for option in fields(options) if getattr(options, option.name) != _default(option)]
 
 
+def as_flag(options: Any, name: str) -> str:
+    """Return the option of a dataclass as it is given on the command line, for a message."""
+    value = getattr(options, name)
+    return f"`--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}`"
+
+
 def warn_idle(options: Any, switch: str) -> None:
     """Warn about options that were set although `switch`, which turns the method on, was not."""
     idle = [f"`--{name}`" for name in changed(options) if name != switch]

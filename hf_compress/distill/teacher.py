@@ -23,7 +23,7 @@ from hf_compress.models.classes import class_order, has_default_labels
 from hf_compress.models.examples import fits, pools_by_padding
 from hf_compress.models.heads import Head, bare, find_head, has_own_forward
 from hf_compress.models.sharding import local
-from hf_compress.options import changed
+from hf_compress.options import as_flag, changed
 
 logger = logging.get_logger(__name__)
 
@@ -41,10 +41,10 @@ def check_choice(settings: Any, model: Any, teacher: PreTrainedModel | None) -> 
     """
     if teacher is None and not settings.enabled:
         settings.refuse_teacher_only_rows()
-        for option in set(changed(settings)) - {"distill_student_layers"}:
+        for option in sorted({*changed(settings)} - {"distill_student_layers"}):
             warnings.warn(
-                f"`--{option} {getattr(settings, option)}` has no effect without a teacher. Give "
-                "`--distill_teacher`, or leave the option out.",
+                f"{as_flag(settings, option)} has no effect without a teacher. Give `--distill_teacher`, or leave the "
+                "option out.",
                 stacklevel=4,
             )
         return

@@ -173,7 +173,9 @@ def _temperature(report: Report) -> dict[str, float]:
 
 def _layers_words(layers: int | list[int]) -> Markdown:
     if isinstance(layers, int):
-        return Markdown(f"{layers} of the model's layers were kept with their weights, evenly spaced.")
+        one = "One of the model's layers was kept with its weights."
+        more = f"{layers} of the model's layers were kept with their weights, evenly spaced."
+        return Markdown(one if layers == 1 else more)
     numbers = listed([str(layer) for layer in layers])
     return Markdown(f"The model's layers {numbers} were kept with their weights, counted from 0.")
 
@@ -187,7 +189,7 @@ def _pairs_words(distillation: DistillationArguments) -> Markdown | None:
         said = listed([f"{ours} with {theirs}" for ours, theirs in pairs])
         return Markdown(f"Layers were compared as student's with teacher's, counted from 0: {said}.")
     if distillation.distill_layers == LAST:
-        return Markdown("Only the last layers of the two were compared.")
+        return Markdown("Of both models, only the last layers were compared.")
     came = " (those that the student's came from, if the teacher has all layers of the model that it was cut from)"
     return Markdown(f"Layers were compared in pairs, spread evenly{came * (distillation.student_layers is not None)}.")
 
