@@ -12,7 +12,7 @@ from hf_compress.report.report import REPORT_NAME, Report
 from hf_compress.report.rescoring import stored_outputs
 from hf_compress.report.variants import label
 
-HOW = "Run the same command without the flags that compress, into another folder"
+HOW = "Run the same command with `--compress_formats packed` in place of the flags that compress, into another folder"
 
 
 @dataclass(frozen=True)
