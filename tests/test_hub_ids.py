@@ -106,6 +106,12 @@ def test_a_teacher_that_the_hub_lacks_is_refused(hub: LocalHub, make_bert: Any) 
         load_teacher("me/nothing", head)
 
 
+@pytest.mark.parametrize("path", ["/no/such", "./such", "~/such"])
+def test_a_teacher_at_a_path_that_is_not_there_is_refused(path: str, make_bert: Any) -> None:
+    with pytest.raises(ValueError, match=f"`--distill_teacher {path}`: {path} is neither an existing path nor a Hub"):
+        load_teacher(path, find_head(make_bert()))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

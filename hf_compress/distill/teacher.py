@@ -77,7 +77,7 @@ def load_teacher(name: str, head: Head, processing_class: Any = None, rows: int 
         ValueError: nothing can be loaded, the model has no trained head of that kind, or its tokenizer differs from
             `processing_class`.
     """
-    if "@" in name and is_repository(name):
+    if name.startswith(("/", ".", "~")) or ("@" in name and is_repository(name)):
         name = str(local_folder(name, option="distill_teacher"))
     source, options = name, dict[str, Any]()
     wanted = f"`--distill_teacher {name}` must be a path or Hub id of a model for {head.name}, or `{SELF}`"
