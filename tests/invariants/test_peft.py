@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -163,10 +164,10 @@ def test_masks_follow_the_merged_weight_and_stay(make_bert: MakeBert, tiny_datas
     pruning = next(callback for callback in trainer.callback_handler.callbacks if hasattr(callback, "_choose"))
     choose = pruning._choose
 
-    def watched(step: int, *args: object) -> None:
+    def watched(step: int, **kwargs: Any) -> None:
         if layer.mask is None:
             unmasked.append(current_weight(layer).detach().clone())
-        choose(step, *args)
+        choose(step, **kwargs)
         if layer.mask is not None:
             seen.append(layer.mask.clone())
 
