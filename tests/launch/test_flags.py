@@ -54,7 +54,7 @@ FROZEN = """
 --compress_vocabulary     False
 --compress_budget_mb      None
 
---compress_recipe         None        gmp-60 gmp-oneshot int8-only kd-int8 paper-all-60 paper-all-80
+--compress_recipe         None        all-60 all-80 gmp-60 gmp-oneshot int8-only kd-int8 paper-all-60 paper-all-80
 --compress_config         None
 --compress_hub_id         None
 --compress_formats        ['packed']  packed onnx web openvino compressed-tensors

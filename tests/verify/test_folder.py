@@ -38,6 +38,10 @@ def details(verification: Verification, name: str) -> str:
     return " ".join(next(check.details for check in verification.checks if check.name == name))
 
 
+# What is said of the scores where nobody can tell which data they are from.
+UNCHECKED = dict.fromkeys(("score", "score on further rows"), "cannot be checked")
+
+
 @pytest.fixture(scope="module")
 def verified(made: Made) -> Verification:
     return verify_folder(made.folder, Data(str(made.data)))
@@ -95,8 +99,7 @@ def test_every_format_is_scored_without_the_script(made: Made) -> None:
 
 def test_without_rows_the_score_cannot_be_checked(made: Made) -> None:
     found = verify_folder(made.folder)
-    scores = dict.fromkeys(("score", "score on further rows"), "cannot be checked")
-    assert (verdicts(found), found.status) == (scores, 2)
+    assert (verdicts(found), found.status) == (UNCHECKED, 2)
     assert "not a dataset of the Hub. Name one with `--dataset`" in details(found, "score")
 
 
@@ -165,7 +168,7 @@ def test_other_weights_of_the_same_length_do_not_run_alike(folder: Path, made: M
 def test_a_card_edited_between_our_marks_is_found(folder: Path) -> None:
     card = (folder / "README.md").read_text("utf-8")
     (folder / "README.md").write_text(f"{card}\nMy own words.\n", "utf-8")
-    assert verdicts(verify_folder(folder)) == {"score": "cannot be checked"}
+    assert verdicts(verify_folder(folder)) == UNCHECKED
     score = f"{100 * Report.load(folder).compressed['accuracy']:.2f}"
     assert score in card
     (folder / "README.md").write_text(card.replace(score, "99.99"), "utf-8")
@@ -185,7 +188,7 @@ def test_other_data_under_the_same_name_are_found(made: Made, tmp_path: Path) ->
     data = sentences(ROWS, 1)
     data.map(lambda row: {"label": 1 - row["label"]}).to_parquet(other / "validation.parquet")
     found = verify_folder(made.folder, Data(str(other)))
-    assert verdicts(found) == {"score": "differs"}
+    assert verdicts(found) == UNCHECKED | {"score": "differs"}
     assert "outside the 95 % interval" in details(found, "score")
 
 
@@ -201,7 +204,7 @@ def test_other_data_under_the_same_name_are_found(made: Made, tmp_path: Path) ->
 def test_data_that_cannot_be_loaded_is_a_sentence(made: Made, data: Data, sentence: str) -> None:
     data = data if data.dataset else replace(data, dataset=str(made.data))
     found = verify_folder(made.folder, data)
-    assert verdicts(found) == {"score": "cannot be checked"}
+    assert verdicts(found) == UNCHECKED
     assert sentence in details(found, "score")
 
 
