@@ -258,8 +258,10 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=5e-5, help="of ways that name none (%(default)s)")
     parser.add_argument("--table", action="store_true", help="only print the table of what is finished")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="only draw what is finished, as .svg or .png")
-    for name in ("train_rows", "dense_steps", "steps", "length"):
-        parser.add_argument(f"--{name}", type=int, help="by default one that suits the task")
+    parser.add_argument("--train_rows", type=int, help="by default a number that suits the task, as for those below")
+    parser.add_argument("--dense_steps", type=int, help="of the dense model")
+    parser.add_argument("--steps", type=int, help="of all other ways")
+    parser.add_argument("--length", type=int, help="of the longest row, in tokens")
     options = parser.parse_args()
     for name, value in DEFAULTS[options.task_name].items():
         if getattr(options, name) is None:
