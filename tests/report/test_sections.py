@@ -175,6 +175,14 @@ def test_an_added_format_is_on_the_card(report: Report, monkeypatch: pytest.Monk
     assert "import odd_AutoModelForSequenceClassification" in card
 
 
+def test_the_card_says_that_zeros_were_chosen_at_once(report: Report) -> None:
+    said = {0.0: "when training began", 0.1: "after 10 % of training"}
+    for begin, when in said.items():
+        pruning = PruningArguments(0.5, prune_initial_sparsity=0.5, prune_begin=begin)
+        card = render(replace(report, recipe=replace(report.recipe, pruning=pruning)))
+        assert f"All zeros, 50 %, were chosen at once, {when}." in card and "Sparsity grew" not in card
+
+
 def test_the_card_says_which_rows_only_the_teacher_labelled(report: Report) -> None:
     distillation = DistillationArguments(
         "self", distill_augment=2, distill_extra=["a|b.txt"], distill_extra_share=0.25

@@ -44,10 +44,15 @@ each epoch.{% endif %}
 {% if pruning.enabled %}
 - **Pruning.** In the linear layers of the body, the {{ criterion }} were set to zero, \
 {% if pruning.prune_scope == "layer" %}the same share in each layer{% else %}chosen over all layers together{% endif %}. {{ pattern }}
+{% if pruning.prune_initial_sparsity == pruning.prune_sparsity %}
+  All zeros, {{ pruning.prune_sparsity | percent }}, were chosen at once, \
+{% if pruning.prune_begin == 0 %}when training began{% else %}after {{ pruning.prune_begin | percent }} of training{% endif %}.
+{% else %}
   Sparsity grew {{ schedule }} from {{ pruning.prune_initial_sparsity | percent }} to \
 {{ pruning.prune_sparsity | percent }}, between {{ pruning.prune_begin | percent }} and \
 {{ pruning.prune_end | percent }} of training, every \
 {% if pruning.prune_every == 1 %}step{% else %}{{ pruning.prune_every }} steps{% endif %}.
+{% endif %}
   Embeddings and the head stay dense
 {%- if pruning.prune_exclude %}, and so do layers that match {{ pruning_excluded }}{% endif %}.
   In the finished file {{ report.achieved_sparsity | percent }} of these weights are zero
