@@ -169,7 +169,7 @@ def tied(model: PreTrainedModel | PeftModel, targets: Sequence[Target]) -> list[
     modules, weights = [target.module for target in targets], [target.weight for target in targets]
     return [
         Target(name, module, layer, shares_embedding=True)
-        for name, module, layer in _layers(_base(model))
+        for name, module, layer in _layers(unadapted(model))
         if not any(module is known for known in modules) and any(module.weight is weight for weight in weights)
     ]
 
@@ -214,7 +214,8 @@ def kind(module: nn.Module) -> LayerKind | None:
     return next((layer for layer_class, layer in LAYER_KINDS.items() if isinstance(module, layer_class)), None)
 
 
-def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def unadapted(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the Transformers model without the wrapper of its adapter."""
     return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
@@ -255,7 +256,7 @@ def _in_head(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
 def _select(
     model: PreTrainedModel | PeftModel, kinds: Sequence[LayerKind], exclude: Sequence[str], option: str
 ) -> list[Target]:
-    base = _base(model)
+    base = unadapted(model)
     body = [
         Target(name, module, layer, shares_embedding=layer == "embedding")
         for name, module, layer in _layers(base)
