@@ -1,5 +1,6 @@
 """Texts of a file, a folder or a dataset of the Hub: their splits, and the columns that hold text."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ PAIRS = (
 SINGLE = ("text", "sentence", "content")
 # Columns that hold no text, though their values may be words.
 LABELS = ("label", "labels")
+WORDS = 3  # A name of a column with more words may be a text.
 EMPTY = "corresponds to no data"  # What `datasets` says of a file without rows.
 
 
@@ -52,6 +54,7 @@ def load_splits(name: str, config: str | None = None, *, option: str, token: str
             options = {"encoding": "utf-8-sig"} if reader == "text" else {}  # Windows puts a mark before UTF-8.
             options |= {"delimiter": "\t"} if path.suffix.lower() == ".tsv" else {}
             found = load_dataset(reader, data_files=str(path), **options)
+            _warn_of_header(name, found, option)
     except failures() as error:
         if EMPTY in str(error):
             raise ValueError(f"`--{option} {name}` has no rows.") from error
@@ -60,6 +63,18 @@ def load_splits(name: str, config: str | None = None, *, option: str, token: str
             f"`--{option} {name}` could not be loaded: {said}. Give a file in UTF-8, a folder or a Hub id."
         ) from error
     return dict(found)
+
+
+def _warn_of_header(name: str, found: Any, option: str) -> None:
+    """Warn if a file of columns seems to have no line with their names: `datasets` takes its first line for that."""
+    names = [column for rows in found.values() for column in rows.column_names if len(column.split()) > WORDS]
+    if names and Path(name).suffix.lower() in (".csv", ".tsv"):
+        warnings.warn(
+            f"`--{option} {name}`: the first line names the columns, and one is called {names[0][:60]!r}. If that is a "
+            "text, it is lost: put a line with names such as `text` before it, or give a .txt file with one text a "
+            "line.",
+            stacklevel=3,
+        )
 
 
 def _said(error: Exception) -> str:

@@ -23,12 +23,12 @@ shared=(--model_name_or_path "$model" --base_model_hub_id sentence-transformers/
     --per_device_train_batch_size 32 --per_device_eval_batch_size 64 --train_sampling_strategy group_by_length
     --save_strategy no --report_to none --disable_tqdm True --logging_steps 50 "${flags[@]}")
 # The rows behind the training rows are a second evaluation set, on which a score has a quarter of the standard error.
-sst2=(--task_name sst2 --max_train_samples 12000 --eval_extra_rows 10000 --num_train_epochs 3)
-stsb=(--task_name stsb --learning_rate 1e-4 --num_train_epochs 5)
-teacher=(--distill_teacher self)
-prune=(--prune_sparsity 0.6)
-int8=(--quant_scheme int8)
+sst2=(--task_name sst2 --max_train_samples 12000 --eval_extra_rows 10000 --num_train_epochs 2)
+stsb=(--task_name stsb --learning_rate 1e-4 --num_train_epochs 3)
 graph=(--compress_formats packed onnx)
+paper=(--distill_teacher self --prune_sparsity 0.6 --quant_scheme int8 --learning_rate 1e-4)
+taught=(--distill_teacher self --distill_alpha 0.5 --distill_layer_loss hidden=1 --distill_dropout 0)
+budget=("${taught[@]}" --quant_scheme int8 --quant_begin 0.85 --learning_rate 1e-4)
 
 run() { # folder result flags...: run the example, unless the result exists
     local folder=$1 result=$2
@@ -63,20 +63,20 @@ running() { while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; don
 run runs/sst2-baseline eval_results.json "${sst2[@]}" --num_train_epochs 2
 control sst2 "${sst2[@]}"
 copy sst2 dense
-# A named recipe is one more line: running; cell sst2 NAME "${sst2[@]}" --compress_recipe NAME &
-running; cell sst2 kd+mp60+int8 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}" "${graph[@]}" &
-running; cell sst2 kd+int8 "${sst2[@]}" "${teacher[@]}" "${int8[@]}" "${graph[@]}" &
-running; cell sst2 vocab+kd+mp60+int8 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}" --compress_vocabulary &
+running; cell sst2 all-60 "${sst2[@]}" --compress_recipe all-60 --learning_rate 2e-4 "${graph[@]}" &
+running; cell sst2 5mb "${sst2[@]}" "${budget[@]}" --compress_budget_mb 5 "${graph[@]}" &
+running; cell sst2 kd+int8 "${sst2[@]}" --distill_teacher self --quant_scheme int8 "${graph[@]}" &
+running; cell sst2 all-80 "${sst2[@]}" --compress_recipe all-80 --learning_rate 2e-4 &
+running; cell sst2 7mb "${sst2[@]}" "${budget[@]}" --compress_budget_mb 7 &
 running
 (
     run runs/stsb-baseline eval_results.json "${stsb[@]}" --num_train_epochs 4
     control stsb "${stsb[@]}"
-    cell stsb kd+mp60+int8 "${stsb[@]}" "${teacher[@]}" "${prune[@]}" "${int8[@]}"
+    copy stsb dense
+    cell stsb all-60 "${stsb[@]}" --compress_recipe all-60 --learning_rate 2e-4
+    cell stsb 5mb "${stsb[@]}" "${budget[@]}" --compress_budget_mb 5
 ) &
-running; cell sst2 kd+mp60 "${sst2[@]}" "${teacher[@]}" "${prune[@]}" &
-running; cell sst2 mp60+int8 "${sst2[@]}" "${prune[@]}" "${int8[@]}" &
-running; cell sst2 int8 "${sst2[@]}" "${int8[@]}" &
-running; cell sst2 mp60 "${sst2[@]}" "${prune[@]}" &
-running; cell sst2 kd "${sst2[@]}" "${teacher[@]}" &
+running; cell sst2 kd+mp60+int8 "${sst2[@]}" "${paper[@]}" &
+running; cell sst2 int8 "${sst2[@]}" --quant_scheme int8 &
 wait
 hf-compress inspect model_cards/*/

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "launched" / "train_by_id.py"
 METHODS = ["--distill_teacher", "self", "--prune_sparsity", "0.5", "--prune_every", "1", "--quant_scheme", "int8"]
+METHODS += ["--distill_extra", f"{seeds.DATA}:validation"]  # Unlabelled texts by id, too.
 SMALL = "--max_steps 40 --per_device_train_batch_size 8 --learning_rate 5e-3 --use_cpu --save_strategy no"
 SMALL += " --disable_tqdm true --report_to none"
 # In such a process nothing of ours can be imported, whatever is installed.
@@ -85,6 +86,7 @@ def test_the_finished_folder_is_published_in_one_commit(published: Published) ->
     assert all(content == (published.folder / name).read_bytes() for name, content in published.files.items())
     report = Report.load(published.folder)
     assert report.base_model == seeds.MODEL
+    assert report.recipe.distillation.distill_extra == [f"{seeds.DATA}:validation"]
     assert report.dataset.hub_id == seeds.DATA
     assert report.dataset.revision == published.hub.repository(seeds.DATA, "dataset").at().oid
     assert published.hub.url + "/me/small" in published.said
