@@ -18,8 +18,8 @@ METHOD = "hf_compress"
 FORMAT_VERSION = 5
 
 Run = Literal["dense", "int8"]
-# The sets of values that may share a scale, and the legal sizes of a group.
-WEIGHTS_PER, INPUTS_PER, GROUPS = ("row", "group"), ("token", "tensor"), range(1, 1 << 31)
+# The sets of values that may share a scale, and the legal sizes of a group of them or of a side of a weight.
+WEIGHTS_PER, INPUTS_PER, SIZES = ("row", "group"), ("token", "tensor"), range(1, 1 << 31)
 
 
 @register_quantization_config(METHOD)
@@ -34,6 +34,7 @@ class CompressionConfig(QuantizationConfigMixin):
         attention: names of the attention modules whose products are rounded.
         steps: whether the scales of weights are fixed steps, which further training keeps. Otherwise they follow the
             largest weight of each row.
+        widths: outputs and inputs of the linear layers that have fewer than the rest of `config.json` says, by name.
         version: of the format. Any other version is refused.
         run: how loading treats the integers. "dense" gives floating-point weights, which can be trained again.
             "int8" keeps integers in a quarter of the memory, for inference. It is not stored in the file: pass it as
@@ -56,6 +57,7 @@ class CompressionConfig(QuantizationConfigMixin):
         bits: dict[str, int] | None = None,
         attention: list[str] | None = None,
         steps: bool = False,
+        widths: dict[str, list[int]] | None = None,
         version: int = FORMAT_VERSION,
         run: Run = "dense",
         **kwargs: Any,
@@ -66,6 +68,7 @@ class CompressionConfig(QuantizationConfigMixin):
         self.pruned = [] if pruned is None else pruned
         self.attention = [] if attention is None else attention
         self.bits, self.steps = {} if bits is None else bits, steps
+        self.widths = {} if widths is None else widths
         if kwargs.pop("quant_method", METHOD) != METHOD or kwargs:
             raise ValueError(
                 f"`quantization_config` must have the fields of a packed checkpoint; got {[*kwargs] or 'no method'}."
@@ -85,6 +88,11 @@ class CompressionConfig(QuantizationConfigMixin):
             raise ValueError(
                 f"`quantization_config.bits` must map names in `quantized` to numbers from {BITS[0]} to {BITS[-1]}; "
                 f"got {bits!r}."
+            )
+        if not isinstance(self.widths, dict) or not all(map(_is_width, self.widths.items())):
+            raise ValueError(
+                "`quantization_config.widths` must map names of layers to two numbers from 1, of outputs and of "
+                f"inputs; got {widths!r}."
             )
         if not isinstance(steps, bool):
             raise ValueError(f"`quantization_config.steps` must be true or false; got {steps!r}.")
@@ -106,7 +114,7 @@ class CompressionConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         names = ["quant_method", "version", "scheme", "quantized", "pruned"]
-        names += [field for field in ("bits", "attention", "steps") if getattr(self, field)]
+        names += [field for field in ("bits", "attention", "steps", "widths") if getattr(self, field)]
         return {name: copy.deepcopy(getattr(self, name)) for name in names}
 
     def seal(self, checksums: Mapping[str, int]) -> int:
@@ -174,7 +182,7 @@ def _grid(name: str, values: Any) -> Grid:
         and {"bits", "per"} <= set(values) <= known
         and _is_number(values["bits"], BITS)
         and values["per"] in (INPUTS_PER if name in ("activation", "attention") else WEIGHTS_PER)
-        and (_is_number(values.get("group_size"), GROUPS) if grouped else values.get("group_size") is None)
+        and (_is_number(values.get("group_size"), SIZES) if grouped else values.get("group_size") is None)
     )
     if not valid:
         raise ValueError(
@@ -182,6 +190,16 @@ def _grid(name: str, values: Any) -> Grid:
             f"{values!r}."
         )
     return Grid(**values)
+
+
+def _is_width(item: tuple[Any, Any]) -> bool:
+    name, width = item
+    return (
+        isinstance(name, str)
+        and isinstance(width, list)
+        and len(width) == 2
+        and all(_is_number(number, SIZES) for number in width)
+    )
 
 
 def _is_number(value: Any, allowed: range) -> bool:

@@ -1,13 +1,13 @@
 """Lets Transformers 5 load this folder by itself: `from_pretrained(..., trust_remote_code=True)`.
 
-`model.safetensors` beside this file is packed: pruned, rounded and compressed by hf_compress. This file reads it with
-torch, numpy and zstandard, and gives the same weights and the same outputs as hf_compress. `auto_map` in config.json
-names it, so `AutoModelFor...` and `pipeline` use it if you trust it. It reads the files that Transformers hands over
-and does nothing else: it opens no connection, starts no program and evaluates no text. The model is for inference. To
-train or save it, or to keep int8 weights in memory, install hf_compress and `import hf_compress`.
-"""
+`model.safetensors` beside this file is packed by hf_compress. This file reads it with torch, numpy and zstandard, and
+gives the same weights and outputs as hf_compress. `auto_map` in config.json names it, so `AutoModelFor...` and
+`pipeline` use it if you trust it. It reads the files that Transformers hands over and does nothing else: it opens no
+connection, starts no program and evaluates no text. The model is for inference. To train or save it, or to keep int8
+weights in memory, install hf_compress and `import hf_compress`.
 
-# Copyright the hf_compress authors. SPDX-License-Identifier: Apache-2.0
+Copyright the hf_compress authors. SPDX-License-Identifier: Apache-2.0
+"""
 
 import json
 import math
@@ -37,8 +37,7 @@ except ImportError:
     zstd = None  # type: ignore[assignment]
 
 FORMAT_VERSION = 5
-# What config.json calls the format, and what this file is called among Transformers' methods and attentions. The names
-# differ, so that `import hf_compress` works later in the same process.
+# The format's name in config.json, and another one in Transformers, so that `import hf_compress` works afterwards.
 METHOD, OWN_NAME = "hf_compress", "hf_compress_loading"
 HEAD = struct.Struct("<4sIIBBBBII")  # Magic, checksum, seal, kind, dimensions, transposed, order, group, step.
 TUPLES = {1: (2, 16), 2: (3, 6), 3: (4, 4)}  # By coder: how many values share a byte, and the base of their digits.
@@ -86,8 +85,7 @@ class Bytes:
 
     def tuples(self, count: int, size: int, base: int) -> np.ndarray:
         """Return `count` small integers, of which `size` share a byte as its digits. Large ones are escaped."""
-        number = self.number()
-        numbers = self.section(-(-count // size))
+        number, numbers = self.number(), self.section(-(-count // size))
         digits = np.stack([numbers // base**place % base for place in range(size)], axis=1).reshape(-1)[:count]
         values = digits - np.uint8(base // 2 - 1)
         values[digits == base - 1] = self.section(min(number, count))
@@ -95,8 +93,7 @@ class Bytes:
 
     def chunk(self, count: int, width: int) -> np.ndarray:
         """Return the next `count` values of `width` bytes as unsigned integers with the same bits."""
-        length = self.number()
-        places, coder = divmod(self.number(1), 4)
+        length, (places, coder) = self.number(), divmod(self.number(1), 4)
         part, kept = Bytes(self.take(length)), np.arange(count)
         if places == 1:  # A mask of the values that are not zero.
             kept = np.flatnonzero(np.unpackbits(part.section((count + 7) // 8), count=count, bitorder="little"))
@@ -140,9 +137,7 @@ class PackedTensor:
         check(rest.at == len(rest.data), "bytes follow the last chunk of a tensor")
         values = np.concatenate([np.empty(0, f"<u{size}"), *chunks]).view(np.uint8)
         if self.order:  # Runs that share a scale are stored in the order of their keys.
-            runs = np.empty((len(scales), self.group), np.uint8)
-            runs[np.argsort(keys, kind="stable")] = values.reshape(runs.shape)
-            values = runs.reshape(-1)
+            values = values.reshape(-1, self.group)[np.argsort(np.argsort(keys, kind="stable"))].reshape(-1)
         weight = torch.from_numpy(values).view(self.dtype).reshape(self.stored_shape)
         if self.group:
             spread = np.repeat(scales.reshape(rows, -1), self.group, axis=1)[:, :width]
@@ -180,8 +175,7 @@ class Rounding:
             zero = (-low / step).round().clamp(0, levels)
             self.bounds = step, -zero * step, (levels - zero) * step
 
-    def hook(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Round the input of a layer: a forward pre-hook."""
+    def hook(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:  # A forward pre-hook.
         return self(inputs[0]), *inputs[1:]
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -205,8 +199,7 @@ def rounded_attention(
     query, key, value = on_grid["query"](query), on_grid["key"](key.transpose(2, 3)), on_grid["value"](value)
     if (sharing := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(sharing, dim=1), value.repeat_interleave(sharing, dim=1)
-    scaling = options.get("scaling")
-    scores = query @ key * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = query @ key * (options.get("scaling") or query.shape[-1] ** -0.5)
     for added in (options.get("position_bias"), attention_mask):
         scores = scores if added is None else scores + added
     probabilities = on_grid["probabilities"](scores.softmax(dim=-1, dtype=torch.float32)).to(value.dtype)
@@ -248,7 +241,6 @@ class PackedFields(QuantizationConfigMixin):
         check(version == FORMAT_VERSION, f"config.json names version {version}, this file reads {FORMAT_VERSION}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as config.json has them."""
         return dict(self.fields)
 
 
@@ -284,9 +276,17 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         paths = [str(path) for path in kwargs.get("checkpoint_files") or []]
         fields, layers = self.quantization_config.fields, dict(model.named_modules())
-        for name in (*fields["quantized"], *fields["pruned"]):
-            if name not in layers:
-                raise ValueError(f"{type(model).__name__} has no layer {name}: load the class that was saved.")
+        if missing := {*fields["quantized"], *fields["pruned"], *fields.get("widths", ())} - layers.keys():
+            raise ValueError(f"{type(model).__name__} has no layer {min(missing)}: load the class that was saved.")
+        for name, (outputs, inputs) in fields.get("widths", {}).items():
+            layer, owner = layers[name], vars(layers[name.rpartition(".")[0]])
+            rows, columns = (outputs, inputs) if (linear := isinstance(layer, nn.Linear)) else (inputs, outputs)
+            if "split_size" in owner:  # Of GPT-2, which computes queries, keys and values by one layer.
+                owner["split_size"] = owner["split_size"] * outputs // layer.weight.shape[1 - linear]
+            if "attention_head_size" in owner:  # Of DeBERTa, for example.
+                owner["num_attention_heads"] = outputs // owner["attention_head_size"]
+            layer.weight, layer.nf = nn.Parameter(layer.weight[:rows, :columns]), outputs
+            layer.bias = None if layer.bias is None else nn.Parameter(layer.bias[:outputs])
         tensors, expected = opened(paths, fields), model.state_dict()
         self.ranges = {name: tensors.pop(name).weight() for name in list(tensors) if name.endswith(RANGE)}
         ignored: Any = [] if (names := model._keys_to_ignore_on_load_unexpected) is None else names

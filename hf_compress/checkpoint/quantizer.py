@@ -23,6 +23,7 @@ from hf_compress.layers.loaded import keep_compression, restore_layers
 from hf_compress.layers.rounded import CompressedLayer, integers_of, step_of
 from hf_compress.models.sharding import whole_on_first
 from hf_compress.models.targets import LayerKind, kind
+from hf_compress.models.widths import resize
 from hf_compress.packing.packed import Packed, pack, set_seal
 
 T = TypeVar("T")
@@ -113,6 +114,7 @@ class CompressionQuantizer(HfQuantizer):
                 '`run="int8"` needs a quantized checkpoint; the weights of this one are floating point. Load it with '
                 '`run="dense"`, the default.'
             )
+        resize(model, config.widths)
         for name in {*config.quantized, *config.pruned}:
             if kind(_layer(model, name)) is None:
                 raise ValueError(f"`quantization_config` names {name}, a layer that hf_compress cannot pack.")
