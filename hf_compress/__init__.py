@@ -6,6 +6,7 @@ Importing the package teaches `from_pretrained` and `pipeline` to load what `sav
 from hf_compress.checkpoint.config import CompressionConfig as CompressionConfig
 from hf_compress.checkpoint.resume import last_complete_checkpoint as last_complete_checkpoint
 from hf_compress.checkpoint.save import save_compressed as save_compressed
+from hf_compress.cut.removal import remove_groups as remove_groups
 from hf_compress.cut.students import student_from as student_from
 from hf_compress.cut.vocabulary import VocabularyArguments as VocabularyArguments
 from hf_compress.cut.vocabulary import cut_vocabulary as cut_vocabulary

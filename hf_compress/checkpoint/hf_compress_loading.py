@@ -279,7 +279,7 @@ class PackedQuantizer(HfQuantizer):
         if missing := {*fields["quantized"], *fields["pruned"], *fields.get("widths", ())} - layers.keys():
             raise ValueError(f"{type(model).__name__} has no layer {min(missing)}: load the class that was saved.")
         for name, (outputs, inputs) in fields.get("widths", {}).items():
-            layer, owner = layers[name], vars(layers[name.rpartition(".")[0]])
+            layer, owner = layers[name], layers[name.rpartition(".")[0]].__dict__
             rows, columns = (outputs, inputs) if (linear := isinstance(layer, nn.Linear)) else (inputs, outputs)
             if "split_size" in owner:  # Of GPT-2, which computes queries, keys and values by one layer.
                 owner["split_size"] = owner["split_size"] * outputs // layer.weight.shape[1 - linear]

@@ -24,6 +24,7 @@ from hf_compress.layers.probe import attention_modules
 from hf_compress.layers.turning import compressed_layers, rounded
 from hf_compress.models.sharding import count_zeros, reshard, whole_on_first
 from hf_compress.models.targets import PROJECTIONS, Target, prunable, quantizable
+from hf_compress.models.widths import widths_of
 from hf_compress.prune.selection import Scope, zero_counts
 from hf_compress.recipe import Recipe
 
@@ -169,8 +170,9 @@ def _config(model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Target, Gr
             for target, grid in stored
             if scheme is not None and grid.bits != scheme.of(target.shares_embedding).bits
         },
+        widths=widths_of(model),
     )
-    return config if config.quantized or config.pruned else None
+    return config if config.quantized or config.pruned or config.widths else None
 
 
 def _view(model: PreTrainedModel, config: CompressionConfig | None) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool
@@ -11,17 +11,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from hf_compress.cut.uniform import say_widths
 from hf_compress.layers.rounded import CompressedLayer, version_of
-from hf_compress.models.groups import GroupKind, Groups, groups
-from hf_compress.models.heads import find_head
+from hf_compress.models.blocks import find_groups
+from hf_compress.models.groups import GroupKind, Groups
 from hf_compress.models.sharding import gathered
 from hf_compress.models.targets import named_modules
 from hf_compress.models.widths import keep, width_of
-
-M = TypeVar("M", bound=nn.Module)
-# Largest difference of outputs that the order of sums explains, as a share of the largest output: by the bytes of a
-# weight.
-ROUNDING = {8: 1e-9, 4: 1e-4, 2: 5e-2}
 
 
 @dataclass(frozen=True)
@@ -63,11 +59,11 @@ def remove_groups(
     Args:
         kinds: what to remove.
         exclude: regular expressions; a block with a layer whose name contains a match stays as it is.
-        uniform: whether all blocks of a kind keep the same number of groups.
+        uniform: whether all blocks of a kind keep the same number of groups, and `model.config` says so.
 
     Raises:
-        ValueError: the model has no such groups, has a PEFT adapter or sharded or integer weights, or its weights share
-            scales by groups of inputs.
+        ValueError: the model has no such groups, has a PEFT adapter or sharded or integer weights, its weights share
+            scales by groups of inputs, or its configuration cannot say the widths. The message names the reason.
 
     Example:
         >>> import torch
@@ -83,10 +79,14 @@ def remove_groups(
         Linear(in_features=6, out_features=8, bias=True)
     """
     if isinstance(model, PeftModel):
-        raise ValueError("Groups can only be removed from a model without an adapter. Call `merge_and_unload()` first.")
-    blocks = groups(model, kinds, exclude)
+        raise ValueError(
+            "Groups can only be removed from a model without an adapter. Call `merge_and_unload()` first."
+        )
+    blocks = find_groups(model, kinds, exclude)
     kept = kept_groups(blocks, uniform=uniform)
     keep_groups(model, blocks, kept)
+    if uniform:
+        say_widths(model, counts_of(blocks, kept))
     return [Removal(one.name, one.kind, one.count, int(stay.sum())) for one, stay in zip(blocks, kept, strict=True)]
 
 
@@ -109,6 +109,11 @@ def kept_groups(blocks: Sequence[Groups], *, uniform: bool = False) -> list[Bool
         idle = (~stay).nonzero().flatten()
         stay[idle[: max(0, least[one.kind] - int(stay.sum()))]] = True
     return kept
+
+
+def counts_of(blocks: Sequence[Groups], kept: Sequence[Bool[Tensor, " groups"]]) -> dict[GroupKind, tuple[int, int]]:
+    """Return the number of groups of a block before and after, by kind, where all blocks of a kind are alike."""
+    return {one.kind: (one.count, int(stay.sum())) for one, stay in zip(blocks, kept, strict=True)}
 
 
 def keep_groups(model: PreTrainedModel, blocks: Sequence[Groups], kept: Sequence[Bool[Tensor, " groups"]]) -> None:
@@ -136,87 +141,6 @@ def keep_groups(model: PreTrainedModel, blocks: Sequence[Groups], kept: Sequence
     keep(model, chosen)
     for name, (outputs, _) in chosen.items():
         _follow(modules[name], outputs, on_grid=loaded[name])
-
-
-def twin(module: M) -> M:
-    """Return modules of their own with the weights of `module` and its hooks, for other weights to be put there.
-
-    `copy.copy` would build a model that FSDP shards again.
-    """
-    return _twin(module, {})
-
-
-def check_removal(model: PreTrainedModel, kinds: Collection[GroupKind], exclude: Sequence[str] = ()) -> None:
-    """Check on an example batch that `model` can compute without some of its groups, and computes the same.
-
-    It removes one group of each block from a twin of the model. It does nothing if the model does not run on the
-    batch, or if weights are sharded, because one process alone cannot run them.
-
-    Raises:
-        ValueError: the model computes something else, or does not run.
-    """
-    if any(isinstance(weight, DTensor) or weight.is_meta for weight in model.parameters()):
-        return
-    zeroed = twin(model)
-    blocks = groups(zeroed, kinds, exclude)
-    kept = [torch.arange(block.count) < max(1, block.count - 1) for block in blocks]
-    for block, stay in zip(blocks, kept, strict=True):
-        part, layer = block.consumer, cast(Any, block.consumer.target.module)
-        with torch.no_grad():
-            masked = torch.where(part.mask(stay.to(layer.weight.device)), layer.weight, 0.0)
-        layer.weight = nn.Parameter(masked, requires_grad=layer.weight.requires_grad)
-    smaller = twin(zeroed)
-    keep_groups(smaller, groups(smaller, kinds, exclude), kept)
-    check_same(zeroed, smaller)
-
-
-@torch.no_grad()
-def check_same(model: PreTrainedModel, smaller: PreTrainedModel) -> None:
-    """Check that `smaller`, a twin of `model` without some groups, computes the same on an example batch.
-
-    It does nothing if `model` itself does not run on the batch.
-
-    Raises:
-        ValueError: `smaller` computes something else, or does not run.
-    """
-    name, failures = type(model).__name__, (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-    try:
-        batch = find_head(model).example_batch(model)
-    except ValueError:  # A body without a head, as in sentence-transformers.
-        batch = model.dummy_inputs
-    batch = {key: value.to(model.device) for key, value in batch.items()}
-    try:
-        ours = _unrounded(model)(**batch)[0].float()
-    except failures:
-        return
-    try:
-        theirs = _unrounded(smaller)(**batch)[0].float()
-    except failures as error:
-        raise ValueError(_cannot(name, f"it does not run without some of them ({error})")) from error
-    apart, size = float((ours - theirs).abs().max()), float(ours.abs().max())
-    if not apart <= ROUNDING[model.dtype.itemsize] * max(size, 1e-3):
-        raise ValueError(_cannot(name, f"outputs of up to {size:.3g} differ by {apart:.3g}"))
-
-
-def _twin(module: M, known: dict[int, nn.Module]) -> M:
-    if id(module) not in known:
-        made = known[id(module)] = object.__new__(type(module))
-        vars(made).update(vars(module))
-        for name in ("_parameters", "_buffers"):
-            vars(made)[name] = dict(vars(module)[name])
-        vars(made)["_modules"] = {name: child and _twin(child, known) for name, child in module._modules.items()}
-    return cast(M, known[id(module)])
-
-
-def _unrounded(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a twin of `model` in evaluation mode that computes in floating point, with its class's own `forward`."""
-    plain = twin(model)
-    for module in plain.modules():
-        module.training = False
-        vars(module).pop("forward", None)  # A wrapper for mixed precision, bound to the model itself.
-        if isinstance(module, CompressedLayer):
-            module.quantizing = module.observing = False
-    return plain
 
 
 def _sides(layer: nn.Module) -> dict[str, int]:
@@ -249,10 +173,3 @@ def _follow(layer: nn.Module, outputs: Tensor, *, on_grid: bool) -> None:
     if scale is not None:
         layer.__dict__["loaded_scale"] = scale[outputs.to(scale.device)]
     layer.on_grid = version_of(layer.weight) if on_grid else None
-
-
-def _cannot(name: str, reason: str) -> str:
-    return (
-        f"The groups of {name} cannot be removed: {reason}. Choose `--prune_pattern unstructured`, or exclude the "
-        "layers in question with `--prune_exclude`."
-    )

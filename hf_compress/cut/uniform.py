@@ -1,15 +1,14 @@
 """Models with the same number of neurons and heads in every layer: an ordinary configuration says their widths."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_compress.cut.removal import keep_groups, twin
-from hf_compress.models.groups import GroupKind, groups
+from hf_compress.models.groups import GroupKind
 from hf_compress.models.widths import forget_widths
 
 # The entry of `config.json` that says the widths that were there before removal.
@@ -78,25 +77,8 @@ def say_widths(model: PreTrainedModel, counts: Mapping[GroupKind, tuple[int, int
     different = [name for name in shapes if name in ordinary and shapes[name] != ordinary[name]]
     if different:
         raise _cannot(model, counts, f"{different[0]} then has another shape")
-    model.config = config
+    vars(model.config).update(vars(config))  # Its modules have the same configuration.
     forget_widths(model)
-
-
-def check_uniform(
-    model: PreTrainedModel, kinds: Collection[GroupKind], share: float, exclude: Sequence[str] = ()
-) -> None:
-    """Check that a configuration can say what `model` is once a share of its groups is gone from every block.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    smaller = twin(model)
-    blocks = groups(smaller, kinds, exclude)
-    kept = [torch.arange(one.count) < max(1, one.count - round(share * one.count)) for one in blocks]
-    with torch.no_grad():
-        keep_groups(smaller, blocks, kept)
-    counts = {one.kind: (one.count, int(stay.sum())) for one, stay in zip(blocks, kept, strict=True)}
-    say_widths(smaller, counts)
 
 
 def whole_config(config: PreTrainedConfig) -> PreTrainedConfig:
