@@ -14,17 +14,18 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import load_dataset
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -63,6 +64,10 @@ VARIANTS = {
 }
 
 
+class Over(Exception):
+    """Ends a training whose turns are over."""
+
+
 class Turns(TrainerCallback):
     """Hands the machine from one training thread to the next, and records how long each turn took."""
 
@@ -78,28 +83,113 @@ class Turns(TrainerCallback):
 
 
 class Board:
-    """The order of turns, whose turn it is, and the seconds that each turn took."""
+    """The order of turns, whose turn it is, and the seconds that each turn took.
 
-    def __init__(self, names: list[str], rounds: int) -> None:
+    Args:
+        names: of the variants.
+        rounds: turns of each variant.
+        until: the moment, by `time.monotonic`, after which no round begins.
+        on_round: called after every round with the seconds by name.
+    """
+
+    def __init__(
+        self,
+        names: list[str],
+        rounds: int,
+        until: float = float("inf"),
+        on_round: Callable[[Mapping[str, list[float]]], None] = lambda seconds: None,
+    ) -> None:
         self.order = [names[index:] + names[:index] for index in (r % len(names) for r in range(rounds))]
         self.flat = [name for row in self.order for name in row]
         self.turn, self.began = 0, 0.0
         self.running: str | None = None
         self.seconds: dict[str, list[float]] = {name: [] for name in names}
+        self.until, self.on_round = until, on_round
+        self.error: BaseException | None = None
         self.changed = threading.Condition()
 
     def wait(self, name: str) -> None:
         with self.changed:
-            self.changed.wait_for(lambda: self.turn >= len(self.flat) or self.flat[self.turn] == name)
+            self.changed.wait_for(lambda: self._is_over() or self.flat[self.turn] == name)
+            if self._is_over():
+                raise Over
             self.running, self.began = name, time.perf_counter()
 
     def finish(self, name: str) -> None:
+        if self.running == name and torch.cuda.is_available():
+            torch.cuda.synchronize()  # The step is only queued.
         with self.changed:
             if self.running == name:
                 self.seconds[name].append(time.perf_counter() - self.began)
                 self.running = None
                 self.turn += 1
+                if self.turn % len(self.seconds) == 0:
+                    self.on_round(self.seconds)
+                    if time.monotonic() > self.until:
+                        self.turn = len(self.flat)
                 self.changed.notify_all()
+
+    def train(self, name: str, trainer: Trainer) -> None:
+        """Train in turns. An error ends all trainings, because the others would wait for this one for ever."""
+        trainer.add_callback(Turns(name, self))
+        try:
+            trainer.train()
+        except Over:
+            pass
+        except BaseException as error:  # noqa: BLE001  # Raised again by `train_in_turns`.
+            with self.changed:
+                self.error = self.error or error
+                self.changed.notify_all()
+
+    def _is_over(self) -> bool:
+        return self.error is not None or self.turn >= len(self.flat)
+
+
+def train_in_turns(trainers: Mapping[str, Trainer], board: Board) -> dict[str, list[float]]:
+    """Train each variant in a thread of its own, one step in turn, and return the seconds of its steps by name.
+
+    Every list has the same length; element i comes from round i.
+    """
+    threads = [
+        threading.Thread(target=board.train, args=(name, trainer), name=name) for name, trainer in trainers.items()
+    ]
+    set_seed(0)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if board.error is not None:
+        raise board.error
+    whole = min(map(len, board.seconds.values()))
+    return {name: seconds[:whole] for name, seconds in board.seconds.items()}
+
+
+def build_trainer(name: str, dense: PreTrainedModel, folder: str, **given: Any) -> Trainer:
+    """Return the Trainer of a variant for a copy of `dense`.
+
+    Args:
+        name: the key of `VARIANTS`.
+        folder: where the answers of a teacher are kept.
+        given: what every Trainer gets: `args`, `train_dataset`, `data_collator`.
+    """
+    plan = VARIANTS[name]
+    given |= {"model": copy.deepcopy(dense), "args": copy.copy(given["args"])}
+    if plan is None:
+        return Trainer(**given)
+    distillation = copy.copy(plan.distillation)
+    if distillation.distill_cache is not None:
+        distillation.distill_cache = f"{folder}/cache"
+    trainer = DistillationTrainer(**given, distillation=distillation, callbacks=plan.callbacks())
+    if distillation.distill_cache is not None:
+        trainer.get_train_dataloader()  # Fills the cache; otherwise the first turn would.
+    return trainer
+
+
+def ratios(seconds: Mapping[str, list[float]], against: str) -> Iterator[tuple[str, Any]]:
+    """Yield the names of the other variants, and their ratio to `against` after the warm-up."""
+    for name, values in seconds.items():
+        if name != against:
+            yield name, paired_ratio(values[WARM_UP:], seconds[against][WARM_UP:])
 
 
 def main() -> None:
@@ -119,6 +209,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the ratios to this file")
     options = parser.parse_args()
 
+    from datasets import load_dataset
+
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     rows = load_dataset(options.dataset_name, "sst2", split="train")
     rows = rows.shuffle(seed=0).select(range(options.batch_size * (options.rounds + 1)))
@@ -127,51 +219,28 @@ def main() -> None:
     dense = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=2)
 
     names = [options.against, *(name for name in options.variants if name != options.against)]
-    board = Board(names, options.rounds)
     with tempfile.TemporaryDirectory() as folder:
-        threads = []
-        for name in names:
-            arguments = TrainingArguments(
-                output_dir=folder,
-                max_steps=options.rounds,
-                per_device_train_batch_size=options.batch_size,
-                learning_rate=2e-5,
-                logging_steps=10,
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-            )
-            plan = VARIANTS[name]
-            shared: dict[str, Any] = {
-                "model": copy.deepcopy(dense),
-                "args": arguments,
-                "train_dataset": data,
-                "data_collator": DataCollatorWithPadding(tokenizer),
-            }
-            if plan is None:
-                trainer = Trainer(**shared)
-            else:
-                trainer = DistillationTrainer(**shared, distillation=plan.distillation, callbacks=plan.callbacks())
-                if plan.distillation.distill_cache is not None:
-                    # Fill the cache now; otherwise the first turn would.
-                    trainer.distillation.distill_cache = f"{folder}/cache"
-                    trainer.get_train_dataloader()
-            trainer.add_callback(Turns(name, board))
-            threads.append(threading.Thread(target=trainer.train, name=name))
-        set_seed(0)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=options.rounds,
+            per_device_train_batch_size=options.batch_size,
+            learning_rate=2e-5,
+            logging_steps=10,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        given = {"args": arguments, "train_dataset": data, "data_collator": DataCollatorWithPadding(tokenizer)}
+        trainers = {name: build_trainer(name, dense, folder, **given) for name in names}
+        seconds = train_in_turns(trainers, Board(names, options.rounds))
 
-    reference = board.seconds[options.against][WARM_UP:]
+    reference = seconds[options.against][WARM_UP:]
     table = {}
     milliseconds = np.median(reference) * 1e3
     setting = f"{torch.get_num_threads()} threads, batch {options.batch_size}, {len(reference)} rounds"
     print(f"\n{setting}, {options.against} {milliseconds:.0f} ms")
     print(f"{'variant':22} {'ratio to ' + options.against:>17} {'middle half':>16} {'95 % of the median':>20}")
-    for name in names[1:]:
-        found = paired_ratio(board.seconds[name][WARM_UP:], reference)
+    for name, found in ratios(seconds, options.against):
         table[name] = asdict(found)
         (low, high), interval = found.quartiles, found.interval
         print(f"{name:22} {found.ratio:17.3f} {low:7.3f} to {high:.3f} {interval[0]:10.3f} to {interval[1]:.3f}")

@@ -68,6 +68,14 @@ BAD = ["dull", "cold", "clumsy", "dreary", "false", "stale"]
 PLAIN = ["the", "a", "film", "story", "song", "was", "is", "and", "very", "rather", "today", "again"]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `gpu` on a machine without as many CUDA GPUs as it needs."""
+    marker = item.get_closest_marker("gpu")
+    needed = 0 if marker is None else marker.args[0] if marker.args else 1
+    if torch.cuda.device_count() < needed:
+        pytest.skip(f"needs CUDA GPUs: {needed}, found {torch.cuda.device_count()}")
+
+
 class _Deprecations(logging.Handler):
     """Collects deprecation messages that Transformers logs; warning filters do not see them."""
 

@@ -127,6 +127,7 @@ def measure_latency(
     *,
     settle: int = 1,
     after_call: Callable[[], Any] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time `rounds` calls of each variant, and return the seconds by name.
 
@@ -139,6 +140,8 @@ def measure_latency(
         settle: calls before each timed one that are not timed. They absorb the spinning threads and the cache contents
             of the runtime that ran before.
         after_call: called after every timed call, for a progress bar.
+        clock: seconds since some moment. `time.process_time` leaves out the time in which other programs had the core;
+            it is only right if the variants use one thread.
 
     Example:
         >>> from hf_compress.report import measure_latency
@@ -155,8 +158,8 @@ def measure_latency(
         for name in names[first:] + names[:first]:
             for _ in range(settle):
                 variants[name]()
-            began = time.perf_counter()
+            began = clock()
             variants[name]()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
             after_call()
     return seconds

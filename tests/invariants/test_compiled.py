@@ -35,7 +35,6 @@ from tests.invariants.harness import (
 )
 from tests.tiny import NO_DROPOUT, bert
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 
 
@@ -106,7 +105,7 @@ def test_inductor_has_the_masks_of_a_plain_run(tmp_path: Path) -> None:
     assert in_a_process(check, tmp_path, "inductor", *CASES["all methods"]) == 0
 
 
-@GPU
+@pytest.mark.gpu
 @pytest.mark.slow
 def test_inductor_on_a_gpu_saves_the_trained_logits(tmp_path: Path) -> None:
     assert in_a_process(check_gpu, tmp_path) == 0

@@ -15,7 +15,6 @@ from hf_compress.report.evaluation import logit_difference
 from tests.invariants.harness import KD, METHODS, PRUNE, QUANT, logged, recipe, same, trained
 from tests.tiny import NO_DROPOUT, bert
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 LEARNABLE = {"max_steps": 60, "learning_rate": 5e-3}
 
 
@@ -67,7 +66,7 @@ ON_GPU: dict[str, Any] = {
 @pytest.mark.parametrize(
     "settings",
     [pytest.param(value | {"use_cpu": True}, id=name) for name, value in SETTINGS.items()]
-    + [pytest.param(value | {"use_cpu": False}, id=name, marks=GPU) for name, value in ON_GPU.items()],
+    + [pytest.param(value | {"use_cpu": False}, id=name, marks=pytest.mark.gpu) for name, value in ON_GPU.items()],
 )
 def test_all_methods_train_and_the_file_has_the_trained_logits(settings: dict[str, Any], tmp_path: Path) -> None:
     run = trained(tmp_path, METHODS, model=bert(**NO_DROPOUT), callbacks=[Zeros()], **LEARNABLE | settings)
@@ -125,7 +124,7 @@ LOW_BITS = {
 }
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("optim", LOW_BITS)
 def test_zeros_stay_zero_under_optimizers_of_few_bits(optim: str, device: str, tmp_path: Path) -> None:
     """Weights of fewer than 4096 numbers have 32-bit moments, so the model is larger."""

@@ -438,8 +438,9 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(two: Path) -> Non
     assert loaded(two, "resumed") == [{"same": True}] * 2
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="accelerate enters FSDP on GPUs only, and two are needed")
+@pytest.mark.gpu(2)
 def test_a_sharded_trainer_on_gpus_equals_one_process(tmp_path: Path) -> None:
+    """accelerate enters FSDP on accelerators only, unless a test persuades it."""
     assert in_two_processes(on_gpus, tmp_path, 8) == [0, 0]
     (tmp_path / "one").mkdir()
     assert in_a_process(on_gpus, tmp_path / "one", 16) == 0
