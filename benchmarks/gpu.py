@@ -164,7 +164,7 @@ class Day:
             tests["state"] = "skipped" if not tests["outcomes"] else "cut" if why else "done"
             tests["why"] = why
         else:
-            self.explain(part, why or "the part ended without it")
+            self.explain(part, why or "no time left")
         self.write()
         print(f"{part}: {why or 'done'}, {self.left():.0f} s left", flush=True)
 

@@ -36,7 +36,7 @@ from hf_compress import DistillationArguments, DistillationTrainer, PruningArgum
 from hf_compress.distill import LAYER_LOSSES
 from hf_compress.report import paired_ratio
 
-WARM_UP = 3
+WARM_UP, LEAST = 3, 5
 PRUNING = {"prune_sparsity": 0.6, "prune_begin": 0.0, "prune_end": 1.0}
 QUANTIZATION = {"quant_scheme": "int8", "quant_begin": 0.0, "quant_freeze": 1.0}
 TEACHER = {"distill_teacher": "self"}
@@ -88,7 +88,7 @@ class Board:
     Args:
         names: of the variants.
         rounds: turns of each variant.
-        until: the moment, by `time.monotonic`, after which no round begins.
+        until: the moment, by `time.monotonic`, after which no round begins, if a few were timed.
         on_round: called after every round with the seconds by name.
     """
 
@@ -125,7 +125,7 @@ class Board:
                 self.turn += 1
                 if self.turn % len(self.seconds) == 0:
                     self.on_round(self.seconds)
-                    if time.monotonic() > self.until:
+                    if time.monotonic() > self.until and len(self.seconds[name]) >= WARM_UP + LEAST:
                         self.turn = len(self.flat)
                 self.changed.notify_all()
 

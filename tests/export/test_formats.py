@@ -177,3 +177,34 @@ def test_openvino_has_files_of_its_own(tmp_path: Path, tiny_bert: BertForSequenc
         torch.testing.assert_close(alone(**batch).logits, reference(**batch).logits, atol=0.01, rtol=0.05)
     body = sum(parameter.numel() for parameter in reference.parameters())
     assert (folder / "openvino" / "openvino_model.bin").stat().st_size < 2 * body
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight"])
+def test_openvino_stores_integers_by_output_and_changes_no_bit(
+    scheme: str, tmp_path: Path, tiny_bert: BertForSequenceClassification
+) -> None:
+    """Its kernels for sparse weights take constants only, not what it has to transpose first."""
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("onnxscript")
+    folder = quantized(tiny_bert, tmp_path / "compressed", scheme)
+    write_formats(folder, ["onnx", "openvino"])
+    path = folder / FORMATS["openvino"].path
+    products = [
+        node
+        for node in openvino.Core().read_model(path).get_ops()
+        if node.get_type_name() == "MatMul" and node.input_value(1).get_node().get_type_name() == "Multiply"
+    ]
+    assert len(products) == 2 * 6 + 1  # The layers, and the pooler.
+    for product in products:
+        stored = product.input_value(1).get_node().input_value(0).get_node().input_value(0).get_node()
+        assert stored.get_type_name() == "Constant" and stored.get_element_type().get_type_name() == "i8"
+        assert product.get_attributes()["transpose_b"]
+        assert stored.shape[0] == product.output(0).get_partial_shape()[-1].get_length()
+    as_onnx = tmp_path / "as_onnx.xml"
+    graph = openvino.convert_model(str(folder / FORMATS["onnx"].path))
+    openvino.save_model(graph, as_onnx, compress_to_fp16=False)
+    reference = load(folder)
+    batch = next(random_batches(reference))
+    both = [FORMATS["openvino"].read(file, reference)(**batch).logits for file in (path, as_onnx)]
+    assert torch.equal(*both)
