@@ -45,11 +45,12 @@ TINY = {
 }
 PRECISIONS = ("fp32", "bf16")
 WAYS = ("DDP", "FSDP2")
+TESTS = ("tests", "tests of two GPUs")
 # Without it, everything but the tests and the cached teacher still runs.
 SPARED = "datasets"
 FOR_TESTS = ("pytest", "pytest-timeout", "beartype", "hypothesis", SPARED)
 # The share of the time that a part may take, and the seconds within which it ends after its time is over.
-SHARES = {"tests": 0.2, "eager": 0.45, "DDP": 0.5, "FSDP2": 0.5, "compiled": 1.0}
+SHARES = {"tests": 0.2, "tests of two GPUs": 0.15, "eager": 0.45, "DDP": 0.5, "FSDP2": 0.5, "compiled": 1.0}
 GRACE = 10.0
 LINE = re.compile(r"(tests/\S+\.py::.+?) (PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)\b")
 
@@ -61,6 +62,8 @@ def shapes(quick: bool) -> dict[str, dict[str, int]]:
 def planned(part: str, quick: bool) -> list[dict[str, Any]]:
     """Return what a part measures, in order: cells without state and result."""
     both = [(shape, precision) for precision in PRECISIONS[::-1] for shape in shapes(quick)]
+    if part in TESTS:
+        return []
     if part in WAYS:
         return [{"what": "processes", "way": part, "shape": list(shapes(quick))[-1], "precision": "bf16"}]
     steps = [
@@ -114,7 +117,6 @@ class Day:
             "cells": [
                 cell | {"state": "skipped", "why": "not begun"}
                 for part in SHARES
-                if part != "tests"
                 for cell in planned(part, options.quick)
             ],
         }
@@ -140,8 +142,8 @@ class Day:
 
     def explain(self, part: str, why: str) -> None:
         """Say why the cells of a part that were not measured are missing."""
-        keys = [] if part == "tests" else [_key(cell) for cell in planned(part, self.options.quick)]
-        if part == "tests":
+        keys = [_key(cell) for cell in planned(part, self.options.quick)]
+        if part == TESTS[0]:
             self.results["tests"]["why"] = why
         for cell in self.results["cells"]:
             if _key(cell) in keys and cell.get("why") == "not begun":
@@ -149,7 +151,9 @@ class Day:
 
     def run_part(self, part: str) -> None:
         """Run a part in a process of its own, and take its results as they come."""
-        needed = [name for name in self.lacking if part == "tests" or name not in FOR_TESTS]
+        if part == TESTS[1] and self.options.gpus < 2:
+            return
+        needed = [name for name in self.lacking if part in TESTS or name not in FOR_TESTS]
         seconds = SHARES[part] * self.left() - GRACE
         if needed:
             why = f"not installed: {', '.join(needed)}"
@@ -159,10 +163,11 @@ class Day:
             why = "no time left"
         else:
             why = self._watch(part, seconds)
-        if part == "tests":
+        if part in TESTS:
             tests = self.results["tests"]
-            tests["state"] = "skipped" if not tests["outcomes"] else "cut" if why else "done"
-            tests["why"] = why
+            # Of the second run all is well only if it was after the first.
+            tests["why"] = why or ("" if part == TESTS[0] else tests["why"])
+            tests["state"] = "skipped" if not tests["outcomes"] else "cut" if tests["why"] else "done"
         else:
             self.explain(part, why or "no time left")
         self.write()
@@ -175,6 +180,9 @@ class Day:
             lines.touch()
             command = _command(part, self.options, lines, seconds)
             environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+            if self.options.gpus > 1 and part in (TESTS[0], "eager", "compiled"):
+                # Trainer would use all GPUs in one process.
+                environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
             end, at, why = time.monotonic() + seconds + GRACE, 0, ""
             with log.open("w") as output:
                 process = subprocess.Popen(
@@ -182,16 +190,16 @@ class Day:
                 )
                 try:
                     while process.poll() is None and time.monotonic() < end:
-                        at = self._collect(part, log if part == "tests" else lines, at)
+                        at = self._collect(part, log if part in TESTS else lines, at)
                         time.sleep(0.2)
                 finally:
                     if process.poll() is None:
                         why = "no time left"
                         os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-                    self._collect(part, log if part == "tests" else lines, at)
+                    self._collect(part, log if part in TESTS else lines, at)
             # pytest's 1 says that tests failed, and 5 that there are none.
-            if not why and process.returncode not in ((0, 1) if part == "tests" else (0,)):
+            if not why and process.returncode not in ((0, 1) if part in TESTS else (0,)):
                 said = log.read_text(errors="replace").strip().splitlines()[-1:] or [""]
                 why = f"the process ended with status {process.returncode}: {said[0][:300]}"
                 print(log.read_text(errors="replace")[-3000:], file=sys.stderr)
@@ -204,7 +212,7 @@ class Day:
             new = stream.read()
         new = new[: new.rfind(b"\n") + 1]
         for line in new.decode(errors="replace").splitlines():
-            if part == "tests":
+            if part in TESTS:
                 if found := LINE.match(line):
                     self.results["tests"]["outcomes"][found[1]] = found[2].lower()
             else:
@@ -224,8 +232,9 @@ def _git(*words: str) -> str:
 
 
 def _command(part: str, options: argparse.Namespace, lines: Path, seconds: float) -> list[str]:
-    if part == "tests":
-        words = ["-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--color=no", *options.tests]
+    if part in TESTS:
+        marked = "gpu" if part == TESTS[0] else "gpu(count=2)"
+        words = ["-m", "pytest", "-m", marked, "-v", "-p", "no:cacheprovider", "--color=no", *options.tests]
         return [sys.executable, *words]
     script = [str(HERE / "gpu_parts.py"), part, "--lines", str(lines), "--seconds", f"{seconds:.0f}"]
     script += ["--device", options.device] + ["--quick"] * options.quick
@@ -244,11 +253,13 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: to try the script")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to try the script")
     options = parser.parse_args()
+    options.gpus = 0
     if options.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             parser.error("torch sees no CUDA GPU here. Try the script with `--device cpu --quick`.")
+        options.gpus = torch.cuda.device_count()
     day = Day(options)
     if day.lacking:
         print(

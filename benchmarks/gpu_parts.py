@@ -6,6 +6,7 @@ its time, or `failed`), `why`, and `result`. Ratios are those of `paired_ratio`;
 
 import argparse
 import copy
+import gc
 import importlib.metadata
 import importlib.util
 import json
@@ -153,6 +154,7 @@ def peak() -> int | None:
     if not torch.cuda.is_available():
         return None
     found = torch.cuda.max_memory_allocated()
+    gc.collect()  # Trainers refer to themselves.
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     return found

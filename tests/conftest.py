@@ -71,7 +71,7 @@ PLAIN = ["the", "a", "film", "story", "song", "was", "is", "and", "very", "rathe
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test marked `gpu` on a machine without as many CUDA GPUs as it needs."""
     marker = item.get_closest_marker("gpu")
-    needed = 0 if marker is None else marker.args[0] if marker.args else 1
+    needed = 0 if marker is None else marker.kwargs.get("count", 1)
     if torch.cuda.device_count() < needed:
         pytest.skip(f"needs CUDA GPUs: {needed}, found {torch.cuda.device_count()}")
 

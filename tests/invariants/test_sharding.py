@@ -438,7 +438,7 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(two: Path) -> Non
     assert loaded(two, "resumed") == [{"same": True}] * 2
 
 
-@pytest.mark.gpu(2)
+@pytest.mark.gpu(count=2)
 def test_a_sharded_trainer_on_gpus_equals_one_process(tmp_path: Path) -> None:
     """accelerate enters FSDP on accelerators only, unless a test persuades it."""
     assert in_two_processes(on_gpus, tmp_path, 8) == [0, 0]
