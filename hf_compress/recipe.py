@@ -20,6 +20,7 @@ from hf_compress.models.targets import undeclared_ties, whole
 from hf_compress.options import warn_idle
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.callback import PruningCallback
+from hf_compress.prune.patterns import PATTERNS
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
 from hf_compress.redaction import redact
@@ -114,7 +115,9 @@ class Recipe:
         if self.distillation.enabled:
             methods.append("kd")
         if self.pruning.enabled:
-            methods.append(f"mp{self.pruning.prune_sparsity * 100:g}")
+            pattern = self.pruning.prune_pattern
+            suffix = "" if pattern == "unstructured" else f"-{PATTERNS[pattern].slug}"
+            methods.append(f"mp{self.pruning.prune_sparsity * 100:g}{suffix}")
         if self.quantization.enabled:
             methods.append(f"{self.quantization.quant_scheme}{'-mixed' if self.quantization.quant_bits else ''}")
         if self.budget.enabled:

@@ -22,10 +22,10 @@ from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import Grid
 from hf_compress.layers.probe import attention_modules
 from hf_compress.layers.turning import compressed_layers, rounded
-from hf_compress.models.sharding import count_zeros, reshard, whole_on_first
-from hf_compress.models.targets import PROJECTIONS, Target, prunable, quantizable
+from hf_compress.models.sharding import reshard, whole_on_first
+from hf_compress.models.targets import PROJECTIONS, Target, quantizable
 from hf_compress.models.widths import widths_of
-from hf_compress.prune.selection import Scope, zero_counts
+from hf_compress.prune.coverage import Coverage, pruned_layers
 from hf_compress.recipe import Recipe
 
 logger = logging.get_logger(__name__)
@@ -114,15 +114,13 @@ def _check_zeros(model: PreTrainedModel, recipe: Recipe, strict: bool) -> None:
     """Refuse a model with fewer zeros than the recipe asks for, or warn of it."""
     if not recipe.pruning.enabled:
         return
-    targets = prunable(model, recipe.pruning.prune_exclude)
-    weights = list({id(target.weight): target.weight for target in targets}.values())  # Tied weights count once.
-    numbers = [weight.numel() for weight in weights]
-    zeros = sum(count_zeros(weights))
-    sparsity, scope = recipe.pruning.prune_sparsity, cast(Scope, recipe.pruning.prune_scope)
-    if zeros < sum(zero_counts(numbers, sparsity, scope)):
+    coverage, sparsity = Coverage.of(model, recipe.pruning), recipe.pruning.prune_sparsity
+    zeros = coverage.found()
+    if short := coverage.short(sparsity, zeros):
+        share = sum(zeros) / sum(contest.total for contest in coverage.contests)
         message = (
-            f"The recipe asks for `--prune_sparsity {sparsity}`, but only {zeros / sum(numbers):.4f} of the model's "
-            "prunable weights are zero. Train it with `callbacks=recipe.callbacks()` until `--prune_end`."
+            f"The recipe asks for `--prune_sparsity {sparsity}`, but only {share:.4f} of the {coverage.pattern.units} "
+            f"are zero, too few in {short[0]}. Train it with `callbacks=recipe.callbacks()` until `--prune_end`."
         )
         if strict:
             raise ValueError(message)
@@ -162,7 +160,7 @@ def _config(model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Target, Gr
     config = CompressionConfig(
         scheme=None if scheme is None else asdict(scheme.grids),
         quantized=[target.name for target, _ in stored],
-        pruned=[target.name for target in prunable(model, recipe.pruning.prune_exclude)] if prunes else [],
+        pruned=[target.name for target in pruned_layers(model, recipe.pruning)] if prunes else [],
         attention=trained_attention(model) if scheme is not None and scheme.attention else [],
         steps=any(layers[target.name].step is not None for target, _ in stored),
         bits={

@@ -9,7 +9,8 @@ from transformers.utils import logging
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill.teacher import SELF
 from hf_compress.models.heads import bare
-from hf_compress.models.targets import prunable, transformer
+from hf_compress.models.targets import transformer
+from hf_compress.prune.coverage import pruned_layers
 from hf_compress.quantize.spending import LEAST_BITS, least_bytes
 from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.report.evaluation import Origin
@@ -69,7 +70,7 @@ def check_budget(trainer: Trainer, recipe: Recipe) -> None:
     model, pruning = transformer(trainer.model), recipe.pruning
     sparsity = {}
     if pruning.enabled:
-        sparsity = {target.name: pruning.prune_sparsity for target in prunable(model, pruning.prune_exclude)}
+        sparsity = {target.name: pruning.prune_sparsity for target in pruned_layers(model, pruning)}
     least = least_bytes(model, recipe.quantization.quant_exclude, sparsity)
     if recipe.budget.bytes < least:
         raise ValueError(

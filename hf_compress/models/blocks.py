@@ -1,4 +1,4 @@
-"""The blocks of a model with groups that can be taken out: its feed-forwards and attentions, by their layers' names."""
+"""The blocks of a model whose groups can be taken out: feed-forwards and attentions, found by names of layers."""
 
 import inspect
 from collections.abc import Collection, Sequence

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -47,11 +47,30 @@ class Shards:
 
     def total(self, numbers: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
         """Return the sums of `numbers` over the shards. Collective."""
+        return numbers if self.mesh is None else self._summed(numbers)
+
+    def ordered_total(self, numbers: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+        """Return the sums of `numbers` over the shards, added in the order of the rows. Collective.
+
+        So all processes, replicas included, get the same bits.
+        """
         if self.mesh is None:
             return numbers
-        sums = torch.as_tensor(numbers, device=self.mesh.device_type)
-        dist.all_reduce(sums, group=self.mesh.get_group(self.mesh.ndim - 1))
-        return sums.cpu().numpy()
+        parts = np.zeros((self.mesh.size(-1), numbers.size), numbers.dtype)
+        parts[self.mesh.get_local_rank(self.mesh.ndim - 1)] = numbers
+        return self._summed(parts.reshape(-1)).reshape(parts.shape).sum(0)
+
+    def rows(self, number: int) -> slice:
+        """Return which of the `number` rows of a weight this process holds: FSDP2 gives all but the last as many."""
+        if self.mesh is None:
+            return slice(0, number)
+        most = self.most_rows(number)
+        begin = min(self.mesh.get_local_rank(self.mesh.ndim - 1) * most, number)
+        return slice(begin, min(begin + most, number))
+
+    def most_rows(self, number: int) -> int:
+        """Return how many of the `number` rows of a weight the first process holds."""
+        return number if self.mesh is None else -(-number // self.mesh.size(-1))
 
     def together(self, searches: Sequence[Search[T]]) -> list[T]:
         """Run the searches side by side and return their results. Collective.
@@ -101,6 +120,12 @@ class Shards:
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
         greatest, least = extremes[: len(sums)], ~extremes[len(sums) :]
         return np.flatnonzero(self.total((greatest != least).long().cpu().numpy())).tolist()
+
+    def _summed(self, numbers: np.ndarray) -> np.ndarray:
+        assert self.mesh is not None
+        sums = torch.as_tensor(numbers, device=self.mesh.device_type)
+        dist.all_reduce(sums, group=self.mesh.get_group(self.mesh.ndim - 1))
+        return sums.cpu().numpy()
 
     def _replicas(self) -> list[dist.ProcessGroup | None]:
         """Return the groups of processes that hold the same rows as this one; None means all processes."""

@@ -10,7 +10,7 @@ import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -65,6 +65,10 @@ class Target:
     def row_dim(self) -> int:
         """The dimension of `weight` that counts output features or vocabulary entries; each row has one scale."""
         return 1 if self.kind == "conv1d" else 0
+
+    def by_rows(self, weight: Tensor) -> Tensor:
+        """Return a tensor in the shape of `weight` with one row per output, as a view; or back again."""
+        return weight.t() if self.row_dim == 1 else weight
 
 
 def transformer(model: object) -> PreTrainedModel | PeftModel:

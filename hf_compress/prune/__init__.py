@@ -7,6 +7,7 @@ applies them.
 
 from hf_compress.prune.arguments import PruningArguments as PruningArguments
 from hf_compress.prune.callback import PruningCallback as PruningCallback
+from hf_compress.prune.coverage import Coverage as Coverage
 from hf_compress.prune.criteria import CRITERIA as CRITERIA
 from hf_compress.prune.criteria import magnitude_masks as magnitude_masks
 from hf_compress.prune.criterion import Criterion as Criterion

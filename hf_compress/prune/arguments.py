@@ -33,7 +33,10 @@ class PruningArguments:
 
     prune_sparsity: float = field(
         default=0.0,
-        metadata={"help": "Share of the weights of the body's linear layers to set to zero, in [0, 1); 0: none."},
+        metadata={
+            "help": "Share of the weights of the body's linear layers, or of the groups that `--prune_pattern` names, "
+            "to set to zero, in [0, 1); 0: none."
+        },
     )
     prune_criterion: str = field(
         default="magnitude",
@@ -68,7 +71,7 @@ class PruningArguments:
         metadata={
             "choices": list(SCOPES),
             "help": "`layer`: every layer reaches the sparsity. `global`: all layers together reach it; the sparsity "
-            "of single layers differs.",
+            "of single layers differs. Whole neurons compete with neurons, heads with heads.",
         },
     )
     prune_exclude: list[str] = field(

@@ -1,6 +1,7 @@
 """Gradual pruning: the callback that sets the lowest-scored weights to zero in any Trainer."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -11,21 +12,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_compress.callbacks import log_first, progress, refuse_diverged
 from hf_compress.layers.lora import current_weight, merge_in_forward
 from hf_compress.layers.turning import maskable_layers
-from hf_compress.models.sharding import count_zeros, refuse_shards, reshard
-from hf_compress.models.targets import prunable, transformer, whole
+from hf_compress.models.sharding import refuse_shards, reshard
+from hf_compress.models.targets import transformer, whole
 from hf_compress.options import refuse_averages
 from hf_compress.prune.arguments import PruningArguments
+from hf_compress.prune.coverage import Coverage
 from hf_compress.prune.criteria import CRITERIA
 from hf_compress.prune.masking import Masking
-from hf_compress.prune.patterns import PATTERNS
 from hf_compress.prune.requirements import (
     refuse_correction,
+    refuse_coverage,
     refuse_optimizer,
     refuse_unsupported,
     warn_of_corrections,
 )
 from hf_compress.prune.schedules import SCHEDULES, Timetable
-from hf_compress.prune.selection import Scope, zero_counts
 from hf_compress.prune.state_file import load_state, save_state
 
 REACHED = "sparsity"
@@ -49,13 +50,19 @@ class PruningCallback(TrainerCallback):
     Beside a LoRA adapter the weights stay as they are. The weight merged with the adapter is ranked, and masked in
     every forward; the adapter's checkpoint holds the masks.
 
-    The logs of training gain `sparsity`. The best model so far is forgotten when the target is reached:
+    The logs of training gain `sparsity`, the share of zeros among the weights that the pattern covers: all of the
+    body's linear layers, or those of the groups. The best model so far is forgotten when the target is reached:
     `load_best_model_at_end` and `save_total_limit` choose among models with the target sparsity.
+
+    Patterns of groups prune whole neurons or attention heads, ranked by the sums of their weights' scores. All other
+    weights stay dense.
 
     Source: Zhu & Gupta, 2017.
 
     Args:
         arguments: with `prune_sparsity` above 0.
+        kept: how many groups of each block stay at the end, by the names of `Groups`; None for the same share in each.
+            Only for a pattern of groups. The schedule then says which share of the others is pruned.
 
     Raises:
         ValueError: at the start of training, if an exclude pattern matches nothing, nothing is left to prune, the run
@@ -71,7 +78,7 @@ class PruningCallback(TrainerCallback):
         >>> trainer = Trainer(model, args, callbacks=[callback])  # doctest: +SKIP
     """
 
-    def __init__(self, arguments: PruningArguments) -> None:
+    def __init__(self, arguments: PruningArguments, kept: Mapping[str, int] | None = None) -> None:
         if not arguments.enabled:
             raise ValueError(
                 f"`--prune_sparsity` must be in (0, 1) for a PruningCallback; got {arguments.prune_sparsity}. Raise "
@@ -79,7 +86,7 @@ class PruningCallback(TrainerCallback):
             )
         self.arguments = arguments
         self.criterion = CRITERIA[arguments.prune_criterion]
-        self._scope = cast(Scope, arguments.prune_scope)
+        self.kept = kept
         self._masking: Masking | None = None
         self._timetable = Timetable(0, 0, 1)
         self._reached = 0.0  # The sparsity that the schedule has asked for so far.
@@ -91,7 +98,7 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Prepare layers beside an adapter to carry masks, before a checkpoint with masks is loaded."""
         if isinstance(kwargs["model"], PeftModel):
-            maskable_layers(prunable(kwargs["model"], self.arguments.prune_exclude))
+            maskable_layers(Coverage.of(kwargs["model"], self.arguments).targets)
             merge_in_forward(kwargs["model"])
 
     def on_train_begin(
@@ -104,7 +111,8 @@ class PruningCallback(TrainerCallback):
         refuse_averages(optimizer, "--prune_sparsity", "in which pruned weights are not zero")
         model = whole(kwargs["model"])
         reshard(model)
-        self._masking = self._new_masking(model)
+        self._masking = Masking(self._coverage(model), self.criterion)
+        refuse_coverage(self._masking.coverage, self.arguments.prune_sparsity)
         refuse_unsupported(self._masking, kwargs.get("st_args", args), model, optimizer)
         refuse_correction(self._masking, model, optimizer, kwargs.get("train_dataloader"))
         self._stepped, self._sparsity = False, 0.0
@@ -114,7 +122,7 @@ class PruningCallback(TrainerCallback):
         if self.criterion.corrects:
             once = options.prune_initial_sparsity == options.prune_sparsity
             warn_of_corrections(self.criterion, 1 if once else self._timetable.choices, state.max_steps)
-        if self._scope == "global" and state.global_step == 0 and not self.criterion.has_state:
+        if self.arguments.prune_scope == "global" and state.global_step == 0 and not self.criterion.has_state:
             self._warn_of_emptied(self._masking)
         self._reached = self._initial(model) if state.global_step == 0 else progress(state).get(REACHED, 0.0)
         if self.criterion.has_state and state.global_step > 0:
@@ -179,7 +187,7 @@ class PruningCallback(TrainerCallback):
             self._choose(state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add `sparsity`, the share of zeros among prunable weights, to the logs of training."""
+        """Add `sparsity`, the share of zeros among the weights that the pattern covers, to the logs of training."""
         logs = kwargs["logs"]
         if "loss" in logs:
             logs["sparsity"] = self._sparsity
@@ -204,36 +212,28 @@ class PruningCallback(TrainerCallback):
 
         A criterion that looks at more than the weights is replaced by magnitude.
         """
-        criterion = self.criterion
-        if criterion.has_state:
-            criterion = CRITERIA["magnitude"]
-        masking = self._new_masking(whole(model))
-        return Masking(masking.targets, criterion, masking.pattern, self._scope).planned(self.arguments.prune_sparsity)
+        criterion = CRITERIA["magnitude"] if self.criterion.has_state else self.criterion
+        return Masking(self._coverage(whole(model)), criterion).planned(self.arguments.prune_sparsity)
 
     def _initial(self, model: nn.Module) -> float:
         """Return the sparsity that a model loaded from a pruned file has already; 0 for any other model."""
         known = getattr(getattr(transformer(model), "hf_quantizer", None), "quantization_config", None)
         pruned = set(getattr(known, "pruned", []))
-        targets = cast(Masking, self._masking).targets
-        if not all(target.name in pruned for target in targets):
+        coverage = cast(Masking, self._masking).coverage
+        if not all(target.name in pruned for target in coverage.targets):
             return 0.0
-        zeros = count_zeros([target.weight for target in targets])
-        sizes = [target.weight.numel() for target in targets]
-        if self._scope == "global":
-            return sum(zeros) / sum(sizes)
-        return min(found / size for found, size in zip(zeros, sizes, strict=True))
+        return coverage.sparsity()
 
     def _take_zeros(self, masking: Masking) -> None:
         """Take over the zeros of a pruned file, which magnitude finds, before there is a gradient or a state."""
-        by_magnitude = Masking(masking.targets, CRITERIA["magnitude"], masking.pattern, masking.scope)
+        by_magnitude = Masking(masking.coverage, CRITERIA["magnitude"])
         self._sparsity = by_magnitude.choose(self._reached, 0)
         masking.masks = by_magnitude.masks
 
-    def _new_masking(self, model: nn.Module) -> Masking:
-        selected = prunable(transformer(model), self.arguments.prune_exclude)
-        targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
-        refuse_shards(model, {target.name: target.weight for target in targets}, "--prune_sparsity")
-        return Masking(targets, self.criterion, PATTERNS[self.arguments.prune_pattern], self._scope)
+    def _coverage(self, model: nn.Module) -> Coverage:
+        coverage = Coverage.of(transformer(model), self.arguments, self.kept)
+        refuse_shards(model, {target.name: target.weight for target in coverage.targets}, "--prune_sparsity")
+        return coverage
 
     def _warn_of_one_leap(self, max_steps: int) -> None:
         steps = self._timetable.end - self._timetable.begin
@@ -269,7 +269,7 @@ class PruningCallback(TrainerCallback):
         # A run that is resumed with more steps is earlier in its schedule than before; sparsity only grows.
         self._reached = max(self._reached, sparsity)
         if self.criterion.corrects:
-            if masking.zeros(self._reached) == round(self._sparsity * masking.size):
+            if masking.coverage.zeros(self._reached) == round(self._sparsity * masking.coverage.size):
                 return  # A correction costs time, and there is nothing to correct.
             masking.look(kwargs["model"], kwargs.get("train_dataloader"))
             reshard(whole(kwargs["model"]))
@@ -294,17 +294,14 @@ class PruningCallback(TrainerCallback):
             )
 
     def _refuse_lost_zeros(self, masking: Masking) -> None:
-        sizes = [target.weight.numel() for target in masking.targets]
-        zeros = count_zeros([current_weight(target.module) for target in masking.targets])
-        names = [target.name for target in masking.targets]
-        if self._scope == "global":
-            zeros, names = [sum(zeros)], ["the whole model"]
-        least = zero_counts(sizes, self.arguments.prune_sparsity, self._scope)
-        short = [name for name, found, wanted in zip(names, zeros, least, strict=True) if found < wanted]
+        coverage, sparsity = masking.coverage, self.arguments.prune_sparsity
+        zeros = coverage.found([current_weight(target.module) for target in masking.targets])
+        short = coverage.short(sparsity, zeros)
         if short:
             raise RuntimeError(
-                f"`--prune_sparsity {self.arguments.prune_sparsity}` was reached and lost again: {sum(zeros)} of "
-                f"{sum(sizes)} prunable weights are zero at the end, too few in {', '.join(short[:3])}. Another "
-                "callback changed the weights, or the best checkpoint that was loaded is not from this run. Let no "
-                "other callback write to pruned weights, and start from an empty `--output_dir`."
+                f"`--prune_sparsity {sparsity}` was reached and lost again: {sum(zeros)} of "
+                f"{sum(contest.total for contest in coverage.contests)} {masking.pattern.units} are zero at the end, "
+                f"too few in {', '.join(short[:3])}. Another callback changed the weights, or the best checkpoint "
+                "that was loaded is not from this run. Let no other callback write to pruned weights, and start from "
+                "an empty `--output_dir`."
             )

@@ -22,7 +22,7 @@ class Blocks:
         criterion: scores the values of a block.
         pattern: says where zeros are allowed in a block.
         outputs: the number of rows, over all shards.
-        zeros: how many values of the weight are zero at the end.
+        zeros: how many values of the weight are zero at the end, or blocks of values that the pattern joins.
         kept: where this process's rows may differ from zero so far.
         shards: the processes that hold the rows.
     """
@@ -38,9 +38,9 @@ class Blocks:
         shards: Shards,
     ) -> None:
         self.name, self.criterion, self.pattern, self.shards = name, criterion, pattern, shards
-        self.outputs, self.kept = outputs, kept
-        self._zeros, self._values = zeros, outputs * kept.shape[1]  # What is still to be chosen.
-        pruned = (~kept).sum(0).cpu().numpy()
+        self.outputs, self.kept = outputs // pattern.outputs, kept
+        self._zeros, self._values = zeros, self.outputs * kept.shape[1]  # What is still to be chosen.
+        pruned = (~kept).sum(0).cpu().numpy() // pattern.outputs
         self._before = torch.from_numpy(shards.total(pruned))  # By column, over all shards.
 
     def __call__(
@@ -63,11 +63,11 @@ class Blocks:
         def scores() -> Tensor:
             found = self.criterion.scores(Evidence(weight, curvature=curvature))
             found = found.masked_fill(~self.kept[:, begin:end], -torch.inf)  # A pruned weight stays pruned.
-            return self.pattern.restrict(found, 1)
+            return self.pattern.joined(found, 1)
 
         candidate = Candidate(self.name, size, scores, weight.dtype)
         (mask,) = select_masks([candidate], count / size, "layer", self.shards)
-        return mask
+        return self.pattern.spread(mask, 1)
 
 
 @torch.no_grad()
@@ -83,14 +83,30 @@ def prune_and_correct(
     Raises:
         ValueError: the moments are not finite, or a score is NaN.
     """
-    if moments is None:
-        moments = torch.eye(rows.shape[1], device=rows.device)
-    if not bool(moments.isfinite().all()):
-        raise ValueError(
-            f"the inputs of {blocks.name} are not finite, so its weights cannot be corrected for pruned ones: "
-            "training has diverged. Lower `--learning_rate`, or clip gradients with `--max_grad_norm`."
-        )
+    moments = finite_moments(moments, rows, blocks.name)
     # A pattern that joins inputs may join some of two blocks.
     found, kept = prune_with_feedback(rows, moments, blocks, at_once=blocks.pattern.joins_inputs)
     rows.copy_(found)
     return kept
+
+
+def finite_moments(
+    moments: Float[Tensor, "inputs inputs"] | None, rows: Float[Tensor, "rows inputs"], name: str
+) -> Float[Tensor, "inputs inputs"]:
+    """Return the moments, or those of independent inputs for a layer that is never called, which has none.
+
+    Args:
+        rows: of the weight of the layer.
+        name: used in errors.
+
+    Raises:
+        ValueError: the moments are not finite.
+    """
+    if moments is None:
+        return torch.eye(rows.shape[1], device=rows.device)
+    if not bool(moments.isfinite().all()):
+        raise ValueError(
+            f"the inputs of {name} are not finite, so its weights cannot be corrected for pruned ones: "
+            "training has diverged. Lower `--learning_rate`, or clip gradients with `--max_grad_norm`."
+        )
+    return moments

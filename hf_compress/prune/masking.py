@@ -1,9 +1,10 @@
 """The masks of a model's weights: chosen by a criterion, applied to the weights, saved and restored."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -12,11 +13,12 @@ from hf_compress.layers.lora import current_weight, packed_mask, unpacked_mask
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.models.heads import bare
 from hf_compress.models.sharding import Shards, gathered, local
-from hf_compress.models.targets import Target, transformer
+from hf_compress.models.targets import transformer
 from hf_compress.prune.correction import Blocks, prune_and_correct
+from hf_compress.prune.coverage import Coverage
 from hf_compress.prune.criterion import Criterion, Evidence
-from hf_compress.prune.patterns import Pattern
-from hf_compress.prune.selection import Candidate, Scope, disagreements, select_masks, zero_counts
+from hf_compress.prune.grouping import choose_groups, make_up, removal_losses
+from hf_compress.prune.selection import Candidate, disagreements, select_masks
 from hf_compress.rate import input_moments, sample_batches
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # The signed integers as wide as a weight, by bytes.
@@ -30,36 +32,35 @@ class Masking:
     the masks, because every forward computes the merged weight again.
 
     Args:
-        targets: layers with distinct weights.
+        coverage: what is pruned.
         criterion: scores the weights.
-        pattern: says where zeros are allowed.
-        scope: "layer" for the same share of zeros in every layer, "global" for a common threshold.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
-        >>> from hf_compress.models import prunable
-        >>> from hf_compress.prune import CRITERIA, PATTERNS, Masking
+        >>> from hf_compress import PruningArguments
+        >>> from hf_compress.prune import CRITERIA, Coverage, Masking
         >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-        >>> targets = prunable(BertForSequenceClassification(BertConfig(vocab_size=9, **sizes)))
-        >>> masking = Masking(targets, CRITERIA["magnitude"], PATTERNS["unstructured"], "layer")
+        >>> model = BertForSequenceClassification(BertConfig(vocab_size=9, **sizes))
+        >>> coverage = Coverage.of(model, PruningArguments(prune_sparsity=0.5))
+        >>> masking = Masking(coverage, CRITERIA["magnitude"])
         >>> masking.choose(0.5, step=1)
         0.5
         >>> masking.apply()
-        >>> int((targets[0].weight == 0).sum())
+        >>> int((coverage.targets[0].weight == 0).sum())
         32
     """
 
-    def __init__(self, targets: Sequence[Target], criterion: Criterion, pattern: Pattern, scope: Scope) -> None:
-        self.targets = targets
-        self.criterion, self.pattern, self.scope = criterion, pattern, scope
+    def __init__(self, coverage: Coverage, criterion: Criterion) -> None:
+        self.coverage, self.criterion = coverage, criterion
+        self.targets, self.pattern = coverage.targets, coverage.pattern
         self.masks: list[Tensor] | None = None  # int8: all bits set where a weight is kept, none where it is pruned.
-        self.memory: list[dict[str, Tensor]] = [{} for _ in targets]
+        self.memory: list[dict[str, Tensor]] = [{} for _ in self.targets]
         self.moments: dict[str, Tensor] = {}  # The sums X'X of the inputs of layers, while weights are corrected.
 
     @property
-    def size(self) -> int:
-        """The number of prunable weights, over all shards."""
-        return sum(target.weight.numel() for target in self.targets)
+    def shards(self) -> Shards:
+        """The processes that hold the rows of the weights."""
+        return self.coverage.shards
 
     def apply(self) -> None:
         """Set the pruned weights to zero. Beside an adapter this does nothing: every forward masks."""
@@ -84,10 +85,11 @@ class Masking:
         """
         before = self.kept() if self.criterion.has_state else None
         self.masks = None  # Free the old masks before the new ones come.
-        zeros = self.zeros(sparsity)
-        if zeros == 0:
+        if not any(self.coverage.wanted(sparsity)):
             return 0.0
-        if self.criterion.corrects:
+        if self.coverage.blocks:
+            masks = self._grouped(sparsity, step, optimizer, before)
+        elif self.criterion.corrects:
             masks = self._corrected(sparsity, step, before)
         else:
             masks = self._selected(sparsity, step, optimizer, before)
@@ -98,26 +100,24 @@ class Masking:
                 f"first being {self.targets[different[0]].name}: their weights differ. Start every process from the "
                 "same weights and train under DDP, and change weights on all processes alike."
             )
+        zeros = self._pruned(masks) if self.coverage.blocks else self.coverage.zeros(sparsity)
         self._install(masks)
-        return zeros / self.size
+        return zeros / self.coverage.size
 
     def look(self, model: nn.Module, loader: Any) -> None:
         """See the inputs of the layers on some rows of the training set, before a choice that corrects. Collective."""
         bared = bare(transformer(model))
-        self.moments = input_moments(bared, self.targets, sample_batches(loader, bared))
-
-    def zeros(self, sparsity: float) -> int:
-        """Return the number of zeros that `sparsity` means, over all layers and shards."""
-        return sum(zero_counts([target.weight.numel() for target in self.targets], sparsity, self.scope))
+        readers = [block.consumer.target for block in self.coverage.blocks] or self.targets
+        self.moments = input_moments(bared, readers, sample_batches(loader, bared))
 
     def preview(self, sparsity: float) -> list[int]:
         """Return how many weights of each layer would be kept if all were pruned now. Collective."""
-        masks = self._selected(sparsity, 0, None, None)
+        masks = self._planned(sparsity)
         return self.shards.total(torch.stack([mask.count_nonzero() for mask in masks]).cpu().numpy()).tolist()
 
     def planned(self, sparsity: float) -> dict[str, Tensor]:
         """Return where weights would be kept if all were pruned now, whole, by the names of layers. Collective."""
-        masks = self._selected(sparsity, 0, None, None)
+        masks = self._planned(sparsity)
         return {
             target.name: _whole(mask, target.weight).bool() for target, mask in zip(self.targets, masks, strict=True)
         }
@@ -183,7 +183,7 @@ class Masking:
         if masks:
             self._refuse_foreign(masks)
             self._install(masks)
-        return zeros / self.size
+        return zeros / self.coverage.size
 
     def _refuse_foreign(self, masks: list[Tensor]) -> None:
         fits = len(masks) == len(self.targets) and all(
@@ -196,32 +196,57 @@ class Masking:
                 "zero. The files of two runs were mixed. Resume from another checkpoint, or start again."
             )
 
+    def _planned(self, sparsity: float) -> list[Tensor]:
+        choose = self._grouped if self.coverage.blocks else self._selected
+        return choose(sparsity, 0, None, None)
+
     def _selected(self, sparsity: float, step: int, optimizer: Any, before: list[Tensor] | None) -> list[Tensor]:
         candidates = [
             Candidate(
                 f"{target.name} at step {step}",
-                target.weight.numel(),
-                partial(self._scores, index, step, optimizer, None if before is None else before[index]),
+                target.weight.numel() // self.pattern.outputs,
+                partial(self._joined, index, step, optimizer, None if before is None else before[index]),
                 target.weight.dtype,
             )
             for index, target in enumerate(self.targets)
         ]
-        return select_masks(candidates, sparsity, self.scope, self.shards)
+        masks = select_masks(candidates, sparsity, self.coverage.scope, self.shards)
+        return [
+            self.pattern.spread(mask, 1 - target.row_dim) for mask, target in zip(masks, self.targets, strict=True)
+        ]
+
+    def _grouped(self, sparsity: float, step: int, optimizer: Any, before: list[Tensor] | None) -> list[Tensor]:
+        """Choose groups, and correct the weights that read the others if asked. Collective."""
+        coverage = self.coverage
+        alive = None if before is None else [kept > 0 for kept in coverage.group_sums(before)]
+        if self.criterion.corrects:
+            kept = choose_groups(coverage, removal_losses(coverage, alive, self.moments, step), sparsity, alive, step)
+            make_up(coverage, kept, self.moments, step)
+        else:
+            scores = coverage.group_sums([self._scores(index, step, optimizer) for index in range(len(self.targets))])
+            kept = choose_groups(coverage, scores, sparsity, alive, step)
+        return coverage.masks(kept)
 
     def _corrected(self, sparsity: float, step: int, before: list[Tensor] | None) -> list[Tensor]:
         """Choose masks layer by layer, and correct the weights that stay. Collective."""
         masks = []
-        for index, target in enumerate(self.targets):
-            rows, kept = _rows(local(target.weight), target), before[index] if before is not None else None
-            kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else _rows(kept, target)
-            (count,) = zero_counts([target.weight.numel()], sparsity, "layer")
+        for index, (target, count) in enumerate(zip(self.targets, self.coverage.wanted(sparsity), strict=True)):
+            rows, kept = target.by_rows(local(target.weight)), before[index] if before is not None else None
+            kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else target.by_rows(kept)
             name, outputs = f"{target.name} at step {step}", target.weight.shape[target.row_dim]
             blocks = Blocks(name, self.criterion, self.pattern, outputs, count, kept, self.shards)
             mask = prune_and_correct(rows, self.moments.get(target.name), blocks)
-            masks.append(_rows(mask, target).contiguous())
+            masks.append(target.by_rows(mask).contiguous())
         return masks
 
-    def _scores(self, index: int, step: int, optimizer: Any, before: Tensor | None) -> Tensor:
+    def _joined(self, index: int, step: int, optimizer: Any, before: Tensor | None) -> Tensor:
+        """Return what competes in one layer: scores of its weights, restricted by the pattern."""
+        scores = self._scores(index, step, optimizer)
+        if before is not None:
+            scores = scores.masked_fill(~before, -torch.inf)  # A pruned weight stays pruned.
+        return self.pattern.joined(scores, 1 - self.targets[index].row_dim)
+
+    def _scores(self, index: int, step: int, optimizer: Any) -> Tensor:
         target, evidence = self.targets[index], self.evidence(index, optimizer, step)
         scores = self.criterion.scores(evidence)
         if scores.shape != evidence.weight.shape or not scores.is_floating_point():
@@ -230,9 +255,12 @@ class Masking:
                 f"{target.name}, of shape {tuple(evidence.weight.shape)}; got {scores.dtype} of shape "
                 f"{tuple(scores.shape)}. Correct its `scores`."
             )
-        if before is not None:
-            scores = scores.masked_fill(~before, -torch.inf)  # A pruned weight stays pruned.
-        return self.pattern.restrict(scores, 1 - target.row_dim)
+        return scores
+
+    def _pruned(self, masks: list[Tensor]) -> int:
+        """Return the number of pruned weights, over all shards. Collective."""
+        here = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks)
+        return int(self.shards.total(np.array([here], dtype=np.int64))[0])
 
     def _install(self, masks: list[Tensor]) -> None:
         carriers = self._carriers()
@@ -244,15 +272,6 @@ class Masking:
 
     def _carriers(self) -> list[CompressedLayer]:
         return [target.module for target in self.targets if isinstance(target.module, CompressedLayer)]
-
-    @property
-    def shards(self) -> Shards:
-        return Shards.of([target.weight for target in self.targets])
-
-
-def _rows(weight: Tensor, target: Target) -> Tensor:
-    """Return `weight` with one row per output, as a view; or back again."""
-    return weight.t() if target.row_dim == 1 else weight
 
 
 def _whole(part: Tensor, weight: Tensor) -> Tensor:

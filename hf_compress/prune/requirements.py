@@ -9,6 +9,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hf_compress.models.targets import transformer
+from hf_compress.prune.coverage import Coverage
 from hf_compress.prune.criterion import Criterion
 from hf_compress.prune.masking import Masking
 
@@ -45,6 +46,37 @@ def refuse_unsupported(masking: Masking, args: TrainingArguments, model: nn.Modu
         )
     if optimizer is not None:
         refuse_optimizer(masking, optimizer)
+
+
+def refuse_coverage(coverage: Coverage, sparsity: float) -> None:
+    """Refuse a pattern that does not fit into the layers of the model. Call it before training.
+
+    Raises:
+        ValueError: saying what does not fit, and what to choose.
+    """
+    pattern, shards = coverage.pattern, coverage.shards
+    option = f"`--prune_pattern {pattern.name}`"
+    for target in coverage.targets:
+        shape = target.weight.shape
+        for side, number, dim in (("inputs", pattern.inputs, 1), ("outputs", pattern.outputs, 0)):
+            width = shape[target.row_dim if dim == 0 else 1 - target.row_dim]
+            if width % number:
+                raise ValueError(
+                    f"{option} needs layers whose number of {side} is a multiple of {number}; {target.name} has "
+                    f"{width}. Leave it dense (`--prune_exclude {target.name}`), or choose another pattern."
+                )
+        if target.row_dim == 0 and shards.most_rows(shape[0]) % pattern.outputs:
+            raise ValueError(
+                f"{option} joins {pattern.outputs} outputs, which FSDP2 divides in {target.name}: it gives each "
+                f"process {shards.most_rows(shape[0])} of them. Train on another number of processes or under DDP, or "
+                "choose another pattern."
+            )
+    if coverage.blocks and not any(coverage.wanted(sparsity)):
+        most = max(block.count for block in coverage.blocks)
+        raise ValueError(
+            f"`--prune_sparsity {sparsity}` of at most {most} {pattern.units} in a layer is less than one, or all of "
+            "them, and one of each layer stays. Raise it, or choose another `--prune_pattern`."
+        )
 
 
 def refuse_correction(masking: Masking, model: nn.Module, optimizer: Any, loader: Any) -> None:

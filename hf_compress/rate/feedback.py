@@ -114,6 +114,23 @@ def prune_with_feedback(
     return (found * kept).to(rows.dtype), kept
 
 
+def damped(moments: Float[Tensor, "inputs inputs"]) -> Float[Tensor, "inputs inputs"]:
+    """Return moments that can be inverted, in float64: a hundredth of their mean diagonal is added to the diagonal.
+
+    Source: Frantar et al., 2023.
+
+    Example:
+        >>> import torch
+        >>> from hf_compress.rate import damped
+        >>> damped(torch.ones(2, 2))
+        tensor([[1.0100, 1.0000],
+                [1.0000, 1.0100]], dtype=torch.float64)
+    """
+    found = moments.double().clone()
+    found.diagonal().add_(DAMPING * found.diagonal().mean().clamp(min=1e-12))
+    return found
+
+
 def _sweep(
     weight: Float[Tensor, "outputs inputs"],
     factor: Float[Tensor, "inputs inputs"],
@@ -140,7 +157,5 @@ def _sweep(
 
 def _factor(moments: Float[Tensor, "inputs inputs"]) -> Float[Tensor, "inputs inputs"]:
     """Return the upper Cholesky factor of the inverse of the damped moments, in float64."""
-    damped = moments.double().clone()
-    damped.diagonal().add_(DAMPING * damped.diagonal().mean().clamp(min=1e-12))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(moments)))
     return torch.linalg.cholesky(inverse, upper=True)

@@ -21,7 +21,8 @@ from hf_compress.checkpoint.save import RECIPE_NAME
 from hf_compress.documents import read_document
 from hf_compress.export.formats import FORMATS, written
 from hf_compress.models.heads import find_outputs
-from hf_compress.models.targets import model_class, prunable
+from hf_compress.models.targets import model_class
+from hf_compress.prune.coverage import Coverage, pruned_layers
 from hf_compress.recipe import Recipe
 from hf_compress.release import __version__
 from hf_compress.report.contents import check_contents, is_own_file, unrecorded
@@ -234,7 +235,7 @@ class _Agreement:
 
     def sparsity(self) -> Sequence[str]:
         pruning, reported = self.report.recipe.pruning, self.report.sparsity
-        names = [target.name for target in prunable(self.empty, pruning.prune_exclude if pruning.enabled else ())]
+        names = [target.name for target in pruned_layers(self.empty, pruning)]
         facts = {name: self.tensors[f"{name}.weight"] for name in names if f"{name}.weight" in self.tensors}
         if set(facts) != set(reported):
             other = sorted(set(facts) ^ set(reported))
@@ -248,8 +249,10 @@ class _Agreement:
         share, overall = zeros / max(1, numel), self.report.achieved_sparsity
         if abs(share - overall) > 1e-9:
             said.insert(0, f"{100 * share:.2f} % of the weights are zero, the report says {100 * overall:.2f} %.")
-        if pruning.enabled and zeros + len(facts) < pruning.prune_sparsity * numel:
-            said.append(f"The recipe promises {100 * pruning.prune_sparsity:.2f} % zeros.")
+        if pruning.enabled and zeros + len(facts) < (
+            promised := Coverage.of(self.empty, pruning).zeros(pruning.prune_sparsity)
+        ):
+            said.append(f"The recipe promises {100 * promised / numel:.2f} % zeros.")
         return said[: SHOWN + 1]
 
     def tokenizer(self) -> Sequence[str]:

@@ -12,8 +12,8 @@ from hf_compress.checkpoint import inventory
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.inventory import TensorFacts
 from hf_compress.cut.vocabulary import VocabularyFacts
-from hf_compress.models import targets
 from hf_compress.models.heads import Head
+from hf_compress.prune.coverage import pruned_layers
 from hf_compress.recipe import Recipe
 from hf_compress.redaction import redact, redact_command
 from hf_compress.report import provenance
@@ -71,6 +71,7 @@ def described(
         size=measured_size(folder, *dense_shapes, tensors, recipe),
         sparsity=zeros.by_layer,
         achieved_sparsity=zeros.overall,
+        promised_sparsity=zeros.promised,
         command=redact_command(command or provenance.command()),
         hardware=provenance.hardware(reloaded.device),
         versions=provenance.versions(),
@@ -92,16 +93,21 @@ def steps_of(config: Any, facts: Sequence[TensorFacts], *, feedback: bool) -> St
 
 @dataclass(frozen=True)
 class Zeros:
-    """The share of zeros of each prunable weight, and over all of them."""
+    """The share of zeros of each prunable weight, and over all of them; and what the recipe promises of groups."""
 
     by_layer: dict[str, float]
     overall: float
+    promised: float | None
 
     @classmethod
     def count(cls, model: PreTrainedModel, recipe: Recipe) -> "Zeros":
         """Count the zeros in the prunable weights of `model`."""
-        exclude = recipe.pruning.prune_exclude if recipe.pruning.enabled else ()
-        weights = {target.name: target.weight for target in targets.prunable(model, exclude)}
+        pruning, promised = recipe.pruning, None
+        if pruning.enabled and PATTERNS[pruning.prune_pattern].kinds:
+            coverage = Coverage.of(model, pruning)
+            promised = coverage.zeros(pruning.prune_sparsity) / coverage.size
+        weights = {target.name: target.weight for target in pruned_layers(model, pruning)}
         zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
         by_layer = {name: zeros[name] / weight.numel() for name, weight in weights.items()}
-        return cls(by_layer, sum(zeros.values()) / max(1, sum(weight.numel() for weight in weights.values())))
+        overall = sum(zeros.values()) / max(1, sum(weight.numel() for weight in weights.values()))
+        return cls(by_layer, overall, promised)

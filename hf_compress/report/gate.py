@@ -144,11 +144,9 @@ def _broken_promises(report: Report) -> Iterator[str]:
     for name, why in report.failed_formats.items():
         yield f"The format `{name}` was asked for and is missing: {why}"
     pruning, budget = report.recipe.pruning, report.recipe.budget
-    if pruning.enabled and report.achieved_sparsity < pruning.prune_sparsity - SPARSITY_TOLERANCE:
-        yield (
-            f"The recipe promises {percent(pruning.prune_sparsity)} zeros, and the file has "
-            f"{percent(report.achieved_sparsity)}."
-        )
+    promised = pruning.prune_sparsity if report.promised_sparsity is None else report.promised_sparsity
+    if pruning.enabled and report.achieved_sparsity < promised - SPARSITY_TOLERANCE:
+        yield (f"The recipe promises {percent(promised)} zeros, and the file has {percent(report.achieved_sparsity)}.")
     if budget.enabled and report.size.packed_bytes > budget.bytes:
         yield (
             f"The recipe promises a file of at most {human_bytes(round(budget.bytes))}, and it has "

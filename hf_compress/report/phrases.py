@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from hf_compress.release import NAME, ON_PYPI, REPOSITORY
+from hf_compress.report.descriptors import pattern
 from hf_compress.report.intervals import Interval
 from hf_compress.report.markdown import Markdown, code, link, one_line, text
 from hf_compress.report.report import DatasetFacts, Report
@@ -37,7 +38,9 @@ def methods(report: Report) -> str:
     recipe = report.recipe
     done = [str(recipe.quantization.quant_scheme)] if recipe.quantization.enabled else []
     if recipe.pruning.enabled:
-        done.append(f"{100 * recipe.pruning.prune_sparsity:g} % sparse")
+        kinds = pattern(report).kinds
+        what = f"fewer {' and '.join(kinds)}" if kinds else "sparse"
+        done.append(f"{100 * recipe.pruning.prune_sparsity:g} % {what}")
     if report.vocabulary is not None:
         done.append("fewer tokens")
     if recipe.distillation.student_layers is not None:

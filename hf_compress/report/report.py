@@ -121,6 +121,8 @@ class Report:
         sparsity: the share of zeros of each prunable tensor of the reloaded model, including weights that rounding set
             to zero.
         achieved_sparsity: the share of zeros over all prunable tensors.
+        promised_sparsity: the share of zeros that the recipe promises if it prunes groups, whose numbers are rounded
+            down in each layer; None where it is that of the recipe.
         parity: the largest absolute difference of a logit between the trained and the reloaded model.
         parity_rows: evaluation rows that `parity` was measured on, per process.
         train_seconds: time of the training; of the compression if nothing was trained.
@@ -211,6 +213,7 @@ class Report:
     bits: dict[str, int] = field(default_factory=dict)
     teacher_rows: dict[str, int] = field(default_factory=dict)
     steps: Steps | None = None
+    promised_sparsity: float | None = None
     card_template: str | None = None
     card_picture: str | None = None
     predictions: str | None = None

@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 from hf_compress.checkpoint.inventory import TensorFacts
 from hf_compress.layers.bits import weight_grids
 from hf_compress.models import targets
+from hf_compress.prune.arguments import PruningArguments
+from hf_compress.prune.coverage import Coverage
+from hf_compress.prune.patterns import PATTERNS
 from hf_compress.recipe import Recipe
 
 
@@ -82,9 +85,10 @@ def _weights(model: PreTrainedModel) -> dict[str, int]:
 def analytic_bytes(model: PreTrainedModel, recipe: Recipe) -> int:
     """The size of Movva et al. (2022) in bytes: bytes per weight x (embeddings + (1 - sparsity) x all other weights).
 
-    The sparsity is that of the recipe. The formula leaves out masks, scales and indices; no file has this size.
-    Weights with their own number of bits count with that number, and weights with fixed steps with the 8 bits of their
-    scheme, although they take fewer in the file. The values of `model` do not matter.
+    The sparsity is that of the recipe; of a pattern of groups, the share of all other weights that are zero. The
+    formula leaves out masks, scales and indices; no file has this size. Weights with their own number of bits count
+    with that number, and weights with fixed steps with the 8 bits of their scheme, although they take fewer in the
+    file. The values of `model` do not matter.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -99,7 +103,7 @@ def analytic_bytes(model: PreTrainedModel, recipe: Recipe) -> int:
     numbers, options = _weights(model), recipe.quantization
     embeddings = numbers.get("embeddings", 0)
     others = sum(numbers.values()) - embeddings
-    kept = 1 - (recipe.pruning.prune_sparsity if recipe.pruning.enabled else 0.0)
+    kept = 1 - _sparsity(model, recipe.pruning, others)
     if not options.enabled:
         return round(4 * (embeddings + kept * others))
     total = options.scheme.embedding.bits * embeddings + options.scheme.weight.bits * kept * others
@@ -108,6 +112,12 @@ def analytic_bytes(model: PreTrainedModel, recipe: Recipe) -> int:
         fewer = options.scheme.of(target.shares_embedding).bits - grid.bits
         total -= fewer * weight.numel() * (1 if target.shares_embedding else kept)
     return round(total / 8)
+
+
+def _sparsity(model: PreTrainedModel, pruning: PruningArguments, others: int) -> float:
+    if pruning.enabled and PATTERNS[pruning.prune_pattern].kinds:
+        return Coverage.of(model, pruning).zeros(pruning.prune_sparsity) / others
+    return pruning.prune_sparsity if pruning.enabled else 0.0
 
 
 def measured_size(

@@ -13,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState, DistributedType
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -21,7 +22,9 @@ from transformers import (
 )
 
 from hf_compress import DistillationTrainer, PruningArguments, QuantizationArguments, Recipe
-from tests.tiny import VOCABULARY, bert
+from hf_compress.models.sharding import gathered
+from hf_compress.prune.coverage import pruned_layers
+from tests.tiny import NO_DROPOUT, VOCABULARY, bert
 
 KD, PRUNE, QUANT = METHODS = ("kd", "mp60", "int8")
 SUBSETS = [subset for size in range(4) for subset in itertools.combinations(METHODS, size)]
@@ -107,6 +110,26 @@ def trained(*arguments: Any, **named: Any) -> Trainer:
     run = make(*arguments, **named)
     run.train()
     return run
+
+
+def pruned(pruning: PruningArguments, folder: Path, resumes: bool = False, **settings: Any) -> dict[str, Any]:
+    """Return the masks and weights that a run leaves, whose steps take 16 rows; resumed from step 13 if asked."""
+    run = make(
+        folder,
+        # In float32, another order of summation would change scores that are nearly equal.
+        model=bert(seed=int(resumes), **NO_DROPOUT).double(),
+        data=rows(54),  # The last step of an epoch has 6 rows.
+        plan=Recipe(pruning=pruning),
+        **{"max_steps": 24, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 13} | settings,
+    )
+    run.train(resume_from_checkpoint=str(folder / "checkpoint-13") if resumes else None)
+    weights = {target.name: gathered(target.weight).detach() for target in pruned_layers(run.model, pruning)}
+    return {
+        "sharded": isinstance(run.model, FSDPModule),
+        "processes": run.accelerator.num_processes,
+        "weights": weights,
+        "masks": {name: weight != 0 for name, weight in weights.items()},
+    }
 
 
 def logged(trainer: Trainer, *names: str) -> list[list[float]]:

@@ -7,14 +7,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
-from torch.distributed.fsdp import FSDPModule
 
 from hf_compress import PruningArguments, QuantizationArguments, Recipe, save_compressed
-from hf_compress.models.sharding import gathered
 from hf_compress.models.targets import prunable
 from hf_compress.prune import CRITERIA
-from tests.invariants.harness import KD, fsdp, in_two_processes, make, persuade, rows, same
-from tests.tiny import NO_DROPOUT, bert
+from tests.invariants.harness import KD, fsdp, in_two_processes, make, persuade, pruned, same
+from tests.tiny import bert
 
 # Corrections of so small a model take no time.
 pytestmark = pytest.mark.filterwarnings("ignore:.*corrects the weights")
@@ -23,29 +21,10 @@ WAYS: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp": fsdp(state_dict_type="SHAR
 
 
 def outcome(criterion: str, folder: Path, resumes: bool = False, **settings: Any) -> dict[str, Any]:
-    """Return the masks and weights that a run leaves, whose steps take 16 rows; resumed from step 13 if asked."""
+    """Return the masks and weights that a run with `criterion` leaves; resumed from step 13 if asked."""
     scope = "layer" if CRITERIA[criterion].corrects else "global"
     pruning = PruningArguments(prune_sparsity=0.6, prune_criterion=criterion, prune_every=5, prune_scope=scope)
-    run = make(
-        folder,
-        # In float32, another order of summation would change scores that are nearly equal.
-        model=bert(seed=int(resumes), **NO_DROPOUT).double(),
-        data=rows(54),  # The last step of an epoch has 6 rows.
-        plan=Recipe(pruning=pruning),
-        max_steps=24,
-        learning_rate=1e-3,
-        save_strategy="steps",
-        save_steps=13,
-        **settings,
-    )
-    run.train(resume_from_checkpoint=str(folder / "checkpoint-13") if resumes else None)
-    weights = {target.name: gathered(target.weight).detach() for target in prunable(run.model)}
-    return {
-        "sharded": isinstance(run.model, FSDPModule),
-        "processes": run.accelerator.num_processes,
-        "weights": weights,
-        "masks": {name: weight != 0 for name, weight in weights.items()},
-    }
+    return pruned(pruning, folder, resumes, **settings)
 
 
 @pytest.fixture(scope="module", params=DEEP)

@@ -43,14 +43,14 @@ def added(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(CRITERIA, criterion.name, criterion)
     late = Schedule("late", lambda progress, initial, final: final + (initial - final) * (1 - progress**2), **WORDS)
     monkeypatch.setitem(SCHEDULES, "late", late)
-    pairs = Pattern("2:4", two_of_four, "two of four", "Of four inputs two are zero.", most=0.5, joins_inputs=True)
-    monkeypatch.setitem(PATTERNS, "2:4", pairs)
+    words = {"help": "four of eight", "card": "Of eight inputs four are zero."}
+    monkeypatch.setitem(PATTERNS, "4:8", Pattern("4:8", four_of_eight, **words, most=0.5, joins_inputs=True, inputs=8))
 
 
-def two_of_four(scores: Tensor, input_dim: int) -> Tensor:
-    """Allow zeros at the two lowest scores of every four inputs."""
-    groups = scores.movedim(input_dim, -1).unflatten(-1, (-1, 4))
-    kept = groups.topk(2).indices
+def four_of_eight(scores: Tensor, input_dim: int) -> Tensor:
+    """Allow zeros at the four lowest scores of every eight inputs."""
+    groups = scores.movedim(input_dim, -1).unflatten(-1, (-1, 8))
+    kept = groups.topk(4).indices
     return groups.scatter(-1, kept, torch.inf).flatten(-2).movedim(-1, input_dim)
 
 
@@ -143,22 +143,22 @@ def test_a_schedule_of_another_author_is_followed(make_bert: MakeBert, tiny_data
 
 
 def test_a_pattern_of_another_author_is_kept(make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path) -> None:
-    run = trainer(make_bert(), tiny_dataset, tmp_path, prune_pattern="2:4")
+    run = trainer(make_bert(), tiny_dataset, tmp_path, prune_pattern="4:8")
     run.train()
     for found in zeros(run.model).values():
-        assert (found.unflatten(1, (-1, 4)).sum(-1) == 2).all()
-    resumed = trainer(make_bert(seed=1), tiny_dataset, tmp_path, prune_pattern="2:4")
+        assert (found.unflatten(1, (-1, 8)).sum(-1) == 4).all()
+    resumed = trainer(make_bert(seed=1), tiny_dataset, tmp_path, prune_pattern="4:8")
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     for one, other in zip(run.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(ValueError, match="`--prune_sparsity` must be at most 0.5 with `--prune_pattern 2:4`; got 0.6"):
-        PruningArguments(prune_sparsity=0.6, prune_pattern="2:4")
+    with pytest.raises(ValueError, match="`--prune_sparsity` must be at most 0.5 with `--prune_pattern 4:8`; got 0.6"):
+        PruningArguments(prune_sparsity=0.6, prune_pattern="4:8")
 
 
 def test_flags_take_what_was_added() -> None:
-    line = ["--prune_criterion", "saliency", "--prune_schedule", "late", "--prune_pattern", "2:4"]
+    line = ["--prune_criterion", "saliency", "--prune_schedule", "late", "--prune_pattern", "4:8"]
     (parsed,) = HfArgumentParser(PruningArguments).parse_args_into_dataclasses([*line, "--prune_sparsity", "0.5"])
-    assert (parsed.prune_criterion, parsed.prune_schedule, parsed.prune_pattern) == ("saliency", "late", "2:4")
+    assert (parsed.prune_criterion, parsed.prune_schedule, parsed.prune_pattern) == ("saliency", "late", "4:8")
 
 
 def test_a_model_pruned_by_an_added_criterion_reloads_exactly(

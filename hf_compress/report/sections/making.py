@@ -43,7 +43,7 @@ each epoch.{% endif %}
 {% endif %}
 {% if pruning.enabled %}
 - **Pruning.** In the linear layers of the body, the {{ criterion }} were set to zero, \
-{% if pruning.prune_scope == "layer" %}the same share in each layer{% else %}chosen over all layers together{% endif %}. {{ pattern }}
+{% if grouped %}whole groups of weights together, {% endif %}{% if pruning.prune_scope == "layer" %}the same share in each layer{% else %}chosen over all layers together{% endif %}. {{ pattern }}
 {% if pruning.prune_initial_sparsity == pruning.prune_sparsity %}
   All zeros, {{ pruning.prune_sparsity | percent }}, were chosen at once, \
 {% if pruning.prune_begin == 0 %}when training began{% else %}after {{ pruning.prune_begin | percent }} of training{% endif %}.
@@ -53,7 +53,7 @@ each epoch.{% endif %}
 {{ pruning.prune_end | percent }} of training, every \
 {% if pruning.prune_every == 1 %}step{% else %}{{ pruning.prune_every }} steps{% endif %}.
 {% endif %}
-  Embeddings and the head stay dense
+  {% if grouped %}All other weights{% else %}Embeddings and the head{% endif %} stay dense
 {%- if pruning.prune_exclude %}, and so do layers that match {{ pruning_excluded }}{% endif %}.
   In the finished file {{ report.achieved_sparsity | percent }} of these weights are zero
 {%- if quantization.enabled %}, including those that rounding set to zero{% endif %}.
@@ -138,6 +138,7 @@ def values(report: Report) -> dict[str, Any]:
         "teacher_rows": [_rows_words(where, count) for where, count in report.teacher_rows.items()],
         "criterion": Markdown(criterion(report).card) if pruning.enabled else "",
         "pattern": Markdown(pattern(report).card) if pruning.enabled else "",
+        "grouped": pruning.enabled and bool(pattern(report).kinds),
         "schedule": Markdown(schedule(report).card) if pruning.enabled else "",
         "scheme": Markdown(scheme(report).card) if quantization.enabled else "",
         "pruning_excluded": listed([code(pattern) for pattern in pruning.prune_exclude]),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from hf_compress.models.kinds import WITHOUT_HEAD
+from hf_compress.report.descriptors import pattern
 from hf_compress.report.extra_set import on_extra, sharper
 from hf_compress.report.markdown import Markdown, code, listed, text
 from hf_compress.report.phrases import (
@@ -143,7 +144,8 @@ def _done(report: Report) -> Markdown:
     if recipe.distillation.enabled:
         done.append("distilled from a teacher")
     if recipe.pruning.enabled:
-        done.append(f"pruned ({100 * recipe.pruning.prune_sparsity:g} % of the weights of its linear layers are zero)")
+        share = 100 * recipe.pruning.prune_sparsity
+        done.append(f"pruned ({share:g} % of the {pattern(report).units} are zero)")
     if recipe.quantization.enabled:
         bits = "" if report.steps is None else f", {report.steps.bits_per_weight:.1f} bits per weight in the file"
         done.append(Markdown(f"quantized ({code(str(recipe.quantization.quant_scheme))}{bits})"))
