@@ -35,7 +35,7 @@ FROZEN = """
 
 --prune_sparsity          0.0
 --prune_criterion         'magnitude' magnitude adam platon sparsegpt
---prune_pattern           'unstructured' unstructured
+--prune_pattern           'unstructured' unstructured neurons heads neurons+heads 2:4 4x1
 --prune_schedule          'cubic'     cubic linear
 --prune_initial_sparsity  0.0
 --prune_begin             0.1

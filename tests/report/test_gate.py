@@ -105,6 +105,10 @@ def test_missed_sparsity_and_missed_size_are_regressions(report: Report) -> None
     word, reasons = verdict(replace(report, achieved_sparsity=0.523), 1.0)
     assert word == REGRESSION
     assert reasons[1:] == ["The recipe promises 60 % zeros, and the file has 52.3 %."]
+    # Numbers of groups are rounded down: of 12 heads, 60 % are 7.
+    heads = replace(report, promised_sparsity=7 / 12, achieved_sparsity=7 / 12)
+    assert verdict(heads, 1.0)[0] == ACCEPT
+    assert verdict(replace(heads, achieved_sparsity=0.5), 1.0)[0] == REGRESSION
     # Whole weights: of 1,024, 60 % are 614.4.
     assert verdict(replace(report, achieved_sparsity=614 / 1024), 1.0)[0] == ACCEPT
     small = Recipe.from_dict({**report.recipe.to_dict(), "budget": {"compress_budget_mb": 10.0}})

@@ -167,6 +167,15 @@ def test_an_added_registry_entry_is_on_the_card(report: Report, monkeypatch: pyt
     assert "@misc{odd2026}" in card.partition("## Citation")[2]
 
 
+def test_groups_are_named_on_the_card(report: Report) -> None:
+    recipe = Recipe(pruning=PruningArguments(0.5, prune_pattern="neurons+heads"))
+    assert recipe.name == "mp50-neurons-heads"
+    card = render(replace(report, recipe=recipe, teacher=None))
+    assert "50 % of the neurons of its feed-forward layers and of its attention heads are zero" in card
+    assert "Whole neurons of the feed-forward layers and whole attention heads are zero" in card
+    assert "All other weights stay dense." in card
+
+
 def test_an_added_format_is_on_the_card(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = replace(FORMATS["onnx"], name="odd", card="`odd`: nobody runs it.", loading="import odd_{auto_class}")
     monkeypatch.setitem(FORMATS, "odd", odd)

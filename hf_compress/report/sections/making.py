@@ -53,7 +53,7 @@ each epoch.{% endif %}
 {{ pruning.prune_end | percent }} of training, every \
 {% if pruning.prune_every == 1 %}step{% else %}{{ pruning.prune_every }} steps{% endif %}.
 {% endif %}
-  {% if grouped %}All other weights{% else %}Embeddings and the head{% endif %} stay dense
+  {{ "All other weights" if grouped else "Embeddings and the head" }} stay dense
 {%- if pruning.prune_exclude %}, and so do layers that match {{ pruning_excluded }}{% endif %}.
   In the finished file {{ report.achieved_sparsity | percent }} of these weights are zero
 {%- if quantization.enabled %}, including those that rounding set to zero{% endif %}.
