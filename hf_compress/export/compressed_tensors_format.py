@@ -12,7 +12,8 @@ from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.descriptor import Format
 from hf_compress.export.parity import load
 from hf_compress.extras import extra
-from hf_compress.layers.grids import Grid, Grids, affine_parameters, symmetric_scale
+from hf_compress.layers.affine import affine_parameters
+from hf_compress.layers.grids import Grid, Grids, symmetric_scale
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import kind
 

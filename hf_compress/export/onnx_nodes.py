@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hf_compress.checkpoint.config import CompressionConfig
+from hf_compress.layers.affine import affine_parameters
 from hf_compress.layers.attention import OPERANDS, Operand, Probabilities
-from hf_compress.layers.grids import SMALLEST_SCALE, Grid, affine_parameters
+from hf_compress.layers.grids import SMALLEST_SCALE, Grid
 from hf_compress.layers.rounded import LAYERS, CompressedLayer, integers_of, plain_class, step_of
 from hf_compress.models.targets import LayerKind, Target, kind, tied
 

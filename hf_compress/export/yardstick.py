@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_compress.layers.affine import affine_parameters
 from hf_compress.layers.attention import Operand
-from hf_compress.layers.grids import affine_parameters
 from hf_compress.layers.rounded import CompressedLayer
 
 # Relative error of every value between layers: 64 units in the last place of float32.

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from hf_compress.layers.grids import SMALLEST_SCALE, Grid, Grids, fake_quantize_affine
+from hf_compress.layers.affine import fake_quantize_affine
+from hf_compress.layers.grids import SMALLEST_SCALE, Grid, Grids
 from hf_compress.layers.probe import attention_modules, remember_attention
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.layers.turning import switched_off

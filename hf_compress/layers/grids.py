@@ -212,39 +212,6 @@ def fake_quantize_symmetric(
     return _RoundSymmetric.apply(values, grid, known)
 
 
-def affine_parameters(
-    low: Float[Tensor, ""], high: Float[Tensor, ""], grid: Grid
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return scale and zero point of the affine grid over the range [`low`, `high`], widened to contain zero.
-
-    The zero point is an integer in [0, 2**bits - 1] as float32 (Jacob et al., 2018, sec. 3).
-    """
-    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    scale = ((high - low) / grid.levels).clamp(min=SMALLEST_SCALE)
-    return scale, (-low / scale).round().clamp(0, grid.levels)
-
-
-def to_affine_integers(
-    values: Float[Tensor, "*shape"], scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], grid: Grid
-) -> Float[Tensor, "*shape"]:
-    """Return the nearest integers of `values` on the affine grid, clipped to its range, minus the zero point."""
-    return _affine_integers(values, scale, zero_point, grid.levels)
-
-
-def fake_quantize_affine(
-    values: Float[Tensor, "*shape"],
-    scale: Float[Tensor, ""],
-    zero_point: Float[Tensor, ""],
-    grid: Grid,
-    known: Float[Tensor, "*shape"] | None = None,
-) -> Float[Tensor, "*shape"]:
-    """Return `values` rounded to the affine grid and clipped to its range, in their own dtype.
-
-    The gradient is straight-through inside the range and zero outside it. `known` is as in `fake_quantize_symmetric`.
-    """
-    return _RoundAffine.apply(values, scale, zero_point, grid.levels, known)
-
-
 def _round_up(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return positive float32 numbers rounded up to 16 significant bits."""
     return scale.view(torch.int32).add_(0xFF).bitwise_and_(~0xFF).view(torch.float32)
@@ -268,15 +235,6 @@ def _spread(scale: Float[Tensor, "*rows scales"], width: int, grid: Grid) -> Flo
     return scale.repeat_interleave(_group_size(grid), dim=-1)[..., :width]
 
 
-def _affine_integers(values: Tensor, scale: Tensor, zero_point: Tensor, levels: int) -> Tensor:
-    bounds: tuple[Any, Any, Any] = scale, -zero_point * scale, (levels - zero_point) * scale
-    if _reads_numbers(values):
-        bounds = bounds[0].item(), bounds[1].item(), bounds[2].item()
-    step, low, high = bounds
-    # Clip first, then work in place: activations are the largest tensors of training, and this makes only one copy.
-    return values.detach().float().clamp(low, high).div_(step).round_()
-
-
 class _RoundSymmetric(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, grid: Grid, known: Tensor | None) -> Tensor:
@@ -288,33 +246,3 @@ class _RoundSymmetric(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return gradients[0], None, None
-
-
-class _RoundAffine(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor, levels: int, known: Tensor | None
-    ) -> Tensor:
-        low, high, half = -zero_point * scale, (levels - zero_point) * scale, scale / 2
-        # A value less than half a step outside the last level is rounded to it, not clipped: its gradient passes.
-        ctx.bounds = low - half, high + half
-        ctx.save_for_backward(values)
-        if known is not None:
-            return known.detach()
-        return _affine_integers(values, scale, zero_point, levels).mul_(scale).to(values.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (values,), (low, high) = ctx.saved_tensors, ctx.bounds
-        if _reads_numbers(values):
-            passed = torch.ops.aten.hardtanh_backward(gradients[0], values, low.item(), high.item())
-        else:
-            # One dimension each: a comparison would round zero-dimensional tensors to the 16 bits of the values.
-            inside = (values > low.view(1)) & (values < high.view(1))
-            passed = torch.where(inside, gradients[0], 0.0)
-        return passed, None, None, None, None
-
-
-def _reads_numbers(values: Tensor) -> bool:
-    """Whether to read bounds as Python numbers: on a CPU that is free, and clamping by tensors is slow."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling()

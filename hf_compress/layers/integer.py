@@ -8,14 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_compress.layers.grids import (
-    Grid,
-    affine_parameters,
-    from_integers,
-    symmetric_scale,
-    to_affine_integers,
-    to_integers,
-)
+from hf_compress.layers.affine import affine_parameters, to_affine_integers
+from hf_compress.layers.grids import Grid, from_integers, symmetric_scale, to_integers
 from hf_compress.layers.rounded import CompressedConv1D, CompressedEmbedding, CompressedLayer, CompressedLinear
 from hf_compress.layers.turning import turn
 from hf_compress.models.targets import LayerKind, kind

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from hf_compress.layers.grids import (
-    Grid,
+from hf_compress.layers.affine import (
+    Bounds,
     affine_parameters,
-    fake_quantize_affine,
-    fake_quantize_symmetric,
-    symmetric_scale,
-    to_integers,
+    bounds_of,
+    bounds_of_range,
+    reads_numbers,
+    round_affine,
 )
+from hf_compress.layers.grids import Grid, fake_quantize_symmetric, symmetric_scale, to_integers
 from hf_compress.layers.shared_inputs import Siblings
 from hf_compress.layers.steps import fake_quantize_steps, to_steps
 from hf_compress.models.targets import LAYER_KINDS, LayerKind
@@ -55,10 +56,13 @@ class CompressedLayer(nn.Module):
     adapter: tuple[LoraLayer, ...] = ()  # This layer's own or any other; a tuple, or it would become a submodule.
     siblings: Siblings  # The same for all layers of a model.
     on_grid: int | None = None  # The version of a loaded weight that is on its grid; None if it may not be.
+    rounding_once: bool = False  # Whether the weight stays as it is for several forwards: gradients accumulate.
+    known_weight: tuple[Tensor, int, Tensor] | None = None  # A weight, its version, and the weight rounded.
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         exact = {name: buffer for name in EXACT if (buffer := self._buffers.get(name)) is not None}
         super()._apply(fn, recurse)
+        self.known_weight = None
         for name, buffer in exact.items():
             moved = cast(Tensor, self._buffers[name])
             if moved.dtype != buffer.dtype:
@@ -68,7 +72,7 @@ class CompressedLayer(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"on_grid": self.on_grid if self.is_on_grid() else None}
+        return self.__dict__ | {"on_grid": self.on_grid if self.is_on_grid() else None, "known_weight": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -124,11 +128,36 @@ class CompressedLayer(nn.Module):
             device = step.device if self.weight.is_meta else self.weight.device
             self.register_buffer("weight_step", step.detach().float().to(device, copy=True))
 
-    def on_its_grid(self, rows: Tensor) -> Tensor:
-        """Return `rows` of the weight rounded, with a straight-through gradient."""
+    def on_its_grid(self, rows: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return `rows` of the weight rounded, with a straight-through gradient; `known` is the result, if known."""
         if self.step is not None:
-            return fake_quantize_steps(rows, self.step.to(rows.device))
-        return fake_quantize_symmetric(rows, cast(Grid, self.weight_grid))
+            return fake_quantize_steps(rows, self.step.to(rows.device), known)
+        return fake_quantize_symmetric(rows, cast(Grid, self.weight_grid), known)
+
+    def round_once(self, once: bool) -> None:
+        """Round the weight once from now on, until this is called again; or in every forward.
+
+        Call it before the weight changes: not all optimizers count their changes. The rounded weight stays in memory
+        until then.
+        """
+        self.rounding_once, self.known_weight = once, None
+
+    def _rounded_rows(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """Return the `rows` of `weight` rounded, with a gradient of this call's own."""
+        if torch.compiler.is_compiling() or not self.rounding_once:
+            return self.on_its_grid(rows)
+        # A weight merged with an adapter is a new tensor in each forward.
+        if not isinstance(weight, nn.Parameter) or weight.is_inference():
+            return self.on_its_grid(rows)
+        if (
+            self.known_weight is not None
+            and self.known_weight[0] is weight
+            and self.known_weight[1] == version_of(weight)
+        ):
+            return self.on_its_grid(rows, self.known_weight[2])
+        rounded = self.on_its_grid(rows)
+        self.known_weight = weight, version_of(weight), rounded.detach()
+        return rounded
 
     def rounded_weight(self) -> Tensor:
         """Return the weight as a matrix of rows, on its grid once rounding has begun."""
@@ -136,7 +165,7 @@ class CompressedLayer(nn.Module):
         if not self.quantizing or self.plain or self.weight_grid is None or self.is_on_grid():
             return weight
         self.rounded = weight.dtype
-        return self.on_its_grid(weight)
+        return self._rounded_rows(weight, weight)
 
     def rounded_input(self, values: Tensor) -> Tensor:
         """Return the input, observed while ranges move, on its grid once rounding has begun."""
@@ -156,8 +185,17 @@ class CompressedLayer(nn.Module):
         grid = cast(Grid, self.input_grid)
         if not self.has_range:
             return fake_quantize_symmetric(values, grid, known)
-        scale, zero_point = affine_parameters(self.input_range[0], self.input_range[1], grid)
-        return fake_quantize_affine(values, scale, zero_point, grid, known)
+        if not reads_numbers(values):
+            return round_affine(values, self._bounds(grid), known)
+        low, high = self.input_range.tolist()
+        bounds, outside = bounds_of_range(low, high, grid), None
+        if torch.is_grad_enabled() and values.requires_grad:
+            outside = self.siblings.extremes(values).outside(bounds.low, bounds.high)
+        return round_affine(values, bounds, known, outside, alone=True)
+
+    def _bounds(self, grid: Grid) -> Bounds:
+        """Return the bounds of the input as tensors."""
+        return bounds_of(*affine_parameters(self.input_range[0], self.input_range[1], grid), grid)
 
     @torch.no_grad()
     def unload_and_optionally_merge_module(
@@ -177,7 +215,7 @@ class CompressedLayer(nn.Module):
 
     @torch.no_grad()
     def _observe(self, values: Tensor) -> None:
-        seen = self.siblings.extremes(values)
+        seen = self.siblings.extremes(values).whole
         if self.step_range is not None:
             seen = torch.stack(
                 [torch.minimum(self.step_range[0], seen[0]), torch.maximum(self.step_range[1], seen[1])]
@@ -208,7 +246,7 @@ class CompressedConv1D(CompressedLayer, Conv1D):
             return weight
         self.rounded = weight.dtype
         # Contiguous like the stored weight: another layout may change the last bit of the product.
-        return self.on_its_grid(weight.t()).t().contiguous()
+        return self._rounded_rows(weight.t(), weight).t().contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.rounded_input(x).reshape(-1, x.shape[-1])

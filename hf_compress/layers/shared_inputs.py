@@ -2,10 +2,56 @@
 
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from hf_compress.layers.affine import reads_numbers
+
+# The share of rows with values outside a range up to which they are picked out. Beyond it, all rows are clipped.
+FEW = 0.25
+
+
+class Extremes(NamedTuple):
+    """The smallest and the largest of a tensor, (2,) in float32, and of each of its rows if it has rows in memory.
+
+    Finding those of the rows takes no longer than finding those of the whole: NaN anywhere makes them NaN, in both.
+    """
+
+    whole: Float[Tensor, "2"]
+    least: Float[Tensor, "rows"] | None = None
+    most: Float[Tensor, "rows"] | None = None
+
+    @classmethod
+    def of(cls, values: Tensor) -> "Extremes":
+        """Return those of `values`; of its rows on a CPU only, outside compilers."""
+        values = values.detach()
+        if not reads_numbers(values) or values.ndim < 2 or not values.is_contiguous():
+            return cls(torch.stack(torch.aminmax(values)).float())
+        rows = values.view(-1, values.shape[-1])
+        least, most = rows.amin(-1), rows.amax(-1)
+        return cls(torch.stack([least.amin(), most.amax()]).float(), least, most)
+
+    def outside(self, low: float, high: float) -> Int[Tensor, "outside"] | None:
+        """Return the rows that have a value outside [`low`, `high`], or NaN; None if they are unknown or not few.
+
+        Example:
+            >>> import torch
+            >>> from hf_compress.layers.shared_inputs import Extremes
+            >>> Extremes.of(torch.eye(5)).outside(-1.0, 1.0), Extremes.of(torch.eye(5).cumsum(0)).outside(-1.0, 0.5)
+            (tensor([], dtype=torch.int64), None)
+        """
+        if self.least is None or self.most is None:
+            return None
+        least, most = self.whole.tolist()
+        if low <= least and most <= high:
+            return torch.empty(0, dtype=torch.int64)
+        # Not by "less" and "greater": NaN has to be outside.
+        inside = (self.least.float() >= low) & (self.most.float() <= high)
+        rows = inside.logical_not_().nonzero().view(-1)
+        return rows if len(rows) <= FEW * len(inside) else None
 
 
 class Siblings:
@@ -18,19 +64,19 @@ class Siblings:
 
     def __init__(self) -> None:
         self._rounded: tuple[weakref.ref[Tensor], int, Hashable, weakref.ref[Tensor]] | None = None
-        self._extremes: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+        self._extremes: tuple[weakref.ref[Tensor], int, Extremes] | None = None
 
     def __reduce__(self) -> Any:
         return Siblings, ()  # A copy of the model, or a pickle, starts empty.
 
-    def extremes(self, values: Tensor) -> Tensor:
-        """Return the smallest and the largest of `values`, (2,) in float32."""
+    def extremes(self, values: Tensor) -> "Extremes":
+        """Return the smallest and the largest of `values`, and of its rows on a CPU."""
         shared = _comparable(values)
         if shared and self._extremes is not None:
             seen, version, extremes = self._extremes
             if seen() is values and version == values._version:
                 return extremes
-        extremes = torch.stack(torch.aminmax(values.detach())).float()
+        extremes = Extremes.of(values)
         if shared:
             self._extremes = weakref.ref(values), values._version, extremes
         return extremes

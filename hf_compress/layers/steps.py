@@ -26,7 +26,9 @@ def has_steps(scheme: Grids | None) -> bool:
 
 
 def fake_quantize_steps(
-    values: Float[Tensor, "*rows width"], step: Float[Tensor, "*rows 1"]
+    values: Float[Tensor, "*rows width"],
+    step: Float[Tensor, "*rows 1"],
+    known: Float[Tensor, "*rows width"] | None = None,
 ) -> Float[Tensor, "*rows width"]:
     """Return `values` rounded to multiples of `step`, at most 127 of them, in their own dtype.
 
@@ -36,6 +38,7 @@ def fake_quantize_steps(
     Args:
         values: one row per output feature or token.
         step: float32, of each row.
+        known: as in `fake_quantize_symmetric`.
 
     Example:
         >>> import torch
@@ -43,7 +46,7 @@ def fake_quantize_steps(
         >>> fake_quantize_steps(torch.tensor([[0.3, -1.0, 99.0]]), torch.tensor([[0.5]]))
         tensor([[ 0.5000, -1.0000, 63.5000]])
     """
-    return _RoundToSteps.apply(values, step)
+    return _RoundToSteps.apply(values, step, known)
 
 
 def to_steps(values: Float[Tensor, "rows width"], step: Float[Tensor, "rows 1"]) -> Int8[Tensor, "rows width"]:
@@ -57,12 +60,14 @@ def _nearest(values: Tensor, step: Tensor) -> Tensor:
 
 class _RoundToSteps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, step: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, step: Tensor, known: Tensor | None) -> Tensor:
         ctx.save_for_backward(values, step)
+        if known is not None:
+            return known.detach()
         return _nearest(values, step).mul_(step).to(values.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         values, step = ctx.saved_tensors
         inside = values.abs() < (LARGEST + 0.5) * step
-        return torch.where(inside, gradients[0], 0.0), None
+        return torch.where(inside, gradients[0], 0.0), None, None

@@ -179,6 +179,11 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether FSDP2 spreads the weights of `model` over processes."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
 def refuse_shards(model: nn.Module, weights: Mapping[str, Tensor], option: str) -> None:
     """Refuse weights of `model` that are neither whole nor sharded by rows as FSDP2 does.
 
@@ -196,7 +201,7 @@ def refuse_shards(model: nn.Module, weights: Mapping[str, Tensor], option: str) 
         raise ValueError(f"`{option}` cannot reach weights that DeepSpeed ZeRO-3 partitions. {remedy}.")
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise ValueError(f"`{option}` cannot reach weights that FSDP1 flattens. {remedy}.")
-    by_fsdp = any(isinstance(module, FSDPModule) for module in model.modules())
+    by_fsdp = is_sharded(model)
     meshes = [weight.device_mesh if isinstance(weight, DTensor) else None for weight in weights.values()]
     for (name, weight), mesh in zip(weights.items(), meshes, strict=True):
         if mesh is None:

@@ -19,7 +19,7 @@ from hf_compress.layers.lora import merge_in_forward
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.models.heads import bare
-from hf_compress.models.sharding import refuse_shards, reshard
+from hf_compress.models.sharding import is_sharded, refuse_shards, reshard
 from hf_compress.models.targets import quantizable, transformer, whole
 from hf_compress.options import refuse_averages
 from hf_compress.quantize.arguments import QuantizationArguments
@@ -46,7 +46,8 @@ class QuantizationCallback(TrainerCallback):
 
     The head stays in floating point; BERT's pooler belongs to the body and is rounded. Under 16-bit autocast scales,
     ranges and rounding are float32. Beside a LoRA adapter the merged weight is rounded, and the ranges are in the
-    adapter's checkpoint.
+    adapter's checkpoint. While a step accumulates gradients, a weight is rounded once: one rounded copy of the weights
+    stays in memory then. Under FSDP or `torch_compile` and beside an adapter every forward rounds.
 
     With a `budget` or a `quant_step`, weights are rounded to fixed steps; otherwise the largest weight of a row sets
     its step. When rounding begins, 512 rows of the training set tell how much each layer counts, the steps are chosen,
@@ -84,6 +85,7 @@ class QuantizationCallback(TrainerCallback):
         self.arguments, self.budget, self.zeros = arguments, budget, zeros
         self._layers: list[CompressedLayer] = []
         self._begin = 0
+        self._accumulates = False
         self._skipped: Tensor | int = 0
 
     def on_init_end(
@@ -130,6 +132,8 @@ class QuantizationCallback(TrainerCallback):
             # `model_init` has made a new model, or the Trainer was built without this callback.
             self.on_init_end(args, state, control, **kwargs)
         self._layers, self._skipped = list(compressed_layers(model).values()), 0
+        # FSDP would have every process keep the whole weights that it spreads.
+        self._accumulates = args.gradient_accumulation_steps > 1 and not is_sharded(whole(kwargs["model"]))
         self._refuse_lost_ranges(state)
         self._plan(state)
         # As the last step before a checkpoint left them: no other step may follow.
@@ -146,12 +150,16 @@ class QuantizationCallback(TrainerCallback):
         if self.has_steps and state.global_step >= self._begin and CONSTANT not in progress(state):
             self._spend(state, kwargs["model"], kwargs.get("train_dataloader"))
         self._switch(state.global_step, state)
+        for layer in self._layers:
+            layer.round_once(self._accumulates)
 
     @torch.no_grad()
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Add the extremes of the step to the moving averages."""
+        """Add the extremes of the step to the moving averages, and forget the rounded weights."""
+        for layer in self._layers:
+            layer.round_once(False)
         layers = [layer for layer in self._layers if layer.has_range and layer.observing]
         if not layers:
             return
