@@ -58,11 +58,12 @@ class CompressedLayer(nn.Module):
     on_grid: int | None = None  # The version of a loaded weight that is on its grid; None if it may not be.
     rounding_once: bool = False  # Whether the weight stays as it is for several forwards: gradients accumulate.
     known_weight: tuple[Tensor, int, Tensor] | None = None  # A weight, its version, and the weight rounded.
+    known_bounds: tuple[Tensor, int, Bounds] | None = None  # A range, its version, and the bounds computed from it.
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         exact = {name: buffer for name in EXACT if (buffer := self._buffers.get(name)) is not None}
         super()._apply(fn, recurse)
-        self.known_weight = None
+        self.known_weight = self.known_bounds = None
         for name, buffer in exact.items():
             moved = cast(Tensor, self._buffers[name])
             if moved.dtype != buffer.dtype:
@@ -72,7 +73,8 @@ class CompressedLayer(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"on_grid": self.on_grid if self.is_on_grid() else None, "known_weight": None}
+        on_grid = self.on_grid if self.is_on_grid() else None
+        return self.__dict__ | {"on_grid": on_grid, "known_weight": None, "known_bounds": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -194,8 +196,17 @@ class CompressedLayer(nn.Module):
         return round_affine(values, bounds, known, outside, alone=True)
 
     def _bounds(self, grid: Grid) -> Bounds:
-        """Return the bounds of the input as tensors."""
-        return bounds_of(*affine_parameters(self.input_range[0], self.input_range[1], grid), grid)
+        """Return the bounds of the input as tensors, computed once for every change of its range.
+
+        They are two dozen tiny operations, which a GPU spends more time on than on the values.
+        """
+        seen = self.input_range
+        if not _remembers(seen):
+            return bounds_of(*affine_parameters(seen[0], seen[1], grid), grid)
+        if self.known_bounds is None or self.known_bounds[0] is not seen or self.known_bounds[1] != seen._version:
+            bounds = bounds_of(*affine_parameters(seen[0], seen[1], grid), grid)
+            self.known_bounds = seen, seen._version, bounds
+        return self.known_bounds[2]
 
     @torch.no_grad()
     def unload_and_optionally_merge_module(
@@ -282,6 +293,16 @@ def step_of(module: nn.Module) -> Tensor | None:
 def version_of(weight: Tensor) -> int:
     """Return how often `weight` was changed in place; -1 for a tensor of inference mode, which does not count."""
     return -1 if weight.is_inference() else weight._version
+
+
+def _remembers(seen: Tensor) -> bool:
+    """Return whether what is computed from `seen` may be used in later forwards: a version tells when it changed.
+
+    A recorded CUDA graph computes everything again from what it recorded, and does not run this code.
+    """
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or seen.is_inference():
+        return False
+    return not (seen.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 LAYERS: dict[LayerKind, type[CompressedLayer]] = {

@@ -1,5 +1,6 @@
 """Affine grids: laws, an oracle in torch's own operators, and rows inside the range, which need no clipping."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -178,3 +179,47 @@ def test_a_gradient_of_the_gradient_is_that_of_a_full_mask(monkeypatch: pytest.M
         found.append((slope, layer.weight.grad))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert found[0][1].any()
+
+
+def test_away_from_a_cpu_bounds_are_computed_once_per_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, values, expected, computed = layer_of(), rows_with(3), list[Tensor](), list[float]()
+    other = torch.tensor([-0.5, 2.0])
+    for bounds in (layer.input_range.clone(), other):
+        layer.input_range.copy_(bounds)
+        expected.append(layer(values))
+    layer.input_range.copy_(torch.tensor([-0.7, 1.1]))
+
+    def counted(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        computed.append(float(high))
+        return affine_parameters(low, high, grid)
+
+    for module in ("affine", "rounded", "shared_inputs"):
+        monkeypatch.setattr(f"hf_compress.layers.{module}.reads_numbers", lambda _: False)
+    monkeypatch.setattr("hf_compress.layers.rounded.affine_parameters", counted)
+    for _ in range(3):
+        assert torch.equal(layer(values), expected[0])
+    layer.input_range.copy_(other)
+    copied = copy.deepcopy(layer)
+    assert torch.equal(layer(values), expected[1]) and torch.equal(copied(values), expected[1])
+    assert computed == pytest.approx([1.1, 2.0, 2.0])
+    layer.input_range = torch.tensor([-0.7, 1.1])  # As loading may do.
+    assert torch.equal(layer(values), expected[0])
+    with torch.inference_mode():
+        layer.input_range = torch.tensor([-0.5, 2.0])
+        assert torch.equal(layer(values), expected[1])
+    assert torch.equal(layer(values), expected[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+def test_a_gpu_rounds_and_masks_as_a_cpu_does(dtype: torch.dtype) -> None:
+    """Nothing may be fused or divided otherwise there: the integers of a file are those of training."""
+    values, found = rows_with(3, dtype), []
+    for device in ("cpu", "cuda"):
+        layer, given = layer_of().to(device), values.detach().to(device).requires_grad_()
+        for _ in range(2):
+            rounded = layer.rounded_input(given)
+        weight = layer.rounded_weight()
+        (gradient,) = torch.autograd.grad(rounded.sum(), given)
+        found.append([rounded.cpu(), gradient.cpu(), layer.step_range.cpu()])
+    assert weight.is_cuda and all(torch.equal(bits(one), bits(other)) for one, other in zip(*found, strict=True))
