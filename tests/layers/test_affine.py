@@ -210,7 +210,7 @@ def test_away_from_a_cpu_bounds_are_computed_once_per_range(monkeypatch: pytest.
     assert torch.equal(layer(values), expected[1])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 def test_a_gpu_rounds_and_masks_as_a_cpu_does(dtype: torch.dtype) -> None:
     """Nothing may be fused or divided otherwise there: the integers of a file are those of training."""
