@@ -113,7 +113,7 @@ def bits(values: Tensor) -> Tensor:
     return values.detach().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.dtype.itemsize])
 
 
-def test_inside_the_range_nothing_is_kept_and_the_gradient_is_itself() -> None:
+def test_inside_the_range_nothing_is_kept_for_the_gradient() -> None:
     values = (torch.rand(3, 5) - 0.5).requires_grad_()
     outside = Extremes.of(values).outside(BOUNDS.low, BOUNDS.high)
     assert outside is not None and len(outside) == 0
@@ -123,7 +123,7 @@ def test_inside_the_range_nothing_is_kept_and_the_gradient_is_itself() -> None:
     assert rounded.grad_fn.apply(upstream)[0] is upstream
 
 
-def test_rows_are_not_picked_out_if_they_are_many_or_not_in_memory() -> None:
+def test_rows_are_picked_out_only_if_few_and_contiguous() -> None:
     low, high = BOUNDS.low, BOUNDS.high
     assert Extremes.of(rows_with(11)).outside(low, high) is None
     assert Extremes.of(rows_with(3).transpose(0, 1)).outside(low, high) is None
