@@ -188,18 +188,32 @@ def baseline(found: dict[str, dict[int, Path]]) -> str:
 def compared(task: Task, found: dict[str, dict[int, Path]], way: str, name: str) -> tuple[float, Difference | None]:
     """Return the mean score of a way on the rows `name`, and its difference from the baseline."""
     labels = np.array(task.sets[name]["label"])
-    logits = {seed: np.load(folder / "logits.npz")[name] for seed, folder in found[way].items()}
-    base = baseline(found)
-    others = {seed: np.load(folder / "logits.npz")[name] for seed, folder in found[base].items()}
+    score = float(np.mean([task.score(np.load(one / "logits.npz")[name], labels) for one in found[way].values()]))
+    pairs = matched(found, way, baseline(found), name)
+    return score, paired(task, labels, pairs) if pairs and way != baseline(found) else None
+
+
+def matched(found: dict[str, dict[int, Path]], way: str, base: str, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the logits of `base` and of a way on the rows `name`, for each seed that both have; `dense` has all."""
+    logits, others = (
+        {seed: np.load(folder / "logits.npz")[name] for seed, folder in found[one].items()} for one in (way, base)
+    )
     if base == DENSE:
         others = dict.fromkeys(logits, others[0])
-    pairs = [(others[seed], logits[seed]) for seed in logits if seed in others]
-    score = float(np.mean([task.score(one, labels) for one in logits.values()]))
-    return score, paired(task, labels, pairs) if pairs and way != base else None
+    return [(others[seed], logits[seed]) for seed in logits if seed in others]
 
 
 def paired(task: Task, labels: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Difference:
     """Return the mean difference over seeds and its 95 % interval; rows are drawn again, the same for both models."""
+    observed, drawn = differences(task, labels, pairs)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return observed, float(low), float(high)
+
+
+def differences(
+    task: Task, labels: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]
+) -> tuple[float, np.ndarray]:
+    """Return the mean difference over seeds, and the same over rows that are drawn again `RESAMPLES` times."""
     generator = np.random.default_rng(0)
     if task.known.main_metric == "accuracy":  # The mean of its rows, which is quick to draw again.
         right = [[logits.argmax(-1) == labels for logits in pair] for pair in pairs]
@@ -213,8 +227,7 @@ def paired(task: Task, labels: np.ndarray, pairs: list[tuple[np.ndarray, np.ndar
         )
 
     drawn = [difference(generator.integers(0, len(labels), len(labels))) for _ in range(RESAMPLES)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return difference(slice(None)), float(low), float(high)
+    return difference(slice(None)), np.array(drawn)
 
 
 def table(task: Task, out: Path) -> None:
