@@ -26,7 +26,6 @@ shared=(--model_name_or_path "$model" --base_model_hub_id sentence-transformers/
 sst2=(--task_name sst2 --max_train_samples 12000 --eval_extra_rows 10000 --num_train_epochs 2)
 stsb=(--task_name stsb --learning_rate 1e-4 --num_train_epochs 3)
 graph=(--compress_formats packed onnx)
-paper=(--distill_teacher self --prune_sparsity 0.6 --quant_scheme int8 --learning_rate 1e-4)
 taught=(--distill_teacher self --distill_alpha 0.5 --distill_layer_loss hidden=1 --distill_dropout 0)
 budget=("${taught[@]}" --quant_scheme int8 --quant_begin 0.85 --learning_rate 1e-4)
 
@@ -76,7 +75,5 @@ running
     cell stsb all-60 "${stsb[@]}" --compress_recipe all-60 --learning_rate 2e-4
     cell stsb 5mb "${stsb[@]}" "${budget[@]}" --compress_budget_mb 5
 ) &
-running; cell sst2 kd+mp60+int8 "${sst2[@]}" "${paper[@]}" &
-running; cell sst2 int8 "${sst2[@]}" --quant_scheme int8 &
 wait
 hf-compress inspect model_cards/*/
