@@ -10,6 +10,7 @@ A name is made of parts, joined by "+":
 - `cut3`: three of the layers;
 - `mp60`: 60 % zeros, by magnitude or by the criterion that follows (`adam`, `platon`, ...); `once` sets all of them
   when pruning begins, `begin0` and `end80` move that to 0 % and 80 % of the steps;
+- `neurons`, `heads`, `both`: the zeros are whole neurons, attention heads, or both;
 - `int8`: eight bits; a number alone, such as `5`, a file of at most 5 MB, rounded from 85 % of the steps on; `late50`
   moves that to 50 %;
 - `lr1e-4`: this learning rate.
@@ -23,6 +24,7 @@ import hf_compress as hfc
 from hf_compress.distill import LAYER_LOSSES
 from hf_compress.prune import CRITERIA
 
+STRUCTURE = {"neurons": "neurons", "heads": "heads", "both": "neurons+heads"}
 NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
@@ -58,6 +60,8 @@ def recipe_of(way: str, teacher: Path) -> tuple[hfc.Recipe, float | None]:
             distill["distill_student_layers"] = number
         elif name == "mp":
             prune["prune_sparsity"] = float(number) / 100
+        elif part in STRUCTURE:
+            prune["prune_pattern"] = STRUCTURE[part]
         elif name == "once":
             prune["prune_initial_sparsity"] = prune["prune_sparsity"]
         elif name in ("begin", "end"):

@@ -27,6 +27,7 @@ sst2=(--task_name sst2 --max_train_samples 12000 --eval_extra_rows 10000 --num_t
 stsb=(--task_name stsb --learning_rate 1e-4 --num_train_epochs 3)
 graph=(--compress_formats packed onnx)
 taught=(--distill_teacher self --distill_alpha 0.5 --distill_layer_loss hidden=1 --distill_dropout 0)
+half=("${taught[@]}" --prune_pattern neurons+heads --prune_sparsity 0.5 --quant_scheme int8 --learning_rate 2e-4)
 budget=("${taught[@]}" --quant_scheme int8 --quant_begin 0.85 --learning_rate 1e-4)
 
 run() { # folder result flags...: run the example, unless the result exists
@@ -64,6 +65,7 @@ control sst2 "${sst2[@]}"
 copy sst2 dense
 running; cell sst2 all-60 "${sst2[@]}" --compress_recipe all-60 --learning_rate 2e-4 "${graph[@]}" &
 running; cell sst2 5mb "${sst2[@]}" "${budget[@]}" --compress_budget_mb 5 "${graph[@]}" &
+running; cell sst2 half "${sst2[@]}" "${half[@]}" "${graph[@]}" &
 running; cell sst2 kd+int8 "${sst2[@]}" --distill_teacher self --quant_scheme int8 "${graph[@]}" &
 running; cell sst2 all-80 "${sst2[@]}" --compress_recipe all-80 --learning_rate 2e-4 &
 running; cell sst2 7mb "${sst2[@]}" "${budget[@]}" --compress_budget_mb 7 &
