@@ -70,7 +70,7 @@ def _warn_of_header(name: str, found: Any, option: str) -> None:
     names = [column for rows in found.values() for column in rows.column_names if len(column.split()) > WORDS]
     if names and Path(name).suffix.lower() in (".csv", ".tsv"):
         warnings.warn(
-            f"`--{option} {name}`: the first line names the columns, and one is called {names[0][:60]!r}. If that is a "
+            f"`--{option} {name}`: the first line names the columns, one of them {names[0][:60]!r}. If that is a "
             "text, it is lost: put a line with names such as `text` before it, or give a .txt file with one text a "
             "line.",
             stacklevel=3,

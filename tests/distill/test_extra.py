@@ -128,7 +128,7 @@ def test_texts_that_cannot_be_read_are_refused(
 
 def test_a_text_in_place_of_column_names_is_told(texts: Path, enlarging: Callable[..., Any]) -> None:
     (texts / "headless.csv").write_text("a film that is good\nand another\n")
-    with pytest.warns(UserWarning, match="the first line names the columns, and one is called 'a film that is good'"):
+    with pytest.warns(UserWarning, match="the first line names the columns, one of them 'a film that is good'"):
         enlarging(options={"distill_extra": [str(texts / "headless.csv")]})
 
 
