@@ -2,58 +2,91 @@
 
     python benchmarks/decode.py [--rounds 10] [--layers 12]
 
-The model has the shape of BERT-base; 80 % of its linear weights are zero and its scheme is int8. Both files are in
-the page cache and take turns. Transformers maps a dense file into memory and reads nothing until a weight is used, so
-three ratios are printed: loading alone, loading and a first batch of 1 x 8 tokens, and loading and every weight used
-once. The last line is the time to write as many zeros into fresh memory as the weights have bytes: a lower bound for
-any decoder.
+The model has the shape of BERT-base; 80 % of its linear weights are zero and its scheme is int8. All ways to load take
+turns, and all files are in the page cache: the dense file; the packed one as floats and as integers (`run="int8"`);
+and both again from a decoded copy that an earlier load has written (`HF_COMPRESS_CACHE`). `made` is the load that
+writes the copy. Transformers maps a dense file into memory and reads nothing until a weight is used, so three ratios
+to it are printed: loading alone, with a first batch of 1 x 8 tokens, and with every weight used once. GB/s are bytes
+of dense float32 weights per second of `from_pretrained`. The last line is the time to write as many zeros into fresh
+memory as the weights have bytes: a lower bound for any decoder to floats.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from sizes import save_packed
+from sizes import prune
 from transformers import BertConfig, BertForSequenceClassification, logging
 
+import hf_compress as hfc
+from hf_compress.checkpoint import decoded, save_compressed
+from hf_compress.layers import SCHEMES, quantize_layers
 from hf_compress.packing import Packed
 
-WHAT = ("from_pretrained", "from_pretrained and a first batch", "from_pretrained and every weight used")
+WHAT = ("from_pretrained", "and a first batch", "and every weight used")
+WAYS = {  # How to load: the run (None for the dense file), and whether to keep a copy.
+    "dense": (None, False),
+    "packed": ("dense", False),
+    "packed, int8": ("int8", False),
+    "copy, made": ("dense", True),
+    "copy": ("dense", True),
+    "copy, int8": ("int8", True),
+}
 
 
-def decode_speed(folder: Path, rounds: int) -> list[float]:
-    """Return decoded MB of float32 weights per second of CPU time, one value per round."""
+def save_packed(model: BertForSequenceClassification, folder: Path) -> None:
+    """Prune and round `model` in one shot, and save it with all that training would have left, ranges included."""
+    prune(model, 0.8)
+    for layer in quantize_layers(model, SCHEMES["int8"]):
+        layer.quantizing, layer.rounded = True, torch.float32
+        if layer.has_range:
+            layer.input_range = torch.tensor([-1.0, 1.0])
+    recipe = hfc.Recipe(
+        pruning=hfc.PruningArguments(prune_sparsity=0.8),
+        quantization=hfc.QuantizationArguments(quant_scheme="int8"),
+    )
+    save_compressed(model, folder, recipe)
+
+
+def decode_speed(folder: Path, rounds: int, dtype: torch.dtype | None) -> list[float]:
+    """Return decoded MB of float32 weights per second of CPU time, one value per round; None decodes to integers."""
     speeds = []
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in list(file.keys())}
     for _ in range(rounds):
         begun, done = time.process_time(), 0
         for key, tensor in tensors.items():
-            done += Packed.open(tensor, key).weight(torch.float32).nbytes
+            done += 4 * Packed.open(tensor, key).begin(dtype)().numel()
         speeds.append(done / 1e6 / (time.process_time() - begun))
     return speeds
 
 
-def load_times(folder: Path) -> tuple[float, float, float]:
+def load(folder: Path, run: str | None, cache: bool) -> BertForSequenceClassification:
+    if run is None:
+        return BertForSequenceClassification.from_pretrained(folder)
+    config = hfc.CompressionConfig(run=run, cache=cache)  # type: ignore[arg-type]
+    return BertForSequenceClassification.from_pretrained(folder, quantization_config=config)
+
+
+def load_times(folder: Path, run: str | None, cache: bool) -> tuple[float, float, float]:
     """Return the seconds of `from_pretrained`: alone, with a first batch, and with every weight used once."""
     begun = time.perf_counter()
-    model = BertForSequenceClassification.from_pretrained(folder)
+    model = load(folder, run, cache)
     loaded = time.perf_counter() - begun
     with torch.no_grad():
         begun = time.perf_counter()
         for parameter in model.parameters():
             parameter.sum()
         used = time.perf_counter() - begun
-    del model
-    begun = time.perf_counter()
-    model = BertForSequenceClassification.from_pretrained(folder)
-    with torch.no_grad():
+        begun = time.perf_counter()
         model(input_ids=torch.arange(1000, 1008).view(1, 8))
-    return loaded, time.perf_counter() - begun, loaded + used
+    return loaded, loaded + time.perf_counter() - begun, loaded + used
 
 
 def writing_time(size: int) -> float:
@@ -69,34 +102,40 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12, help="layers of the model (%(default)s)")
     options = parser.parse_args()
     rounds = options.rounds
+    warnings.filterwarnings("ignore", "You passed `quantization_config`")
     logging.set_verbosity_error(), logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as work:
-        folders = {"dense": Path(work) / "dense", "packed": Path(work) / "packed"}
+        os.environ[decoded.FOLDER] = str(Path(work) / "copies")
         model = BertForSequenceClassification(BertConfig(num_hidden_layers=options.layers))
-        model.save_pretrained(folders["dense"])
-        save_packed(model, 0.8, "int8", folders["packed"])
+        model.save_pretrained(Path(work) / "dense")
+        save_packed(model, Path(work) / "packed")
         size = sum(parameter.nbytes for parameter in model.parameters())
         del model
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        speeds = decode_speed(folders["packed"], rounds)
+        for name, dtype in (("float32", torch.float32), ("int8", None)):
+            speeds = decode_speed(Path(work) / "packed", rounds, dtype)
+            print(f"decode to {name}, one thread: {statistics.median(speeds):,.0f} MB/s (slowest {min(speeds):,.0f})")
         torch.set_num_threads(threads)
-        print(f"decode, one thread: {statistics.median(speeds):,.0f} MB/s (slowest round {min(speeds):,.0f})")
-        times: dict[str, list[tuple[float, ...]]] = {name: [] for name in folders}
+        times: dict[str, list[tuple[float, ...]]] = {name: [] for name in WAYS}
         written = []
         for number in range(rounds + 1):
-            for name in list(folders)[:: 1 if number % 2 else -1]:
-                seconds = load_times(folders[name])
+            for name in list(WAYS)[:: 1 if number % 2 else -1]:
+                if name == "copy, made":
+                    decoded.clear()
+                    load(Path(work) / "packed", "int8", cache=True)  # Only the copy of floats is made in this turn.
+                run, cache = WAYS[name]
+                seconds = load_times(Path(work) / ("dense" if run is None else "packed"), run, cache)
                 if number:  # The first round is a warm-up.
                     times[name].append(seconds)
             written.append(writing_time(size))
-    for index, what in enumerate(WHAT):
-        ratios = sorted(p[index] / d[index] for d, p in zip(times["dense"], times["packed"], strict=True))
-        medians = [statistics.median(row[index] for row in rows) for rows in times.values()]
-        print(
-            f"{what}, {threads} threads: dense {medians[0]:.3f} s, packed {medians[1]:.3f} s, ratio "
-            f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        )
+    for name, rows in times.items():
+        alone = statistics.median(row[0] for row in rows)
+        cells = []
+        for index, what in enumerate(WHAT):
+            ratios = sorted(one[index] / dense[index] for one, dense in zip(rows, times["dense"], strict=True))
+            cells.append(f"{what} x {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        print(f"{name}, {threads} threads: {alone:.3f} s, {size / 1e9 / alone:.2f} GB/s, {', '.join(cells)}")
     print(f"writing {size / 1e6:.0f} MB of zeros, {threads} threads: {statistics.median(written):.3f} s")
 
 

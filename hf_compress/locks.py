@@ -8,11 +8,14 @@ if sys.platform != "win32":  # Windows has no such locks.
     import fcntl
 
 
-def lock(folder: Path) -> int | None:
+def lock(folder: Path, *, shared: bool = False) -> int | None:
     """Lock an existing folder for this process, and return the open folder, which `unlock` takes.
 
     The lock is on the folder itself, so it leaves no file behind, and it ends with a killed process. Returns None
     where the file system or the operating system has no such locks.
+
+    Args:
+        shared: whether others may hold a shared lock at the same time.
 
     Raises:
         BlockingIOError: another process has locked the folder, or this one has, earlier.
@@ -28,7 +31,7 @@ def lock(folder: Path) -> int | None:
         return None
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(opened, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(opened)
         raise

@@ -6,7 +6,7 @@ seconds. Each command imports what it needs when it runs, so that `hf-compress -
 
 import typer
 
-from hf_compress_cli import bench, demo, finish, inspect, push, quantize, run, study, verify
+from hf_compress_cli import bench, cache, demo, finish, inspect, push, quantize, run, study, verify
 
 app = typer.Typer(
     help="Distil, prune and quantize Transformers models inside the Trainer. Inspect, share and study the results.",
@@ -26,4 +26,5 @@ app.command()(bench.bench)
 app.command()(push.push)
 app.command()(verify.verify)
 app.add_typer(study.app, name="study")
+app.add_typer(cache.app, name="cache")
 app.command()(demo.demo)

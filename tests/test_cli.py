@@ -154,7 +154,7 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, t
 
 def test_help_lists_the_commands_one_line_each() -> None:
     assert [words[0] for words in COMMANDS if len(words) == 1] == [
-        "run", "finish", "quantize", "inspect", "bench", "push", "verify", "demo", "study",
+        "run", "finish", "quantize", "inspect", "bench", "push", "verify", "demo", "study", "cache",
     ]  # fmt: skip
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0

@@ -39,6 +39,8 @@ class CompressionConfig(QuantizationConfigMixin):
         run: how loading treats the integers. "dense" gives floating-point weights, which can be trained again.
             "int8" keeps integers in a quarter of the memory, for inference. It is not stored in the file: pass it as
             `from_pretrained(..., quantization_config=CompressionConfig(run="int8"))`.
+        cache: whether to keep a decoded copy on the disk, which later loads map into memory. By default the
+            environment variable `HF_COMPRESS_CACHE` decides. It is not stored in the file either.
 
     Raises:
         ValueError: a field has a wrong type, or fields contradict each other. The message names the field.
@@ -60,6 +62,7 @@ class CompressionConfig(QuantizationConfigMixin):
         widths: dict[str, list[int]] | None = None,
         version: int = FORMAT_VERSION,
         run: Run = "dense",
+        cache: bool | None = None,
         **kwargs: Any,
     ) -> None:
         self.quant_method = METHOD
@@ -98,7 +101,9 @@ class CompressionConfig(QuantizationConfigMixin):
             raise ValueError(f"`quantization_config.steps` must be true or false; got {steps!r}.")
         if run not in get_args(Run):
             raise ValueError(f"`run` must be one of {', '.join(get_args(Run))}; got {run!r}.")
-        self.run = run
+        if cache not in (True, False, None):
+            raise ValueError(f"`cache` must be True, False or None; got {cache!r}.")
+        self.run, self.cache = run, cache
         if self.quantized and scheme is None:
             raise ValueError("`quantization_config.scheme` must name the grids of the quantized layers; got None.")
         self.grids = None if scheme is None else _scheme(scheme)
@@ -131,7 +136,7 @@ class CompressionConfig(QuantizationConfigMixin):
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """Return the fields that `from_pretrained` takes from the user. All others are read from the file."""
-        return {"run": self.run}
+        return {"run": self.run, "cache": self.cache}
 
     def grid(self, name: str, layer: LayerKind) -> Grid:
         """Return the grid of the weight of the quantized layer `name`."""

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,10 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.quantizers import HfQuantizer, register_quantizer
 
+from hf_compress.checkpoint import decoded
 from hf_compress.checkpoint.config import METHOD, CompressionConfig
+from hf_compress.checkpoint.conversion import EachTensor, Unpack
+from hf_compress.checkpoint.copying import copied
 from hf_compress.checkpoint.files import located, packed_tensors, printable
 from hf_compress.checkpoint.reader import drop_reader, keep_reader
 from hf_compress.layers.attention import range_owners, restore_attention
@@ -25,24 +29,6 @@ from hf_compress.models.sharding import whole_on_first
 from hf_compress.models.targets import LayerKind, kind
 from hf_compress.models.widths import resize
 from hf_compress.packing.packed import Packed, pack, set_seal
-
-T = TypeVar("T")
-
-
-class Unpack(ConversionOps):
-    """The load operation of Transformers that decodes a packed tensor."""
-
-    def __init__(self, hf_quantizer: "CompressionQuantizer") -> None:
-        self.hf_quantizer = hf_quantizer
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Unpack":
-        return self  # Transformers copies it for every tensor, but there is one quantizer with one set of threads.
-
-    def convert(
-        self, input_dict: dict[str, Any], full_layer_name: str, model: PreTrainedModel, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        (given,) = (value[0] if isinstance(value, list) else value for value in input_dict.values())
-        return {full_layer_name: self.hf_quantizer.unpacked(model, full_layer_name, given)}
 
 
 @register_quantizer(METHOD)
@@ -63,6 +49,8 @@ class CompressionQuantizer(HfQuantizer):
     executor: Executor | None = None
     packed: dict[str, Packed]
     begun: dict[str, Callable[[], Tensor]]
+    dtypes: dict[str, torch.dtype]  # Of the tensors of the model, whose weights may become integers.
+    copy: decoded.Copy | None = None  # That Transformers loads in place of the packed files.
 
     def is_serializable(self) -> bool:
         return True
@@ -85,17 +73,25 @@ class CompressionQuantizer(HfQuantizer):
         return {"deserialize": Unpack}
 
     def get_weight_conversions(self) -> list[WeightConverter]:
-        # Every tensor under its own name. The CPU decodes; the weight then moves to its device.
-        return [WeightConverter("(.+)", r"\1", [Unpack(self)], force_cpu=True)]
+        return [EachTensor(Unpack(self))] if self.copy is None else []
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        self.failure = None
-        self.packed = self.opened(model, [Path(path) for path in kwargs.get("checkpoint_files") or []])
+        self.failure = self.copy = None
+        files, place = kwargs.get("checkpoint_files") or [], kwargs.get("device_map")
         threads = torch.get_num_threads()
         self.executor = ThreadPoolExecutor(threads) if threads > 1 else None
+        # What is left on the disk is read from the packed files, and `device_map="auto"` may leave something there.
+        maps = place is None or (isinstance(place, dict) and "disk" not in place.values())
+        if files and maps and decoded.wanted(self.quantization_config.cache):
+            self.copy = copied(self, model, [Path(path) for path in files])
+        if self.copy is not None:
+            self.packed = self.begun = {}
+            files[:] = [str(self.copy.weights)]
+            return model
+        self.packed = self.opened(model, [Path(path) for path in files])
         # Threads decode ahead only what stays on the CPU. Tensors for other devices are decoded one at a time,
         # because all of them may not fit into memory.
-        ahead = self.executor is not None and kwargs.get("device_map") in (None, {"": torch.device("cpu")})
+        ahead = self.executor is not None and place in (None, {"": torch.device("cpu")})
         self.begun = {name: self._begin(model, name) for name in list(self.packed)} if ahead else {}
         return model
 
@@ -108,6 +104,11 @@ class CompressionQuantizer(HfQuantizer):
         Raises:
             ValueError: configuration, files and model do not fit together.
         """
+        self.prepare(model)
+        return self.checked(model, paths)
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Give `model` the layers of the checkpoint, in place."""
         config = self.quantization_config
         if config.run == "int8" and not config.quantized:
             raise ValueError(
@@ -124,7 +125,7 @@ class CompressionQuantizer(HfQuantizer):
             assert config.grids is not None and config.grids.attention is not None, "checked on construction"
             for operand in restore_attention(model, config.attention, config.grids.attention):
                 operand.quantizing = True
-        return self._checked(model, paths)
+        self.dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.executor is not None:
@@ -132,6 +133,10 @@ class CompressionQuantizer(HfQuantizer):
         self.packed, self.begun, self.executor = {}, {}, None
         if self.failure is not None:
             raise self.failure
+        if self.copy is not None:
+            for name, scale in self.copy.scales().items():
+                self._note(model, name, scale)
+            self.copy.release()
         # Otherwise `save_pretrained` would try to revert these, although it packs under the model's own names.
         model._weight_conversions = []
         keep_reader(model)
@@ -216,21 +221,39 @@ class CompressionQuantizer(HfQuantizer):
         return torch.empty_like(model.get_parameter_or_buffer(name), device="cpu")
 
     def _begin(self, model: PreTrainedModel, name: str) -> Callable[[], Tensor]:
-        """Start to decode the tensor `name`, and return a function that returns it."""
-        tensor, dtype = self.packed.pop(name), model.get_parameter_or_buffer(name).dtype
-        scale = located(Path(model.config.name_or_path), name, tensor.scale)
-        owner = name.removesuffix(".weight")
-        if scale is None:
+        """Start to decode the tensor `name`, and return a function that returns it and notes its scales."""
+        tensor = self.packed.pop(name)
+        start = partial(self.start, tensor, self.dtypes[name])
+        finish = located(Path(model.config.name_or_path), name, start)
+
+        def finish_scaled() -> Tensor:
+            values, scale = finish(), tensor.scale()
+            self._note(model, name, cast(Tensor, scale))
+            return values
+
+        return finish_scaled if tensor.group else finish
+
+    def start(self, tensor: Packed, dtype: torch.dtype) -> Callable[[], Tensor]:
+        """Start to decode `tensor`, and return a function that returns it as it is in the model."""
+        if not self.keeps_integers(tensor):
             return tensor.begin(dtype, self.executor)
-        layer = _layer(model, owner)
-        if self.quantization_config.run == "dense":
-            layer.__dict__["loaded_scale"] = scale
-            return tensor.begin(dtype, self.executor)
-        note(layer, Loaded(scale, self.quantization_config.grid(owner, kind(layer) or "linear"), dtype))
         finish = tensor.begin(None, self.executor)
         return (lambda: finish().t().contiguous()) if tensor.transposed else finish
 
-    def _checked(self, model: PreTrainedModel, paths: Sequence[Path]) -> dict[str, Packed]:
+    def keeps_integers(self, tensor: Packed) -> bool:
+        return tensor.group > 0 and self.quantization_config.run == "int8"
+
+    def _note(self, model: PreTrainedModel, name: str, scale: Tensor) -> None:
+        """Attach to the layer of the weight `name` what is known of its integers."""
+        owner = name.removesuffix(".weight")
+        layer = _layer(model, owner)
+        if self.quantization_config.run == "dense":
+            layer.__dict__["loaded_scale"] = scale
+        else:
+            grid = self.quantization_config.grid(owner, kind(layer) or "linear")
+            note(layer, Loaded(scale, grid, self.dtypes[name]))
+
+    def checked(self, model: PreTrainedModel, paths: Sequence[Path]) -> dict[str, Packed]:
         """Return the opened tensors of the files that belong to the model, by name.
 
         Raises:

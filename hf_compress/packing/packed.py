@@ -3,11 +3,11 @@
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ KINDS: tuple[torch.dtype, ...] = (
 # Values per chunk: so many that chunks add no overhead, and so few that a decoded chunk stays in the cache.
 CHUNK = 1 << 18
 SMALL = 1 << 14  # Decoding this many values is faster than handing them to another thread.
+TOGETHER = 4  # Chunks that a thread decodes at once: fewer would wait for Python's lock, more for the last thread.
 
 INFINITE = 0x7F80  # As the bits of a bfloat16 number; those of NaN and of negative numbers are greater.
 
@@ -199,6 +200,7 @@ class Packed:
 
     def scale(self) -> Float[Tensor, "rows scales"] | None:
         """Return the float32 scales of the rows (or groups) of integers, or None if there are no scales."""
+        self.check()
         return self._parts.scale
 
     def begin(self, dtype: torch.dtype | None, executor: Executor | None = None) -> Callable[[], Tensor]:
@@ -211,51 +213,64 @@ class Packed:
             dtype: of the weight. If None, the result is the values that were packed, without scales.
             executor: decodes in the background. Without it, decoding happens when the function is called.
         """
-        _, order, chunks = self._parts
+        background = executor is not None and self.numel > SMALL
+        run = cast(Executor, executor).submit if background else partial
+        checked, chunks = run(self.check), self._parts.chunks
         result = torch.empty(
             self.shape, dtype=dtype or self.dtype, device="cpu"
         )  # While Transformers loads, the default is "meta".
-        target = _words(result)
-
-        def place(begin: int, chunk: memoryview) -> None:
-            words = _decoded(chunk, min(self.step, self.numel - begin), self.dtype.itemsize)
-            if dtype is not None:
-                words = self._converted(words, begin, dtype)
-            if order is None:
-                target[begin : begin + len(words)] = words
-            else:
-                runs, first = words.reshape(-1, self.group), begin // self.group
-                target.reshape(-1, self.group)[order[first : first + len(runs)]] = runs
-
-        run = map if executor is None or self.numel <= SMALL else executor.map
-        jobs: Iterable[None] = run(place, *zip(*chunks, strict=True)) if chunks else ()
+        place = partial(self._place, _words(result), dtype)
+        jobs = [run(place, chunks[at : at + TOGETHER]) for at in range(0, len(chunks), TOGETHER)]
 
         def finish() -> Tensor:
-            for _ in jobs:
-                pass
+            for job in (checked, *jobs):  # A damaged tensor may fail anywhere, but its checksum says it best.
+                job.result() if isinstance(job, Future) else job()
             return result.t().contiguous() if self.transposed and dtype is not None else result
 
         return finish
+
+    def _place(self, target: np.ndarray, dtype: torch.dtype | None, chunks: Sequence[tuple[int, memoryview]]) -> None:
+        """Decode `chunks` and write their values, or weights in `dtype`, to their places in `target`."""
+        scale, order, _ = self._parts
+        plain = dtype is None or (scale is None and dtype == self.dtype)
+        for begin, chunk in chunks:
+            count = min(self.step, self.numel - begin)
+            here = target[begin : begin + count]
+            if order is None and plain:
+                _decode(chunk, here)
+                continue
+            words = np.empty(count, dtype=f"<u{self.dtype.itemsize}")
+            _decode(chunk, words)
+            if order is None:
+                here[:] = self._converted(words, begin, cast(torch.dtype, dtype))
+            else:
+                first, runs = begin // self.group, count // self.group
+                found = words if plain else self._converted(words, begin, cast(torch.dtype, dtype))
+                target.reshape(-1, self.group)[order[first : first + runs]] = found.reshape(runs, self.group)
 
     def _converted(self, words: np.ndarray, begin: int, dtype: torch.dtype) -> np.ndarray:
         """Return the bits in `dtype` of the weights whose stored values, from `begin` on, are `words`."""
         scale, order, _ = self._parts
         if scale is None:
-            stored = torch.from_numpy(words.copy().view(np.uint8)).view(self.dtype)
-            return words if dtype == self.dtype else _words(stored.to(dtype))
+            return _words(torch.from_numpy(words.view(np.uint8)).view(self.dtype).to(dtype))
         width = self.shape[1] if order is None else self.group
-        # Products are computed in float32 for every `dtype`, and rounded once.
-        runs = words.view(np.int8).reshape(-1, width).astype(np.float32)
+        runs = words.view(np.int8).reshape(-1, width)
         rows = slice(begin // width, begin // width + len(runs))
+        if order is None:
+            factors = scale.numpy()[rows]
+            if factors.shape[1] > 1:
+                factors = np.repeat(factors, self.group, axis=1)[:, :width]
+        else:
+            factors = scale.numpy().reshape(-1, 1)[order[rows]]
+        # Products are computed in float32 for every `dtype`, and rounded once.
+        products = runs.astype(np.float32)
         with np.errstate(over="ignore"):  # Scales that were never trained may overflow.
-            if order is None:
-                runs *= np.repeat(scale.numpy()[rows], self.group, axis=1)[:, :width]
-            else:
-                runs *= scale.numpy().reshape(-1, 1)[order[rows]]
-        return _words(torch.from_numpy(runs).to(dtype))
+            products *= factors
+        return _words(torch.from_numpy(products).to(dtype))
 
     def codecs(self) -> set[str]:
         """Return the codecs of its chunks."""
+        self.check()
         return {CODECS[chunk[_CHUNK.size - 1]] for _, chunk in self._parts.chunks}
 
     def bytes_with(self, codec: str) -> int | None:
@@ -271,13 +286,23 @@ class Packed:
 
     def check(self) -> None:
         """Refuse bytes whose checksum does not match, without decoding them."""
-        if _checksum(self.data, self.key) != self.checksum:
+        if not self._intact:
             raise ValueError("the checksum of a packed tensor does not match: the file is damaged, download it again")
 
     @cached_property
+    def _intact(self) -> bool:
+        return _checksum(self.data, self.key) == self.checksum
+
+    @cached_property
     def _parts(self) -> "_Parts":
-        """What follows the head, after checking the checksum."""
-        self.check()
+        """What follows the head. Nobody may use it before `check`, except to refuse it sooner."""
+        try:
+            return self._split()
+        except ValueError:
+            self.check()
+            raise
+
+    def _split(self) -> "_Parts":
         sections, scale, order = Sections(self.data[_HEAD.size + 4 * len(self.shape) :]), None, None
         if self.group:
             rows, width = self.shape
@@ -301,12 +326,11 @@ class Packed:
             raise ValueError(f"the chunks of a packed tensor end at {at} of {len(data)} bytes: it is damaged")
 
 
-def _decoded(chunk: memoryview, count: int, width: int) -> np.ndarray:
-    """Return the words of one chunk, which begins with its head."""
+def _decode(chunk: memoryview, words: np.ndarray) -> None:
+    """Write the words of one chunk, which begins with its head, into `words`."""
     sections = Sections(chunk[_CHUNK.size :])
-    words = decode(sections, chunk[_CHUNK.size - 1], count, width)
+    decode(sections, chunk[_CHUNK.size - 1], words)
     sections.finish()
-    return words
 
 
 def _words(tensor: Tensor) -> np.ndarray:

@@ -20,7 +20,8 @@ from hf_compress.packing.coding import (
 
 def _decoded(data: bytes, codec: str, words: np.ndarray) -> np.ndarray:
     sections = Sections(memoryview(data))
-    decoded = decode(sections, CODECS.index(codec), len(words), words.itemsize)
+    decoded = np.full(len(words), 99, dtype=words.dtype)
+    decode(sections, CODECS.index(codec), decoded)
     sections.finish()
     return decoded
 
@@ -100,16 +101,16 @@ def test_escapes_that_do_not_match_their_number_are_refused() -> None:
     assert data[0] == 10
     data[0] = 9
     with pytest.raises(ValueError, match="should hold 9 bytes|10 values are escaped and 9"):
-        decode(Sections(memoryview(bytes(data))), CODECS.index("pairs"), len(words), 1)
+        decode(Sections(memoryview(bytes(data))), CODECS.index("pairs"), np.empty_like(words))
 
 
 def test_wide_values_in_pairs_and_unknown_codecs_are_refused() -> None:
     data = encode(np.zeros(4, dtype=np.uint8), "pairs")
     assert data is not None
     with pytest.raises(ValueError, match="cannot be stored in pairs"):
-        decode(Sections(memoryview(data)), CODECS.index("pairs"), 4, 4)
+        decode(Sections(memoryview(data)), CODECS.index("pairs"), np.empty(4, dtype="<u4"))
     with pytest.raises(ValueError, match="this is 12: upgrade"):
-        decode(Sections(memoryview(data)), 12, 4, 1)
+        decode(Sections(memoryview(data)), 12, np.empty(4, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("zeros", [0, 1, 254, 255, 256, 509, 510, 511, 2000])
@@ -124,6 +125,6 @@ def test_a_value_beyond_the_last_is_refused() -> None:
     data = encode(np.array([0, 0, 0, 5], dtype=np.uint8), "gaps planes")
     assert data is not None
     with pytest.raises(ValueError, match="place 3 of 3"):
-        decode(Sections(memoryview(data)), CODECS.index("gaps planes"), 3, 1)
+        decode(Sections(memoryview(data)), CODECS.index("gaps planes"), np.empty(3, dtype=np.uint8))
     with pytest.raises(ValueError, match="0 values cannot have 1 gaps"):
-        decode(Sections(memoryview(data)), CODECS.index("gaps planes"), 0, 1)
+        decode(Sections(memoryview(data)), CODECS.index("gaps planes"), np.empty(0, dtype=np.uint8))
