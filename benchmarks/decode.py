@@ -13,6 +13,7 @@ memory as the weights have bytes: a lower bound for any decoder to floats.
 
 import argparse
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -25,7 +26,7 @@ from sizes import prune
 from transformers import BertConfig, BertForSequenceClassification, logging
 
 import hf_compress as hfc
-from hf_compress.checkpoint import decoded, save_compressed
+from hf_compress.checkpoint import save_compressed
 from hf_compress.layers import SCHEMES, quantize_layers
 from hf_compress.packing import Packed
 
@@ -105,7 +106,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", "You passed `quantization_config`")
     logging.set_verbosity_error(), logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as work:
-        os.environ[decoded.FOLDER] = str(Path(work) / "copies")
+        os.environ["HF_COMPRESS_CACHE_DIR"] = str(Path(work) / "copies")
         model = BertForSequenceClassification(BertConfig(num_hidden_layers=options.layers))
         model.save_pretrained(Path(work) / "dense")
         save_packed(model, Path(work) / "packed")
@@ -122,7 +123,7 @@ def main() -> None:
         for number in range(rounds + 1):
             for name in list(WAYS)[:: 1 if number % 2 else -1]:
                 if name == "copy, made":
-                    decoded.clear()
+                    shutil.rmtree(Path(work) / "copies", ignore_errors=True)
                     load(Path(work) / "packed", "int8", cache=True)  # Only the copy of floats is made in this turn.
                 run, cache = WAYS[name]
                 seconds = load_times(Path(work) / ("dense" if run is None else "packed"), run, cache)

@@ -146,7 +146,7 @@ def find(key: str, expected: Layout) -> Copy | None:
 
 def write(
     key: str,
-    tensors: Iterable[tuple[str, Tensor]],
+    tensors: Iterable[Tensor],
     layout: Layout,
     scales: Mapping[str, Tensor],
     about: dict[str, str],

@@ -85,7 +85,7 @@ class CompressionQuantizer(HfQuantizer):
         if files and maps and decoded.wanted(self.quantization_config.cache):
             self.copy = copied(self, model, [Path(path) for path in files])
         if self.copy is not None:
-            self.packed = self.begun = {}
+            self.packed, self.begun = {}, {}
             files[:] = [str(self.copy.weights)]
             return model
         self.packed = self.opened(model, [Path(path) for path in files])

@@ -17,13 +17,13 @@ from torch import Tensor
 from hf_compress.packing.coding import (
     CODECS,
     Sections,
-    decode,
     decode_planes,
     encode,
     encode_planes,
     encode_shortest,
 )
 from hf_compress.packing.ordering import ORDERS, in_best_order, in_order_of
+from hf_compress.packing.placing import CHUNK_HEAD, decode_chunks, words_of
 
 MAGIC = b"HFC5"
 KINDS: tuple[torch.dtype, ...] = (
@@ -48,7 +48,6 @@ INFINITE = 0x7F80  # As the bits of a bfloat16 number; those of NaN and of negat
 # Magic, CRC-32, seal, kind, dimensions, transposed, order, values per scale, values per chunk.
 _HEAD = struct.Struct("<4sIIBBBBII")
 _SEAL_AT, _CHECKED_FROM = 8, 12
-_CHUNK = struct.Struct("<IB")
 
 
 def pack(
@@ -74,20 +73,20 @@ def pack(
         >>> Packed.open(pack(torch.tensor([1.0, 0.0, 2.0]))).values()
         tensor([1., 0., 2.])
     """
-    words = _words(tensor)
+    words = words_of(tensor)
     width = max(tensor.shape[-1], 1) if scale is not None else 1
     step = max(1, CHUNK // width) * width
     group = 0 if scale is None else min(group or width, width)
     parts = [struct.pack(f"<{tensor.dim()}I", *tensor.shape)]
     order = 0
     if scale is not None:
-        scales = _words(scale.bfloat16())
+        scales = words_of(scale.bfloat16())
         assert torch.equal(scale.bfloat16().float(), scale), "scales are rounded as `grids` rounds them"
         order, keys, words = in_best_order(words, scales, width, group)
         parts += [encode_planes(scales), *([] if keys is None else [encode_planes(keys)])]
     for begin in range(0, len(words), step):
         codec, data = encode_shortest(words[begin : begin + step])
-        parts.append(_CHUNK.pack(len(data), codec) + data)
+        parts.append(CHUNK_HEAD.pack(len(data), codec) + data)
     head = _HEAD.pack(MAGIC, 0, 0, KINDS.index(tensor.dtype), tensor.dim(), transposed, order, group, step)
     packed = bytearray(b"".join([head, *parts]))
     struct.pack_into("<I", packed, 4, _checksum(packed, key))
@@ -219,7 +218,7 @@ class Packed:
         result = torch.empty(
             self.shape, dtype=dtype or self.dtype, device="cpu"
         )  # While Transformers loads, the default is "meta".
-        place = partial(self._place, _words(result), dtype)
+        place = partial(decode_chunks, self, self._parts.scale, self._parts.order, words_of(result), dtype)
         jobs = [run(place, chunks[at : at + TOGETHER]) for at in range(0, len(chunks), TOGETHER)]
 
         def finish() -> Tensor:
@@ -229,59 +228,20 @@ class Packed:
 
         return finish
 
-    def _place(self, target: np.ndarray, dtype: torch.dtype | None, chunks: Sequence[tuple[int, memoryview]]) -> None:
-        """Decode `chunks` and write their values, or weights in `dtype`, to their places in `target`."""
-        scale, order, _ = self._parts
-        plain = dtype is None or (scale is None and dtype == self.dtype)
-        for begin, chunk in chunks:
-            count = min(self.step, self.numel - begin)
-            here = target[begin : begin + count]
-            if order is None and plain:
-                _decode(chunk, here)
-                continue
-            words = np.empty(count, dtype=f"<u{self.dtype.itemsize}")
-            _decode(chunk, words)
-            if order is None:
-                here[:] = self._converted(words, begin, cast(torch.dtype, dtype))
-            else:
-                first, runs = begin // self.group, count // self.group
-                found = words if plain else self._converted(words, begin, cast(torch.dtype, dtype))
-                target.reshape(-1, self.group)[order[first : first + runs]] = found.reshape(runs, self.group)
-
-    def _converted(self, words: np.ndarray, begin: int, dtype: torch.dtype) -> np.ndarray:
-        """Return the bits in `dtype` of the weights whose stored values, from `begin` on, are `words`."""
-        scale, order, _ = self._parts
-        if scale is None:
-            return _words(torch.from_numpy(words.view(np.uint8)).view(self.dtype).to(dtype))
-        width = self.shape[1] if order is None else self.group
-        runs = words.view(np.int8).reshape(-1, width)
-        rows = slice(begin // width, begin // width + len(runs))
-        if order is None:
-            factors = scale.numpy()[rows]
-            if factors.shape[1] > 1:
-                factors = np.repeat(factors, self.group, axis=1)[:, :width]
-        else:
-            factors = scale.numpy().reshape(-1, 1)[order[rows]]
-        # Products are computed in float32 for every `dtype`, and rounded once.
-        products = runs.astype(np.float32)
-        with np.errstate(over="ignore"):  # Scales that were never trained may overflow.
-            products *= factors
-        return _words(torch.from_numpy(products).to(dtype))
-
     def codecs(self) -> set[str]:
         """Return the codecs of its chunks."""
         self.check()
-        return {CODECS[chunk[_CHUNK.size - 1]] for _, chunk in self._parts.chunks}
+        return {CODECS[chunk[CHUNK_HEAD.size - 1]] for _, chunk in self._parts.chunks}
 
     def bytes_with(self, codec: str) -> int | None:
         """Return the bytes that the tensor would have with all chunks in `codec`, or None if that cannot hold it."""
-        words, (_, order, chunks) = _words(self.values()), self._parts
+        words, (_, order, chunks) = words_of(self.values()), self._parts
         if order is not None:
             words = words.reshape(-1, self.group)[order].reshape(-1)
         sizes = [encode(words[begin : begin + self.step], codec) for begin, _ in chunks]
         if any(data is None for data in sizes):
             return None
-        now = sum(len(chunk) - _CHUNK.size for _, chunk in chunks)
+        now = sum(len(chunk) - CHUNK_HEAD.size for _, chunk in chunks)
         return len(self.data) - now + sum(len(data or b"") for data in sizes)
 
     def check(self) -> None:
@@ -317,26 +277,13 @@ class Packed:
     def _walk(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
         at = 0
         for begin in range(0, self.numel, self.step):
-            if at + _CHUNK.size > len(data):
+            if at + CHUNK_HEAD.size > len(data):
                 raise ValueError("a packed tensor ends before its chunks do: it is truncated")
-            end = at + _CHUNK.size + _CHUNK.unpack_from(data, at)[0]
+            end = at + CHUNK_HEAD.size + CHUNK_HEAD.unpack_from(data, at)[0]
             yield begin, data[at:end]
             at = end
         if at != len(data):
             raise ValueError(f"the chunks of a packed tensor end at {at} of {len(data)} bytes: it is damaged")
-
-
-def _decode(chunk: memoryview, words: np.ndarray) -> None:
-    """Write the words of one chunk, which begins with its head, into `words`."""
-    sections = Sections(chunk[_CHUNK.size :])
-    decode(sections, chunk[_CHUNK.size - 1], words)
-    sections.finish()
-
-
-def _words(tensor: Tensor) -> np.ndarray:
-    """Return the values of `tensor` as a flat array of unsigned integers with the same bits."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().view(f"<u{tensor.dtype.itemsize}")
 
 
 def _checksum(data: bytearray | memoryview, key: str) -> int:
