@@ -27,10 +27,12 @@ AHEAD = 4  # Tensors that are decoded before the file of a copy needs them.
 def copied(quantizer: "CompressionQuantizer", model: PreTrainedModel, paths: Sequence[Path]) -> decoded.Copy | None:
     """Return the decoded copy of the packed files, after making it if there is none; None if it cannot be made.
 
+    Args:
+        model: with the layers of the checkpoint (`CompressionQuantizer.prepare`).
+
     Raises:
         ValueError: configuration, files and model do not fit together, or a file is damaged.
     """
-    quantizer.prepare(model)
     tensors: dict[str, Tensor] = model.state_dict()
     expected = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     config = quantizer.quantization_config

@@ -82,13 +82,14 @@ class CompressionQuantizer(HfQuantizer):
         self.executor = ThreadPoolExecutor(threads) if threads > 1 else None
         # What is left on the disk is read from the packed files, and `device_map="auto"` may leave something there.
         maps = place is None or (isinstance(place, dict) and "disk" not in place.values())
+        self.prepare(model)
         if files and maps and decoded.wanted(self.quantization_config.cache):
             self.copy = copied(self, model, [Path(path) for path in files])
         if self.copy is not None:
             self.packed, self.begun = {}, {}
             files[:] = [str(self.copy.weights)]
             return model
-        self.packed = self.opened(model, [Path(path) for path in files])
+        self.packed = self.checked(model, [Path(path) for path in files])
         # Threads decode ahead only what stays on the CPU. Tensors for other devices are decoded one at a time,
         # because all of them may not fit into memory.
         ahead = self.executor is not None and place in (None, {"": torch.device("cpu")})

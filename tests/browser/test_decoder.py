@@ -24,6 +24,7 @@ from hf_compress.packing import packed as packed_module
 from hf_compress.packing.coding import CODECS, encode
 from hf_compress.packing.ordering import ORDERS
 from hf_compress.packing.packed import KINDS, Packed, pack
+from hf_compress.packing.placing import words_of
 from tests.browser.site import Site
 from tests.quantized import quantized
 
@@ -104,7 +105,7 @@ def coded(codec: str, order: str, monkeypatch: pytest.MonkeyPatch) -> torch.Tens
     integers[torch.rand(integers.shape, generator=generator) < 0.8] = 0
     integers[:4] = 0  # Gaps of more than 255 zeros.
     scale = torch.rand(ROWS, 1, generator=generator).bfloat16().float()
-    keys = {"own": None, "scales": packed_module._words(scale.bfloat16()), "spread": np.arange(ROWS)[::-1] % 7}[order]
+    keys = {"own": None, "scales": words_of(scale.bfloat16()), "spread": np.arange(ROWS)[::-1] % 7}[order]
 
     def in_order(words: np.ndarray, *_: object) -> tuple[int, np.ndarray | None, np.ndarray]:
         rows = words.reshape(ROWS, WIDTH)
