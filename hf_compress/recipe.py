@@ -101,9 +101,20 @@ class Recipe:
             self.quantization.check_steps("--compress_budget_mb")
             if not self.quantization.enabled:
                 object.__setattr__(self, "quantization", replace(self.quantization, quant_scheme=BUDGET_SCHEME))
+        self._check_groups()
         for method, switch in ((self.pruning, "prune_sparsity"), (self.quantization, "quant_scheme")):
             if not method.enabled:
                 warn_idle(method, switch)
+
+    def _check_groups(self) -> None:
+        """Refuse to remove inputs of layers whose consecutive inputs share a scale."""
+        grouped = self.quantization.enabled and self.quantization.scheme.weight.per == "group"
+        if self.pruning.enabled and PATTERNS[self.pruning.prune_pattern].kinds and grouped:
+            raise ValueError(
+                f"`--prune_pattern {self.pruning.prune_pattern}` removes inputs of layers, but with `--quant_scheme "
+                f"{self.quantization.quant_scheme}` consecutive inputs share a scale. Choose a scheme with one scale "
+                "per row, such as int8 or int8-weight."
+            )
 
     @property
     def name(self) -> str:

@@ -17,15 +17,17 @@ from hf_compress.checkpoint.aside import check_free, written_aside
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.quantizer import CompressionQuantizer
 from hf_compress.checkpoint.reader import add_reader
+from hf_compress.checkpoint.view import view_of, without_groups
 from hf_compress.layers.attention import OPERANDS, trained_attention
 from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import Grid
 from hf_compress.layers.probe import attention_modules
 from hf_compress.layers.turning import compressed_layers, rounded
 from hf_compress.models.sharding import reshard, whole_on_first
-from hf_compress.models.targets import PROJECTIONS, Target, quantizable
+from hf_compress.models.targets import Target, quantizable
 from hf_compress.models.widths import widths_of
 from hf_compress.prune.coverage import Coverage, pruned_layers
+from hf_compress.prune.patterns import PATTERNS
 from hf_compress.recipe import Recipe
 
 logger = logging.get_logger(__name__)
@@ -43,7 +45,8 @@ def save_compressed(
 ) -> Path:
     """Write the compressed `model` to `folder` and return its path: weights, config, recipe and tokenizer.
 
-    After `import hf_compress`, `AutoModelFor*.from_pretrained(folder)` returns a model whose logits equal those of the
+    Neurons and heads that a pattern of groups has pruned are not in the files: their matrices are smaller. After
+    `import hf_compress`, `AutoModelFor*.from_pretrained(folder)` returns a model whose logits equal those of the
     trained one bit for bit on the same device. The model is not changed. The folder appears when it is complete, never
     half-written.
 
@@ -84,8 +87,11 @@ def save_compressed(
     grids = _promised_grids(model, recipe)
     _check_zeros(model, recipe, strict)
     _check_grids(model, recipe, grids)
-    config = _config(model, recipe, grids)
-    view = _view(model, config)
+    view = _view(model, recipe)
+    config = _config(model, recipe, grids, widths_of(view))
+    view.config.quantization_config = config
+    if config is None:
+        del view.config.quantization_config
     state = _state(view, config)
     if not first:
         return Path(folder)
@@ -150,8 +156,21 @@ def _check_grids(model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Targe
         )
 
 
-def _config(model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Target, Grid]]) -> CompressionConfig | None:
-    """Return the `quantization_config` of the model; None if the recipe changes no weight."""
+def _view(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
+    """Return the model to save, without the groups that were pruned. Collective where weights are sharded."""
+    view, options = view_of(model), recipe.pruning
+    kinds = PATTERNS[options.prune_pattern].kinds if options.enabled else ()
+    return without_groups(view, kinds, options.prune_exclude, uniform=options.prune_uniform) if kinds else view
+
+
+def _config(
+    model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Target, Grid]], widths: dict[str, list[int]]
+) -> CompressionConfig | None:
+    """Return the `quantization_config` of the model; None if the recipe changes no weight.
+
+    Args:
+        widths: of the layers that are saved smaller than the configuration says.
+    """
     scheme = recipe.quantization.scheme if recipe.quantization.enabled else None
     prunes = recipe.pruning.enabled
     names = {target.name for target in rounded(model, [target for target, _ in grids])}
@@ -168,27 +187,9 @@ def _config(model: PreTrainedModel, recipe: Recipe, grids: list[tuple[Target, Gr
             for target, grid in stored
             if scheme is not None and grid.bits != scheme.of(target.shares_embedding).bits
         },
-        widths=widths_of(model),
+        widths=widths,
     )
     return config if config.quantized or config.pruned or config.widths else None
-
-
-def _view(model: PreTrainedModel, config: CompressionConfig | None) -> PreTrainedModel:
-    """Return a model with the modules and weights of `model`, and a separate config that saving may change.
-
-    `copy.copy` would build a model that FSDP shards again.
-    """
-    view = object.__new__(type(model))
-    vars(view).update(vars(model))
-    view.config = copy.deepcopy(model.config)
-    view._modules = {name: module for name, module in model._modules.items() if name != PROJECTIONS}
-    vars(view).pop("save_pretrained", None)  # That of a loaded model would save the model itself, not this view.
-    vars(view.config).pop("distributed_config", None)  # With it, saving would gather again, on this rank alone.
-    view.hf_quantizer = None
-    view.config.quantization_config = config
-    if config is None:
-        del view.config.quantization_config
-    return view
 
 
 def _state(view: PreTrainedModel, config: CompressionConfig | None) -> dict[str, Tensor]:

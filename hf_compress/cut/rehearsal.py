@@ -15,6 +15,7 @@ from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.models.blocks import find_groups
 from hf_compress.models.groups import GroupKind
 from hf_compress.models.heads import find_head
+from hf_compress.models.widths import resize, widths_of
 
 M = TypeVar("M", bound=nn.Module)
 # Largest difference of outputs that the order of sums explains, as a share of the largest output: by the bytes of a
@@ -83,19 +84,22 @@ def check_same(model: PreTrainedModel, smaller: PreTrainedModel) -> None:
 
 
 def check_uniform(
-    model: PreTrainedModel, kinds: Collection[GroupKind], share: float, exclude: Sequence[str] = ()
+    model: PreTrainedModel, kinds: Collection[GroupKind], zeros: Sequence[int], exclude: Sequence[str] = ()
 ) -> None:
-    """Check that a configuration can say what `model` is once a share of its groups is gone from every block.
+    """Check that a configuration can say what `model` is once some groups of every block are gone.
+
+    Args:
+        zeros: how many groups of each block go.
 
     Raises:
         ValueError: it cannot.
     """
-    smaller = twin(model)
+    with torch.device("meta"):
+        smaller = type(model)(copy.deepcopy(model.config))
+    resize(smaller, widths_of(model))
     blocks = find_groups(smaller, kinds, exclude)
-    kept = [torch.arange(one.count) < max(1, one.count - round(share * one.count)) for one in blocks]
-    with torch.no_grad():
-        keep_groups(smaller, blocks, kept)
-    smaller.config = copy.deepcopy(model.config)
+    kept = [torch.arange(one.count) < one.count - gone for one, gone in zip(blocks, zeros, strict=True)]
+    keep_groups(smaller, blocks, kept)
     say_widths(smaller, counts_of(blocks, kept))
 
 

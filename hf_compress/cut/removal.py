@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from hf_compress.cut.uniform import say_widths
+from hf_compress.cut.uniform import FIELDS, WHOLE, say_widths
 from hf_compress.layers.rounded import CompressedLayer, version_of
 from hf_compress.models.blocks import find_groups
 from hf_compress.models.groups import GroupKind, Groups
 from hf_compress.models.sharding import gathered
 from hf_compress.models.targets import named_modules
-from hf_compress.models.widths import keep, width_of
+from hf_compress.models.widths import declared_widths, keep, width_of
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,20 @@ def kept_groups(blocks: Sequence[Groups], *, uniform: bool = False) -> list[Bool
         idle = (~stay).nonzero().flatten()
         stay[idle[: max(0, least[one.kind] - int(stay.sum()))]] = True
     return kept
+
+
+def removed_before(model: PreTrainedModel, blocks: Sequence[Groups]) -> list[int]:
+    """Return how many groups of each block were removed from `model` before, here or before it was loaded."""
+    declared, whole, found = declared_widths(model), getattr(model.config, WHOLE, None) or {}, []
+    for block in blocks:
+        part = block.consumer
+        inputs = declared[part.target.name][1] if part.target.name in declared else part.width
+        field = next((field for field in FIELDS[block.kind] if field in whole), None)
+        once = (
+            inputs // part.size if field is None else inputs // part.size * whole[field] // vars(model.config)[field]
+        )
+        found.append(once - block.count)
+    return found
 
 
 def counts_of(blocks: Sequence[Groups], kept: Sequence[Bool[Tensor, " groups"]]) -> dict[GroupKind, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The compressed model in other formats: ONNX, for browsers, OpenVINO, compressed-tensors.
+"""The compressed model in other formats: ONNX, for browsers, OpenVINO, plain and compressed-tensors.
 
 Each format has a file with its `Format` descriptor, and `formats` is the registry of them. A format is written aside,
 compared with the packed file on batches (`parity`), and only then moved into the folder. `runtimes` runs the written

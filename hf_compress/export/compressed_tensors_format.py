@@ -1,6 +1,5 @@
 """A checkpoint in the format of compressed-tensors, which stock Transformers and vLLM load."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.descriptor import Format
 from hf_compress.export.parity import load
+from hf_compress.export.plain import copy_tokenizer, plain_model
 from hf_compress.extras import extra
 from hf_compress.layers.affine import affine_parameters
 from hf_compress.layers.grids import Grid, Grids, symmetric_scale
@@ -40,7 +40,7 @@ def write_compressed_tensors(folder: Path, path: Path) -> None:
     config, layers, scheme = _carried(packed)
     ranges = {name: layer.input_range for name, layer in compressed_layers(packed).items() if layer.has_range}
     steps = {name: layer.step for name, layer in compressed_layers(packed).items()}
-    model = _plain(packed)
+    model = plain_model(packed, "--compress_formats compressed-tensors")
     apply_quantization_config(model, QuantizationConfig.model_validate(_config(model, layers, scheme)))
     for name in layers:
         grid, step = config.grid(name, "linear"), steps.get(name)
@@ -49,7 +49,7 @@ def write_compressed_tensors(folder: Path, path: Path) -> None:
     compressor.compress_model(model)
     model.save_pretrained(path)
     compressor.update_config(str(path))
-    _copy_tokenizer(folder, path)
+    copy_tokenizer(folder, path)
 
 
 def _require() -> None:
@@ -104,17 +104,6 @@ def _carried(model: PreTrainedModel) -> tuple[CompressionConfig, list[str], Grid
     return config, layers, scheme
 
 
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model of Transformers' own layers with the same weights."""
-    config = model.config
-    del config.quantization_config
-    plain = type(model)(config).eval()
-    known = plain.state_dict()
-    plain.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in known})
-    plain.tie_weights()
-    return plain
-
-
 def _config(model: PreTrainedModel, layers: list[str], scheme: Grids) -> dict[str, Any]:
     """Return the quantization of `layers` in the terms of the format."""
     weights = {"num_bits": scheme.weight.bits, "type": "int", "symmetric": True}
@@ -144,9 +133,3 @@ def _fill(layer: Any, weight: Grid, step: Tensor | None, activation: Grid | None
         scale, zero = affine_parameters(input_range[0], input_range[1], activation)
         layer.input_scale.data = scale.reshape(1)
         layer.input_zero_point.data = (zero - OFFSET).to(torch.int8).reshape(1)
-
-
-def _copy_tokenizer(folder: Path, target: Path) -> None:
-    for word in ("token", "vocab", "merges", "spiece", "sentencepiece"):
-        for path in folder.glob(f"*{word}*"):
-            shutil.copy(path, target)

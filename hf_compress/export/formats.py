@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_compress.export.compressed_tensors_format import COMPRESSED_TENSORS
+from hf_compress.export.dense_format import DENSE
 from hf_compress.export.descriptor import Batches, Format
 from hf_compress.export.onnx_format import ONNX
 from hf_compress.export.openvino_format import OPENVINO
@@ -12,7 +13,9 @@ from hf_compress.export.parity import Parity
 from hf_compress.export.web_format import WEB
 from hf_compress.options import check_list
 
-FORMATS: dict[str, Format] = {format.name: format for format in (PACKED, ONNX, WEB, OPENVINO, COMPRESSED_TENSORS)}
+FORMATS: dict[str, Format] = {
+    format.name: format for format in (PACKED, ONNX, WEB, OPENVINO, DENSE, COMPRESSED_TENSORS)
+}
 
 
 def check_formats(names: Sequence[str]) -> None:

@@ -74,6 +74,13 @@ class PruningArguments:
             "of single layers differs. Whole neurons compete with neurons, heads with heads.",
         },
     )
+    prune_uniform: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the same number of neurons or heads in every layer (`--prune_pattern neurons`, `heads`), so "
+            "that config.json alone says the widths and Transformers needs nothing else. Refused where it cannot."
+        },
+    )
     prune_exclude: list[str] = field(
         default_factory=list,
         metadata={"help": "Regular expressions; layers whose name contains a match stay dense."},
@@ -87,6 +94,7 @@ class PruningArguments:
     def __post_init__(self) -> None:
         check_patterns("prune_exclude", self.prune_exclude)
         self._check_choices()
+        self._check_uniform()
         self._check_sparsity()
         self._check_phase()
 
@@ -109,6 +117,19 @@ class PruningArguments:
                 f"`--prune_criterion {self.prune_criterion}` corrects each layer for its own zeros, so "
                 f"`--prune_scope` must be layer; got {self.prune_scope!r}. Choose `--prune_scope layer`, or "
                 "`--prune_criterion adam`, whose scores compare layers."
+            )
+
+    def _check_uniform(self) -> None:
+        if self.prune_uniform and self.enabled and not PATTERNS[self.prune_pattern].kinds:
+            kinds = [name for name, pattern in PATTERNS.items() if pattern.kinds]
+            raise ValueError(
+                f"`--prune_uniform` needs a `--prune_pattern` of {', '.join(kinds)}, which removes structure; got "
+                f"{self.prune_pattern!r}. Choose one, or leave the flag out."
+            )
+        if self.prune_uniform and self.enabled and self.prune_scope != "layer":
+            raise ValueError(
+                "`--prune_uniform` keeps the same number in every layer, so `--prune_scope` must be layer; got "
+                f"{self.prune_scope!r}. Choose `--prune_scope layer`, or leave the flag out."
             )
 
     def _check_sparsity(self) -> None:

@@ -23,6 +23,7 @@ from hf_compress.prune.requirements import (
     refuse_correction,
     refuse_coverage,
     refuse_optimizer,
+    refuse_removal,
     refuse_unsupported,
     warn_of_corrections,
 )
@@ -113,6 +114,7 @@ class PruningCallback(TrainerCallback):
         reshard(model)
         self._masking = Masking(self._coverage(model), self.criterion)
         refuse_coverage(self._masking.coverage, self.arguments.prune_sparsity)
+        refuse_removal(self._masking.coverage, self.arguments, model)
         refuse_unsupported(self._masking, kwargs.get("st_args", args), model, optimizer)
         refuse_correction(self._masking, model, optimizer, kwargs.get("train_dataloader"))
         self._stepped, self._sparsity = False, 0.0

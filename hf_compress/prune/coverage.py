@@ -11,10 +11,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_compress.cut.removal import removed_before
 from hf_compress.models.blocks import find_groups
 from hf_compress.models.groups import Groups, Part
 from hf_compress.models.sharding import Shards, local
-from hf_compress.models.targets import Target, prunable
+from hf_compress.models.targets import Target, prunable, unadapted
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.patterns import PATTERNS, Pattern
 from hf_compress.prune.selection import Scope, zero_counts
@@ -30,11 +31,13 @@ class Contest:
         name: of the layer or block, or of all together.
         members: the indices of the layers or blocks.
         total: how many weights, blocks of weights or groups they have, over all shards.
+        gone: how many groups were removed from them before.
     """
 
     name: str
     members: list[int]
     total: int
+    gone: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Coverage:
         blocks: the blocks whose groups are pruned, if the pattern prunes groups. All their layers are in `targets`.
         kept: by name of the block, how many groups stay at the sparsity `final`; None for the same share everywhere.
         final: the sparsity at which `kept` is reached.
+        gone: how many groups were removed from each block before. They count as zero.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -69,6 +73,7 @@ class Coverage:
     blocks: Sequence[Groups] = ()
     kept: Mapping[str, int] | None = None
     final: float = 1.0
+    gone: Sequence[int] = ()
     contests: list[Contest] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,7 +93,8 @@ class Coverage:
         blocks = find_groups(model, pattern.kinds, arguments.prune_exclude) if pattern.kinds else []
         selected = _targets(blocks) if blocks else prunable(model, arguments.prune_exclude)
         targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
-        coverage = cls(targets, pattern, scope, blocks, kept, arguments.prune_sparsity)
+        gone = removed_before(unadapted(model), blocks)
+        coverage = cls(targets, pattern, scope, blocks, kept, arguments.prune_sparsity, gone)
         if kept is not None:
             coverage._check_kept(kept)
         return coverage
@@ -112,9 +118,11 @@ class Coverage:
             return zero_counts([contest.total for contest in self.contests], sparsity, "layer")
         if self.kept is not None:
             share = min(sparsity / self.final, 1.0)
-            return [_floor(share * (block.count - self.kept[block.name])) for block in self.blocks]
+            each = zip(self.blocks, self._gone(), strict=True)
+            return [max(0, _floor(share * (one.count + gone - self.kept[one.name])) - gone) for one, gone in each]
         return [
-            min(_floor(sparsity * contest.total), contest.total - len(contest.members)) for contest in self.contests
+            max(0, min(_floor(sparsity * (one.total + one.gone)) - one.gone, one.total - len(one.members)))
+            for one in self.contests
         ]
 
     def found(self, weights: Sequence[Tensor] | None = None) -> list[int]:
@@ -143,8 +151,9 @@ class Coverage:
         return [contest.name for contest, found, wanted in each if found < wanted]
 
     def sparsity(self) -> float:
-        """Return the share that is zero now, in the contest where it is least. Collective."""
-        return min(zeros / contest.total for zeros, contest in zip(self.found(), self.contests, strict=True))
+        """Return the share that is zero or removed now, in the contest where it is least. Collective."""
+        each = zip(self.found(), self.contests, strict=True)
+        return min((zeros + contest.gone) / (contest.total + contest.gone) for zeros, contest in each)
 
     def zeros(self, sparsity: float) -> int:
         """Return how many weights are zero at least if the pattern has `sparsity`, over all shards."""
@@ -202,10 +211,20 @@ class Coverage:
             kinds = dict.fromkeys(block.kind for block in self.blocks)
             members = {kind: [place for place, one in enumerate(self.blocks) if one.kind == kind] for kind in kinds}
             return [
-                Contest(f"the {kind} of {EVERYWHERE}", ours, sum(self.blocks[place].count for place in ours))
+                Contest(
+                    f"the {kind} of {EVERYWHERE}",
+                    ours,
+                    sum(self.blocks[place].count for place in ours),
+                    sum(self._gone()[place] for place in ours),
+                )
                 for kind, ours in members.items()
             ]
-        return [Contest(block.name, [place], block.count) for place, block in enumerate(self.blocks)]
+        return [
+            Contest(block.name, [place], block.count, self._gone()[place]) for place, block in enumerate(self.blocks)
+        ]
+
+    def _gone(self) -> Sequence[int]:
+        return self.gone or [0] * len(self.blocks)
 
     def _check_kept(self, kept: Mapping[str, int]) -> None:
         wrong = set(kept) ^ {block.name for block in self.blocks}

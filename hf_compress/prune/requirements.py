@@ -8,7 +8,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments
 
-from hf_compress.models.targets import transformer
+from hf_compress.cut.rehearsal import check_removal, check_uniform
+from hf_compress.models.targets import transformer, unadapted
+from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.coverage import Coverage
 from hf_compress.prune.criterion import Criterion
 from hf_compress.prune.masking import Masking
@@ -71,12 +73,28 @@ def refuse_coverage(coverage: Coverage, sparsity: float) -> None:
                 f"process {shards.most_rows(shape[0])} of them. Train on another number of processes or under DDP, or "
                 "choose another pattern."
             )
-    if coverage.blocks and not any(coverage.wanted(sparsity)):
+    if coverage.blocks and not any(coverage.wanted(sparsity)) and not any(coverage.gone):
         most = max(block.count for block in coverage.blocks)
         raise ValueError(
             f"`--prune_sparsity {sparsity}` of at most {most} {pattern.units} in a layer is less than one, or all of "
             "them, and one of each layer stays. Raise it, or choose another `--prune_pattern`."
         )
+
+
+def refuse_removal(coverage: Coverage, arguments: PruningArguments, model: nn.Module) -> None:
+    """Refuse a model from which the groups of the pattern cannot be removed at the end. Call it before training.
+
+    Raises:
+        ValueError: it computes something else without them, or its configuration cannot say what `--prune_uniform`
+            keeps.
+    """
+    inner, kinds = transformer(model), coverage.pattern.kinds
+    if not coverage.blocks:
+        return
+    if not isinstance(inner, PeftModel):
+        check_removal(inner, kinds, arguments.prune_exclude)
+    if arguments.prune_uniform:
+        check_uniform(unadapted(inner), kinds, coverage.wanted(arguments.prune_sparsity), arguments.prune_exclude)
 
 
 def refuse_correction(masking: Masking, model: nn.Module, optimizer: Any, loader: Any) -> None:
