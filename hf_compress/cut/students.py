@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from hf_compress.models.heads import has_own_forward
 from hf_compress.models.stacks import decoder_depth, stacks
+from hf_compress.models.widths import resize, widths_of
 
 logger = logging.get_logger(__name__)
 
@@ -54,6 +55,8 @@ def student_from(model: PreTrainedModel, layers: int | Sequence[int]) -> PreTrai
     ):  # Keep the random state, so that training draws the same batches as without.
         student = type(model)(config)
     numbers = {f"{name}.{old}.": f"{name}.{new}." for name in kept for new, old in enumerate(kept[name])}
+    widths = {_renamed(name, tuple(kept), numbers): width for name, width in widths_of(model).items()}
+    resize(student, {name: width for name, width in widths.items() if name is not None})
     names = {name: _renamed(name, tuple(kept), numbers) for name in model.state_dict()}
     state = {new: tensor for name, tensor in model.state_dict().items() if (new := names[name]) is not None}
     _load(student, state, model, layers)

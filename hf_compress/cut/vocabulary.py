@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_compress.cut.tokenizer import kept_tokens, rewritten
 from hf_compress.models.heads import find_head
+from hf_compress.models.widths import resize, widths_of
 
 # The entry of `config.json` that says how many tokens there were before.
 WHOLE = "uncut_vocab_size"
@@ -207,6 +208,7 @@ def _check_same(
         devices=[]
     ):  # Built as loading builds it: RoBERTa's positions start at its padding token.
         loaded = type(cut)(copy.deepcopy(cut.config))
+    resize(loaded, widths_of(cut))
     loaded.to(cut.device).load_state_dict(cut.state_dict(), assign=True)
     loaded.tie_weights()
     ours, theirs = (_logits(*pair, texts[:CHECKED]) for pair in ((loaded, smaller), (model, tokenizer)))

@@ -18,6 +18,7 @@ from hf_compress.checkpoint.config import METHOD, CompressionConfig
 from hf_compress.checkpoint.inventory import TensorFacts
 from hf_compress.checkpoint.reader import READER_NAME
 from hf_compress.checkpoint.save import RECIPE_NAME
+from hf_compress.cut.uniform import whole_config
 from hf_compress.documents import read_document
 from hf_compress.export.formats import FORMATS, written
 from hf_compress.models.heads import find_outputs
@@ -214,7 +215,7 @@ class _Agreement:
         found = {
             "packed_bytes": ((self.folder / WEIGHTS_NAME).stat().st_size, size.packed_bytes),
             "entropy_bytes": (entropy, size.entropy_bytes),
-            "analytic_bytes": (analytic_bytes(self.empty, self.report.recipe), size.analytic_bytes),
+            "analytic_bytes": (analytic_bytes(self.whole, self.report.recipe), size.analytic_bytes),
             **{f"packed_bytes of {part}": (packed[part], size.parts[part].packed_bytes) for part in size.parts},
         }
         if self.report.recipe.distillation.student_layers is None:
@@ -223,7 +224,7 @@ class _Agreement:
 
     def _dense_bytes(self) -> int:
         """Return the bytes of the dense model, which has all tokens."""
-        config = self._config()
+        config = whole_config(self._config())
         if self.report.vocabulary is not None:
             config.get_text_config().vocab_size = self.report.vocabulary.whole
         with torch.device("meta"):
@@ -235,22 +236,26 @@ class _Agreement:
 
     def sparsity(self) -> Sequence[str]:
         pruning, reported = self.report.recipe.pruning, self.report.sparsity
-        names = [target.name for target in pruned_layers(self.empty, pruning)]
+        numbers = {target.name: target.weight.numel() for target in pruned_layers(self.whole, pruning)}
+        names = list(numbers)
         facts = {name: self.tensors[f"{name}.weight"] for name in names if f"{name}.weight" in self.tensors}
         if set(facts) != set(reported):
             other = sorted(set(facts) ^ set(reported))
             return [f"The report and the file have other prunable layers: {', '.join(other[:SHOWN])}."]
+        # A weight that was removed counts as zero.
+        zeros_of = {name: numbers[name] - fact.numel + fact.zeros for name, fact in facts.items()}
+        shares = {name: zeros_of[name] / max(1, numbers[name]) for name in facts}
         said = [
-            f"{100 * facts[name].sparsity:.2f} % of `{name}` are zero, the report says {100 * share:.2f} %."
+            f"{100 * shares[name]:.2f} % of `{name}` are zero, the report says {100 * share:.2f} %."
             for name, share in reported.items()
-            if abs(facts[name].sparsity - share) > 1e-9
+            if abs(shares[name] - share) > 1e-9
         ]
-        zeros, numel = (sum(values) for values in zip(*((f.zeros, f.numel) for f in facts.values()), strict=True))
+        zeros, numel = sum(zeros_of.values()), sum(numbers[name] for name in facts)
         share, overall = zeros / max(1, numel), self.report.achieved_sparsity
         if abs(share - overall) > 1e-9:
             said.insert(0, f"{100 * share:.2f} % of the weights are zero, the report says {100 * overall:.2f} %.")
         if pruning.enabled and zeros + len(facts) < (
-            promised := Coverage.of(self.empty, pruning).zeros(pruning.prune_sparsity)
+            promised := Coverage.of(self.whole, pruning).zeros(pruning.prune_sparsity)
         ):
             said.append(f"The recipe promises {100 * promised / numel:.2f} % zeros.")
         return said[: SHOWN + 1]
@@ -300,6 +305,14 @@ class _Agreement:
         if not isinstance(described, dict) or described.get("quant_method") != METHOD:
             return None
         return CompressionConfig(**described)
+
+    @cached_property
+    def whole(self) -> PreTrainedModel:
+        """The same model before neurons and heads were removed."""
+        if whole_config(self.empty.config).to_dict() == self.empty.config.to_dict():
+            return self.empty
+        with torch.device("meta"):
+            return type(self.empty)(whole_config(self._config()))
 
     def _config(self) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)

@@ -20,6 +20,7 @@ from hf_compress.report import provenance
 from hf_compress.report.facts import Steps
 from hf_compress.report.report import DatasetFacts, Report
 from hf_compress.report.sizes import measured_size
+from hf_compress.report.structure import structure_of
 
 
 def described(
@@ -57,7 +58,8 @@ def described(
         >>> from hf_compress.report.describing import described
         >>> report = described(folder, reloaded, recipe, head=head, **facts)  # doctest: +SKIP
     """
-    zeros, packed = Zeros.count(reloaded, recipe), getattr(reloaded.config, "quantization_config", None)
+    zeros = Zeros.count(reloaded, dense_shapes[1], recipe)
+    packed = getattr(reloaded.config, "quantization_config", None)
     tensors = inventory.tensors(folder)
     return Report(
         recipe=recipe.shareable(),
@@ -77,6 +79,7 @@ def described(
         versions=provenance.versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         vocabulary=VocabularyFacts.of(reloaded.config),
+        structure=structure_of(reloaded, dense_shapes[1], recipe),
         bits=packed.bits if isinstance(packed, CompressionConfig) else {},
         steps=steps_of(packed, tensors, feedback=feedback),
         **measured,
@@ -93,21 +96,25 @@ def steps_of(config: Any, facts: Sequence[TensorFacts], *, feedback: bool) -> St
 
 @dataclass(frozen=True)
 class Zeros:
-    """The share of zeros of each prunable weight, and over all of them; and what the recipe promises of groups."""
+    """The share of zeros of each prunable weight, and over all of them; and what the recipe promises of groups.
+
+    A weight that was removed counts as zero.
+    """
 
     by_layer: dict[str, float]
     overall: float
     promised: float | None
 
     @classmethod
-    def count(cls, model: PreTrainedModel, recipe: Recipe) -> "Zeros":
-        """Count the zeros in the prunable weights of `model`."""
+    def count(cls, model: PreTrainedModel, whole: PreTrainedModel, recipe: Recipe) -> "Zeros":
+        """Count the zeros in the prunable weights of `model`, which had the shapes of `whole`."""
         pruning, promised = recipe.pruning, None
         if pruning.enabled and PATTERNS[pruning.prune_pattern].kinds:
-            coverage = Coverage.of(model, pruning)
+            coverage = Coverage.of(whole, pruning)
             promised = coverage.zeros(pruning.prune_sparsity) / coverage.size
+        numbers = {target.name: target.weight.numel() for target in pruned_layers(whole, pruning)}
         weights = {target.name: target.weight for target in pruned_layers(model, pruning)}
-        zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
-        by_layer = {name: zeros[name] / weight.numel() for name, weight in weights.items()}
-        overall = sum(zeros.values()) / max(1, sum(weight.numel() for weight in weights.values()))
+        zeros = {name: numbers[name] - int(weight.count_nonzero()) for name, weight in weights.items()}
+        by_layer = {name: zeros[name] / numbers[name] for name in weights}
+        overall = sum(zeros.values()) / max(1, sum(numbers.values()))
         return cls(by_layer, overall, promised)

@@ -1,6 +1,5 @@
 """Measuring a compressed folder: it is reloaded as its user will load it, evaluated, counted, and described."""
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer
 
+from hf_compress.cut.uniform import whole_config
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill import DistillationMixin
 from hf_compress.export.formats import FORMATS, written
@@ -168,11 +168,11 @@ def _scores(trainer: Trainer, evaluate: Callable[[], Mapping[str, Any]] | None) 
 def _shapes(trainer: Trainer, source: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Return the dense model, which has all layers and tokens, and what was cut from it, both without memory."""
     uncut = trainer.uncut if isinstance(trainer, DistillationMixin) else None
-    whole, vocabulary = copy.deepcopy(uncut or source.config), VocabularyFacts.of(source.config)
+    whole, vocabulary = whole_config(uncut or source.config), VocabularyFacts.of(source.config)
     if vocabulary is not None:
         whole.get_text_config().vocab_size = vocabulary.whole
     with torch.device("meta"):
-        return type(source)(whole), type(source)(copy.deepcopy(source.config))
+        return type(source)(whole), type(source)(whole_config(source.config))
 
 
 def _train_seconds(trainer: Trainer) -> float:

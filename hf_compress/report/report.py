@@ -16,6 +16,7 @@ from hf_compress.report.intervals import Interval
 from hf_compress.report.latency import Latency
 from hf_compress.report.preprocessing import Preprocessing
 from hf_compress.report.sizes import Size
+from hf_compress.report.structure import Structure
 
 REPORT_NAME = "report.json"
 SCHEMA = "hf_compress.report/1"
@@ -118,8 +119,7 @@ class Report:
         teacher: scores of the teacher, on the same rows.
         compressed: scores of the model as reloaded from disk, on the same rows.
         size: all sizes.
-        sparsity: the share of zeros of each prunable tensor of the reloaded model, including weights that rounding set
-            to zero.
+        sparsity: the share of zeros of each prunable tensor of the reloaded model, rounded or removed ones included.
         achieved_sparsity: the share of zeros over all prunable tensors.
         promised_sparsity: the share of zeros that the recipe promises if it prunes groups, whose numbers are rounded
             down in each layer; None where it is that of the recipe.
@@ -137,6 +137,7 @@ class Report:
         failed_formats: why a format that was asked for is missing, in one sentence, by its name.
         latency: what `hf-compress bench --save` measured; None before that.
         vocabulary: how many tokens were kept; None if all were.
+        structure: what was removed from each layer, by kind; empty if nothing was.
         bits: number of bits of the layers whose weights differ from the scheme.
         teacher_rows: rows that only the teacher labelled, by where they come from: "augmented" for those made of
             training rows, or the file or dataset of `--distill_extra`.
@@ -150,10 +151,8 @@ class Report:
         control: the control, with the paired difference to it; None if none was given.
         without_control: why the control was not compared, in one sentence.
         extra: the same scores on a second evaluation set; None if there is none.
-        greater_is_better: False if the run says that a lower main metric is better (`--greater_is_better false`); None
-            if its name decides.
-        max_drop: how far the main metric may fall below the dense model (`--compress_max_drop`), in points; None if
-            there is no limit.
+        greater_is_better: False if the run says `--greater_is_better false`; None if the metric's name decides.
+        max_drop: how far the main metric may fall below the dense model (`--compress_max_drop`), in points, or None.
         verdict: "ACCEPT" or "REGRESSION"; None without a limit.
         reasons: what the verdict rests on, in sentences.
         files: every file of the folder by its path, as `save_card` found it last. The report itself, the card and
@@ -210,6 +209,7 @@ class Report:
     formats: dict[str, FormatFacts] = field(default_factory=dict)
     latency: Latency | None = None
     vocabulary: VocabularyFacts | None = None
+    structure: list[Structure] = field(default_factory=list)
     bits: dict[str, int] = field(default_factory=dict)
     teacher_rows: dict[str, int] = field(default_factory=dict)
     steps: Steps | None = None

@@ -15,6 +15,7 @@ from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
 from hf_compress.folders import repository
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import model_class
+from hf_compress.models.widths import resize
 from hf_compress.report.sizes import dense_size
 
 RUNTIMES = {"onnxruntime": in_onnx_runtime, "openvino": in_openvino}
@@ -127,7 +128,9 @@ def _graphs(folders: Sequence[Path], device: torch.device) -> Iterator[tuple[str
 def empty_model(folder: Path) -> PreTrainedModel:
     """The model of `folder` without its weights, on the meta device."""
     with torch.device("meta"):
-        return model_class(folder)(AutoConfig.from_pretrained(folder))
+        model = model_class(folder)(AutoConfig.from_pretrained(folder))
+    resize(model, _packing(folder).get("widths", {}))
+    return model
 
 
 def _load(folder: Path, device: torch.device, **run: Any) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hf_compress.report.markdown import text
 from hf_compress.report.phrases import base_words, task_words
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
@@ -19,12 +20,17 @@ TEMPLATE = """\
 {%- if report.formats %} The other formats need no hf_compress.{% endif %}
 
 {% endif %}
+{% if report.structure %}
+- **Only what was removed saves memory and time.** {{ structure }}. Loading unpacks the other weights to floating point
+{%- if report.formats %} in Transformers{% endif %}, which takes as much memory and time as in a dense model of that shape.
+{% else %}
 - **It saves disk, not memory or time.** Loading unpacks the weights to floating point
 {%- if report.formats %} in Transformers{% endif %}. The loaded model takes as much memory as the dense model, and at least as much time.
+{% endif %}
 {% if report.recipe.quantization.enabled %}
   To keep the integers in a quarter of the memory, pass `quantization_config=hf_compress.CompressionConfig(run="int8")` to `from_pretrained`.
 {% endif %}
-{% if report.recipe.pruning.enabled %}
+{% if report.recipe.pruning.enabled and not report.structure %}
   The zeros make the file smaller, but PyTorch computes with them as with any other number.
 {% endif %}
 {% if report.vocabulary %}
@@ -41,6 +47,7 @@ def values(report: Report) -> dict[str, Any]:
     """The values that the template uses."""
     return {
         "static": is_static(report),
+        "structure": text(" and ".join(one.words for one in report.structure)),
         "base": base_words(report),
         "task": task_words(report),
         "reads_itself": reads_itself(report),

@@ -55,7 +55,7 @@ each epoch.{% endif %}
 {% endif %}
   {{ "All other weights" if grouped else "Embeddings and the head" }} stay dense
 {%- if pruning.prune_exclude %}, and so do layers that match {{ pruning_excluded }}{% endif %}.
-  In the finished file {{ report.achieved_sparsity | percent }} of these weights are zero
+  In the finished file {{ report.achieved_sparsity | percent }} of these weights are {% if report.structure %}removed or {% endif %}zero
 {%- if quantization.enabled %}, including those that rounding set to zero{% endif %}.
 {% endif %}
 {% if quantization.enabled %}

@@ -145,7 +145,8 @@ def _done(report: Report) -> Markdown:
         done.append("distilled from a teacher")
     if recipe.pruning.enabled:
         share = 100 * recipe.pruning.prune_sparsity
-        done.append(f"pruned ({share:g} % of the {pattern(report).units} are zero)")
+        left = " and ".join(one.words for one in report.structure)
+        done.append(f"pruned ({left or f'{share:g} % of the {pattern(report).units} are zero'})")
     if recipe.quantization.enabled:
         bits = "" if report.steps is None else f", {report.steps.bits_per_weight:.1f} bits per weight in the file"
         done.append(Markdown(f"quantized ({code(str(recipe.quantization.quant_scheme))}{bits})"))
