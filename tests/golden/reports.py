@@ -18,6 +18,7 @@ from hf_compress.report.intervals import Interval
 from hf_compress.report.latency import Latency, Ratio, Timing, Variant
 from hf_compress.report.preprocessing import Preprocessing
 from hf_compress.report.report import DatasetFacts, FileFacts, FormatFacts, Report
+from hf_compress.report.structure import Structure
 
 FOLDER = Path(__file__).parent
 CARDS = FOLDER / "cards"
@@ -36,6 +37,7 @@ def golden_reports() -> dict[str, Report]:
         "refused": _refused(),
         "budget": _budget(),
         "further": _further(),
+        "structured": _structured(),
     }
     return _subsets() | _heads() | others
 
@@ -251,6 +253,14 @@ def _budget() -> Report:
     size = replace(report.size, packed_bytes=6937644, parts=parts, analytic_bytes=22713220, entropy_bytes=6921337)
     command = "hf-compress run train.py --output_dir out --distill_teacher self --compress_budget_mb 7"
     return replace(report, recipe=recipe, size=size, steps=Steps(2.434, feedback=True), command=command)
+
+
+def _structured() -> Report:
+    """Return the report of a model without half of its neurons and heads."""
+    report = golden()
+    pruning = replace(report.recipe.pruning, prune_sparsity=0.5, prune_pattern="neurons+heads")
+    left = [Structure("neurons", [1536] * 6, [768] * 6), Structure("heads", [12] * 6, [6] * 6)]
+    return replace(report, recipe=replace(report.recipe, pruning=pruning), achieved_sparsity=0.5, structure=left)
 
 
 def _further() -> Report:

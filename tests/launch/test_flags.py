@@ -42,6 +42,7 @@ FROZEN = """
 --prune_end               0.6
 --prune_every             10
 --prune_scope             'layer'     layer global
+--prune_uniform           False
 --prune_exclude           []
 
 --quant_scheme            None        int8 int8-dynamic int8-weight int4-weight int8-attention
@@ -57,7 +58,7 @@ FROZEN = """
 --compress_recipe         None        all-60 all-80 gmp-60 gmp-oneshot int8-only kd-int8 paper-all-60 paper-all-80
 --compress_config         None
 --compress_hub_id         None
---compress_formats        ['packed']  packed onnx web openvino compressed-tensors
+--compress_formats        ['packed']  packed onnx web openvino dense compressed-tensors
 --compress_card_metadata  None
 --compress_max_drop       None
 --compress_control        None
