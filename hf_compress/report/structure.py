@@ -1,5 +1,6 @@
 """The neurons and attention heads that a model has left: before and after, layer by layer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
@@ -20,21 +21,30 @@ class Structure:
 
     Example:
         >>> from hf_compress.report.structure import Structure
-        >>> Structure("neurons", [1536, 1536], [768, 768]).words
-        '1,536 -> 768 neurons in each layer'
-        >>> Structure("heads", [12, 12], [4, 7]).words
-        '12 -> 4 to 7 heads in a layer'
+        >>> Structure("neurons", [1536, 1536], [768, 768]).after
+        [768, 768]
     """
 
     kind: str
     before: list[int]
     after: list[int]
 
-    @property
-    def words(self) -> str:
-        """The numbers in a few words."""
-        where = "each" if len({*self.before}) == len({*self.after}) == 1 else "a"
-        return f"{_range(self.before)} -> {_range(self.after)} {self.kind} in {where} layer"
+
+def structure_words(structure: Sequence[Structure]) -> str:
+    """Return the numbers in a few words; "" if nothing was removed.
+
+    Example:
+        >>> from hf_compress.report.structure import Structure, structure_words
+        >>> structure_words([Structure("neurons", [1536] * 6, [768] * 6), Structure("heads", [12] * 6, [6] * 6)])
+        '1,536 -> 768 neurons, 12 -> 6 heads in each layer'
+        >>> structure_words([Structure("heads", [12, 12], [4, 7])])
+        '12 -> 4 to 7 heads in a layer'
+    """
+    if not structure:
+        return ""
+    alike = all(len({*one.before}) == len({*one.after}) == 1 for one in structure)
+    numbers = [f"{_range(one.before)} -> {_range(one.after)} {one.kind}" for one in structure]
+    return f"{', '.join(numbers)} in {'each' if alike else 'a'} layer"
 
 
 def structure_of(model: PreTrainedModel, whole: PreTrainedModel, recipe: Recipe) -> list[Structure]:

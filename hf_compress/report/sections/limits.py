@@ -8,6 +8,7 @@ from hf_compress.report.report import Report
 from hf_compress.report.section import Section
 from hf_compress.report.sections.making import is_static
 from hf_compress.report.snippets import reads_itself
+from hf_compress.report.structure import structure_words
 
 TEMPLATE = """\
 {% if report.is_trained %}
@@ -47,7 +48,7 @@ def values(report: Report) -> dict[str, Any]:
     """The values that the template uses."""
     return {
         "static": is_static(report),
-        "structure": text(" and ".join(one.words for one in report.structure)),
+        "structure": text(structure_words(report.structure)),
         "base": base_words(report),
         "task": task_words(report),
         "reads_itself": reads_itself(report),

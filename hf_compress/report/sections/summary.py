@@ -24,6 +24,7 @@ from hf_compress.report.phrases import (
 from hf_compress.report.report import Report
 from hf_compress.report.scores import AGREEMENT, DISTORTION, RMSE
 from hf_compress.report.section import Section
+from hf_compress.report.structure import structure_words
 
 MOST_LABELS = 8
 # The main score of a model that was compared with the dense one without labels.
@@ -145,7 +146,7 @@ def _done(report: Report) -> Markdown:
         done.append("distilled from a teacher")
     if recipe.pruning.enabled:
         share = 100 * recipe.pruning.prune_sparsity
-        left = " and ".join(one.words for one in report.structure)
+        left = structure_words(report.structure)
         done.append(f"pruned ({left or f'{share:g} % of the {pattern(report).units} are zero'})")
     if recipe.quantization.enabled:
         bits = "" if report.steps is None else f", {report.steps.bits_per_weight:.1f} bits per weight in the file"
