@@ -13,7 +13,8 @@ from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.inventory import TensorFacts
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.models.heads import Head
-from hf_compress.prune.coverage import pruned_layers
+from hf_compress.prune.coverage import Coverage, pruned_layers
+from hf_compress.prune.patterns import PATTERNS
 from hf_compress.recipe import Recipe
 from hf_compress.redaction import redact, redact_command
 from hf_compress.report import provenance
