@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -31,8 +34,10 @@ from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
 from tests.cut.test_removal import BOTH, unread
+from tests.invariants.harness import in_two_processes
 from tests.invariants.test_models import SIZES, SPECIAL
 from tests.quantized import quantized
+from tests.tiny import NO_DROPOUT, bert
 
 IDS = torch.arange(20).reshape(2, 10)
 
@@ -211,6 +216,29 @@ def test_a_width_that_a_configuration_refuses_is_refused() -> None:
     check_uniform(model, ["heads"], [2])
     with pytest.raises(ValueError, match="not a multiple"):
         check_uniform(model, ["heads"], [1])
+
+
+def save_sharded(folder: Path) -> None:
+    """Save a model in one of two processes that share its weights."""
+    dist.init_process_group("gloo")
+    model = bert(**NO_DROPOUT)
+    unread(model, BOTH, whole=True)
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.bert.encoder.layer:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    save_compressed(model, folder / "sharded", recipe_of("neurons+heads"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_sharded_weights_give_the_same_file(tmp_path: Path) -> None:
+    model = bert(**NO_DROPOUT)
+    unread(model, BOTH, whole=True)
+    whole = save_compressed(model, tmp_path / "whole", recipe_of("neurons+heads"))
+    assert in_two_processes(save_sharded, tmp_path) == [0, 0]
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "sharded" / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_groups_of_inputs_with_one_scale_are_refused() -> None:

@@ -63,6 +63,15 @@ def check(pattern: str, weights: dict[str, Tensor]) -> None:
         assert gone == {"neurons": 64, "heads": 2} if pattern == BOTH else gone in ({"neurons": 64}, {"heads": 2})
 
 
+def check_stored(pattern: str, stored: Any, plan: Recipe) -> None:
+    """Check the zeros of a reloaded model. Groups are not there any more: half of all."""
+    coverage = Coverage.of(stored, plan.pruning)
+    if not coverage.blocks:
+        check(pattern, {target.name: target.weight.detach() for target in coverage.targets})
+    if coverage.blocks:
+        assert coverage.sparsity() == 0.5 and not any(coverage.found())
+
+
 @pytest.fixture(scope="module", params=CASES, ids=NAMES)
 def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, dict[str, Any]]:
     """A pattern, a criterion, and what one process leaves with them."""
@@ -96,7 +105,11 @@ def test_beside_the_other_methods_runs_resume_and_reload_exactly(pattern: str, c
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))
     assert same(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))
     ids = torch.arange(16).reshape(2, 8)
-    assert torch.equal(type(whole.model).from_pretrained(folder)(ids).logits, whole.model.eval()(ids).logits)
+    stored, expected = type(whole.model).from_pretrained(folder)(ids).logits, whole.model.eval()(ids).logits
+    if PATTERNS[pattern].kinds:  # Sums of fewer numbers may round to a neighbouring integer.
+        assert (stored - expected).abs().max() <= 0.02 * expected.abs().max()
+    else:
+        assert torch.equal(stored, expected)
 
 
 @pytest.mark.parametrize("pattern", STRUCTURED)
@@ -106,8 +119,7 @@ def test_the_best_model_and_the_file_keep_the_pattern(pattern: str, tmp_path: Pa
     run = trained(tmp_path / "run", plan=plan, load_best_model_at_end=True, bf16=True, **settings)
     folder = save_compressed(run.model, tmp_path / "compressed", plan)
     stored = type(run.model).from_pretrained(folder)
-    targets = Coverage.of(stored, plan.pruning).targets
-    check(pattern, {target.name: target.weight.detach() for target in targets})
+    check_stored(pattern, stored, plan)
 
 
 @pytest.mark.parametrize("pattern", STRUCTURED)
@@ -121,7 +133,7 @@ def test_the_merged_weights_beside_an_adapter_keep_it(pattern: str, tmp_path: Pa
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-8"))
     assert same(dict(run.model.state_dict()), dict(resumed.model.state_dict()))
     stored = type(run.model.get_base_model()).from_pretrained(folder)
-    check(pattern, {target.name: target.weight.detach() for target in Coverage.of(stored, plan.pruning).targets})
+    check_stored(pattern, stored, plan)
 
 
 @pytest.mark.parametrize("pattern", STRUCTURED)
