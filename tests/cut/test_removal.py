@@ -11,6 +11,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from hf_compress.cut.rehearsal import check_removal, check_same, twin
 from hf_compress.cut.removal import Removal, kept_groups, remove_groups
+from hf_compress.cut.students import student_from
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.grids import SCHEMES
 from hf_compress.layers.turning import compressed_layers, quantize_layers
@@ -207,3 +208,16 @@ def test_kept_groups_are_those_with_a_weight_that_reads_them(make_bert: Callable
     unread(model, BOTH)
     for block, kept in zip(find_groups(model, BOTH), kept_groups(find_groups(model, BOTH)), strict=True):
         assert torch.equal(kept, torch.arange(block.count) % 2 == 1)
+
+
+def test_a_student_of_a_smaller_model_has_its_widths(make_bert: Callable[..., PreTrainedModel]) -> None:
+    model = make_bert()
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[:, :40] = 0
+    remove_groups(model, ["neurons"])
+    student = student_from(model, [1])
+    assert widths_of(student)["bert.encoder.layer.0.output.dense"] == [32, 24]
+    assert torch.equal(
+        student.bert.encoder.layer[0].output.dense.weight, model.bert.encoder.layer[1].output.dense.weight
+    )
+    assert student(IDS).logits.shape == (2, 2)
