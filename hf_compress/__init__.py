@@ -16,6 +16,8 @@ from hf_compress.distill import DistillationTrainer as DistillationTrainer
 from hf_compress.distill import Seq2SeqDistillationTrainer as Seq2SeqDistillationTrainer
 from hf_compress.export.formats import write_formats as write_formats
 from hf_compress.export.onnx_format import export_onnx as export_onnx
+from hf_compress.goals import BudgetArguments as BudgetArguments
+from hf_compress.goals import SpeedArguments as SpeedArguments
 from hf_compress.hub.push import push as push
 from hf_compress.launch.arguments import CompressionArguments as CompressionArguments
 from hf_compress.launch.flags import take_flags as take_flags
@@ -27,7 +29,6 @@ from hf_compress.prune.callback import PruningCallback as PruningCallback
 from hf_compress.quantize.arguments import QuantizationArguments as QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback as QuantizationCallback
 from hf_compress.recipe import ARGUMENTS as ARGUMENTS
-from hf_compress.recipe import BudgetArguments as BudgetArguments
 from hf_compress.recipe import Recipe as Recipe
 from hf_compress.recipe import RecipeCallback as RecipeCallback
 from hf_compress.release import __version__ as __version__

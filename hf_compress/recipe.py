@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,60 +13,30 @@ from hf_compress.callbacks import refuse_diverged
 from hf_compress.cut.vocabulary import VocabularyArguments
 from hf_compress.distill import DistillationArguments
 from hf_compress.documents import read_document
+from hf_compress.goals import BudgetArguments, SpeedArguments
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.heads import bare
 from hf_compress.models.targets import undeclared_ties, whole
 from hf_compress.options import warn_idle
-from hf_compress.prune.arguments import PruningArguments
+from hf_compress.prune.allotment import SpeedGoal
+from hf_compress.prune.arguments import AUTO, PruningArguments
 from hf_compress.prune.callback import PruningCallback
 from hf_compress.prune.patterns import PATTERNS
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
 from hf_compress.redaction import redact
 
-
-@dataclass
-class BudgetArguments:
-    """The option for a file size; off unless `compress_budget_mb` is given.
-
-    Raises:
-        ValueError: the size is not a positive number.
-
-    Example:
-        >>> from hf_compress import BudgetArguments
-        >>> BudgetArguments(compress_budget_mb=10).bytes
-        10000000.0
-    """
-
-    compress_budget_mb: float | None = field(
-        default=None,
-        metadata={
-            "help": "Largest size of the packed file in megabytes (10^6 bytes), above 0. When rounding begins, every "
-            "layer gets the step at which the outputs change least for this size (`--quant_step`). Zeros of "
-            "`--prune_sparsity` come first. The default scheme is then int8."
-        },
-    )
-
-    @property
-    def enabled(self) -> bool:
-        return self.compress_budget_mb is not None
-
-    @property
-    def bytes(self) -> float:
-        """The largest size of the file, in bytes."""
-        return math.inf if self.compress_budget_mb is None else 1e6 * self.compress_budget_mb
-
-    def __post_init__(self) -> None:
-        if self.compress_budget_mb is not None and not 0 < self.compress_budget_mb < math.inf:
-            raise ValueError(
-                f"`--compress_budget_mb` must be a number of megabytes above 0; got {self.compress_budget_mb}. Give "
-                "10 for a file of at most 10,000,000 bytes."
-            )
-
-
 # For `HfArgumentParser((TrainingArguments, *ARGUMENTS))`.
-ARGUMENTS = (DistillationArguments, PruningArguments, QuantizationArguments, VocabularyArguments, BudgetArguments)
-BUDGET_SCHEME = "int8"  # Of a recipe with a budget and without a scheme.
+ARGUMENTS = (
+    DistillationArguments,
+    PruningArguments,
+    QuantizationArguments,
+    VocabularyArguments,
+    BudgetArguments,
+    SpeedArguments,
+)
+DEFAULT_SCHEME = "int8"  # Of a recipe with a budget or a speed-up, and without a scheme.
+SPEED_PATTERN = "neurons+heads"  # Of a recipe with a speed-up and without a pattern of groups.
 # Options that name a place. They do not change the training.
 PLACES = ("distill_cache",)
 
@@ -76,9 +45,9 @@ PLACES = ("distill_cache",)
 class Recipe:
     """The plan of a run: any combination of distillation, pruning and quantization.
 
-    It also says whether the vocabulary is first cut to the words of the training set, and the file size that the steps
-    of weights are chosen for. The fields have the order of `ARGUMENTS`, so `Recipe(*parsed)` takes what
-    `HfArgumentParser` returns.
+    It also says whether the vocabulary is first cut to the words of the training set, the file size that the steps of
+    weights are chosen for, and the speed-up that neurons and heads are chosen for. The fields have the order of
+    `ARGUMENTS`, so `Recipe(*parsed)` takes what `HfArgumentParser` returns.
 
     Example:
         >>> from hf_compress import PruningArguments, QuantizationArguments, Recipe
@@ -95,12 +64,22 @@ class Recipe:
     quantization: QuantizationArguments = field(default_factory=QuantizationArguments)
     vocabulary: VocabularyArguments = field(default_factory=VocabularyArguments)
     budget: BudgetArguments = field(default_factory=BudgetArguments)
+    speed: SpeedArguments = field(default_factory=SpeedArguments)
 
     def __post_init__(self) -> None:
         if self.budget.enabled:
             self.quantization.check_steps("--compress_budget_mb")
-            if not self.quantization.enabled:
-                object.__setattr__(self, "quantization", replace(self.quantization, quant_scheme=BUDGET_SCHEME))
+        if (self.budget.enabled or self.speed.enabled) and not self.quantization.enabled:
+            object.__setattr__(self, "quantization", replace(self.quantization, quant_scheme=DEFAULT_SCHEME))
+        if self.speed.enabled:
+            self._check_speed()
+        elif self.pruning.prune_keep == [AUTO]:
+            raise ValueError(
+                f"`--prune_keep {AUTO}` has no effect without `--compress_speedup`. Give that, or say what stays: "
+                "bert.encoder.layer.0=768, for example."
+            )
+        else:
+            warn_idle(self.speed, "compress_speedup")
         self._check_groups()
         for method, switch in ((self.pruning, "prune_sparsity"), (self.quantization, "quant_scheme")):
             if not method.enabled:
@@ -116,6 +95,24 @@ class Recipe:
                 "per row, such as int8 or int8-weight."
             )
 
+    def _check_speed(self) -> None:
+        """Refuse what a speed-up cannot be reached with, and complete what was left open."""
+        pruning, speedup = self.pruning, f"--compress_speedup {self.speed.compress_speedup:g}"
+        if pruning.prune_sparsity > 0:
+            raise ValueError(
+                f"`{speedup}` chooses how many neurons and heads stay, so `--prune_sparsity` must be 0; got "
+                f"{pruning.prune_sparsity}. Leave one of them out."
+            )
+        pattern = SPEED_PATTERN if pruning.prune_pattern == "unstructured" else pruning.prune_pattern
+        if not PATTERNS[pattern].kinds:
+            fitting = ", ".join(name for name, known in PATTERNS.items() if known.kinds)
+            raise ValueError(
+                f"`{speedup}` needs a `--prune_pattern` of whole groups: {fitting}; got {pattern!r}. Zeros elsewhere "
+                "make no product of matrices smaller. Choose one of them."
+            )
+        completed = replace(pruning, prune_pattern=pattern, prune_keep=pruning.prune_keep or [AUTO])
+        object.__setattr__(self, "pruning", completed)
+
     @property
     def name(self) -> str:
         """A short name, for example `kd+mp60+int8` or `cut3+kd`; `dense` if no method is on."""
@@ -128,22 +125,27 @@ class Recipe:
         if self.pruning.enabled:
             pattern = self.pruning.prune_pattern
             suffix = "" if pattern == "unstructured" else f"-{PATTERNS[pattern].slug}"
-            methods.append(f"mp{self.pruning.prune_sparsity * 100:g}{suffix}")
+            share = "keep" if self.pruning.prune_keep else f"{self.pruning.prune_sparsity * 100:g}"
+            speedup = self.speed.compress_speedup
+            methods.append(f"mp{share}{suffix}" if speedup is None else f"{speedup:g}x{suffix}")
         if self.quantization.enabled:
             methods.append(f"{self.quantization.quant_scheme}{'-mixed' if self.quantization.quant_bits else ''}")
         if self.budget.enabled:
             methods.append(f"{self.budget.compress_budget_mb:g}MB")
         return "+".join(methods) or "dense"
 
-    def callbacks(self) -> list[TrainerCallback]:
+    def callbacks(self, speed: SpeedGoal | None = None) -> list[TrainerCallback]:
         """Return new callbacks for any Trainer: those of the methods, and one that checks the recipe of a resumed run.
 
         Distillation has no callback: it changes the loss, which `DistillationTrainer` does.
+
+        Args:
+            speed: the speed-up and the latency of the model, if the recipe has a `compress_speedup`.
         """
         callbacks: list[TrainerCallback] = []
         zeros = None
         if self.pruning.enabled:
-            callbacks.append(pruning := PruningCallback(self.pruning))
+            callbacks.append(pruning := PruningCallback(self.pruning, speed=speed))
             zeros = pruning.planned_zeros
         if self.quantization.enabled:
             budget = self.budget.bytes if self.budget.enabled else None

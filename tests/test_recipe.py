@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, HfArgumentParser, Trainer, TrainingArguments
 
+from hf_compress.goals import BudgetArguments
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.callback import PruningCallback
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
-from hf_compress.recipe import ARGUMENTS, BudgetArguments, Recipe, RecipeCallback
+from hf_compress.recipe import ARGUMENTS, Recipe, RecipeCallback
 
 FLAGS = {
     "kd": ["--distill_teacher", "self"],

@@ -85,7 +85,10 @@ def _has_masks(checkpoint: Path, state: dict[str, Any]) -> bool:
     """Return whether the masks are there, if the criterion of the run saves them. They are written last."""
     try:
         pruning = state.get("stateful_callbacks", {}).get(RecipeCallback.RECORD, {}).get("pruning", {})
-        criterion, on = CRITERIA.get(pruning.get("prune_criterion", "")), pruning.get("prune_sparsity", 0) > 0
+        criterion, on = (
+            CRITERIA.get(pruning.get("prune_criterion", "")),
+            bool(pruning.get("prune_sparsity", 0) > 0 or pruning.get("prune_keep")),
+        )
     except (AttributeError, TypeError):
         return False  # The state of the Trainer is damaged.
     return not (on and criterion is not None and criterion.has_state) or (checkpoint / STATE_FILE).is_file()

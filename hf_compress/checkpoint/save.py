@@ -120,12 +120,12 @@ def _check_zeros(model: PreTrainedModel, recipe: Recipe, strict: bool) -> None:
     """Refuse a model with fewer zeros than the recipe asks for, or warn of it."""
     if not recipe.pruning.enabled:
         return
-    coverage, sparsity = Coverage.of(model, recipe.pruning), recipe.pruning.prune_sparsity
+    coverage, sparsity = Coverage.of(model, recipe.pruning), recipe.pruning.goal
     zeros = coverage.found()
     if short := coverage.short(sparsity, zeros):
         share = sum(zeros) / sum(contest.total for contest in coverage.contests)
         message = (
-            f"The recipe asks for `--prune_sparsity {sparsity}`, but only {share:.4f} of the {coverage.pattern.units} "
+            f"The recipe asks for {recipe.pruning.asked}, but only {share:.4f} of the {coverage.pattern.units} "
             f"are zero, too few in {short[0]}. Train it with `callbacks=recipe.callbacks()` until `--prune_end`."
         )
         if strict:

@@ -67,7 +67,21 @@ def graph_of(folder: Path) -> Any:
     """Return the ONNX program of the checkpoint in `folder`, as torch's exporter returns one."""
     model = load(folder)
     config = getattr(model.config, "quantization_config", None)
-    if isinstance(config, CompressionConfig) and config.quantized:
+    return program_of(model, config if isinstance(config, CompressionConfig) else None)
+
+
+def program_of(model: PreTrainedModel, config: CompressionConfig | None) -> Any:
+    """Return the ONNX program of `model`, whose layers become those of a graph, in place.
+
+    Args:
+        model: in float32 and evaluation mode, with eager attention, and with quantized layers that have their ranges.
+        config: names the quantized layers; None if there are none.
+
+    Example:
+        >>> from hf_compress.export import program_of
+        >>> program_of(model, model.config.quantization_config).save("graph.onnx")  # doctest: +SKIP
+    """
+    if config is not None and config.quantized:
         to_graph_layers(model, config)
     program = _traced(model, find_outputs(model))
     _narrow(program.model)

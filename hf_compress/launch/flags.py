@@ -19,6 +19,8 @@ from hf_compress.recipe import Recipe
 from hf_compress.report import provenance
 
 PREFIXES = ("distill", "prune", "quant", "compress")
+# What an option chooses, in the recipe of a finished run.
+CHOSEN = {"compress_budget_mb": "quant_step", "compress_speedup": "prune_keep"}
 WIDEST = 60  # Characters for the value in the help of a flag; a terminal has 80.
 
 
@@ -150,9 +152,10 @@ def _with_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
 def _over(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of two sources; those of the `higher` one count.
 
-    The recipe of a finished run holds the step that its budget has chosen. A new budget chooses again.
+    The recipe of a finished run holds the step that its budget has chosen, and the groups that its speed-up has. A new
+    budget or speed-up chooses again.
     """
-    chosen_before = ("quant_step",) if "compress_budget_mb" in higher else ()
+    chosen_before = {CHOSEN[option] for option in CHOSEN if option in higher}
     return {name: value for name, value in lower.items() if name not in chosen_before} | dict(higher)
 
 

@@ -27,7 +27,10 @@ from hf_compress.launch.preconditions import (
 from hf_compress.launch.processes import on_first
 from hf_compress.launch.reporting import Reporting
 from hf_compress.launch.result import Plan, Result
+from hf_compress.launch.speed_goal import add_speed, speed_goal
 from hf_compress.launch.uploads import Destination, disarm
+from hf_compress.prune import SpeedGoal
+from hf_compress.prune.callback import KEPT
 from hf_compress.quantize.callback import CONSTANT
 from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.redaction import keep_secret, redact_command
@@ -91,6 +94,7 @@ def compress(
     Result(trainer.args.output_dir).check_free()
     check_compressible(trainer, recipe)
     check_budget(trainer, recipe)
+    speed = speed_goal(trainer, recipe)
     on_first(trainer, lambda: _prepare(trainer, Destination.of(trainer, hub_id)))
     disarm(trainer)
     origin = Origin.of(trainer.model)
@@ -100,7 +104,7 @@ def compress(
     distilling = _distilling(trainer)
     distilling.begin_distillation(recipe.distillation)
     warn_of_taught(distilling, comparisons.extra)
-    _install(distilling, recipe)
+    _install(distilling, recipe, speed)
     distilling.origin, distilling.pushes_to, distilling.max_drop = origin, hub_id, max_drop
     distilling.comparisons = comparisons
     return distilling
@@ -128,10 +132,10 @@ def _distilling(trainer: Trainer) -> DistillationMixin:
     return cast(DistillationMixin, trainer)
 
 
-def _install(trainer: Trainer, recipe: Recipe) -> None:
+def _install(trainer: Trainer, recipe: Recipe, speed: SpeedGoal | None) -> None:
     """Add the callbacks of `recipe`, in front of those that print or send the logs which ours extend."""
     trainer.remove_callback(RecipeCallback)
-    callbacks = recipe.callbacks()
+    callbacks = recipe.callbacks(speed)
     trainer.callback_handler.callbacks[:0] = callbacks
     for callback in callbacks:
         callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
@@ -242,6 +246,8 @@ def finish(
             )
         on_first(trainer, lambda: result.place(report))
         failed = _add_formats(trainer, result, plan, reporting, report)
+        if report is not None:
+            on_first(trainer, lambda: add_speed(result.folder))
     told = on_first(trainer, lambda: result.conclude(plan, trainer.args.hub_token))
     if trainer.is_world_process_zero():
         for sentence in [*([said_of_failures(result, failed)] if failed else []), *told]:
@@ -263,17 +269,20 @@ def _say_without_report(result: Result, obstacle: str, destination: Destination,
 
 
 def _promised(trainer: Trainer) -> Recipe:
-    """Return the recipe of the trainer, with the constant of the steps that its budget has chosen."""
+    """Return the recipe of the trainer, with what was chosen in training for its budget and its speed-up."""
     recipe = recipe_of(trainer)
     if recipe is None:
         raise ValueError(
             "This trainer has no recipe to finish. Call `compress(trainer, recipe)` before `train()`, or build the "
             "trainer with `callbacks=recipe.callbacks()`."
         )
-    constant = progress(trainer.state).get(CONSTANT)
-    if constant is None:
-        return recipe
-    return replace(recipe, quantization=replace(recipe.quantization, quant_step=constant))
+    done = progress(trainer.state)
+    if (constant := done.get(CONSTANT)) is not None:
+        recipe = replace(recipe, quantization=replace(recipe.quantization, quant_step=constant))
+    if (kept := done.get(KEPT)) is not None:
+        items = [f"{name}={count}" for name, count in kept.items()]
+        recipe = replace(recipe, pruning=replace(recipe.pruning, prune_keep=items))
+    return recipe
 
 
 def _save(trainer: Trainer, result: Result, plan: Plan, recipe: Recipe) -> None:

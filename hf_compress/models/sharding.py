@@ -166,6 +166,21 @@ def whole_on_first(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]
             yield name, whole
 
 
+def from_first(value: T) -> T:
+    """Return the `value` of the first process, on every process. Collective.
+
+    Example:
+        >>> from hf_compress.models.sharding import from_first
+        >>> from_first({"bert.encoder.layer.0": 768})
+        {'bert.encoder.layer.0': 768}
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared, 0)
+    return shared[0]
+
+
 def count_zeros(weights: Sequence[Shaped[Tensor, "..."]]) -> list[int]:
     """Return the number of zeros in each of `weights`, over all shards. Collective."""
     zeros = [part.numel() - int(part.count_nonzero()) for part in map(local, weights)]

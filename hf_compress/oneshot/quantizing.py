@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_compress.checkpoint.aside import check_free, written_aside
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.export.formats import FORMATS, exported
+from hf_compress.goals import BudgetArguments
 from hf_compress.launch.format_steps import FormatSteps
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.turning import compressed_layers, quantize_layers
@@ -25,7 +26,7 @@ from hf_compress.oneshot.texts import Data, Texts, read_texts
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.ranges import observe
 from hf_compress.quantize.spending import LEAST_BITS, Spent, least_bytes, spend
-from hf_compress.recipe import BUDGET_SCHEME, BudgetArguments, Recipe
+from hf_compress.recipe import DEFAULT_SCHEME, Recipe
 from hf_compress.report.card import save_card
 from hf_compress.report.report import Report
 from hf_compress.verify.rows import Loaded
@@ -44,7 +45,7 @@ def quantize_once(
     out: str | Path,
     *,
     budget_mb: float,
-    scheme: str = BUDGET_SCHEME,
+    scheme: str = DEFAULT_SCHEME,
     exclude: Sequence[str] = (),
     formats: Sequence[str] = (),
     max_length: int | None = None,

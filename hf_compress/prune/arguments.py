@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_compress.options import check_list
 from hf_compress.patterns import check_patterns
 from hf_compress.prune.criteria import CRITERIA
 from hf_compress.prune.patterns import PATTERNS
@@ -11,6 +12,7 @@ from hf_compress.prune.schedules import SCHEDULES
 from hf_compress.prune.selection import SCOPES
 
 MOST_STEPS = 10**9  # No training is longer.
+AUTO = "auto"  # In place of numbers of groups that `--compress_speedup` chooses.
 
 
 def _words(registry: Mapping[str, Any]) -> str:
@@ -20,7 +22,7 @@ def _words(registry: Mapping[str, Any]) -> str:
 
 @dataclass
 class PruningArguments:
-    """Options of gradual pruning; it is off unless `prune_sparsity` is above 0.
+    """Options of gradual pruning; it is off unless `prune_sparsity` is above 0, or `prune_keep` is given.
 
     Raises:
         ValueError: an option is outside its range.
@@ -81,6 +83,14 @@ class PruningArguments:
             "that config.json alone says the widths and Transformers needs nothing else. Refused where it cannot."
         },
     )
+    prune_keep: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Items BLOCK=COUNT, for example bert.encoder.layer.0=768: how many neurons or heads of a block "
+            "stay (`--prune_pattern`), at least 1; blocks that are not named keep all. In place of `prune_sparsity`. "
+            "`--compress_speedup` chooses them."
+        },
+    )
     prune_exclude: list[str] = field(
         default_factory=list,
         metadata={"help": "Regular expressions; layers whose name contains a match stay dense."},
@@ -89,14 +99,60 @@ class PruningArguments:
     @property
     def enabled(self) -> bool:
         """Whether anything is pruned."""
-        return self.prune_sparsity > 0
+        return self.prune_sparsity > 0 or bool(self.prune_keep)
+
+    @property
+    def goal(self) -> float:
+        """The sparsity at the end; 1 if `prune_keep` says what stays, and all else has gone."""
+        return 1.0 if self.prune_keep else self.prune_sparsity
+
+    @property
+    def asked(self) -> str:
+        """What is asked for as a flag, for messages."""
+        if self.prune_keep:
+            more = " ..." if len(self.prune_keep) > 2 else ""
+            return f"`--prune_keep {' '.join(self.prune_keep[:2])}{more}`"
+        return f"`--prune_sparsity {self.prune_sparsity}`"
+
+    @property
+    def keeps(self) -> dict[str, int] | None:
+        """How many groups of the blocks in `prune_keep` stay; None if it is not given, or not chosen yet."""
+        if not self.prune_keep or self.prune_keep == [AUTO]:
+            return None
+        return {name: int(count) for name, _, count in (item.rpartition("=") for item in self.prune_keep)}
 
     def __post_init__(self) -> None:
         check_patterns("prune_exclude", self.prune_exclude)
+        self._check_keep()
         self._check_choices()
         self._check_uniform()
         self._check_sparsity()
         self._check_phase()
+
+    def _check_keep(self) -> None:
+        check_list("prune_keep", self.prune_keep)
+        if not self.prune_keep:
+            return
+        if self.prune_sparsity > 0:
+            raise ValueError(
+                f"`--prune_keep` says how many groups stay, so `--prune_sparsity` must be 0; got "
+                f"{self.prune_sparsity}. Leave one of them out."
+            )
+        items = [item.rpartition("=") for item in self.prune_keep if self.prune_keep != [AUTO]]
+        for name, _, count in items:
+            if not name or not count.isdecimal() or int(count) < 1:
+                raise ValueError(
+                    "`--prune_keep` must be items BLOCK=COUNT with a count of at least 1; got "
+                    f"{f'{name}={count}' if name else count!r}. Give bert.encoder.layer.0=768, for example."
+                )
+        if len({name for name, _, _ in items}) < len(items):
+            raise ValueError(f"`--prune_keep` names a block twice: {' '.join(self.prune_keep)}. Name each once.")
+        if self.prune_pattern in PATTERNS and not PATTERNS[self.prune_pattern].kinds:
+            fitting = ", ".join(name for name, pattern in PATTERNS.items() if pattern.kinds)
+            raise ValueError(
+                f"`--prune_keep` needs a `--prune_pattern` of whole groups: {fitting}; got {self.prune_pattern!r}. "
+                "Choose one of them."
+            )
 
     def _check_choices(self) -> None:
         choices: dict[str, Any] = {
@@ -144,9 +200,9 @@ class PruningArguments:
                 f"`--prune_sparsity` must be at most {most:g} with `--prune_pattern {self.prune_pattern}`; got "
                 f"{self.prune_sparsity}. Lower it, or choose another pattern."
             )
-        if self.enabled and not 0 <= self.prune_initial_sparsity <= self.prune_sparsity:
+        if self.enabled and not 0 <= self.prune_initial_sparsity <= self.goal:
             raise ValueError(
-                f"`--prune_initial_sparsity` must be in [0, `--prune_sparsity`] = [0, {self.prune_sparsity}]; got "
+                f"`--prune_initial_sparsity` must be in [0, `--prune_sparsity`] = [0, {self.goal:g}]; got "
                 f"{self.prune_initial_sparsity}. Lower it: sparsity only grows."
             )
 

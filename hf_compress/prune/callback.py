@@ -1,6 +1,5 @@
 """Gradual pruning: the callback that sets the lowest-scored weights to zero in any Trainer."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -15,7 +14,9 @@ from hf_compress.layers.turning import maskable_layers
 from hf_compress.models.sharding import refuse_shards, reshard
 from hf_compress.models.targets import transformer, whole
 from hf_compress.options import refuse_averages
-from hf_compress.prune.arguments import PruningArguments
+from hf_compress.prune.allotment import SpeedGoal
+from hf_compress.prune.allotting import allotted, refuse_allotment
+from hf_compress.prune.arguments import AUTO, PruningArguments
 from hf_compress.prune.coverage import Coverage
 from hf_compress.prune.criteria import CRITERIA
 from hf_compress.prune.masking import Masking
@@ -26,11 +27,13 @@ from hf_compress.prune.requirements import (
     refuse_removal,
     refuse_unsupported,
     warn_of_corrections,
+    warn_of_emptied,
+    warn_of_one_leap,
 )
 from hf_compress.prune.schedules import SCHEDULES, Timetable
 from hf_compress.prune.state_file import load_state, save_state
 
-REACHED = "sparsity"
+REACHED, KEPT = "sparsity", "kept_groups"
 
 
 class PruningCallback(TrainerCallback):
@@ -56,14 +59,18 @@ class PruningCallback(TrainerCallback):
     `load_best_model_at_end` and `save_total_limit` choose among models with the target sparsity.
 
     Patterns of groups prune whole neurons or attention heads, ranked by the sums of their weights' scores. All other
-    weights stay dense.
+    weights stay dense. With a `speed`, the numbers of groups that stay are chosen when pruning begins: those with
+    which the model is as fast as asked and the outputs change least, on rows of the training set (`SpeedGoal`). A
+    resumed run keeps them.
 
     Source: Zhu & Gupta, 2017.
 
     Args:
-        arguments: with `prune_sparsity` above 0.
+        arguments: with `prune_sparsity` above 0, or `prune_keep`.
         kept: how many groups of each block stay at the end, by the names of `Groups`; None for the same share in each.
-            Only for a pattern of groups. The schedule then says which share of the others is pruned.
+            Only for a pattern of groups. The schedule then says which share of the others is pruned. By default those
+            of `prune_keep`.
+        speed: chooses these numbers, if `prune_keep` is "auto".
 
     Raises:
         ValueError: at the start of training, if an exclude pattern matches nothing, nothing is left to prune, the run
@@ -79,7 +86,9 @@ class PruningCallback(TrainerCallback):
         >>> trainer = Trainer(model, args, callbacks=[callback])  # doctest: +SKIP
     """
 
-    def __init__(self, arguments: PruningArguments, kept: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, arguments: PruningArguments, kept: Mapping[str, int] | None = None, speed: SpeedGoal | None = None
+    ) -> None:
         if not arguments.enabled:
             raise ValueError(
                 f"`--prune_sparsity` must be in (0, 1) for a PruningCallback; got {arguments.prune_sparsity}. Raise "
@@ -87,8 +96,15 @@ class PruningCallback(TrainerCallback):
             )
         self.arguments = arguments
         self.criterion = CRITERIA[arguments.prune_criterion]
-        self.kept = kept
+        if arguments.prune_keep == [AUTO] and kept is None and speed is None:
+            raise ValueError(
+                "`--compress_speedup` needs the latency of the model, measured before training. Call "
+                "`compress(trainer, recipe)`, or give its table: `recipe.callbacks(SpeedGoal(speedup, "
+                "measure_table(...)))`."
+            )
+        self.kept, self.speed = kept, speed
         self._masking: Masking | None = None
+        self._record: dict[str, Any] = {}  # What a resumed run must not undo.
         self._timetable = Timetable(0, 0, 1)
         self._reached = 0.0  # The sparsity that the schedule has asked for so far.
         self._sparsity = 0.0
@@ -112,20 +128,24 @@ class PruningCallback(TrainerCallback):
         refuse_averages(optimizer, "--prune_sparsity", "in which pruned weights are not zero")
         model = whole(kwargs["model"])
         reshard(model)
+        self._record = progress(state)
         self._masking = Masking(self._coverage(model), self.criterion)
-        refuse_coverage(self._masking.coverage, self.arguments.prune_sparsity)
+        if not self._undecided:
+            refuse_coverage(self._masking.coverage, self.arguments.goal)
+        else:
+            refuse_allotment(kwargs.get("train_dataloader"))
         refuse_removal(self._masking.coverage, self.arguments, model)
         refuse_unsupported(self._masking, kwargs.get("st_args", args), model, optimizer)
         refuse_correction(self._masking, model, optimizer, kwargs.get("train_dataloader"))
         self._stepped, self._sparsity = False, 0.0
         options = self.arguments
         self._timetable = Timetable.of(options.prune_begin, options.prune_end, options.prune_every, state.max_steps)
-        self._warn_of_one_leap(state.max_steps)
+        warn_of_one_leap(options, self._timetable, state.max_steps)
         if self.criterion.corrects:
-            once = options.prune_initial_sparsity == options.prune_sparsity
+            once = options.prune_initial_sparsity == options.goal
             warn_of_corrections(self.criterion, 1 if once else self._timetable.choices, state.max_steps)
-        if self.arguments.prune_scope == "global" and state.global_step == 0 and not self.criterion.has_state:
-            self._warn_of_emptied(self._masking)
+        if state.global_step == 0 and not self.criterion.has_state:
+            warn_of_emptied(self._masking, options)
         self._reached = self._initial(model) if state.global_step == 0 else progress(state).get(REACHED, 0.0)
         if self.criterion.has_state and state.global_step > 0:
             self._sparsity = self._masking.load(load_state(args, state, self.criterion.name))
@@ -215,7 +235,7 @@ class PruningCallback(TrainerCallback):
         A criterion that looks at more than the weights is replaced by magnitude.
         """
         criterion = CRITERIA["magnitude"] if self.criterion.has_state else self.criterion
-        return Masking(self._coverage(whole(model)), criterion).planned(self.arguments.prune_sparsity)
+        return Masking(self._coverage(whole(model)), criterion).planned(self.arguments.goal)
 
     def _initial(self, model: nn.Module) -> float:
         """Return the sparsity that a model loaded from a pruned file has already; 0 for any other model."""
@@ -233,32 +253,14 @@ class PruningCallback(TrainerCallback):
         masking.masks = by_magnitude.masks
 
     def _coverage(self, model: nn.Module) -> Coverage:
-        coverage = Coverage.of(transformer(model), self.arguments, self.kept)
+        coverage = Coverage.of(transformer(model), self.arguments, self.kept or self._record.get(KEPT))
         refuse_shards(model, {target.name: target.weight for target in coverage.targets}, "--prune_sparsity")
         return coverage
 
-    def _warn_of_one_leap(self, max_steps: int) -> None:
-        steps = self._timetable.end - self._timetable.begin
-        if steps <= self.arguments.prune_every and not self.criterion.corrects:
-            warnings.warn(
-                f"`--prune_every {self.arguments.prune_every}` prunes in one leap: only {steps} of {max_steps} steps "
-                "are between `--prune_begin` and `--prune_end`. Lower it, or train longer.",
-                stacklevel=2,
-            )
-
-    @torch.no_grad()
-    def _warn_of_emptied(self, masking: Masking) -> None:
-        """Warn about layers that a common threshold would leave without a weight, judged by the initial weights."""
-        kept = masking.preview(self.arguments.prune_sparsity)
-        emptied = [target.name for target, count in zip(masking.targets, kept, strict=True) if count == 0]
-        if emptied:
-            warnings.warn(
-                f"`--prune_scope global` at `--prune_sparsity {self.arguments.prune_sparsity}` would prune all "
-                f"weights of {len(emptied)} of {len(kept)} layers ({', '.join(emptied[:3])}): they are smaller than "
-                "those of other layers, as the weights of an untrained layer are. Use `--prune_scope layer`, or keep "
-                f"such layers dense (`--prune_exclude {emptied[0]}`).",
-                stacklevel=2,
-            )
+    @property
+    def _undecided(self) -> bool:
+        """Whether the numbers of groups that stay are still to be chosen."""
+        return self.arguments.prune_keep == [AUTO] and self.kept is None and KEPT not in self._record
 
     def _choose(self, step: int, **kwargs: Any) -> None:
         """Choose the masks that are in force at `step`; none before the first choice. `kwargs` are those of events."""
@@ -267,7 +269,12 @@ class PruningCallback(TrainerCallback):
         if choice > 0:
             schedule = SCHEDULES[self.arguments.prune_schedule]
             share = self._timetable.progress(choice)
-            sparsity = schedule(share, self.arguments.prune_initial_sparsity, self.arguments.prune_sparsity)
+            sparsity = schedule(share, self.arguments.prune_initial_sparsity, self.arguments.goal)
+            if self._undecided:
+                speed = cast(SpeedGoal, self.speed)
+                given = masking.coverage, kwargs["model"], kwargs["train_dataloader"]
+                self._record[KEPT] = allotted(speed, *given, uniform=self.arguments.prune_uniform)
+                masking.coverage = self._coverage(whole(kwargs["model"]))
         # A run that is resumed with more steps is earlier in its schedule than before; sparsity only grows.
         self._reached = max(self._reached, sparsity)
         if self.criterion.corrects:
@@ -280,7 +287,7 @@ class PruningCallback(TrainerCallback):
 
     def _refuse_early_end(self, args: TrainingArguments, state: TrainerState) -> None:
         options, end = self.arguments, self._timetable.end
-        asked = f"`--prune_sparsity {options.prune_sparsity}`"
+        asked = options.asked
         if state.global_step < end:
             raise RuntimeError(
                 f"training stopped at step {state.global_step} of {state.max_steps} with a sparsity of "
@@ -296,12 +303,12 @@ class PruningCallback(TrainerCallback):
             )
 
     def _refuse_lost_zeros(self, masking: Masking) -> None:
-        coverage, sparsity = masking.coverage, self.arguments.prune_sparsity
+        coverage, sparsity = masking.coverage, self.arguments.goal
         zeros = coverage.found([current_weight(target.module) for target in masking.targets])
         short = coverage.short(sparsity, zeros)
         if short:
             raise RuntimeError(
-                f"`--prune_sparsity {sparsity}` was reached and lost again: {sum(zeros)} of "
+                f"{self.arguments.asked} was reached and lost again: {sum(zeros)} of "
                 f"{sum(contest.total for contest in coverage.contests)} {masking.pattern.units} are zero at the end, "
                 f"too few in {', '.join(short[:3])}. Another callback changed the weights, or the best checkpoint "
                 "that was loaded is not from this run. Let no other callback write to pruned weights, and start from "

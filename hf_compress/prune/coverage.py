@@ -94,7 +94,9 @@ class Coverage:
         selected = _targets(blocks) if blocks else prunable(model, arguments.prune_exclude)
         targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
         gone = removed_before(unadapted(model), blocks)
-        coverage = cls(targets, pattern, scope, blocks, kept, arguments.prune_sparsity, gone)
+        if kept is None and (given := arguments.keeps) is not None:
+            kept = {block.name: block.count for block in blocks} | given
+        coverage = cls(targets, pattern, scope, blocks, kept, arguments.goal, gone)
         if kept is not None:
             coverage._check_kept(kept)
         return coverage
@@ -230,9 +232,10 @@ class Coverage:
         wrong = set(kept) ^ {block.name for block in self.blocks}
         wrong |= {block.name for block in self.blocks if not 1 <= kept.get(block.name, 1) <= block.count}
         if wrong:
+            known = ", ".join(f"{block.name}={block.count}" for block in self.blocks[:2])
             raise ValueError(
-                f"the numbers of groups to keep must be given for each block, from 1 to all of its groups; they are "
-                f"not for {', '.join(sorted(wrong)[:3])}."
+                f"`--prune_keep` must name blocks of the model, with 1 to all of their groups ({known}, ...); it does "
+                f"not for {', '.join(sorted(wrong)[:3])}. Correct these items."
             )
 
 

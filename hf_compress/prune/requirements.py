@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+import torch
 from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from peft import PeftModel
 from torch import nn
@@ -12,8 +13,10 @@ from hf_compress.cut.rehearsal import check_removal, check_uniform
 from hf_compress.models.targets import transformer, unadapted
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.coverage import Coverage
+from hf_compress.prune.criteria import CRITERIA
 from hf_compress.prune.criterion import Criterion
 from hf_compress.prune.masking import Masking
+from hf_compress.prune.schedules import Timetable
 
 STEPS_PER_CORRECTION = 10  # MiniLM-L6 on one core: 8 (6.4 s for the inputs of 512 rows, 3.8 s for the weights).
 
@@ -94,7 +97,7 @@ def refuse_removal(coverage: Coverage, arguments: PruningArguments, model: nn.Mo
     if not isinstance(inner, PeftModel):
         check_removal(inner, kinds, arguments.prune_exclude)
     if arguments.prune_uniform:
-        check_uniform(unadapted(inner), kinds, coverage.wanted(arguments.prune_sparsity), arguments.prune_exclude)
+        check_uniform(unadapted(inner), kinds, coverage.wanted(arguments.goal), arguments.prune_exclude)
 
 
 def refuse_correction(masking: Masking, model: nn.Module, optimizer: Any, loader: Any) -> None:
@@ -143,6 +146,34 @@ def warn_of_corrections(criterion: Criterion, choices: int, max_steps: int) -> N
             f"small encoder one correction takes as long as {STEPS_PER_CORRECTION} steps of 32 rows, so all together "
             "take longer than training. Raise `--prune_every`, or correct once: `--prune_initial_sparsity` = "
             "`--prune_sparsity`.",
+            stacklevel=3,
+        )
+
+
+def warn_of_one_leap(arguments: PruningArguments, timetable: Timetable, max_steps: int) -> None:
+    """Warn if all weights are pruned at once because the phase of pruning is short."""
+    steps = timetable.end - timetable.begin
+    if steps <= arguments.prune_every and not CRITERIA[arguments.prune_criterion].corrects:
+        warnings.warn(
+            f"`--prune_every {arguments.prune_every}` prunes in one leap: only {steps} of {max_steps} steps are "
+            "between `--prune_begin` and `--prune_end`. Lower it, or train longer.",
+            stacklevel=3,
+        )
+
+
+@torch.no_grad()
+def warn_of_emptied(masking: Masking, arguments: PruningArguments) -> None:
+    """Warn of layers that a common threshold would leave without a weight, judged by the weights now. Collective."""
+    if arguments.prune_scope != "global" or arguments.prune_keep:
+        return
+    kept = masking.preview(arguments.prune_sparsity)
+    emptied = [target.name for target, count in zip(masking.targets, kept, strict=True) if count == 0]
+    if emptied:
+        warnings.warn(
+            f"`--prune_scope global` at `--prune_sparsity {arguments.prune_sparsity}` would prune all weights of "
+            f"{len(emptied)} of {len(kept)} layers ({', '.join(emptied[:3])}): they are smaller than those of other "
+            "layers, as the weights of an untrained layer are. Use `--prune_scope layer`, or keep such layers dense "
+            f"(`--prune_exclude {emptied[0]}`).",
             stacklevel=3,
         )
 

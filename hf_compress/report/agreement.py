@@ -254,9 +254,7 @@ class _Agreement:
         share, overall = zeros / max(1, numel), self.report.achieved_sparsity
         if abs(share - overall) > 1e-9:
             said.insert(0, f"{100 * share:.2f} % of the weights are zero, the report says {100 * overall:.2f} %.")
-        if pruning.enabled and zeros + len(facts) < (
-            promised := Coverage.of(self.whole, pruning).zeros(pruning.prune_sparsity)
-        ):
+        if pruning.enabled and zeros + len(facts) < (promised := Coverage.of(self.whole, pruning).zeros(pruning.goal)):
             said.append(f"The recipe promises {100 * promised / numel:.2f} % zeros.")
         return said[: SHOWN + 1]
 

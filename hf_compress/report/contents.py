@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_compress.report.report import REPORT_NAME, FileFacts, Report
+from hf_compress.report.facts import FileFacts
+from hf_compress.report.report import REPORT_NAME, Report
 
 CARD_NAME = "README.md"
 # The report cannot hold its own hash, and the card is made from the report and nothing else.

@@ -112,7 +112,7 @@ class Zeros:
         pruning, promised = recipe.pruning, None
         if pruning.enabled and PATTERNS[pruning.prune_pattern].kinds:
             coverage = Coverage.of(whole, pruning)
-            promised = coverage.zeros(pruning.prune_sparsity) / coverage.size
+            promised = coverage.zeros(pruning.goal) / coverage.size
         numbers = {target.name: target.weight.numel() for target in pruned_layers(whole, pruning)}
         weights = {target.name: target.weight for target in pruned_layers(model, pruning)}
         zeros = {name: numbers[name] - int(weight.count_nonzero()) for name, weight in weights.items()}

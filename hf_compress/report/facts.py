@@ -1,9 +1,10 @@
-"""Facts that a report keeps beside its scores: an example, the dense model, the control, further labelled rows."""
+"""Facts that a report keeps beside its scores: an example, files, the speed, the dense model, the control."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from hf_compress.report.intervals import Interval
+from hf_compress.report.latency import Ratio
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,54 @@ class Steps:
 
     bits_per_weight: float
     feedback: bool
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """One file of a finished folder.
+
+    Args:
+        bytes: its length.
+        sha256: of its content, in hexadecimal.
+    """
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The speed-up that a run was to reach (`--compress_speedup`), against the whole model in the same number format.
+
+    Args:
+        target: how many times faster the graph was to be.
+        predicted: what was expected of the chosen numbers of groups, from times measured before training.
+        measured: of the finished graph.
+        batch: rows of a batch.
+        length: tokens of a row.
+        runtime: what ran the graphs, with its version and threads.
+        machine: the processor.
+
+    Example:
+        >>> from hf_compress.report.facts import Speed
+        >>> from hf_compress.report.latency import Ratio
+        >>> measured = Ratio(1.9, interval=[1.8, 1.95], quartiles=[1.8, 2.0])
+        >>> Speed(2.0, 2.02, measured, 1, 128, "ONNX Runtime 1.23, 1 thread", "a CPU, 2 cores").missed
+        True
+    """
+
+    target: float
+    predicted: float
+    measured: Ratio
+    batch: int
+    length: int
+    runtime: str
+    machine: str
+
+    @property
+    def missed(self) -> bool:
+        """Whether the whole interval of the measurement lies below the target."""
+        return self.measured.interval[1] < self.target
 
 
 @dataclass(frozen=True)

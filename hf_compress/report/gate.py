@@ -147,6 +147,12 @@ def _broken_promises(report: Report) -> Iterator[str]:
     promised = pruning.prune_sparsity if report.promised_sparsity is None else report.promised_sparsity
     if pruning.enabled and report.achieved_sparsity < promised - SPARSITY_TOLERANCE:
         yield (f"The recipe promises {percent(promised)} zeros, and the file has {percent(report.achieved_sparsity)}.")
+    speed = report.speed
+    if speed is not None and speed.missed:
+        yield (
+            f"The recipe promises a graph that is {speed.target:g} times faster, and it is {speed.measured.ratio:.2f} "
+            "times faster."
+        )
     if budget.enabled and report.size.packed_bytes > budget.bytes:
         yield (
             f"The recipe promises a file of at most {human_bytes(round(budget.bytes))}, and it has "
@@ -166,7 +172,10 @@ def _gentler(report: Report) -> Iterator[str]:
         more = 1.25 * float(recipe.budget.compress_budget_mb or 0)
         yield f"a larger file (`--compress_budget_mb {more:.3g}`)"
     else:
-        if recipe.pruning.enabled:
+        if recipe.speed.compress_speedup is not None:
+            slower = 1 + 0.75 * (recipe.speed.compress_speedup - 1)
+            yield f"a slower graph (`--compress_speedup {slower:.2g}`)"
+        elif recipe.pruning.enabled and not recipe.pruning.prune_keep:
             less = max(0.0, recipe.pruning.prune_sparsity - 0.1)
             yield f"less sparsity (`--prune_sparsity {less:.2g}`)"
         if step is not None:

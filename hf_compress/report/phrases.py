@@ -40,7 +40,8 @@ def methods(report: Report) -> str:
     if recipe.pruning.enabled:
         kinds = pattern(report).kinds
         what = f"fewer {' and '.join(kinds)}" if kinds else "sparse"
-        done.append(f"{100 * recipe.pruning.prune_sparsity:g} % {what}")
+        share = "" if recipe.pruning.prune_keep else f"{100 * recipe.pruning.prune_sparsity:g} % "
+        done.append(f"{share}{what}")
     if report.vocabulary is not None:
         done.append("fewer tokens")
     if recipe.distillation.student_layers is not None:

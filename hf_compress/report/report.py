@@ -11,7 +11,7 @@ from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.export.formats import FORMATS
 from hf_compress.recipe import Recipe
 from hf_compress.report import records
-from hf_compress.report.facts import Baseline, Control, Example, ExtraSet, Steps
+from hf_compress.report.facts import Baseline, Control, Example, ExtraSet, FileFacts, Speed, Steps
 from hf_compress.report.intervals import Interval
 from hf_compress.report.latency import Latency
 from hf_compress.report.preprocessing import Preprocessing
@@ -63,19 +63,6 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True)
-class FileFacts:
-    """One file of a finished folder.
-
-    Args:
-        bytes: its length.
-        sha256: of its content, in hexadecimal.
-    """
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class FormatFacts:
     """Another format that the model was written in.
 
@@ -123,6 +110,8 @@ class Report:
         achieved_sparsity: the share of zeros over all prunable tensors.
         promised_sparsity: the share of zeros that the recipe promises if it prunes groups, whose numbers are rounded
             down in each layer; None where it is that of the recipe.
+        speed: the speed-up that neurons and heads were chosen for, and the one that was measured; None without
+            `--compress_speedup`.
         parity: the largest absolute difference of a logit between the trained and the reloaded model.
         parity_rows: evaluation rows that `parity` was measured on, per process.
         train_seconds: time of the training; of the compression if nothing was trained.
@@ -214,6 +203,7 @@ class Report:
     teacher_rows: dict[str, int] = field(default_factory=dict)
     steps: Steps | None = None
     promised_sparsity: float | None = None
+    speed: Speed | None = None
     card_template: str | None = None
     card_picture: str | None = None
     predictions: str | None = None

@@ -116,7 +116,7 @@ def analytic_bytes(model: PreTrainedModel, recipe: Recipe) -> int:
 
 def _sparsity(model: PreTrainedModel, pruning: PruningArguments, others: int) -> float:
     if pruning.enabled and PATTERNS[pruning.prune_pattern].kinds:
-        return Coverage.of(model, pruning).zeros(pruning.prune_sparsity) / others
+        return Coverage.of(model, pruning).zeros(pruning.goal) / others
     return pruning.prune_sparsity if pruning.enabled else 0.0
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from hf_compress.distill import DistillationArguments
+from hf_compress.goals import BudgetArguments
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
-from hf_compress.recipe import BudgetArguments, Recipe
+from hf_compress.recipe import Recipe
 from hf_compress.report.card import render
-from hf_compress.report.facts import Control, Example, ExtraSet, Steps
+from hf_compress.report.facts import Control, Example, ExtraSet, FileFacts, Steps
 from hf_compress.report.gate import judged
 from hf_compress.report.intervals import Interval
 from hf_compress.report.latency import Latency, Ratio, Timing, Variant
 from hf_compress.report.preprocessing import Preprocessing
-from hf_compress.report.report import DatasetFacts, FileFacts, FormatFacts, Report
+from hf_compress.report.report import DatasetFacts, FormatFacts, Report
 from hf_compress.report.structure import Structure
 
 FOLDER = Path(__file__).parent

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from hf_compress import PruningArguments, QuantizationArguments, Recipe, save_compressed
+from hf_compress.goals import BudgetArguments
 from hf_compress.layers.turning import compressed_layers
-from hf_compress.recipe import BudgetArguments
 from tests.invariants.harness import adapted, in_two_processes, logged, make, rows, same, trained
 from tests.tiny import NO_DROPOUT, bert
 

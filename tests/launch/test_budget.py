@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_compress import PruningArguments, QuantizationArguments, Recipe, compress, finish, save_compressed
-from hf_compress.recipe import BudgetArguments
+from hf_compress.goals import BudgetArguments
 from hf_compress.report.report import Report
 from tests.invariants.harness import make, trained
 from tests.tiny import NO_DROPOUT, bert

@@ -43,6 +43,7 @@ FROZEN = """
 --prune_every             10
 --prune_scope             'layer'     layer global
 --prune_uniform           False
+--prune_keep              []
 --prune_exclude           []
 
 --quant_scheme            None        int8 int8-dynamic int8-weight int4-weight int8-attention
@@ -54,6 +55,10 @@ FROZEN = """
 
 --compress_vocabulary     False
 --compress_budget_mb      None
+
+--compress_speedup        None
+--compress_speedup_batch  1
+--compress_speedup_length 128
 
 --compress_recipe         None        all-60 all-80 gmp-60 gmp-oneshot int8-only kd-int8 paper-all-60 paper-all-80
 --compress_config         None
@@ -105,7 +110,7 @@ def test_no_flag_collides_with_those_of_trainer() -> None:
 
 def test_all_defaults_together_switch_nothing_on() -> None:
     parsed = HfArgumentParser(ALL_ARGUMENTS).parse_args_into_dataclasses(args=[])
-    assert [arguments.enabled for arguments in parsed[:-1]] == [False] * 5
+    assert [arguments.enabled for arguments in parsed[:-1]] == [False] * 6
     assert Recipe(*parsed[:-1]).name == "dense"
 
 

@@ -43,13 +43,16 @@ each epoch.{% endif %}
 {% endif %}
 {% if pruning.enabled %}
 - **Pruning.** In the linear layers of the body, the {{ criterion }} were set to zero, \
-{% if grouped %}whole groups of weights together, {% endif %}{% if pruning.prune_scope == "layer" %}the same share in each layer{% else %}chosen over all layers together{% endif %}. {{ pattern }}
-{% if pruning.prune_initial_sparsity == pruning.prune_sparsity %}
-  All zeros, {{ pruning.prune_sparsity | percent }}, were chosen at once, \
+{% if grouped %}whole groups of weights together, {% endif %}{% if pruning.prune_keep %}another number in each block{% elif pruning.prune_scope == "layer" %}the same share in each layer{% else %}chosen over all layers together{% endif %}. {{ pattern }}
+{% if speed %}
+  {{ speed }}
+{% endif %}
+{% if pruning.prune_initial_sparsity == pruning.goal %}
+  All zeros{% if not pruning.prune_keep %}, {{ pruning.prune_sparsity | percent }},{% endif %} were chosen at once, \
 {% if pruning.prune_begin == 0 %}when training began{% else %}after {{ pruning.prune_begin | percent }} of training{% endif %}.
 {% else %}
-  Sparsity grew {{ schedule }} from {{ pruning.prune_initial_sparsity | percent }} to \
-{{ pruning.prune_sparsity | percent }}, between {{ pruning.prune_begin | percent }} and \
+  {% if pruning.prune_keep %}What goes{% else %}Sparsity{% endif %} grew {{ schedule }} from {{ pruning.prune_initial_sparsity | percent }} to \
+{{ pruning.goal | percent }}, between {{ pruning.prune_begin | percent }} and \
 {{ pruning.prune_end | percent }} of training, every \
 {% if pruning.prune_every == 1 %}step{% else %}{{ pruning.prune_every }} steps{% endif %}.
 {% endif %}
@@ -138,6 +141,7 @@ def values(report: Report) -> dict[str, Any]:
         "teacher_rows": [_rows_words(where, count) for where, count in report.teacher_rows.items()],
         "criterion": Markdown(criterion(report).card) if pruning.enabled else "",
         "pattern": Markdown(pattern(report).card) if pruning.enabled else "",
+        "speed": _speed_words(report),
         "grouped": pruning.enabled and bool(pattern(report).kinds),
         "schedule": Markdown(schedule(report).card) if pruning.enabled else "",
         "scheme": Markdown(scheme(report).card) if quantization.enabled else "",
@@ -198,6 +202,19 @@ def _pairs_words(distillation: DistillationArguments) -> Markdown | None:
         return Markdown("Of both models, only the last layers were compared.")
     came = " (those that the student's came from, if the teacher has all layers of the model that it was cut from)"
     return Markdown(f"Layers were compared in pairs, spread evenly{came * (distillation.student_layers is not None)}.")
+
+
+def _speed_words(report: Report) -> Markdown | None:
+    """How the numbers of groups that stay were chosen, and what they are; None if no speed-up chose them."""
+    speed = report.speed
+    if speed is None:
+        return None
+    kept = [text(f"{', '.join(map(str, one.after))} {one.kind}") for one in report.structure]
+    stay = f" From the first to the last layer stay {listed(kept)}." if kept else ""
+    return Markdown(
+        f"The numbers were chosen for {speed.target:g} times the speed of the whole model, from times measured before "
+        "training: those with which the outputs change least, on rows of the training set when pruning began." + stay
+    )
 
 
 def _rows_words(where: str, count: int) -> Markdown:

@@ -3,10 +3,15 @@
 from typing import Any
 
 from hf_compress.report.latency import Latency
+from hf_compress.report.markdown import Markdown, text
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
 
 TEMPLATE = """\
+{% if speed %}
+{{ speed }}
+
+{% endif %}
 {% if latency %}
 Measured on {{ latency.hardware }} with {{ latency.threads }} thread{{ "" if latency.threads == 1 else "s" }}. \
 The variants took turns for {{ latency.rounds }} rounds.
@@ -39,7 +44,23 @@ and `torch-int8` is this model loaded with `CompressionConfig(run="int8")`.
 def values(report: Report) -> dict[str, Any]:
     """The values that the template uses."""
     latency = report.latency
-    return {"latency": latency, "rows": [] if latency is None else _rows(latency)}
+    return {"speed": _goal_words(report), "latency": latency, "rows": [] if latency is None else _rows(latency)}
+
+
+def _goal_words(report: Report) -> Markdown | None:
+    """The speed-up that was asked for and the one that was measured; None if none was asked for."""
+    speed = report.speed
+    if speed is None:
+        return None
+    least, most = speed.measured.interval
+    shape = f"{speed.batch} x {speed.length} tokens"
+    missed = " The target is missed." if speed.missed else ""
+    return Markdown(
+        f"The target was {speed.target:g} times the speed of the whole model in the same number format, at {shape}. "
+        f"Measured: **{speed.measured.ratio:.2f}** times (95 % interval {least:.2f} to {most:.2f}); expected before "
+        f"training: {speed.predicted:.2f}. Both graphs took turns in {text(speed.runtime)} on {text(speed.machine)}."
+        f"{missed}"
+    )
 
 
 def _rows(latency: Latency) -> list[dict[str, Any]]:

@@ -1,0 +1,80 @@
+"""Tables of latency on the disk of this machine, so that each is measured once."""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from huggingface_hub import constants
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from hf_compress.models.groups import GroupKind
+from hf_compress.prune.latency import LatencyTable
+from hf_compress.quantize import QuantizationArguments
+from hf_compress.report import provenance
+from hf_compress.speed.measuring import machine, measure_table, runtime
+
+logger = logging.get_logger(__name__)
+
+VERSION = 1  # Of how tables are measured.
+# Entries of a configuration that do not change the graph.
+NAMES = ("_name_or_path", "transformers_version", "id2label", "label2id", "quantization_config", "architectures")
+
+
+def cached_table(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    quantization: QuantizationArguments,
+    kinds: Collection[GroupKind],
+    *,
+    exclude: Sequence[str] = (),
+    batch: int = 1,
+    length: int = 128,
+) -> LatencyTable:
+    """Return the table that `measure_table` returns, measured now or earlier on this machine.
+
+    Tables are in the folder `hf_compress/latency` beside the Hub's cache (`HF_HOME`), one file for each architecture,
+    number format, shape of a batch, processor, number of threads and versions of the libraries. Delete a file to have
+    it measured again.
+
+    Raises:
+        MissingExtraError, ValueError: as `measure_table`.
+
+    Example:
+        >>> from hf_compress import QuantizationArguments
+        >>> from hf_compress.speed import cached_table
+        >>> int8 = QuantizationArguments(quant_scheme="int8")
+        >>> cached_table(type(model), model.config, int8, ["neurons", "heads"]).most  # doctest: +SKIP
+        3.1
+    """
+    known = {
+        "version": VERSION,
+        "class": model_class.__name__,
+        "config": {name: value for name, value in config.to_dict().items() if name not in NAMES},
+        "quantization": {name: asdict(quantization)[name] for name in ("quant_scheme", "quant_bits", "quant_exclude")},
+        "groups": [sorted(kinds), list(exclude)],
+        "batch": [batch, length],
+        "machine": [machine(), runtime()],
+        "versions": provenance.versions((*provenance.PACKAGES, *provenance.RUNTIMES)),
+    }
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+    path = table_folder() / f"{digest[:32]}.json"
+    try:
+        return LatencyTable.from_dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError, LookupError):
+        pass  # There is none yet, or another version has written it.
+    logger.warning("Measuring the latency of this model with fewer neurons and heads, once for this machine.")
+    table = measure_table(model_class, config, quantization, kinds, exclude=exclude, batch=batch, length=length)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.write_text(json.dumps(table.to_dict(), indent=2) + "\n", "utf-8")
+    aside.replace(path)
+    return table
+
+
+def table_folder() -> Path:
+    """Return the folder of the tables."""
+    return Path(constants.HF_HOME, "hf_compress", "latency")

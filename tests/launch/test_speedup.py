@@ -1,0 +1,142 @@
+"""A speed-up is refused before training where this machine cannot reach it; report and card say what was reached."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
+
+from hf_compress import PruningArguments, QuantizationArguments, Recipe, compress, finish
+from hf_compress.goals import SpeedArguments
+from hf_compress.launch import speed_goal
+from hf_compress.launch.flags import take_flags
+from hf_compress.prune import Course, LatencyTable
+from hf_compress.report.report import Report
+from tests.tiny import NO_DROPOUT, bert
+
+COURSES = (
+    Course("neurons", count=64, blocks=2, kept=[2, 32, 64], shares=[0.6, 0.8, 1.0]),
+    Course("heads", count=2, blocks=2, kept=[1, 2], shares=[0.9, 1.0]),
+)
+TABLE = LatencyTable(1, 32, 0.01, 0.5, COURSES, "int8", "ONNX Runtime 1.23, 1 thread", "a CPU, 2 cores")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What tables were asked for; all are `TABLE`."""
+    calls: list[dict[str, Any]] = []
+
+    def cached(model_class: type, config: Any, quantization: Any, kinds: Any, **options: Any) -> LatencyTable:
+        calls.append({"scheme": quantization.quant_scheme, "kinds": kinds, **options})
+        return TABLE
+
+    monkeypatch.setattr(speed_goal, "cached_table", cached)
+    return calls
+
+
+def trainer(folder: Path, rows: Dataset, **sizes: Any) -> Trainer:
+    arguments = TrainingArguments(
+        str(folder), max_steps=8, learning_rate=1e-4, report_to="none", disable_tqdm=True, use_cpu=True
+    )
+    return Trainer(bert(**NO_DROPOUT | sizes), arguments, train_dataset=rows, eval_dataset=rows)
+
+
+def faster(speedup: float, length: int = 32, **methods: Any) -> Recipe:
+    return Recipe(speed=SpeedArguments(speedup, compress_speedup_length=length), **methods)
+
+
+def test_more_than_the_machine_can_do_is_refused(asked: list, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    run = trainer(tmp_path, tiny_dataset)
+    with pytest.raises(ValueError, match=r"`--compress_speedup 2.5` is more .*: 2\.00 at 1 x 32 tokens .*Lower it"):
+        compress(run, faster(2.5))
+    assert type(run) is Trainer
+    neurons = PruningArguments(prune_pattern="neurons")
+    with pytest.raises(ValueError, match=r"let neurons and heads go \(`--prune_pattern neurons\+heads`\)"):
+        compress(run, faster(2.5, pruning=neurons))
+    assert [call["kinds"] for call in asked] == [("neurons", "heads"), ("neurons",)]
+
+
+def test_longer_texts_than_the_model_reads_are_refused(asked: list, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`--compress_speedup_length` may be at most 32 for this model; got 128"):
+        compress(trainer(tmp_path, tiny_dataset), faster(1.5, length=128))
+    assert not asked
+
+
+def test_a_model_that_the_table_is_not_for_is_refused(asked: list, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"with all its neurons and heads, but bert\.encoder\.layer\.0 has fewer"):
+        compress(trainer(tmp_path, tiny_dataset, intermediate_size=48), faster(1.5))
+
+
+@pytest.mark.parametrize("speedup", [1.0, -2.0, float("inf"), float("nan")])
+def test_speed_ups_out_of_range_are_refused(speedup: float) -> None:
+    with pytest.raises(ValueError, match="`--compress_speedup` must be a number above 1; got"):
+        SpeedArguments(speedup)
+
+
+@pytest.mark.parametrize("option", ["compress_speedup_batch", "compress_speedup_length"])
+def test_empty_batches_are_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=f"`--{option}` must be at least 1; got 0"):
+        SpeedArguments(2.0, **{option: 0})
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"pruning": PruningArguments(0.5)}, r"`--prune_sparsity` must be 0; got 0\.5\. Leave one of them out"),
+        ({"pruning": PruningArguments(prune_pattern="4x1")}, "needs a `--prune_pattern` of whole groups: neurons,"),
+        ({"quantization": QuantizationArguments("int4-weight")}, "consecutive inputs share a scale. Choose a scheme"),
+    ],
+)
+def test_what_gives_no_speed_is_refused(methods: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        faster(2.0, **methods)
+
+
+def test_the_rest_of_the_recipe_is_completed() -> None:
+    recipe = faster(2.0)
+    assert recipe.name == "2x-neurons-heads+int8"
+    assert recipe.pruning.prune_pattern == "neurons+heads"
+    kept = faster(
+        2.0, pruning=PruningArguments(prune_pattern="heads"), quantization=QuantizationArguments("int8-weight")
+    )
+    assert kept.name == "2x-heads+int8-weight"
+    with pytest.raises(ValueError, match="`--prune_keep auto` has no effect without `--compress_speedup`"):
+        Recipe(pruning=recipe.pruning)
+    with pytest.warns(UserWarning, match="`--compress_speedup_batch 4`|has no effect without `--compress_speedup`"):
+        Recipe(speed=SpeedArguments(compress_speedup_batch=4))
+
+
+def test_a_new_speed_up_chooses_again(tmp_path: Path) -> None:
+    pruning = PruningArguments(prune_pattern="neurons", prune_keep=["bert.encoder.layer.0=5"])
+    faster(2.0, pruning=pruning).save(tmp_path / "recipe.json")
+    argv = ["train.py", "--compress_config", str(tmp_path / "recipe.json")]
+    again = take_flags(list(argv)).recipe
+    assert again.pruning.prune_keep == ["bert.encoder.layer.0=5"]
+    assert take_flags([*argv, "--compress_speedup", "1.5"]).recipe.pruning.prune_keep == ["auto"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("formats", [[], ["onnx"]], ids=["packed", "onnx"])
+def test_report_and_card_say_what_was_reached(
+    asked: list, formats: list[str], tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    run = compress(trainer(tmp_path, tiny_dataset), faster(1.5))
+    run.train()
+    report = finish(run, main_metric="loss", formats=formats)
+    assert report is not None
+    folder = tmp_path / "compressed"
+    speed = Report.load(folder).speed
+    assert speed is not None
+    assert (speed.target, speed.batch, speed.length) == (1.5, 1, 32)
+    assert speed.predicted >= 1.5
+    assert speed.measured.interval[0] <= speed.measured.ratio <= speed.measured.interval[1]
+    kept = report.recipe.pruning.keeps
+    assert kept is not None
+    left = {(one.kind, number) for one in report.structure for number in one.after}
+    assert left <= {("heads" if "attention" in name else "neurons", number) for name, number in kept.items()}
+    assert left
+    assert Recipe.load(folder / "recipe.json") == report.recipe
+    card = (folder / "README.md").read_text()
+    assert "The target was 1.5 times the speed of the whole model in the same number format, at 1 x 32 tokens" in card
+    assert ("The target is missed." in card) == (speed.measured.interval[1] < 1.5)
