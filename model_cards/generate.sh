@@ -66,8 +66,6 @@ copy sst2 dense
 running; cell sst2 all-60 "${sst2[@]}" --compress_recipe all-60 --learning_rate 2e-4 "${graph[@]}" &
 running; cell sst2 5mb "${sst2[@]}" "${budget[@]}" --compress_budget_mb 5 "${graph[@]}" &
 running; cell sst2 half "${sst2[@]}" "${half[@]}" "${graph[@]}" &
-running; cell sst2 kd+int8 "${sst2[@]}" --distill_teacher self --quant_scheme int8 "${graph[@]}" &
-running; cell sst2 all-80 "${sst2[@]}" --compress_recipe all-80 --learning_rate 2e-4 &
 running; cell sst2 7mb "${sst2[@]}" "${budget[@]}" --compress_budget_mb 7 &
 running
 (
@@ -75,7 +73,7 @@ running
     control stsb "${stsb[@]}"
     copy stsb dense
     cell stsb all-60 "${stsb[@]}" --compress_recipe all-60 --learning_rate 2e-4
-    cell stsb 5mb "${stsb[@]}" "${budget[@]}" --compress_budget_mb 5
 ) &
+running; cell sst2 all-80 "${sst2[@]}" --compress_recipe all-80 --learning_rate 2e-4 &
 wait
 hf-compress inspect model_cards/*/
