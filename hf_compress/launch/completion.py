@@ -9,6 +9,7 @@ from hf_compress.failures import reason
 from hf_compress.launch.claim import claim, release
 from hf_compress.launch.format_steps import FormatSteps, record
 from hf_compress.launch.result import FINISH, Plan, Result, how_to_resume
+from hf_compress.launch.speed_goal import add_speed
 from hf_compress.report.card import is_current, save_card
 from hf_compress.report.gate import exit_status
 from hf_compress.report.report import REPORT_NAME, Report
@@ -81,6 +82,8 @@ class _Completion:
             for name in missing:
                 if name not in failed:
                     self._score(name, token)
+            if add_speed(result.folder):
+                self._did("Measured the speed-up")
         for step in result.conclude(plan, token):
             self._did(step)
         if failed:

@@ -83,22 +83,23 @@ def _remedy(kinds: tuple[str, ...]) -> str:
     return "" if len(kinds) > 1 else ", let neurons and heads go (`--prune_pattern neurons+heads`)"
 
 
-def add_speed(folder: Path) -> None:
+def add_speed(folder: Path) -> bool:
     """Measure the speed-up of the finished `folder`, if its recipe asks for one, and put it into report and card.
 
     Its ONNX graph and that of the whole model in the same number format take turns. If they do not run here, the log
-    says why.
+    says why. Return whether it was measured now.
     """
     report = Report.load(folder)
     if not report.recipe.speed.enabled or report.recipe.pruning.keeps is None or report.speed is not None:
-        return
+        return False
     try:
         speed = measured_speed(folder, report.recipe)
     except failures() as error:
         logger.warning(f"The speed of {folder} could not be measured: {reason(error)}")
-        return
+        return False
     replace(report, speed=speed).save(folder)
     save_card(folder)
+    return True
 
 
 def measured_speed(folder: Path, recipe: Recipe) -> Speed:

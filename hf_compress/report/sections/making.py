@@ -51,7 +51,7 @@ each epoch.{% endif %}
   All zeros{% if not pruning.prune_keep %}, {{ pruning.prune_sparsity | percent }},{% endif %} were chosen at once, \
 {% if pruning.prune_begin == 0 %}when training began{% else %}after {{ pruning.prune_begin | percent }} of training{% endif %}.
 {% else %}
-  {% if pruning.prune_keep %}What goes{% else %}Sparsity{% endif %} grew {{ schedule }} from {{ pruning.prune_initial_sparsity | percent }} to \
+  {{ "What goes" if pruning.prune_keep else "Sparsity" }} grew {{ schedule }} from {{ pruning.prune_initial_sparsity | percent }} to \
 {{ pruning.goal | percent }}, between {{ pruning.prune_begin | percent }} and \
 {{ pruning.prune_end | percent }} of training, every \
 {% if pruning.prune_every == 1 %}step{% else %}{{ pruning.prune_every }} steps{% endif %}.
