@@ -40,8 +40,9 @@ def keep_compression(model: PreTrainedModel, pruned: Sequence[str], *, steps: bo
     }
     for layer in rounding if steps else ():
         layer.keep_step(scales.get(id(layer.weight)))
+    owners = {id(layer.weight): layer for layer in reversed(rounding)}
     for module in model.modules():  # A head tied to an embedding computes with its grid.
-        owner = next((one for one in rounding if one.weight is getattr(module, "weight", None)), None)
+        owner = owners.get(id(getattr(module, "weight", None)))
         layer_kind = kind(module)
         if owner is not None and layer_kind is not None and not isinstance(module, CompressedLayer):
             head = turn(module, layer_kind, owner.weight_grid, None)
