@@ -19,7 +19,7 @@ from hf_compress.speed.measuring import machine, measure_table, runtime
 
 logger = logging.get_logger(__name__)
 
-VERSION = 2  # Of how tables are measured.
+VERSION = 3  # Of how tables are measured.
 # Entries of a configuration that do not change the graph.
 NAMES = ("_name_or_path", "transformers_version", "id2label", "label2id", "quantization_config", "architectures")
 

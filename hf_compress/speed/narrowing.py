@@ -1,6 +1,6 @@
 """An ONNX graph with fewer neurons and heads, made from the whole graph: as fast as a pruned one, but not trained."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,6 @@ def narrow(graph: Any, blocks: Sequence[Groups], kept: Mapping[str, int]) -> Non
     for (name, axis), along in chosen.items():
         _slice(graph, name, axis, along.numpy())
     _count_heads(graph, blocks, kept)
-    _forget_shapes(graph, chosen)
 
 
 def _places(part: Part) -> list[tuple[str, int]]:
@@ -65,27 +64,6 @@ def _slice(graph: Any, name: str, axis: int, along: np.ndarray) -> None:
         )
     tensor = ir.tensor(np.compress(along, value.const_value.numpy(), axis=axis), name=name)
     value.const_value, value.shape = tensor, tensor.shape
-
-
-def _forget_shapes(graph: Any, chosen: Collection[tuple[str, int]]) -> None:
-    """Remove the shapes of values that are narrower now, and of no others: runtimes fuse by shapes.
-
-    ONNX Runtime 1.32 makes one operator of a sum and the norm behind it only where it knows their shapes, and is
-    slower with it.
-    """
-    changed = {name for name, _ in chosen}
-    readers = {name for name, axis in chosen if axis == 0 and name.endswith(".weight")}
-    for node in graph.graph:
-        names = [value.name for value in node.inputs if value is not None]
-        if node.op_type.startswith("MatMul") and readers.intersection(names[1:]):
-            continue  # The product is as wide as before.
-        if not changed.intersection(names):
-            continue
-        for value in node.outputs:
-            changed.add(value.name)
-            value.shape = value.shape if value.is_graph_output() else None
-            if readers.intersection(names):
-                readers.add(value.name)
 
 
 def _count_heads(graph: Any, blocks: Sequence[Groups], kept: Mapping[str, int]) -> None:

@@ -23,6 +23,7 @@ from hf_compress.models.targets import prunable
 from hf_compress.packing import packed as packed_module
 from hf_compress.packing.coding import CODECS, encode
 from hf_compress.packing.ordering import ORDERS
+from hf_compress.packing.placing import words_of
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
@@ -207,7 +208,7 @@ def test_it_reads_every_codec_in_every_order(codec: str, order: str, monkeypatch
     integers[:, 0] = -128  # Escaped.
     integers[torch.rand(integers.shape, generator=generator) < 0.8] = 0
     scale = torch.rand(300, 1, generator=generator).bfloat16().float()
-    keys = {"own": None, "scales": packed_module._words(scale.bfloat16()), "spread": np.arange(300)[::-1] % 7}[order]
+    keys = {"own": None, "scales": words_of(scale.bfloat16()), "spread": np.arange(300)[::-1] % 7}[order]
 
     def in_order(words: np.ndarray, *_: object) -> tuple[int, np.ndarray | None, np.ndarray]:
         rows = words.reshape(300, 72)

@@ -302,6 +302,13 @@ def test_onnx_runtime_computes_with_integers(exported: Callable[..., Path], tmp_
     assert "DequantizeLinear" not in kernels
 
 
+def test_onnx_runtime_keeps_sums_and_norms_apart(exported: Callable[..., Path], tmp_path: Path) -> None:
+    """Its kernel for both is slower: `benchmarks/onnx_fusion.py`."""
+    kernels = kernels_of(exported("int8"), tmp_path)
+    assert "SkipLayerNormalization" not in kernels
+    assert "LayerNormalization" in kernels
+
+
 def test_onnx_runtime_multiplies_integers_in_attention(exported: Callable[..., Path], tmp_path: Path) -> None:
     kernels = kernels_of(exported("int8-attention"), tmp_path)
     assert "MatMul" not in kernels and "FusedMatMul" not in kernels and "DequantizeLinear" not in kernels

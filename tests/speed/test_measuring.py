@@ -67,22 +67,6 @@ def test_a_narrow_graph_has_fewer_integers(graphs: Graphs) -> None:
     assert tuple(kept["model.bert.encoder.layer.1.intermediate.dense.weight"].shape) == (32, 64)
 
 
-def test_shapes_are_forgotten_only_where_they_change(graphs: Graphs) -> None:
-    import onnx_ir as ir
-
-    before, after = (
-        {value.name: value.shape for node in ir.load(path).graph for value in node.outputs}
-        for path in (graphs.whole, graphs.write(KEPT))
-    )
-    norms = [name for name in before if "layer_norm" in name]
-    assert len(norms) == 5
-    assert all(after[name] == before[name] for name in norms), "runtimes fuse what stands before them"
-    lost = {name for name in before if before[name] is not None and after[name] is None}
-    assert "gelu" in lost
-    assert 0 < len(lost) < len(before) / 2
-    assert all(shape == before[name] for name, shape in after.items() if name not in lost)
-
-
 def test_times_never_fall_as_more_groups_stay(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "Graphs", lambda *given: graphs)
     table = measure_table(BertForSequenceClassification, graphs.config, INT8, KINDS, length=32)
