@@ -226,7 +226,7 @@ def test_commands_of_hf_compress_and_their_flags_exist() -> None:
             wrong.append(f"{command}: no such command")
             continue
         if inner := getattr(found, "commands", {}):  # Of `study`, what is not a command's name is a grid to run.
-            found = inner.get(words[0], inner["run"])
+            found = inner[words[0]] if words[0] in inner else inner["run"]
         known = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
         script = next((word for word in words if word.endswith(".py")), None)
         if command.words[1] == "run":

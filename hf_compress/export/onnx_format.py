@@ -95,6 +95,10 @@ def require_onnx() -> None:
 
     Raises:
         MissingExtraError: one is missing.
+
+    Example:
+        >>> from hf_compress.export import require_onnx
+        >>> require_onnx()  # doctest: +SKIP
     """
     with extra("onnx", "The format `onnx`"):
         import ml_dtypes  # noqa: F401

@@ -174,8 +174,8 @@ def other_bytes(
 
 
 def _file_bytes(sizes: Mapping[str, int]) -> int:
-    """Return the bytes of a safetensors file of byte arrays of these sizes."""
-    header, end = {}, 0
+    """Return the bytes of a safetensors file of byte arrays of these sizes, as Transformers writes it."""
+    header, end = dict[str, Any](__metadata__={"format": "pt"}), 0
     for name, size in sorted(sizes.items()):
         header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
         end += size

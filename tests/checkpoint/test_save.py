@@ -332,7 +332,7 @@ def test_a_missed_sparsity_is_refused_or_saved_with_a_warning(
     tiny_bert: PreTrainedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe, inputs = SUBSETS["pruned"], torch.arange(5, 13)[None]
-    with pytest.raises(ValueError, match=r"`--prune_sparsity 0\.6`, but only 0\.0\d* of the model"):
+    with pytest.raises(ValueError, match=r"`--prune_sparsity 0\.6`, but only 0\.0\d* of the weights"):
         save_compressed(tiny_bert, tmp_path / "refused", recipe)
     assert not (tmp_path / "refused").exists()
     folder = save_compressed(tiny_bert, tmp_path / "kept", recipe, strict=False)

@@ -158,7 +158,8 @@ def train(model: PreTrainedModel, plan: Recipe, shard: Callable[[nn.Module], Non
     """Train with AdamW, evaluate after each step; `shard` is called where a Trainer wraps the model."""
     pruning, quantization = PruningCallback, QuantizationCallback
     callbacks = [callback for callback in plan.callbacks() if isinstance(callback, pruning | quantization)]
-    args, state = SimpleNamespace(n_gpu=1, load_best_model_at_end=False), TrainerState(max_steps=6)
+    args = SimpleNamespace(n_gpu=1, load_best_model_at_end=False, gradient_accumulation_steps=1)
+    state = TrainerState(max_steps=6)
 
     def call(event: str) -> None:
         for callback in callbacks:

@@ -71,7 +71,7 @@ def test_given_numbers_are_reached_at_the_final_sparsity() -> None:
     "kept", [{}, {"bert.encoder.layer.0": 3}, {"bert.encoder.layer.0": 0, "bert.encoder.layer.1": 1}]
 )
 def test_numbers_for_other_blocks_are_refused(kept: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"must be given for each block, from 1 to all .* not for bert.encoder"):
+    with pytest.raises(ValueError, match=r"must name blocks of the model, with 1 to all .* not for bert.enc"):
         covered(0.5, kept, prune_pattern="neurons")
 
 
