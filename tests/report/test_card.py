@@ -192,5 +192,5 @@ def test_bytes_have_three_digits_and_a_decimal_unit(number: int, words: str) -> 
 def test_the_stored_cards_are_what_their_reports_say() -> None:
     """To render them again: `python -c "from hf_compress import save_card; save_card('model_cards/NAME')"`."""
     folders = [path.parent for path in (GOLDEN.parents[1] / "model_cards").glob("*/report.json")]
-    assert len(folders) >= 8
+    assert len(folders) >= 5
     assert not [folder.name for folder in folders if not is_current(folder)]
