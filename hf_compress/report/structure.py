@@ -36,14 +36,14 @@ def structure_words(structure: Sequence[Structure]) -> str:
     Example:
         >>> from hf_compress.report.structure import Structure, structure_words
         >>> structure_words([Structure("neurons", [1536] * 6, [768] * 6), Structure("heads", [12] * 6, [6] * 6)])
-        '1,536 -> 768 neurons, 12 -> 6 heads in each layer'
+        '768 of 1,536 neurons, 6 of 12 heads in each layer'
         >>> structure_words([Structure("heads", [12, 12], [4, 7])])
-        '12 -> 4 to 7 heads in a layer'
+        '4 to 7 of 12 heads in a layer'
     """
     if not structure:
         return ""
     alike = all(len({*one.before}) == len({*one.after}) == 1 for one in structure)
-    numbers = [f"{_range(one.before)} -> {_range(one.after)} {one.kind}" for one in structure]
+    numbers = [f"{_range(one.after)} of {_range(one.before)} {one.kind}" for one in structure]
     return f"{', '.join(numbers)} in {'each' if alike else 'a'} layer"
 
 

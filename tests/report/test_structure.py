@@ -54,6 +54,6 @@ def test_a_report_says_what_is_left_and_agrees_with_the_folder(
     assert report.parity < 1e-5
     differing = [check for check in check_folder(folder, report) if check.verdict != "true"]
     assert not differing
-    assert "neurons in each layer" in (folder / "README.md").read_text().replace(", 2 -&gt; 1 heads", "")
+    assert "neurons in each layer" in (folder / "README.md").read_text().replace(", 1 of 2 heads", "")
     counts = [block.count for block in find_groups(empty_model(folder), ["neurons"])]
     assert counts == [32, 32]

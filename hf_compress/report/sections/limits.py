@@ -22,7 +22,7 @@ TEMPLATE = """\
 
 {% endif %}
 {% if report.structure %}
-- **Only what was removed saves memory and time.** {{ structure }}. Loading unpacks the other weights to floating point
+- **Only what was removed saves memory and time.** {{ structure }} are left. Loading unpacks the other weights to floating point
 {%- if report.formats %} in Transformers{% endif %}, which takes as much memory and time as in a dense model of that shape.
 {% else %}
 - **It saves disk, not memory or time.** Loading unpacks the weights to floating point

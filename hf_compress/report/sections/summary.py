@@ -147,7 +147,8 @@ def _done(report: Report) -> Markdown:
     if recipe.pruning.enabled:
         share = 100 * recipe.pruning.prune_sparsity
         left = structure_words(report.structure)
-        done.append(f"pruned ({left or f'{share:g} % of the {pattern(report).units} are zero'})")
+        zeros = f"{share:g} % of the {pattern(report).units} are zero"
+        done.append(f"pruned ({f'{left} are left' if left else zeros})")
     if recipe.quantization.enabled:
         bits = "" if report.steps is None else f", {report.steps.bits_per_weight:.1f} bits per weight in the file"
         done.append(Markdown(f"quantized ({code(str(recipe.quantization.quant_scheme))}{bits})"))
