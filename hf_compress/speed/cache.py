@@ -21,7 +21,21 @@ logger = logging.get_logger(__name__)
 
 VERSION = 3  # Of how tables are measured.
 # Entries of a configuration that do not change the graph.
-NAMES = ("_name_or_path", "transformers_version", "id2label", "label2id", "quantization_config", "architectures")
+# What says nothing about the shapes of a graph: a saved config has more of it than the one that training began with.
+NAMES = (
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "finetuning_task",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "quantization_config",
+    "transformers_version",
+    "transformers_weights",
+    "use_cache",
+)
 
 
 def cached_table(

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from transformers import BertForSequenceClassification
+from transformers import AutoConfig, BertForSequenceClassification
 
-from hf_compress import QuantizationArguments
+from hf_compress import QuantizationArguments, Recipe, save_compressed
 from hf_compress.prune.latency import Course, LatencyTable
 from hf_compress.speed import cache, cached_table
 from tests.tiny import bert
@@ -38,6 +38,15 @@ def table(seed: int = 0, quantization: QuantizationArguments = INT8, **changes: 
 
 def test_a_table_is_measured_once(measured: list[LatencyTable]) -> None:
     assert table() == table(seed=1) == measured[0]
+    assert len(measured) == 1
+
+
+def test_a_finished_folder_needs_no_other_table(measured: list[LatencyTable], tmp_path: Path) -> None:
+    table()
+    model = bert()
+    model.config.problem_type, model.config.use_cache = "single_label_classification", False
+    folder = save_compressed(model, tmp_path / "compressed", Recipe())
+    cached_table(BertForSequenceClassification, AutoConfig.from_pretrained(folder), INT8, KINDS)
     assert len(measured) == 1
 
 
