@@ -20,7 +20,6 @@ from hf_compress.speed.measuring import machine, measure_table, runtime
 logger = logging.get_logger(__name__)
 
 VERSION = 3  # Of how tables are measured.
-# Entries of a configuration that do not change the graph.
 # What says nothing about the shapes of a graph: a saved config has more of it than the one that training began with.
 NAMES = (
     "_name_or_path",
