@@ -168,7 +168,9 @@ def test_every_part_runs_on_a_cpu_in_tiny_shapes(script: ModuleType, tmp_path: P
 @pytest.mark.timeout(300)
 def test_an_interrupted_run_keeps_what_was_measured(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
-    process = subprocess.Popen([*TRIAL, "--minutes", "8", "--parts", "eager", "--out", str(file)], cwd=ROOT)
+    words = [*TRIAL, "--minutes", "8", "--parts", "eager", "--out", str(file)]
+    # A test that a shell runs in the background inherits that this signal is ignored.
+    process = subprocess.Popen(words, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while process.poll() is None:
         measured = file.exists() and [cell for cell in json.loads(file.read_text())["cells"] if cell.get("result")]
         if measured:
