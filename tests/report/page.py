@@ -1,6 +1,6 @@
 """A card as a page like those of the Hub and GitHub, in headless Chromium: measured, or as a picture.
 
-`python -m tests.report.page model_cards/sst2-int8/README.md OUT_FOLDER` writes the page and its pictures at 1200 and
+`python -m tests.report.page model_cards/sst2-half/README.md OUT_FOLDER` writes the page and its pictures at 1200 and
 390 px.
 """
 
