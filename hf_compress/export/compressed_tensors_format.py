@@ -10,15 +10,22 @@ from transformers import PreTrainedModel
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.descriptor import Format
 from hf_compress.export.parity import load
-from hf_compress.export.plain import copy_tokenizer, plain_model
+from hf_compress.export.plain import copy_tokenizer, plain_model, widths_refusal
 from hf_compress.extras import extra
 from hf_compress.layers.affine import affine_parameters
 from hf_compress.layers.grids import Grid, Grids, symmetric_scale
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import kind
+from hf_compress.recipe import Recipe
 
 # The format's signed integers are ours less this.
 OFFSET = 128
+OPTION = "--compress_formats compressed-tensors"
+NO_LAYERS = f"`{OPTION}` holds quantized linear layers, and this model has none that fit: train with `--quant_scheme`."
+RANGES = (
+    f"`{OPTION}` cannot hold the ranges inside attention of `--quant_scheme int8-attention`. Leave the format out, or "
+    "train with `int8`."
+)
 
 
 def write_compressed_tensors(folder: Path, path: Path) -> None:
@@ -40,7 +47,7 @@ def write_compressed_tensors(folder: Path, path: Path) -> None:
     config, layers, scheme = _carried(packed)
     ranges = {name: layer.input_range for name, layer in compressed_layers(packed).items() if layer.has_range}
     steps = {name: layer.step for name, layer in compressed_layers(packed).items()}
-    model = plain_model(packed, "--compress_formats compressed-tensors")
+    model = plain_model(packed, OPTION)
     apply_quantization_config(model, QuantizationConfig.model_validate(_config(model, layers, scheme)))
     for name in layers:
         grid, step = config.grid(name, "linear"), steps.get(name)
@@ -50,6 +57,12 @@ def write_compressed_tensors(folder: Path, path: Path) -> None:
     model.save_pretrained(path)
     compressor.update_config(str(path))
     copy_tokenizer(folder, path)
+
+
+def _refusal(recipe: Recipe) -> str:
+    if not recipe.quantization.enabled:
+        return NO_LAYERS
+    return RANGES if recipe.quantization.scheme.attention is not None else widths_refusal(recipe, OPTION)
 
 
 def _require() -> None:
@@ -69,6 +82,7 @@ COMPRESSED_TENSORS = Format(
 from transformers import {auto_class}
 
 model = {auto_class}.from_pretrained(folder + "/compressed-tensors")""",
+    refusal=_refusal,
     errors=("safetensors",),
     install="transformers torch compressed-tensors",
     running="logits = model(**inputs).logits.detach()",
@@ -91,15 +105,11 @@ def _carried(model: PreTrainedModel) -> tuple[CompressionConfig, list[str], Grid
                 layers.append(name)
     if scheme is None or not layers:
         raise ValueError(
-            "`--compress_formats compressed-tensors` holds quantized linear layers, and this checkpoint has none that "
-            "fit: train with `--quant_scheme`. The width of a 4-bit layer must be a multiple of its group. GPT-2's "
-            "layers are of a class that the format does not know."
+            f"{NO_LAYERS} The width of a 4-bit layer must be a multiple of its group. GPT-2's layers are of a class "
+            "that the format does not know."
         )
     if scheme.attention is not None:
-        raise ValueError(
-            "`--compress_formats compressed-tensors` cannot hold the ranges inside attention of `--quant_scheme "
-            "int8-attention`. Leave the format out, or train with `int8`."
-        )
+        raise ValueError(RANGES)
     assert isinstance(config, CompressionConfig)
     return config, layers, scheme
 

@@ -5,7 +5,15 @@ from pathlib import Path
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.descriptor import Format
 from hf_compress.export.parity import load
-from hf_compress.export.plain import copy_tokenizer, plain_model
+from hf_compress.export.plain import copy_tokenizer, plain_model, widths_refusal
+from hf_compress.layers.grids import Grids
+from hf_compress.recipe import Recipe
+
+OPTION = "--compress_formats dense"
+ROUNDS = (
+    f"`{OPTION}` cannot hold this model: it rounds the inputs of its layers, and Transformers alone does not. Choose "
+    "`onnx` or `openvino`, or train with `--quant_scheme int8-weight`."
+)
 
 
 def write_dense(folder: Path, path: Path) -> None:
@@ -20,13 +28,19 @@ def write_dense(folder: Path, path: Path) -> None:
     packed = load(folder)
     config = getattr(packed.config, "quantization_config", None)
     grids = config.grids if isinstance(config, CompressionConfig) else None
-    if grids is not None and (grids.activation is not None or grids.attention is not None):
-        raise ValueError(
-            "`--compress_formats dense` cannot hold this model: it rounds the inputs of its layers, and Transformers "
-            "alone does not. Choose `onnx` or `openvino`, or train with `--quant_scheme int8-weight`."
-        )
-    plain_model(packed, "--compress_formats dense").save_pretrained(path)
+    if grids is not None and _rounds_inputs(grids):
+        raise ValueError(ROUNDS)
+    plain_model(packed, OPTION).save_pretrained(path)
     copy_tokenizer(folder, path)
+
+
+def _refusal(recipe: Recipe) -> str:
+    grids = recipe.quantization.scheme if recipe.quantization.enabled else None
+    return ROUNDS if grids is not None and _rounds_inputs(grids) else widths_refusal(recipe, OPTION)
+
+
+def _rounds_inputs(grids: Grids) -> bool:
+    return grids.activation is not None or grids.attention is not None
 
 
 def _installed() -> None:
@@ -45,6 +59,7 @@ DENSE = Format(
 from transformers import {auto_class}
 
 model = {auto_class}.from_pretrained(folder + "/dense")""",
+    refusal=_refusal,
     runtime="Transformers alone",
     install="transformers torch",
     running="logits = model(**inputs).logits.detach()",

@@ -14,6 +14,7 @@ from hf_compress.checkpoint.aside import written_aside
 from hf_compress.export.kernels import saturates
 from hf_compress.export.parity import BATCHES, Parity, check_parity, load, parity_of, random_batches
 from hf_compress.failures import BUILT_IN, exceptions_of
+from hf_compress.recipe import Recipe
 
 logger = logging.get_logger(__name__)
 
@@ -36,6 +37,8 @@ class Format:
         card: one sentence for the model card.
         loading: lines of Python that load it, for the card. `folder` is the path of the compressed folder, and
             `{auto_class}` stands for the model's auto class. Empty if it is not for Python.
+        refusal: takes a recipe and returns why the format cannot hold a model of it, in sentences, or "". It is asked
+            before training.
         native: as `read`, but with the fastest kernels of the machine, which saturate on x86 CPUs without VNNI. None
             if `read` uses them.
         exact: the option of the runtime that avoids such kernels, for users of the format.
@@ -59,6 +62,7 @@ class Format:
     help: str
     card: str
     loading: str
+    refusal: Callable[[Recipe], str] = lambda recipe: ""
     native: Callable[[Path, PreTrainedModel], nn.Module] | None = None
     exact: str = ""
     runtime: str = ""

@@ -12,6 +12,7 @@ from hf_compress.export.packed_format import PACKED
 from hf_compress.export.parity import Parity
 from hf_compress.export.web_format import WEB
 from hf_compress.options import check_list
+from hf_compress.recipe import Recipe
 
 FORMATS: dict[str, Format] = {
     format.name: format for format in (PACKED, ONNX, WEB, OPENVINO, DENSE, COMPRESSED_TENSORS)
@@ -33,6 +34,25 @@ def check_formats(names: Sequence[str]) -> None:
                 "the flag out to write the packed file only."
             )
         FORMATS[name].require()
+
+
+def check_recipe(names: Sequence[str], recipe: Recipe) -> None:
+    """Check at the start of a run that the formats can hold a model of the recipe.
+
+    Args:
+        names: keys of `FORMATS`.
+
+    Raises:
+        ValueError: one cannot.
+
+    Example:
+        >>> import hf_compress as hfc
+        >>> recipe = hfc.Recipe(quantization=hfc.QuantizationArguments("int8"))
+        >>> check_recipe(["packed", "onnx"], recipe)
+    """
+    for kind in exported(names):
+        if said := kind.refusal(recipe):
+            raise ValueError(said)
 
 
 def help_of_formats() -> str:

@@ -6,6 +6,21 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from hf_compress.models.widths import widths_of
+from hf_compress.prune.patterns import PATTERNS
+from hf_compress.recipe import Recipe
+
+ONE_FOR_ALL = "their config has one number for all. Train with `--prune_uniform`, or choose `onnx`."
+
+
+def widths_refusal(recipe: Recipe, option: str) -> str:
+    """Return why an ordinary model cannot hold the widths that the recipe leaves, or "" if it can."""
+    pruning = recipe.pruning
+    if pruning.enabled and PATTERNS[pruning.prune_pattern].kinds and not pruning.prune_uniform:
+        return (
+            f"`{option}` cannot hold what `--prune_pattern {pruning.prune_pattern}` leaves: layers with their own "
+            f"widths, and {ONE_FOR_ALL}"
+        )
+    return ""
 
 
 def plain_model(model: PreTrainedModel, option: str) -> PreTrainedModel:
@@ -20,7 +35,7 @@ def plain_model(model: PreTrainedModel, option: str) -> PreTrainedModel:
     if widths := widths_of(model):
         raise ValueError(
             f"`{option}` cannot say that {len(widths)} layers, such as {next(iter(widths))}, have their own widths: "
-            "their config has one number for all. Train with `--prune_uniform`, or choose `onnx`."
+            f"{ONE_FOR_ALL}"
         )
     config = model.config
     if hasattr(config, "quantization_config"):

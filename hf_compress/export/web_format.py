@@ -20,8 +20,10 @@ from hf_compress.export.onnx_format import ONNX, graph_of, require_onnx
 from hf_compress.export.runtimes import in_onnx_runtime
 from hf_compress.export.web_parts import Part, find_parts, places
 from hf_compress.packing.packed import Packed
+from hf_compress.recipe import Recipe
 
 PATH = Path("web", "graph.onnx")
+COMPRESS = "Compress the model (`--quant_scheme int8`, `--prune_sparsity 0.6`), or write `onnx`."
 VERSION = 1  # Of the list of parts.
 DATA = "weights"  # What the graph calls the file with its constants.
 INLINE = 256  # Constants of fewer bytes stay in the graph. Runtimes read some of them, such as shapes, at once.
@@ -41,8 +43,7 @@ def write_web(folder: Path, path: Path) -> None:
     settings = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config") or {}
     if settings.get("quant_method") != METHOD:
         raise ValueError(
-            f"`--compress_formats web` makes weights from a packed file, and {folder} holds dense ones. Compress the "
-            "model (`--quant_scheme int8`, `--prune_sparsity 0.6`), or write `onnx`."
+            f"`--compress_formats web` makes weights from a packed file, and {folder} holds dense ones. {COMPRESS}"
         )
     program = graph_of(folder)
     tensors = packed_weights(folder)
@@ -119,6 +120,12 @@ def _files(folder: Path) -> Sequence[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+def _refusal(recipe: Recipe) -> str:
+    if recipe.name == "dense":
+        return f"`--compress_formats web` makes weights from a packed file, and this run writes dense ones. {COMPRESS}"
+    return ""
+
+
 WEB = Format(
     name="web",
     path=PATH,
@@ -132,4 +139,5 @@ WEB = Format(
     runtime="the browser",
     exact=ONNX.exact,
     errors=ONNX.errors,
+    refusal=_refusal,
 )

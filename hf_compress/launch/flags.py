@@ -13,6 +13,7 @@ from typing import Any, cast
 from transformers import HfArgumentParser
 
 from hf_compress.documents import YAML
+from hf_compress.export.formats import check_recipe
 from hf_compress.launch.arguments import ALL_ARGUMENTS, CompressionArguments, option_names, read_recipe
 from hf_compress.launch.option_file import flattened, read_options, split_file
 from hf_compress.recipe import Recipe
@@ -134,7 +135,9 @@ def take_flags(argv: list[str]) -> Flags:
         provenance.keep_command(argv, _offer.command)
         return _offer.flags
     provenance.keep_command(argv, whole)
-    return Flags(Recipe(*methods), options, bool(given))
+    recipe = Recipe(*methods)
+    check_recipe(options.compress_formats, recipe)
+    return Flags(recipe, options, bool(given))
 
 
 def _with_recipe(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_compress.checkpoint.aside import check_free, written_aside
 from hf_compress.checkpoint.save import save_compressed
-from hf_compress.export.formats import FORMATS, exported
+from hf_compress.export.formats import FORMATS, check_recipe, exported
 from hf_compress.goals import BudgetArguments
 from hf_compress.launch.format_steps import FormatSteps
 from hf_compress.layers.attention import round_attention
@@ -94,6 +94,7 @@ def quantize_once(
         raise ValueError(f"`--formats` must be among {', '.join(FORMATS)}; got {', '.join(unknown)}.")
     for kind in exported(formats):
         kind.require()
+    check_recipe(formats, recipe)
     data = data if isinstance(data, Data) else Data(str(data), token=token)
     begun = time.monotonic()
     source = Source.of(model, revision=revision, token=token)

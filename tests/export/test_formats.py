@@ -31,6 +31,40 @@ def test_an_unknown_format_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("dense --quant_scheme int8", "it rounds the inputs of its layers"),
+        ("dense --quant_scheme int8-attention", "it rounds the inputs of its layers"),
+        ("dense --compress_budget_mb 7", "it rounds the inputs of its layers"),
+        ("dense --prune_pattern heads --prune_sparsity 0.5", "Train with `--prune_uniform`"),
+        ("compressed-tensors --prune_sparsity 0.5", "train with `--quant_scheme`"),
+        ("compressed-tensors --quant_scheme int8-attention", "ranges inside attention"),
+        ("compressed-tensors --quant_scheme int8 --compress_speedup 1.5", "Train with `--prune_uniform`"),
+        ("web", "this run writes dense ones"),
+    ],
+)
+def test_a_format_that_cannot_hold_the_model_is_refused_at_once(words: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        take_flags(["script.py", "--compress_formats", "packed", *words.split()])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "dense --quant_scheme int8-weight",
+        "dense --prune_sparsity 0.5",
+        "dense --prune_pattern heads --prune_sparsity 0.5 --prune_uniform",
+        "dense",
+        "compressed-tensors --quant_scheme int8",
+        "web --prune_sparsity 0.5",
+        "onnx openvino --quant_scheme int8 --prune_pattern heads --prune_sparsity 0.5",
+    ],
+)
+def test_a_format_that_can_hold_the_model_is_not_refused(words: str) -> None:
+    take_flags(["script.py", "--compress_formats", "packed", *words.split()])
+
+
+@pytest.mark.parametrize(
     ("name", "module", "extra"),
     [
         ("onnx", "onnxscript", "onnx"),

@@ -161,6 +161,7 @@ def test_the_example_runs_with_ids_of_the_hub(tmp_path: Path) -> None:
     with LocalHub() as hub:
         seeds.add_model(hub, "google-bert/bert-base-uncased")
         seeds.add_glue(hub)
+        seeds.add_data(hub)
         words = [sys.executable, ROOT / "examples" / "run_glue.py"]
         words += ["--model_name_or_path", "google-bert/bert-base-uncased", "--task_name", "sst2"]
         words += ["--output_dir", tmp_path / "sst2", "--do_train", "--do_eval", "--dense_baseline", "train"]

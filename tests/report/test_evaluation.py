@@ -52,8 +52,8 @@ HEADS: dict[str, tuple[Any, Any]] = {
     "causal": (AutoModelForCausalLM, LlamaConfig(**TEXT)),
     "image": (AutoModelForImageClassification, ViTConfig(**IMAGE, image_size=8, patch_size=4, num_labels=LABELS)),
 }
-WRITTEN = [name for name, kind in FORMATS.items() if kind.write is not None]
 RECIPE = Recipe(quantization=QuantizationArguments("int8", quant_begin=0.0, quant_freeze=0.5))
+WRITTEN = [name for name, kind in FORMATS.items() if kind.write is not None and not kind.refusal(RECIPE)]
 
 
 def rows_for(kind: str, model: Any) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Pat
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     labels: dict[str, Any] = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
     model = BertForSequenceClassification(BertConfig(vocab_size=len(tiny_tokenizer), **sizes, **labels))
-    path = quantized(model, tmp_path_factory.mktemp("run") / "compressed", "int8")
+    path = quantized(model, tmp_path_factory.mktemp("run") / "compressed", "int8-weight")
     tiny_tokenizer.save_pretrained(path)
     write_formats(path, list(FORMATS))
     return path
