@@ -8,7 +8,7 @@ from typing import cast
 import torch.distributed as dist
 from peft import PeftModel
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -23,8 +23,9 @@ from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import Grid
 from hf_compress.layers.probe import attention_modules
 from hf_compress.layers.turning import compressed_layers, rounded
+from hf_compress.models.sentences import save_around, sentence_kind
 from hf_compress.models.sharding import reshard, whole_on_first
-from hf_compress.models.targets import Target, quantizable
+from hf_compress.models.targets import Target, quantizable, transformer
 from hf_compress.models.widths import widths_of
 from hf_compress.prune.coverage import Coverage, pruned_layers
 from hf_compress.prune.patterns import PATTERNS
@@ -36,7 +37,7 @@ RECIPE_NAME = "recipe.json"
 
 
 def save_compressed(
-    model: PreTrainedModel | PeftModel,
+    model: PreTrainedModel | PeftModel | nn.Module,
     folder: str | Path,
     recipe: Recipe,
     processing_class: PreTrainedTokenizerBase | None = None,
@@ -48,13 +49,14 @@ def save_compressed(
     Neurons and heads that a pattern of groups has pruned are not in the files: their matrices are smaller. After
     `import hf_compress`, `AutoModelFor*.from_pretrained(folder)` returns a model whose logits equal those of the
     trained one bit for bit on the same device. The model is not changed. The folder appears when it is complete, never
-    half-written.
+    half-written. A model of sentence-transformers gets the folder that its own class loads.
 
     Collective where FSDP2 shards the weights: every rank must call it, because weights are gathered one at a time.
     Elsewhere any rank may call it. Rank 0 writes.
 
     Args:
-        model: as it came out of training with the callbacks of `recipe`. An adapter is merged, in a copy.
+        model: as it came out of training with the callbacks of `recipe`: of Transformers, or a `SentenceTransformer`,
+            `CrossEncoder` or `SparseEncoder`. An adapter is merged, in a copy.
         folder: a path that does not exist yet, or an empty folder.
         recipe: the plan that the model was trained by. It is checked: the model must have its zeros and its grids.
         processing_class: the tokenizer or processor, saved beside the model if given.
@@ -82,6 +84,7 @@ def save_compressed(
     if not (first or sharded):
         return Path(folder)
     target = check_free(folder)
+    whole, model = model, transformer(model)
     if isinstance(model, PeftModel):
         model = cast(PreTrainedModel, copy.deepcopy(model).merge_and_unload())
     grids = _promised_grids(model, recipe)
@@ -97,11 +100,15 @@ def save_compressed(
         return Path(folder)
     with written_aside(target.parent, target.name, replace=False) as aside:
         try:
-            view.save_pretrained(aside, state_dict=state, save_original_format=config is None)
+            options = {"state_dict": state, "save_original_format": config is None}
+            if sentence_kind(whole) is None:
+                view.save_pretrained(aside, **options)
+            else:
+                save_around(whole, view, aside, **options)
         except SafetensorError as error:  # A full disk, for example, of which safetensors makes an error of its own.
             raise OSError(f"{folder} could not be written: {error}") from error
         add_reader(aside)
-        if processing_class is not None:
+        if processing_class is not None and sentence_kind(whole) is None:
             processing_class.save_pretrained(aside)
         recipe.shareable().save(aside / RECIPE_NAME)
         _warn_of_size(aside, recipe)

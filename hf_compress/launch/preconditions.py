@@ -9,6 +9,7 @@ from transformers.utils import logging
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill.teacher import SELF
 from hf_compress.models.heads import bare
+from hf_compress.models.sentences import place_of_transformer, sentence_kind
 from hf_compress.models.targets import transformer
 from hf_compress.prune.coverage import pruned_layers
 from hf_compress.quantize.spending import LEAST_BITS, least_bytes
@@ -45,11 +46,14 @@ def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
             "`compress` do: remove one of the two."
         )
     inner = bare(trainer.model)
+    if sentence_kind(inner) is not None:
+        place_of_transformer(inner)
+        inner = bare(transformer(inner))
     if not isinstance(inner, PreTrainedModel):
         raise ValueError(
-            f"Only Transformers models can be saved and reported on; this {type(trainer).__name__} trains a "
-            f"{type(inner).__name__}. In code, pass `callbacks=recipe.callbacks()` to the Trainer, and call "
-            "`save_compressed` with the Transformers model inside."
+            "Only models of Transformers and sentence-transformers can be saved and reported on; this "
+            f"{type(trainer).__name__} trains a {type(inner).__name__}. In code, pass `callbacks=recipe.callbacks()` "
+            "to the Trainer, and call `save_compressed` with the Transformers model inside."
         )
     if recipe.vocabulary.enabled and VocabularyFacts.of(inner.config) is None:
         raise ValueError(

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from hf_compress.callbacks import progress
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.distill import DistillationMixin
+from hf_compress.distill.sentence_trainer import SentenceDistillationMixin
 from hf_compress.export.formats import exported
 from hf_compress.hub.preflight import check_access
 from hf_compress.launch.claim import claim
@@ -29,6 +30,7 @@ from hf_compress.launch.reporting import Reporting
 from hf_compress.launch.result import Plan, Result
 from hf_compress.launch.speed_goal import add_speed, speed_goal
 from hf_compress.launch.uploads import Destination, disarm
+from hf_compress.models.sentences import sentence_kind
 from hf_compress.prune import SpeedGoal
 from hf_compress.prune.callback import KEPT
 from hf_compress.quantize.callback import CONSTANT
@@ -56,9 +58,10 @@ def compress(
 ) -> Trainer:
     """Make `trainer` compress what it trains, in place, and return it.
 
-    The trainer's class becomes a subclass of its own class and `DistillationMixin`, and the callbacks of `recipe` are
-    added. Call this before `train()`, and `finish` after it. Trainer's own uploads (`push_to_hub`) are switched off:
-    `finish` pushes the compressed model instead, in one commit. Collective: every process must call it.
+    The trainer's class becomes a subclass of its own class and `DistillationMixin` (for sentence-transformers, its
+    counterpart `SentenceDistillationMixin`), and the callbacks of `recipe` are added. Call this before `train()`, and
+    `finish` after it. Trainer's own uploads (`push_to_hub`) are switched off: `finish` pushes the compressed model
+    instead, in one commit. Collective: every process must call it.
 
     Args:
         trainer: any Trainer, before `train()`.
@@ -73,10 +76,10 @@ def compress(
         extra_eval_rows: the index of each of them in its split.
 
     Raises:
-        ValueError: the recipe cannot be applied to this model, the model is not a Transformers model, the output
-            folder already holds a result or is in use by another run, the trainer already compresses, the Hub would
-            refuse the push, there is nothing that `max_drop` could compare with, or `control` or the extra rows
-            cannot be used.
+        ValueError: the recipe cannot be applied to this model, the model is not of Transformers or
+            sentence-transformers, the output folder already holds a result or is in use by another run, the trainer
+            already compresses, the Hub would refuse the push, there is nothing that `max_drop` could compare with, or
+            `control` or the extra rows cannot be used.
 
     Example:
         >>> import tempfile, transformers
@@ -123,12 +126,13 @@ def _prepare(trainer: Trainer, destination: Destination) -> None:
 
 
 def _distilling(trainer: Trainer) -> DistillationMixin:
-    """Return the same trainer, whose class now derives from `DistillationMixin`."""
-    if not isinstance(trainer, DistillationMixin):
+    """Return the same trainer, whose class now derives from the mixin for its kind of model."""
+    mixin = DistillationMixin if sentence_kind(trainer.model) is None else SentenceDistillationMixin
+    if not isinstance(trainer, mixin):
         own = type(trainer)
         # Under its old name, because Transformers and others write that into files.
         names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
-        trainer.__class__ = type(own.__name__, (DistillationMixin, own), names)
+        trainer.__class__ = type(own.__name__, (mixin, own), names)
     return cast(DistillationMixin, trainer)
 
 

@@ -15,7 +15,7 @@ from hf_compress.launch.processes import on_first
 from hf_compress.models.blocks import find_groups
 from hf_compress.models.examples import longest_text
 from hf_compress.models.heads import bare, find_outputs
-from hf_compress.models.targets import model_class
+from hf_compress.models.targets import model_class, transformer
 from hf_compress.prune import PATTERNS, SpeedGoal
 from hf_compress.prune.arguments import AUTO
 from hf_compress.recipe import Recipe
@@ -40,7 +40,7 @@ def speed_goal(trainer: Trainer, recipe: Recipe) -> SpeedGoal | None:
     speed, pruning = recipe.speed, recipe.pruning
     if speed.compress_speedup is None or pruning.prune_keep != [AUTO]:
         return None
-    model = cast(PreTrainedModel, bare(trainer.model))
+    model = cast(PreTrainedModel, bare(transformer(trainer.model)))
     kinds = PATTERNS[pruning.prune_pattern].kinds
     blocks = find_groups(model, kinds, pruning.prune_exclude)
     longest = longest_text(model) if find_outputs(model).takes_text else None

@@ -35,7 +35,7 @@ def allotted(
     bared, blocks = bare(transformer(model)), coverage.blocks
     readers = [block.consumer for block in blocks]
     used = [current_weight(reader.target.module) for reader in readers]
-    errors = removal_errors(bared, readers, sample_batches(loader, bared), weights=used)
+    errors = removal_errors(bared, readers, sample_batches(loader, whole(model)), weights=used)
     reshard(whole(model))
     # Processors may round sums differently.
     return from_first(speed.allot(blocks, [one.numpy() for one in errors], uniform=uniform))

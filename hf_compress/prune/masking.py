@@ -13,7 +13,7 @@ from hf_compress.layers.lora import current_weight, packed_mask, unpacked_mask
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.models.heads import bare
 from hf_compress.models.sharding import Shards, gathered, local
-from hf_compress.models.targets import transformer
+from hf_compress.models.targets import transformer, whole
 from hf_compress.prune.correction import Blocks, prune_and_correct
 from hf_compress.prune.coverage import Coverage
 from hf_compress.prune.criterion import Criterion, Evidence
@@ -108,7 +108,7 @@ class Masking:
         """See the inputs of the layers on some rows of the training set, before a choice that corrects. Collective."""
         bared = bare(transformer(model))
         readers = [block.consumer.target for block in self.coverage.blocks] or self.targets
-        self.moments = input_moments(bared, readers, sample_batches(loader, bared))
+        self.moments = input_moments(bared, readers, sample_batches(loader, whole(model)))
 
     def preview(self, sparsity: float) -> list[int]:
         """Return how many weights of each layer would be kept if all were pruned now. Collective."""

@@ -19,6 +19,7 @@ from hf_compress.layers.lora import merge_in_forward
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.models.heads import bare
+from hf_compress.models.sentences import pooling_of
 from hf_compress.models.sharding import is_sharded, refuse_shards, reshard
 from hf_compress.models.targets import quantizable, transformer, whole
 from hf_compress.options import refuse_averages
@@ -84,8 +85,7 @@ class QuantizationCallback(TrainerCallback):
     ) -> None:
         self.arguments, self.budget, self.zeros = arguments, budget, zeros
         self._layers: list[CompressedLayer] = []
-        self._begin = 0
-        self._accumulates = False
+        self._begin, self._accumulates = 0, False
         self._skipped: Tensor | int = 0
 
     def on_init_end(
@@ -232,19 +232,20 @@ class QuantizationCallback(TrainerCallback):
 
     def _spend(self, state: TrainerState, wrapped: nn.Module, loader: Any) -> None:
         """Choose the steps, and round the weights to them. Collective."""
-        model = transformer(wrapped)
-        reshard(whole(wrapped))
-        refuse_diverged(whole(wrapped), state)
+        model, trained = transformer(wrapped), whole(wrapped)
+        reshard(trained)
+        refuse_diverged(trained, state)
         words = bare(model).get_input_embeddings()
-        counts = token_counts(loader, len(words.weight)) if isinstance(words, nn.Embedding) else None
+        counts = token_counts(loader, len(words.weight), trained) if isinstance(words, nn.Embedding) else None
         spent = spend(
             model,
-            sample_batches(loader, bare(model)),
+            sample_batches(loader, trained),
             self.budget,
             constant=self.arguments.quant_step,
             counts=counts,
             exclude=self.arguments.quant_exclude,
             zeros=None if self.zeros is None else self.zeros(wrapped),
+            pooling=pooling_of(bare(trained)),
         )
         progress(state)[CONSTANT] = spent.constant
         if self.budget is not None and self.arguments.quant_step is None and state.is_world_process_zero:

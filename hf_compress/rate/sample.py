@@ -3,24 +3,28 @@
 import inspect
 import itertools
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
+
+from hf_compress.models.heads import bare
+from hf_compress.models.sentences import pairs_of, sentence_kind
+from hf_compress.models.targets import transformer
 
 ROWS, BATCH = 512, 8
 COUNTED = 1 << 15  # Tokens are counted in so many rows.
 IDS, MASK = "input_ids", "attention_mask"
 
 
-def sample_batches(loader: DataLoader[Any], model: PreTrainedModel, rows: int = ROWS) -> Iterator[dict[str, Any]]:
-    """Yield inputs of `model`, made of some rows of the dataset of `loader` by its collator.
+def sample_batches(loader: DataLoader[Any], model: nn.Module, rows: int = ROWS) -> Iterator[dict[str, Any]]:
+    """Yield inputs of the Transformers model in `model`, made of some rows of the dataset of `loader` by its collator.
 
     The same rows are taken in every process and in every run: evenly spaced ones, or the first of an iterable dataset.
     Random numbers that collator and dataset draw start from a fixed seed, and the states of the generators are as
@@ -28,6 +32,7 @@ def sample_batches(loader: DataLoader[Any], model: PreTrainedModel, rows: int = 
 
     Args:
         loader: of the training set.
+        model: a Transformers model, or what is trained around one: that of sentence-transformers, or SetFit's.
         rows: how many rows to take, if there are so many.
 
     Example:
@@ -41,20 +46,25 @@ def sample_batches(loader: DataLoader[Any], model: PreTrainedModel, rows: int = 
         >>> [len(batch["input_ids"]) for batch in batches]
         [8, 8, 4]
     """
-    known = inspect.signature(type(model).forward).parameters
+    device = bare(transformer(model)).device
     with _fixed_random_numbers():
         batches = [loader.collate_fn(some) for some in _alike(_some_rows(loader.dataset, rows))]
     for batch in batches:
-        for inputs in _texts(batch, known):
-            yield {
-                name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()
-            }
+        for inputs in _texts(batch, model):
+            yield {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
-def token_counts(loader: DataLoader[Any], tokens: int) -> Int[Tensor, " tokens"] | None:
+def token_counts(
+    loader: DataLoader[Any], tokens: int, model: nn.Module | None = None
+) -> Int[Tensor, " tokens"] | None:
     """Return how often each of `tokens` tokens occurs in many rows of the dataset of `loader`, without padding.
 
-    None if the rows hold no token numbers, because the collator makes them.
+    None if the rows hold no token numbers, because the collator makes them. Those of sentence-transformers are asked.
+
+    Args:
+        loader: of the training set.
+        tokens: how many there are.
+        model: that is trained, if it may be one of sentence-transformers.
 
     Example:
         >>> import torch
@@ -64,13 +74,17 @@ def token_counts(loader: DataLoader[Any], tokens: int) -> Int[Tensor, " tokens"]
     """
     found = torch.zeros(tokens, dtype=torch.long)
     with _fixed_random_numbers():
-        for row in _some_rows(loader.dataset, COUNTED):
+        rows = _some_rows(loader.dataset, COUNTED)
+        if model is not None and sentence_kind(bare(model)) is not None:
+            batches = (loader.collate_fn(some) for some in _alike(rows))
+            rows = [inputs for batch in batches for inputs in _texts(batch, model)]
+        for row in rows:
             if not isinstance(row, Mapping) or IDS not in row:
                 return None
             ids = torch.as_tensor(row[IDS]).reshape(-1)
             if MASK in row:
                 ids = ids[torch.as_tensor(row[MASK]).reshape(-1).bool()]
-            found += torch.bincount(ids, minlength=tokens)
+            found += torch.bincount(ids.cpu(), minlength=tokens)
     return found
 
 
@@ -97,11 +111,16 @@ def _alike(rows: Sequence[Any]) -> Iterator[list[Any]]:
         yield from (some[begin : begin + BATCH] for begin in range(0, len(some), BATCH))
 
 
-def _texts(batch: Mapping[str, Any], known: Collection[str]) -> Iterator[dict[str, Any]]:
-    """Yield the inputs of a model in `batch`: one set, or one for each text of a row.
+def _texts(batch: Mapping[str, Any], model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Yield the inputs of the Transformers model in `model` that `batch` has: one set, or one for each text of a row.
 
-    sentence-transformers puts the name of the text in front: `anchor_input_ids`, `positive_input_ids`.
+    sentence-transformers puts the name of the text in front: `anchor_input_ids`, `positive_input_ids`. For a
+    `CrossEncoder` the texts themselves are in the batch.
     """
+    known = inspect.signature(type(bare(transformer(model))).forward).parameters
+    kind = sentence_kind(whole := bare(model))
+    if kind is not None and kind.scores_pairs:
+        batch = whole.preprocess(pairs_of(batch), prompt=batch.get("prompt"))
     inputs = {name: value for name, value in batch.items() if name in known}
     prefixes = [""] if inputs else [name.removesuffix(IDS) for name in batch if name.endswith(f"_{IDS}")]
     if not prefixes:

@@ -1,0 +1,199 @@
+"""The trainers of sentence-transformers compress as Transformers' own does, and leave folders that it loads."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from torch import Tensor
+from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, Trainer
+
+from hf_compress import Recipe, compress, finish
+from hf_compress.goals import BudgetArguments
+from hf_compress.layers.turning import compressed_layers
+from hf_compress.models.targets import prunable, transformer
+from tests.invariants.harness import PRUNE, QUANT, SETTINGS, logged, recipe, same
+from tests.tiny import NO_DROPOUT, bert
+
+library = pytest.importorskip("sentence_transformers")
+from sentence_transformers.cross_encoder import losses as pair_losses  # noqa: E402
+from sentence_transformers.sentence_transformer import losses  # noqa: E402
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator  # noqa: E402
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize  # noqa: E402
+from sentence_transformers.sparse_encoder import losses as sparse_losses  # noqa: E402
+
+BOTH = recipe((PRUNE, QUANT))
+
+
+class Bench:
+    """Builds tiny models of sentence-transformers, and trainers for them, in one folder."""
+
+    def __init__(self, folder: Path, tokenizer: Any, sentences: list[str]) -> None:
+        self.folder, self.tokenizer, self.sentences = folder, tokenizer, sentences
+        half = len(sentences) // 2
+        self.texts = sentences[:half], sentences[half:]
+        self.pairs = Dataset.from_dict({"anchor": self.texts[0], "positive": self.texts[1]})
+        self.scored = self.pairs.add_column("score", [float(number % 2) for number in range(half)])
+
+    def folder_of(self, name: str, kind: type, **changes: Any) -> str:
+        """Return the folder of a model of Transformers with its tokenizer."""
+        kind(bert(**NO_DROPOUT, **changes).config).save_pretrained(self.folder / name)
+        self.tokenizer.save_pretrained(self.folder / name)
+        return str(self.folder / name)
+
+    def embedder(self) -> Any:
+        """Return an embedder with all kinds of modules behind the Transformers model; always the same."""
+        torch.manual_seed(0)
+        parts = list(library.SentenceTransformer(self.folder_of("plain", BertModel), device="cpu"))
+        return library.SentenceTransformer(modules=[*parts, Dense(32, 16), Normalize()], device="cpu")
+
+    def trainer(
+        self,
+        run: str,
+        model: Any = None,
+        loss: Callable[[Any], Any] = losses.MultipleNegativesRankingLoss,
+        **more: Any,
+    ) -> Trainer:
+        """Return a trainer that is not compressing yet; `more` are its arguments, or fields of `SETTINGS`."""
+        model = self.embedder() if model is None else model
+        own = {name: more.pop(name) for name in ("train_dataset", "evaluator") if name in more}
+        name = type(model).__name__
+        arguments = getattr(library, f"{name}TrainingArguments")(str(self.folder / run), **SETTINGS | more)
+        built: Trainer = getattr(library, f"{name}Trainer")(
+            model=model, args=arguments, loss=loss(model), **{"train_dataset": self.pairs} | own
+        )
+        return built
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_tokenizer: Any, tiny_sentences: Dataset) -> Bench:
+    return Bench(tmp_path, tiny_tokenizer, tiny_sentences["sentence"][:])
+
+
+def answers(bench: Bench, model: Any) -> Tensor:
+    if type(model).__name__ == "CrossEncoder":
+        return model.predict(list(zip(*bench.texts, strict=True)), convert_to_tensor=True)
+    return model.encode(bench.sentences, convert_to_tensor=True, show_progress_bar=False).to_dense()
+
+
+def check(bench: Bench, run: Trainer) -> None:
+    """Finish the run, and check that its own class loads the folder, bit for bit."""
+    finish(run)
+    folder = Path(run.args.output_dir, "compressed")
+    found = type(run.model)(str(folder), device="cpu")
+    assert compressed_layers(found)
+    assert torch.equal(answers(bench, run.model), answers(bench, found))
+
+
+def _splade(model: Any) -> Any:
+    own = sparse_losses.SparseMultipleNegativesRankingLoss(model)
+    return sparse_losses.SpladeLoss(model, own, document_regularizer_weight=1e-3, query_regularizer_weight=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["SentenceTransformer", "CrossEncoder", "SparseEncoder"])
+def test_each_kind_trains_and_its_class_loads_the_result(kind: str, bench: Bench) -> None:
+    if kind == "SentenceTransformer":
+        run = bench.trainer("run")
+    elif kind == "CrossEncoder":
+        model = library.CrossEncoder(
+            bench.folder_of("pair", BertForSequenceClassification, num_labels=1), device="cpu", max_length=9
+        )
+        run = bench.trainer("run", model, pair_losses.BinaryCrossEntropyLoss, train_dataset=bench.scored)
+    else:
+        model = library.SparseEncoder(bench.folder_of("sparse", BertForMaskedLM), device="cpu")
+        run = bench.trainer("run", model, _splade)
+    compress(run, BOTH).train()
+    for target in prunable(transformer(run.model)):
+        assert int((target.weight == 0).sum()) == round(0.6 * target.weight.numel()), target.name
+    check(bench, run)
+    reloaded = type(run.model)(str(bench.folder / "run" / "compressed"), device="cpu")
+    assert reloaded.max_seq_length == run.model.max_seq_length
+
+
+def test_a_resumed_run_keeps_the_ranges_and_every_bit(bench: Bench) -> None:
+    """With several datasets, prompts, accumulation, and the best model at the end."""
+
+    def run(name: str) -> Trainer:
+        data = DatasetDict({"pairs": bench.pairs, "scored": bench.scored})
+        trainer = bench.trainer(
+            name,
+            loss=lambda model: {
+                "pairs": losses.MultipleNegativesRankingLoss(model),
+                "scored": losses.CoSENTLoss(model),
+            },
+            train_dataset=data,
+            evaluator=EmbeddingSimilarityEvaluator(*bench.texts, bench.scored["score"][:], name="dev"),
+            prompts={"pairs": {"anchor": "film "}, "scored": "song "},
+            gradient_accumulation_steps=2,
+            save_strategy="steps",
+            eval_strategy="steps",
+            save_steps=3,
+            eval_steps=3,
+            load_best_model_at_end=True,
+            metric_for_best_model="dev_spearman_cosine",
+        )
+        return compress(trainer, BOTH)
+
+    whole = run("whole")
+    whole.train()
+    resumed = run("resumed")
+    resumed.train(resume_from_checkpoint=str(bench.folder / "whole" / "checkpoint-6"))
+    assert same(dict(whole.model.state_dict()), dict(resumed.model.state_dict()))
+    ranges = [layer.input_range for layer in compressed_layers(transformer(whole.model)).values() if layer.has_range]
+    assert ranges and all(bool(bounds.isfinite().all()) for bounds in ranges)
+    # The best model is the one that was saved, not the last.
+    best = whole.state.best_model_checkpoint
+    assert best is not None
+    scores = [line for line in whole.state.log_history if "eval_dev_spearman_cosine" in line]
+    assert whole.state.best_metric in [line["eval_dev_spearman_cosine"] for line in scores]
+    assert whole.evaluate()["eval_dev_spearman_cosine"] == whole.state.best_metric
+    check(bench, whole)
+
+
+CACHED = {"mini_batch_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("often", "once"),
+    [
+        (lambda m: losses.CachedMultipleNegativesRankingLoss(m, **CACHED), losses.MultipleNegativesRankingLoss),
+        (
+            lambda m: losses.MatryoshkaLoss(m, losses.CachedMultipleNegativesRankingLoss(m, **CACHED), [16, 8]),
+            lambda m: losses.MatryoshkaLoss(m, losses.MultipleNegativesRankingLoss(m), [16, 8]),
+        ),
+    ],
+    ids=["cached", "matryoshka"],
+)
+def test_losses_that_call_the_model_often_train_the_same(often: Any, once: Any, bench: Bench) -> None:
+    """The cached losses compute in parts, without gradients first: the ranges and the rounding must not notice."""
+    found = []
+    for name, loss in (("often", often), ("once", once)):
+        run = compress(bench.trainer(name, loss=loss), BOTH)
+        run.train()
+        found.append(torch.tensor(logged(run, "loss", "quant_range_mean", "quant_range_max", "sparsity")))
+        check(bench, run)
+    assert torch.allclose(*found, rtol=1e-3)
+
+
+def test_a_budget_holds_for_pairs_of_texts(bench: Bench) -> None:
+    model = library.CrossEncoder(bench.folder_of("pair", BertForSequenceClassification, num_labels=1), device="cpu")
+    run = bench.trainer("run", model, pair_losses.BinaryCrossEntropyLoss, train_dataset=bench.scored)
+    plan = replace(recipe((QUANT,)), budget=BudgetArguments(compress_budget_mb=0.03))
+    compress(run, plan).train()
+    check(bench, run)
+    assert (bench.folder / "run" / "compressed" / "model.safetensors").stat().st_size <= 30_000
+
+
+def test_a_model_inside_a_router_is_refused(bench: Bench) -> None:
+    from sentence_transformers.sentence_transformer.modules import Router, StaticEmbedding
+
+    parts = list(library.SentenceTransformer(bench.folder_of("plain", BertModel), device="cpu"))
+    static = StaticEmbedding(bench.tokenizer.backend_tokenizer, embedding_dim=32)
+    router = Router.for_query_document([static], parts)
+    model = library.SentenceTransformer(modules=[router], device="cpu")
+    run = bench.trainer("run", model, router_mapping={"anchor": "query", "positive": "document"})
+    with pytest.raises(ValueError, match=r"must be in the first module of a SentenceTransformer; .*Routers"):
+        compress(run, Recipe())
