@@ -6,6 +6,8 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 # Set before the libraries are imported, because they read these variables at import; subprocesses inherit them.
 # The cache folder is empty, so that no test passes only because of what a developer downloaded before.
@@ -179,6 +181,15 @@ def tiny_dataset(tiny_sentences: Dataset, tiny_tokenizer: PreTrainedTokenizerFas
         remove_columns=["sentence"],
     )
     return encoded.rename_column("label", "labels")
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_tokenizer: Any, tiny_sentences: Dataset) -> Any:
+    """Tiny models of sentence-transformers, and trainers for them, in a folder of the test."""
+    pytest.importorskip("sentence_transformers")
+    from tests.sentence_bench import Bench
+
+    return Bench(tmp_path, tiny_tokenizer, tiny_sentences["sentence"][:])
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,13 @@
 
 import math
 import warnings
+from collections import ChainMap
 from dataclasses import dataclass, field
+from typing import Any
 
 from hf_compress.cut.students import parse_layers
 from hf_compress.distill.cache import AUTO
+from hf_compress.distill.embedding_losses import EMBEDDING_LOSSES, EmbeddingLoss
 from hf_compress.distill.extra import ExtraSource
 from hf_compress.distill.layer_losses import LAYER_LOSSES, LayerLoss
 from hf_compress.distill.losses import LOSSES, Loss
@@ -15,6 +18,7 @@ from hf_compress.distill.teacher_only import OPTIONS
 from hf_compress.options import changed, check_list
 
 MOST_COPIES = 1000
+CHOICES: ChainMap[str, Any] = ChainMap(EMBEDDING_LOSSES, LOSSES)  # Losses that are added later, too.
 
 
 @dataclass
@@ -44,8 +48,11 @@ class DistillationArguments:
     distill_loss: str = field(
         default="kl",
         metadata={
-            "choices": LOSSES.keys(),
-            "help": "Distance to the teacher. " + " ".join(f"`{loss.name}`: {loss.help}." for loss in LOSSES.values()),
+            "choices": CHOICES.keys(),
+            "help": "Distance to the teacher. "
+            + " ".join(f"`{loss.name}`: {loss.help}." for loss in LOSSES.values())
+            + " For models of sentence-transformers: "
+            + " ".join(f"`{loss.name}`: {loss.help}." for loss in EMBEDDING_LOSSES.values()),
         },
     )
     distill_temperature: float = field(
@@ -134,9 +141,9 @@ class DistillationArguments:
                 f"`--distill_teacher` must be a path, a Hub id or `{SELF}`, got an empty name. Leave the option out "
                 "to train without a teacher."
             )
-        if self.distill_loss not in LOSSES:
+        if self.distill_loss not in CHOICES:
             raise ValueError(
-                f"`--distill_loss` must be one of {', '.join(LOSSES)}, got {self.distill_loss!r}. Choose one of them."
+                f"`--distill_loss` must be one of {', '.join(CHOICES)}, got {self.distill_loss!r}. Choose one of them."
             )
         if not (math.isfinite(self.distill_temperature) and self.distill_temperature > 0):
             raise ValueError(
@@ -158,7 +165,9 @@ class DistillationArguments:
         self._check_cache()
         self._check_layers()
         self._check_teacher_only_rows()
-        if not self.loss.has_temperature and "distill_temperature" in changed(self):
+        forms = (LOSSES.get(self.distill_loss), EMBEDDING_LOSSES.get(self.distill_loss))
+        softened = any(form is not None and form.has_temperature for form in forms)
+        if not softened and "distill_temperature" in changed(self):
             warnings.warn(
                 f"`--distill_temperature {self.distill_temperature}` has no effect with `--distill_loss "
                 f"{self.distill_loss}`. Leave it out.",
@@ -231,8 +240,31 @@ class DistillationArguments:
 
     @property
     def loss(self) -> Loss:
-        """The entry of `LOSSES` that `distill_loss` names."""
+        """The entry of `LOSSES` that `distill_loss` names, for models with a head.
+
+        Raises:
+            ValueError: the loss is one on embeddings only.
+        """
+        if self.distill_loss not in LOSSES:
+            raise ValueError(
+                f"`--distill_loss {self.distill_loss}` compares embeddings of sentence-transformers; this model gives "
+                f"logits. Choose one of {', '.join(LOSSES)}."
+            )
         return LOSSES[self.distill_loss]
+
+    @property
+    def embedding_loss(self) -> EmbeddingLoss:
+        """The entry of `EMBEDDING_LOSSES` that `distill_loss` names, for models that give embeddings.
+
+        Raises:
+            ValueError: the loss is one on logits only.
+        """
+        if self.distill_loss not in EMBEDDING_LOSSES:
+            raise ValueError(
+                f"`--distill_loss {self.distill_loss}` compares logits; this model gives embeddings. Choose one of "
+                f"{', '.join(EMBEDDING_LOSSES)}."
+            )
+        return EMBEDDING_LOSSES[self.distill_loss]
 
     @property
     def enabled(self) -> bool:

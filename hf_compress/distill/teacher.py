@@ -18,11 +18,11 @@ from transformers.utils import cached_file, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_compress.cut.vocabulary import keep_tokens
+from hf_compress.distill.finite import refuse_broken
 from hf_compress.folders import is_repository, local_folder
 from hf_compress.models.classes import class_order, has_default_labels
 from hf_compress.models.examples import fits, pools_by_padding
 from hf_compress.models.heads import Head, bare, find_head, has_own_forward
-from hf_compress.models.sharding import local
 from hf_compress.options import as_flag, changed
 
 logger = logging.get_logger(__name__)
@@ -251,14 +251,6 @@ def freeze(teacher: PreTrainedModel, device: torch.device) -> None:
         teacher.to(device)
 
 
-def _is_finite(weight: nn.Parameter) -> bool:
-    """Return whether a weight is finite. Weights on no device, and integers of quantized models, count as finite."""
-    part = local(weight.detach())
-    if part.is_meta or part.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return True
-    return bool(part.isfinite().all())
-
-
 def match_teacher(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     """Return the teacher's class for each of the student's classes, or None if the order is the same.
 
@@ -266,12 +258,7 @@ def match_teacher(student: nn.Module, teacher: nn.Module) -> list[int] | None:
         ValueError: the teacher's weights are not finite, or head, number of classes, class names or inputs of the
             two differ.
     """
-    broken = [name for name, weight in teacher.named_parameters() if not _is_finite(weight)]
-    if broken:
-        raise ValueError(
-            f"The teacher's weights are not finite, for example `{broken[0]}` ({len(broken)} tensors in all). Use "
-            "another checkpoint of it, or load it in a wider dtype."
-        )
+    refuse_broken(teacher)
     ours, theirs = find_head(student), find_head(teacher)
     student_config, teacher_config = bare(student).config, bare(teacher).config
     if ours.kind != theirs.kind:

@@ -19,12 +19,13 @@ from hf_compress.distill.distance import distance, form
 from hf_compress.distill.foreign import loss_and_outputs, owner, refuse_unshifted
 from hf_compress.distill.teacher import SELF, check_choice, freeze, load_teacher, match_teacher, own_teacher
 from hf_compress.distill.teacher_only import COLUMN, for_labels, label_mean, predicts_numbers, refuse_own_loss
+from hf_compress.distill.terms import TermsMixin
 from hf_compress.models.heads import LABELS, bare, find_head
 
 REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
 
 
-class DistillationMixin(AskingMixin, WeighingMixin):
+class DistillationMixin(TermsMixin, AskingMixin, WeighingMixin):
     """A `Trainer` that also learns from a teacher; put it before any other Trainer class to mix it in.
 
     With `d` the distillation loss and `l` the loss on the labels, training minimises
@@ -54,9 +55,6 @@ class DistillationMixin(AskingMixin, WeighingMixin):
     """
 
     uncut: PreTrainedConfig | None  # The configuration that the student had before it was cut.
-    _terms: tuple[str, ...]  # The names of the terms in the logs.
-    _sums: Tensor | None  # Of the terms, over the steps since the last log line.
-    _summed_steps: int
     _taught: bool  # Whether the teacher has been asked in training.
     _teacher_classes: Tensor | None  # The teacher's class for each of the student's; None if the order is the same.
 
@@ -168,16 +166,6 @@ class DistillationMixin(AskingMixin, WeighingMixin):
             )
         return loss
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log `distill_loss`, `label_loss`, ... beside `loss`: means over the steps since the last such line."""
-        if "loss" in logs and self._sums is not None and self._summed_steps:
-            sums = self.accelerator.gather(self._sums).reshape(-1, len(self._terms)).mean(0)
-            terms = dict(zip(self._terms, (sums / self._summed_steps).tolist(), strict=True))
-            logs = {"loss": logs["loss"], **terms, **logs}
-        if "loss" in logs or "train_loss" in logs:
-            self._sums, self._summed_steps = None, 0
-        super().log(logs, *args, **kwargs)
-
     def _choose_models(self, model: Any, teacher: PreTrainedModel | None) -> tuple[Any, PreTrainedModel | None]:
         """Return the student, and the teacher if one is given or is `self`.
 
@@ -229,8 +217,9 @@ class DistillationMixin(AskingMixin, WeighingMixin):
                 "mean or a share of the accumulated batch. Override `compute_loss` in a Trainer class instead, and "
                 "put the mixin in front of it: `class Mine(DistillationMixin, YourTrainer)`."
             )
+        loss = self.distillation.loss
         if self.head.problem_type is not None:
-            form(self.distillation.loss, self.head.problem_type)
+            form(loss, self.head.problem_type)
         if self.teacher is None:
             assert self.distillation.distill_teacher is not None
             rows = bare(self.model).config.get_text_config().vocab_size if self.head.takes_text else None
@@ -276,13 +265,6 @@ class DistillationMixin(AskingMixin, WeighingMixin):
         assert self.head is not None
         loss, temperature = self.distillation.loss, self.distillation.distill_temperature
         return distance(student, teacher, inputs, self.head, loss, temperature, self._teacher_classes)
-
-    def _record(self, terms: Mapping[str, Tensor]) -> None:
-        """Add the terms to the sums for the next log line, on the device: reading them would stall it every step."""
-        self._terms = tuple(terms)
-        sums = torch.stack([term.detach().float() for term in terms.values()])
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._summed_steps += int(self.accelerator.sync_gradients)
 
 
 class DistillationTrainer(DistillationMixin):

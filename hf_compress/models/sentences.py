@@ -12,11 +12,12 @@ from typing import Any, Literal, cast
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import cached_file
 
 from hf_compress.models.targets import transformer
 
 LIBRARY = "sentence_transformers"
-MODULES = "modules.json"
+MODULES, OPTIONS = "modules.json", "config_sentence_transformers.json"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,37 @@ def sentence_kind(model: object) -> SentenceKind | None:
         return None
     known = ((kind, getattr(library, name, None)) for name, kind in SENTENCE_KINDS.items())
     return next((kind for kind, found in known if isinstance(found, type) and isinstance(model, found)), None)
+
+
+def kind_of_folder(folder: str | Path) -> str | None:
+    """Return the class of sentence-transformers that saved the model in `folder`; None if none did.
+
+    Example:
+        >>> from hf_compress.models.sentences import kind_of_folder
+        >>> kind_of_folder(".") is None
+        True
+    """
+    if not Path(folder, MODULES).is_file():
+        return None
+    path = Path(folder, OPTIONS)
+    options = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return str(options.get("model_type", "SentenceTransformer"))  # Unsaid before version 5.
+
+
+def starts_trained(model: nn.Module) -> bool:
+    """Return whether a model of sentence-transformers was loaded from one that was trained for the same.
+
+    A plain encoder has embeddings that nothing has trained, and a plain model has no head for scores.
+    """
+    kind, inner = sentence_kind(model), cast(Any, transformer(model))
+    name, config = inner.config.name_or_path or "", inner.config
+    if kind is None or not name:
+        return False
+    if kind.scores_pairs and type(inner).__name__ in (config.architectures or []):
+        return True
+    commit = getattr(config, "_commit_hash", None)
+    found = cached_file(name, MODULES, revision=commit, _raise_exceptions_for_missing_entries=False)
+    return found is not None and kind_of_folder(Path(found).parent) == kind.name
 
 
 def place_of_transformer(model: nn.Module) -> str:

@@ -1,8 +1,10 @@
 """The descriptors of what a report's run used, found in the registries of the methods."""
 
+from hf_compress.distill.embedding_losses import EMBEDDING_LOSSES, EmbeddingLoss
 from hf_compress.distill.layer_losses import TINYBERT
 from hf_compress.distill.losses import LOSSES, REGRESSION, Loss
 from hf_compress.layers.grids import Scheme
+from hf_compress.models.kinds import WITHOUT_HEAD
 from hf_compress.prune.criteria import CRITERIA
 from hf_compress.prune.criterion import Criterion
 from hf_compress.prune.patterns import PATTERNS, Pattern
@@ -12,8 +14,10 @@ from hf_compress.rate.steps import CITATION as STEPS_CITATION
 from hf_compress.report.report import Report
 
 
-def loss(report: Report) -> Loss:
-    """The distillation loss. Regression uses its own."""
+def loss(report: Report) -> Loss | EmbeddingLoss:
+    """The distillation loss. Regression uses its own, and embeddings have others than logits."""
+    if report.head == WITHOUT_HEAD.task:
+        return EMBEDDING_LOSSES[report.recipe.distillation.distill_loss]
     return REGRESSION if report.head.endswith("regression") else LOSSES[report.recipe.distillation.distill_loss]
 
 

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, logging
 
 from hf_compress.models.heads import Head, bare, has_own_forward
+from hf_compress.models.sentences import sentence_kind, starts_trained
 from hf_compress.report.predictions import DENSE, TEACHER, Recorder
 
 PARITY_BATCHES = 8
@@ -149,6 +150,8 @@ class Origin:
         name = getattr(config, "name_or_path", "") or ""
         # A model whose head was added to a pretrained body has another class than the checkpoint was saved from.
         trained = bool(name) and type(inner).__name__ in (getattr(config, "architectures", None) or [])
+        if sentence_kind(inner) is not None:
+            trained = starts_trained(inner)
         folder = Path(name).absolute() if name and Path(name).is_dir() else None
         revision = getattr(config, "_commit_hash", None)
         return cls(name or type(inner).__name__, revision, trained, folder, _model_files(folder))

@@ -1,82 +1,29 @@
 """The trainers of sentence-transformers compress as Transformers' own does, and leave folders that it loads."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
-from torch import Tensor
+from datasets import DatasetDict
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, Trainer
 
 from hf_compress import Recipe, compress, finish
 from hf_compress.goals import BudgetArguments
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import prunable, transformer
-from tests.invariants.harness import PRUNE, QUANT, SETTINGS, logged, recipe, same
-from tests.tiny import NO_DROPOUT, bert
+from tests.invariants.harness import PRUNE, QUANT, logged, recipe, same
 
 library = pytest.importorskip("sentence_transformers")
 from sentence_transformers.cross_encoder import losses as pair_losses  # noqa: E402
 from sentence_transformers.sentence_transformer import losses  # noqa: E402
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator  # noqa: E402
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize  # noqa: E402
 from sentence_transformers.sparse_encoder import losses as sparse_losses  # noqa: E402
 
+from tests.sentence_bench import Bench, answers  # noqa: E402
+
 BOTH = recipe((PRUNE, QUANT))
-
-
-class Bench:
-    """Builds tiny models of sentence-transformers, and trainers for them, in one folder."""
-
-    def __init__(self, folder: Path, tokenizer: Any, sentences: list[str]) -> None:
-        self.folder, self.tokenizer, self.sentences = folder, tokenizer, sentences
-        half = len(sentences) // 2
-        self.texts = sentences[:half], sentences[half:]
-        self.pairs = Dataset.from_dict({"anchor": self.texts[0], "positive": self.texts[1]})
-        self.scored = self.pairs.add_column("score", [float(number % 2) for number in range(half)])
-
-    def folder_of(self, name: str, kind: type, **changes: Any) -> str:
-        """Return the folder of a model of Transformers with its tokenizer."""
-        kind(bert(**NO_DROPOUT, **changes).config).save_pretrained(self.folder / name)
-        self.tokenizer.save_pretrained(self.folder / name)
-        return str(self.folder / name)
-
-    def embedder(self) -> Any:
-        """Return an embedder with all kinds of modules behind the Transformers model; always the same."""
-        torch.manual_seed(0)
-        parts = list(library.SentenceTransformer(self.folder_of("plain", BertModel), device="cpu"))
-        return library.SentenceTransformer(modules=[*parts, Dense(32, 16), Normalize()], device="cpu")
-
-    def trainer(
-        self,
-        run: str,
-        model: Any = None,
-        loss: Callable[[Any], Any] = losses.MultipleNegativesRankingLoss,
-        **more: Any,
-    ) -> Trainer:
-        """Return a trainer that is not compressing yet; `more` are its arguments, or fields of `SETTINGS`."""
-        model = self.embedder() if model is None else model
-        own = {name: more.pop(name) for name in ("train_dataset", "evaluator") if name in more}
-        name = type(model).__name__
-        arguments = getattr(library, f"{name}TrainingArguments")(str(self.folder / run), **SETTINGS | more)
-        built: Trainer = getattr(library, f"{name}Trainer")(
-            model=model, args=arguments, loss=loss(model), **{"train_dataset": self.pairs} | own
-        )
-        return built
-
-
-@pytest.fixture
-def bench(tmp_path: Path, tiny_tokenizer: Any, tiny_sentences: Dataset) -> Bench:
-    return Bench(tmp_path, tiny_tokenizer, tiny_sentences["sentence"][:])
-
-
-def answers(bench: Bench, model: Any) -> Tensor:
-    if type(model).__name__ == "CrossEncoder":
-        return model.predict(list(zip(*bench.texts, strict=True)), convert_to_tensor=True)
-    return model.encode(bench.sentences, convert_to_tensor=True, show_progress_bar=False).to_dense()
 
 
 def check(bench: Bench, run: Trainer) -> None:

@@ -1,0 +1,28 @@
+"""Whether the weights of a teacher are numbers."""
+
+import torch
+from torch import nn
+
+from hf_compress.models.sharding import local
+
+
+def _is_finite(weight: nn.Parameter) -> bool:
+    """Return whether a weight is finite. Weights on no device, and integers of quantized models, count as finite."""
+    part = local(weight.detach())
+    if part.is_meta or part.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return True
+    return bool(part.isfinite().all())
+
+
+def refuse_broken(teacher: nn.Module) -> None:
+    """Refuse a teacher whose weights are not finite.
+
+    Raises:
+        ValueError: they are not.
+    """
+    broken = [name for name, weight in teacher.named_parameters() if not _is_finite(weight)]
+    if broken:
+        raise ValueError(
+            f"The teacher's weights are not finite, for example `{broken[0]}` ({len(broken)} tensors in all). Use "
+            "another checkpoint of it, or load it in a wider dtype."
+        )
