@@ -104,8 +104,9 @@ def _built(
 
 def _cannot(model: PreTrainedModel, counts: Mapping[GroupKind, tuple[int, int]], reason: str) -> ValueError:
     wanted: list[Any] = [f"{after} of {before} {kind}" for kind, (before, after) in counts.items()]
+    remedy = "; or choose `--prune_pattern neurons`" if "heads" in counts else ""
     return ValueError(
         f"`--prune_uniform` needs a configuration that says {' and '.join(wanted)} in every layer, but that of "
         f"{type(model).__name__} cannot: {reason}. Leave the flag out: the packed file then says the widths of each "
-        "layer; or choose `--prune_pattern neurons`."
+        f"layer{remedy}."
     )

@@ -41,15 +41,28 @@ def allotted(
     return from_first(speed.allot(blocks, [one.numpy() for one in errors], uniform=uniform))
 
 
-def refuse_allotment(loader: Any) -> None:
-    """Refuse a trainer in which nothing tells how much groups count. Call it before training.
+def refuse_allotment(speed: SpeedGoal, coverage: Coverage, loader: Any) -> None:
+    """Refuse a speed-up for which no numbers of groups can be chosen. Call it before training.
+
+    A run whose numbers are chosen is resumed on any machine, so it is for other runs.
 
     Args:
+        speed: the speed-up, with the latency of the model.
+        coverage: of a pattern of groups.
         loader: of the training set; None if the trainer gives its callbacks none.
 
     Raises:
-        ValueError: there is no loader.
+        ValueError: the model cannot be as fast as that here, or there is no loader.
     """
+    if not speed.possible:
+        table, kinds = speed.table, coverage.pattern.kinds
+        remedy = "" if len(kinds) > 1 else ", let neurons and heads go (`--prune_pattern neurons+heads`)"
+        raise ValueError(
+            f"`--compress_speedup {speed.speedup:g}` is more than this model can reach on this machine: "
+            f"{table.most:.2f} at {table.batch} x {table.length} tokens ({table.runtime}), with the fewest "
+            f"{' and '.join(kinds)}. Lower it{remedy}, remove layers first "
+            "(`--distill_student_layers`), or start from a smaller model."
+        )
     if loader is None:
         raise ValueError(
             "`--compress_speedup` measures on the training set how much each neuron and head counts, but this trainer "

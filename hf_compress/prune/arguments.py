@@ -12,6 +12,7 @@ from hf_compress.prune.schedules import SCHEDULES
 from hf_compress.prune.selection import SCOPES
 
 MOST_STEPS = 10**9  # No training is longer.
+MOST_DIGITS = 9  # Of a number of groups. No layer has more.
 AUTO = "auto"  # In place of numbers of groups that `--compress_speedup` chooses.
 
 
@@ -140,10 +141,10 @@ class PruningArguments:
             )
         items = [item.rpartition("=") for item in self.prune_keep if self.prune_keep != [AUTO]]
         for name, _, count in items:
-            if not name or not count.isdecimal() or int(count) < 1:
+            if not name or not (count.isdecimal() and len(count) <= MOST_DIGITS and int(count) >= 1):
                 raise ValueError(
                     "`--prune_keep` must be items BLOCK=COUNT with a count of at least 1; got "
-                    f"{f'{name}={count}' if name else count!r}. Give bert.encoder.layer.0=768, for example."
+                    f"{(f'{name}=' if name else '') + count[:20]!r}. Give bert.encoder.layer.0=768, for example."
                 )
         if len({name for name, _, _ in items}) < len(items):
             raise ValueError(f"`--prune_keep` names a block twice: {' '.join(self.prune_keep)}. Name each once.")

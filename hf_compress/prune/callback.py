@@ -131,9 +131,9 @@ class PruningCallback(TrainerCallback):
         self._record = progress(state)
         self._masking = Masking(self._coverage(model), self.criterion)
         if not self._undecided:
-            refuse_coverage(self._masking.coverage, self.arguments.goal)
+            refuse_coverage(self._masking.coverage, self.arguments)
         else:
-            refuse_allotment(kwargs.get("train_dataloader"))
+            refuse_allotment(cast(SpeedGoal, self.speed), self._masking.coverage, kwargs.get("train_dataloader"))
         refuse_removal(self._masking.coverage, self.arguments, model)
         refuse_unsupported(self._masking, kwargs.get("st_args", args), model, optimizer)
         refuse_correction(self._masking, model, optimizer, kwargs.get("train_dataloader"))

@@ -1,7 +1,9 @@
 """The latency of a model as a function of its neurons and heads: a table that was measured, and what it predicts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ class Course:
         shares: the time with as many groups in each of these blocks, as a share of the time of the whole model. They
             never fall, and the last one is 1.
 
+    Raises:
+        ValueError: the numbers are no such course.
+
     Example:
         >>> from hf_compress.prune.latency import Course
         >>> Course("heads", count=12, blocks=6, kept=[1, 6, 12], shares=[0.64, 0.79, 1.0]).blocks
@@ -32,6 +37,11 @@ class Course:
     blocks: int
     kept: list[int]
     shares: list[float]
+
+    def __post_init__(self) -> None:
+        rising = _is_rising([0, *self.kept], strictly=True) and _is_rising([0, *self.shares])
+        if not (rising and len(self.kept) == len(self.shares) and self.kept[-1:] == [self.count] and self.blocks > 0):
+            raise ValueError(f"a course of times must rise to all {self.count} groups; got {self.kept}, {self.shares}")
 
     def share(self, kept: int) -> float:
         """Return the time if all these blocks keep `kept` groups, interpolated between those measured."""
@@ -54,6 +64,9 @@ class LatencyTable:
         runtime: what ran the graph, with its version and threads.
         machine: the processor.
 
+    Raises:
+        ValueError: the times are not those of a model.
+
     Example:
         >>> from hf_compress.prune.latency import Course, LatencyTable
         >>> neurons = Course("neurons", count=8, blocks=2, kept=[2, 8], shares=[0.4, 1.0])
@@ -72,6 +85,12 @@ class LatencyTable:
     scheme: str
     runtime: str
     machine: str
+
+    def __post_init__(self) -> None:
+        if not (0 < self.least <= 1 and 0 < self.seconds < math.inf and self.courses):
+            raise ValueError(
+                f"a table of times needs a share in (0, 1] and a course; got {self.least} with {len(self.courses)}"
+            )
 
     @property
     def most(self) -> float:
@@ -100,6 +119,11 @@ class LatencyTable:
     def from_dict(cls, values: Mapping[str, Any]) -> "LatencyTable":
         """Return the table that `to_dict` described."""
         return cls(**{**values, "courses": tuple(Course(**course) for course in values["courses"])})
+
+
+def _is_rising(values: Sequence[float], *, strictly: bool = False) -> bool:
+    """Return whether no value is smaller than the one before it; NaN is no such value."""
+    return all(one < other or (one == other and not strictly) for one, other in pairwise(values))
 
 
 def never_falling(values: Sequence[float]) -> list[float]:

@@ -53,7 +53,7 @@ def refuse_unsupported(masking: Masking, args: TrainingArguments, model: nn.Modu
         refuse_optimizer(masking, optimizer)
 
 
-def refuse_coverage(coverage: Coverage, sparsity: float) -> None:
+def refuse_coverage(coverage: Coverage, arguments: PruningArguments) -> None:
     """Refuse a pattern that does not fit into the layers of the model. Call it before training.
 
     Raises:
@@ -76,11 +76,13 @@ def refuse_coverage(coverage: Coverage, sparsity: float) -> None:
                 f"process {shards.most_rows(shape[0])} of them. Train on another number of processes or under DDP, or "
                 "choose another pattern."
             )
-    if coverage.blocks and not any(coverage.wanted(sparsity)) and not any(coverage.gone):
+    if coverage.blocks and not any(coverage.wanted(arguments.goal)) and not any(coverage.gone):
+        if arguments.prune_keep:
+            raise ValueError(f"{arguments.asked} keeps all groups, so nothing is pruned. Lower a number.")
         most = max(block.count for block in coverage.blocks)
         raise ValueError(
-            f"`--prune_sparsity {sparsity}` of at most {most} {pattern.units} in a layer is less than one, or all of "
-            "them, and one of each layer stays. Raise it, or choose another `--prune_pattern`."
+            f"{arguments.asked} of at most {most} {pattern.units} in a layer is less than one, or all of them, and "
+            "one of each layer stays. Raise it, or choose another `--prune_pattern`."
         )
 
 

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from hf_compress.failures import reason
 from hf_compress.models.groups import GroupKind
 from hf_compress.prune.latency import LatencyTable
 from hf_compress.quantize import QuantizationArguments
@@ -51,7 +52,7 @@ def cached_table(
 
     Tables are in the folder `hf_compress/latency` beside the Hub's cache (`HF_HOME`), one file for each architecture,
     number format, shape of a batch, processor, number of threads and versions of the libraries. Delete a file to have
-    it measured again.
+    it measured again. Where no file can be written, every call measures, and the log says so.
 
     Raises:
         MissingExtraError, ValueError: as `measure_table`.
@@ -81,11 +82,22 @@ def cached_table(
         pass  # There is none yet, or another version has written it.
     logger.warning("Measuring the latency of this model with fewer neurons and heads, once for this machine.")
     table = measure_table(model_class, config, quantization, kinds, exclude=exclude, batch=batch, length=length)
+    try:
+        _keep(table, path)
+    except OSError as error:
+        logger.warning(f"The latency of this model is measured again next time: it could not be kept. {reason(error)}")
+    return table
+
+
+def _keep(table: LatencyTable, path: Path) -> None:
+    """Write the file of a table. It appears when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(table.to_dict(), indent=2) + "\n", "utf-8")
-    aside.replace(path)
-    return table
+    try:
+        aside.write_text(json.dumps(table.to_dict(), indent=2) + "\n", "utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def table_folder() -> Path:

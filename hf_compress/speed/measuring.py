@@ -71,7 +71,7 @@ def measure_table(
         graphs = Graphs(model_class, config, quantization, Path(scratch), kinds, exclude)
         sizes = list(dict.fromkeys((block.kind, block.count) for block in graphs.blocks))
         points = {size: points_of(size[1]) for size in sizes}
-        plans: dict[Any, dict[str, int]] = {"whole": {}}
+        plans: dict[Any, dict[str, int]] = {}
         for size in sizes:
             ours = [block.name for block in graphs.blocks if (block.kind, block.count) == size]
             plans |= {(size, kept): dict.fromkeys(ours, kept) for kept in points[size][:-1]}
@@ -133,9 +133,17 @@ def machine() -> str:
 
 
 def _timed(graphs: Graphs, plans: Mapping[Any, dict[str, int]], rows: int, length: int) -> dict[Any, list[float]]:
-    """Return the times of the graphs in which blocks keep what the `plans` say, round by round."""
-    inputs = graphs.batch(rows, length)
-    calls = {}
+    """Return the times of the whole graph and of those in which blocks keep what `plans` say, round by round."""
+    try:
+        inputs = graphs.batch(rows, length)
+        calls: dict[Any, Callable[[], Any]] = {"whole": _call(graphs.write({}), graphs.config, inputs)}
+        calls["whole"]()
+    except failures() as error:
+        raise ValueError(
+            f"the time of {type(graphs.model).__name__} cannot be measured: its graph does not run on {rows} x "
+            f"{length} tokens ({reason(error)}). Lower `--compress_speedup_batch` or "
+            "`--compress_speedup_length`, or give `--prune_sparsity` instead of `--compress_speedup`."
+        ) from error
     for name, kept in plans.items():
         path = graphs.write(kept)
         try:

@@ -1,18 +1,23 @@
 """A speed-up is refused before training where this machine cannot reach it; report and card say what was reached."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
-from hf_compress import PruningArguments, QuantizationArguments, Recipe, compress, finish
+from hf_compress import PruningArguments, QuantizationArguments, Recipe, compress, finish, remove_groups
+from hf_compress.callbacks import progress
 from hf_compress.goals import SpeedArguments
 from hf_compress.launch import speed_goal
 from hf_compress.launch.flags import take_flags
 from hf_compress.prune import Course, LatencyTable
+from hf_compress.prune.callback import KEPT
 from hf_compress.report.report import Report
+from tests.invariants.harness import same
 from tests.tiny import NO_DROPOUT, bert
 
 COURSES = (
@@ -35,11 +40,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def trainer(folder: Path, rows: Dataset, **sizes: Any) -> Trainer:
-    arguments = TrainingArguments(
-        str(folder), max_steps=8, learning_rate=1e-4, report_to="none", disable_tqdm=True, use_cpu=True
-    )
-    return Trainer(bert(**NO_DROPOUT | sizes), arguments, train_dataset=rows, eval_dataset=rows)
+def trainer(folder: Path, rows: Dataset, intermediate_size: int = 64, **more: Any) -> Trainer:
+    settings = {"max_steps": 8, "learning_rate": 1e-4, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
+    arguments = TrainingArguments(str(folder), **settings | more)
+    model = bert(**NO_DROPOUT, intermediate_size=intermediate_size)
+    return Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
 
 
 def faster(speedup: float, length: int = 32, **methods: Any) -> Recipe:
@@ -47,14 +52,52 @@ def faster(speedup: float, length: int = 32, **methods: Any) -> Recipe:
 
 
 def test_more_than_the_machine_can_do_is_refused(asked: list, tiny_dataset: Dataset, tmp_path: Path) -> None:
-    run = trainer(tmp_path, tiny_dataset)
-    with pytest.raises(ValueError, match=r"`--compress_speedup 2.5` is more .*: 2\.00 at 1 x 32 tokens .*Lower it"):
-        compress(run, faster(2.5))
-    assert type(run) is Trainer
     neurons = PruningArguments(prune_pattern="neurons")
-    with pytest.raises(ValueError, match=r"let neurons and heads go \(`--prune_pattern neurons\+heads`\)"):
-        compress(run, faster(2.5, pruning=neurons))
+    for number, (plan, said) in enumerate(
+        [
+            (
+                faster(2.5),
+                r"`--compress_speedup 2.5` is more .*: 2\.00 at 1 x 32 tokens .*neurons and heads\. Lower it",
+            ),
+            (faster(2.5, pruning=neurons), r"let neurons and heads go \(`--prune_pattern neurons\+heads`\)"),
+        ]
+    ):
+        run = compress(trainer(tmp_path / str(number), tiny_dataset), plan)
+        with pytest.raises(ValueError, match=said):
+            run.train()
+        assert run.state.global_step == 0
     assert [call["kinds"] for call in asked] == [("neurons", "heads"), ("neurons",)]
+
+
+def test_a_run_is_resumed_where_its_speed_up_is_impossible(
+    asked: list, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    run = compress(trainer(tmp_path, tiny_dataset, **plan), faster(1.5))
+    run.train()
+    chosen = progress(run.state)[KEPT]
+    slower = replace(TABLE, least=0.9, courses=tuple(replace(one, shares=[0.9] * len(one.shares)) for one in COURSES))
+    monkeypatch.setattr(speed_goal, "cached_table", lambda *given, **options: slower)
+    resumed = compress(trainer(tmp_path, tiny_dataset, **plan), faster(1.5))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert progress(resumed.state)[KEPT] == chosen
+    assert same(resumed.model.state_dict(), run.model.state_dict())
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_model_that_was_made_smaller_is_refused(
+    uniform: bool, asked: list, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    run = trainer(tmp_path, tiny_dataset)
+    with torch.no_grad():
+        for layer in run.model.bert.encoder.layer:
+            layer.output.dense.weight[:, :16] = 0
+    remove_groups(run.model, ["neurons"], uniform=uniform)
+    with pytest.raises(
+        ValueError, match="all its neurons and heads, but this BertForSequenceClassification was loaded"
+    ):
+        compress(run, faster(1.5, pruning=PruningArguments(prune_pattern="heads")))
+    assert not asked
 
 
 def test_longer_texts_than_the_model_reads_are_refused(asked: list, tiny_dataset: Dataset, tmp_path: Path) -> None:
@@ -64,7 +107,7 @@ def test_longer_texts_than_the_model_reads_are_refused(asked: list, tiny_dataset
 
 
 def test_a_model_that_the_table_is_not_for_is_refused(asked: list, tiny_dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"with all its neurons and heads, but bert\.encoder\.layer\.0 has fewer"):
+    with pytest.raises(ValueError, match=r"with all its neurons and heads, but bert\.encoder\.layer\.0 has other"):
         compress(trainer(tmp_path, tiny_dataset, intermediate_size=48), faster(1.5))
 
 

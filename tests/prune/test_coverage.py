@@ -112,10 +112,14 @@ def test_a_width_that_does_not_divide_is_refused(pattern: str, changed: str) -> 
     coverage = covered(model=model, prune_pattern=pattern)
     where = "output" if changed == "inputs" else "intermediate"
     with pytest.raises(ValueError, match=rf"number of {changed} is a multiple of 4; .*{where}.dense has 18. Leave it"):
-        refuse_coverage(coverage, 0.5)
+        refuse_coverage(coverage, PruningArguments(0.5, prune_pattern=pattern))
 
 
 def test_a_share_that_means_no_group_is_refused() -> None:
+    options = PruningArguments(0.4, prune_pattern="heads")
     with pytest.raises(ValueError, match=r"`--prune_sparsity 0.4` of at most 2 attention heads in a layer is less"):
-        refuse_coverage(covered(0.4, prune_pattern="heads"), 0.4)
-    refuse_coverage(covered(0.4, prune_pattern="heads", prune_scope="global"), 0.4)
+        refuse_coverage(covered(0.4, prune_pattern="heads"), options)
+    refuse_coverage(covered(0.4, prune_pattern="heads", prune_scope="global"), options)
+    given = PruningArguments(prune_pattern="heads", prune_keep=["bert.encoder.layer.0.attention=2"])
+    with pytest.raises(ValueError, match=r"`--prune_keep bert\S+=2` keeps all groups, so nothing is pruned. Lower"):
+        refuse_coverage(Coverage.of(bert(), given), given)

@@ -104,6 +104,7 @@ def test_a_speed_up_without_a_table_is_refused() -> None:
         ({"prune_keep": ["a=1"], "prune_sparsity": 0.5}, r"`--prune_sparsity` must be 0; got 0\.5\. Leave one"),
         ({"prune_keep": ["a"]}, r"must be items BLOCK=COUNT .* got 'a'\. Give"),
         ({"prune_keep": ["a=0"]}, r"count of at least 1; got 'a=0'\. Give"),
+        ({"prune_keep": ["a=" + "9" * 5000]}, r"count of at least 1; got 'a=9{20}'\. Give"),
         ({"prune_keep": ["a=1", "a=2"]}, "names a block twice: a=1 a=2"),
         ({"prune_keep": ["a=1"], "prune_pattern": "2:4"}, "of whole groups: neurons, heads, .*; got '2:4'"),
         ({"prune_keep": "a=1"}, "must be a list of texts"),

@@ -1,5 +1,7 @@
 """Tables of latency are measured once for a machine, an architecture and a shape of a batch."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,4 +82,38 @@ def test_a_broken_file_is_measured_again(measured: list[LatencyTable], content: 
     (path,) = cache.table_folder().iterdir()
     path.write_text(content)
     assert table() == measured[1]
+    assert table() == measured[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"least": 0},
+        {"least": math.nan},
+        {"seconds": "1"},
+        {"courses": []},
+        {"courses": [["heads", 2, 2, [1, 2], [0.5, math.nan]]]},
+        {"courses": [["heads", 2, 2, [1, 2], [0.5]]]},
+        {"courses": [["heads", 2, 2, [2, 1], [0.5, 1.0]]]},
+        {"courses": [["heads", 4, 2, [1, 2], [0.5, 1.0]]]},
+    ],
+    ids=str,
+)
+def test_impossible_times_are_measured_again(measured: list[LatencyTable], changes: dict[str, Any]) -> None:
+    table()
+    (path,) = cache.table_folder().iterdir()
+    if "courses" in changes:
+        names = ("kind", "count", "blocks", "kept", "shares")
+        changes = {"courses": [dict(zip(names, one, strict=True)) for one in changes["courses"]]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert table() == measured[1]
+
+
+def test_a_table_that_cannot_be_kept_is_returned(
+    measured: list[LatencyTable], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hf_compress").write_text("a file in the place of the folder")
+    monkeypatch.setattr(cache.logger, "handlers", [caplog.handler])
+    assert table() == measured[0]
+    assert "measured again next time" in caplog.text
     assert table() == measured[1]

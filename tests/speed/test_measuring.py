@@ -79,3 +79,8 @@ def test_times_never_fall_as_more_groups_stay(graphs: Graphs, monkeypatch: pytes
     assert table.most >= 1
     assert table.seconds > 0
     assert LatencyTable.from_dict(table.to_dict()) == table
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_refused(graphs: Graphs) -> None:
+    with pytest.raises(ValueError, match=r"does not run on 1000000000 x 16 tokens .*Lower `--compress_speedup_batch`"):
+        measuring._timed(graphs, {}, 10**9, 16)
