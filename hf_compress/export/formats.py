@@ -46,9 +46,9 @@ def check_recipe(names: Sequence[str], recipe: Recipe) -> None:
         ValueError: one cannot.
 
     Example:
-        >>> import hf_compress as hfc
-        >>> recipe = hfc.Recipe(quantization=hfc.QuantizationArguments("int8"))
-        >>> check_recipe(["packed", "onnx"], recipe)
+        >>> from hf_compress import QuantizationArguments, Recipe
+        >>> from hf_compress.export.formats import check_recipe
+        >>> check_recipe(["packed", "onnx"], Recipe(quantization=QuantizationArguments("int8")))
     """
     for kind in exported(names):
         if said := kind.refusal(recipe):

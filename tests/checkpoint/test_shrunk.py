@@ -76,6 +76,7 @@ def counts(model: PreTrainedModel) -> dict[str, list[int]]:
     return {kind: [block.count for block in find_groups(model, [kind])] for kind in BOTH}
 
 
+@pytest.mark.slow
 def test_a_model_goes_from_training_to_file_to_training_to_graph(
     make_bert: Callable[..., PreTrainedModel], train: Any, tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_cpu_that_saturates_is_compared_on_exact_kernels(
     entries: list[tuple[str, str]],
     tiny_bert: BertForSequenceClassification,

@@ -114,9 +114,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 CASES = [
-    ("gpt2", AutoModelForCausalLM, GPT2Config(**SPECIAL, n_embd=32, n_layer=1, n_head=2, n_positions=32)),
     ("question", AutoModelForQuestionAnswering, BERT),
-    ("image", AutoModelForImageClassification, ViTConfig(**SMALL, image_size=8, patch_size=4)),
 ]
 ATTENTION_CASES = [
     ("llama", AutoModelForCausalLM, LlamaConfig(**SPECIAL, **SIZES, num_key_value_heads=1)),
@@ -124,6 +122,8 @@ ATTENTION_CASES = [
 ]
 # An export takes seconds: the other models and heads are left to `make test-slow`.
 SLOW_CASES = [
+    ("gpt2", AutoModelForCausalLM, GPT2Config(**SPECIAL, n_embd=32, n_layer=1, n_head=2, n_positions=32)),
+    ("image", AutoModelForImageClassification, ViTConfig(**SMALL, image_size=8, patch_size=4)),
     ("distilbert", SEQUENCE, DistilBertConfig(**SPECIAL, dim=32, n_layers=1, n_heads=2, hidden_dim=48)),
     ("roberta", SEQUENCE, RobertaConfig(**SPECIAL, **SIZES, type_vocab_size=1)),
     ("t5", AutoModelForSeq2SeqLM, T5Config(**SPECIAL, **T5)),

@@ -55,6 +55,7 @@ SETTINGS: dict[str, Any] = {
     "gradient checkpointing": {"activation_checkpointing": True},
     "bf16 autocast and gradient checkpointing": {"bf16": True, "activation_checkpointing": True},
 }
+SOME = {name: [pytest.mark.slow] if len(value) == 1 else [] for name, value in SETTINGS.items()}
 ON_GPU: dict[str, Any] = {
     "cuda": {},
     "cuda bf16": {"bf16": True},
@@ -65,7 +66,7 @@ ON_GPU: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     "settings",
-    [pytest.param(value | {"use_cpu": True}, id=name) for name, value in SETTINGS.items()]
+    [pytest.param(value | {"use_cpu": True}, id=name, marks=SOME[name]) for name, value in SETTINGS.items()]
     + [pytest.param(value | {"use_cpu": False}, id=name, marks=pytest.mark.gpu) for name, value in ON_GPU.items()],
 )
 def test_all_methods_train_and_the_file_has_the_trained_logits(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from hf_compress.models.targets import prunable
 from tests.invariants.harness import KD, METHODS, PRUNE, QUANT, adapted, in_two_processes, logged, make, rows, same
 from tests.tiny import NO_DROPOUT, bert
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Case:

@@ -53,6 +53,8 @@ from tests.invariants.harness import (
 )
 from tests.tiny import NO_DROPOUT, bert
 
+pytestmark = pytest.mark.slow  # Almost all need what two processes left.
+
 # An even number of rows, an odd one, and fewer rows than processes: then the second process has none.
 SHAPES = [(48, 64), (7, 129), (1, 40), (3, 5), (1, 40)]
 SHARES = [0.0, 0.01, 0.3, 0.6, 1.0]

@@ -62,9 +62,10 @@ def launched(argv: list[str], moment: int) -> None:
     os._exit(min(count, 250) if moment < 0 else status)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "share",
-    [0.5, *(pytest.param(n, marks=pytest.mark.slow) for n in (0.02, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 0.97))],
+    [0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97],
 )
 def test_a_run_killed_in_finish_goes_on_where_it_was(
     share: float, command: Callable[..., list[str]], tmp_path: Path

@@ -584,6 +584,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_agree_or_both_fail_loudly(case: str, two_processes: Path) -> None:
     expected = CASES[case] or str(sum(round(0.6 * size) for size in sizes(small_bert()).values()))

@@ -282,6 +282,7 @@ def test_the_reloaded_model_runs_in_mixed_precision_too(
     assert report.parity == 0.0
 
 
+@pytest.mark.slow
 def test_a_graph_is_compared_without_mixed_precision(
     make_bert: Callable[..., BertForSequenceClassification], make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
