@@ -6,6 +6,7 @@ Importing the package teaches `from_pretrained` and `pipeline` to load what `sav
 from hf_compress.checkpoint.config import CompressionConfig as CompressionConfig
 from hf_compress.checkpoint.resume import last_complete_checkpoint as last_complete_checkpoint
 from hf_compress.checkpoint.save import save_compressed as save_compressed
+from hf_compress.cut.depth import remove_layers as remove_layers
 from hf_compress.cut.removal import remove_groups as remove_groups
 from hf_compress.cut.students import student_from as student_from
 from hf_compress.cut.vocabulary import VocabularyArguments as VocabularyArguments
@@ -26,6 +27,7 @@ from hf_compress.launch.run import finish as finish
 from hf_compress.oneshot.quantizing import quantize_once as quantize_once
 from hf_compress.prune.arguments import PruningArguments as PruningArguments
 from hf_compress.prune.callback import PruningCallback as PruningCallback
+from hf_compress.prune.dropping import LayerDroppingCallback as LayerDroppingCallback
 from hf_compress.quantize.arguments import QuantizationArguments as QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback as QuantizationCallback
 from hf_compress.recipe import ARGUMENTS as ARGUMENTS

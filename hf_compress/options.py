@@ -1,6 +1,7 @@
 """Checks that the options of several methods share."""
 
 import warnings
+from collections.abc import Collection
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -26,9 +27,13 @@ def as_flag(options: Any, name: str) -> str:
     return f"`--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}`"
 
 
-def warn_idle(options: Any, switch: str) -> None:
-    """Warn about options that were set although `switch`, which turns the method on, was not."""
-    idle = [f"`--{name}`" for name in changed(options) if name != switch]
+def warn_idle(options: Any, switch: str, used: Collection[str] = ()) -> None:
+    """Warn about options that were set although `switch`, which turns the method on, was not.
+
+    Args:
+        used: further options that have an effect.
+    """
+    idle = [f"`--{name}`" for name in changed(options) if name != switch and name not in used]
     if idle:
         verb = "has" if len(idle) == 1 else "have"
         warnings.warn(f"{', '.join(idle)} {verb} no effect without `--{switch}`.", UserWarning, stacklevel=4)

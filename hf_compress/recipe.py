@@ -19,8 +19,9 @@ from hf_compress.models.heads import bare
 from hf_compress.models.targets import undeclared_ties, whole
 from hf_compress.options import warn_idle
 from hf_compress.prune.allotment import SpeedGoal
-from hf_compress.prune.arguments import AUTO, PruningArguments
+from hf_compress.prune.arguments import AUTO, DROPPING, PruningArguments
 from hf_compress.prune.callback import PruningCallback
+from hf_compress.prune.dropping import LayerDroppingCallback
 from hf_compress.prune.patterns import PATTERNS
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
@@ -81,9 +82,12 @@ class Recipe:
         else:
             warn_idle(self.speed, "compress_speedup")
         self._check_groups()
-        for method, switch in ((self.pruning, "prune_sparsity"), (self.quantization, "quant_scheme")):
-            if not method.enabled:
-                warn_idle(method, switch)
+        if self.pruning.prune_layers:
+            self._check_layers()
+        if not self.pruning.enabled:
+            warn_idle(self.pruning, "prune_sparsity", DROPPING if self.pruning.prune_layers else ())
+        if not self.quantization.enabled:
+            warn_idle(self.quantization, "quant_scheme")
 
     def _check_groups(self) -> None:
         """Refuse to remove inputs of layers whose consecutive inputs share a scale."""
@@ -93,6 +97,21 @@ class Recipe:
                 f"`--prune_pattern {self.pruning.prune_pattern}` removes inputs of layers, but with `--quant_scheme "
                 f"{self.quantization.quant_scheme}` consecutive inputs share a scale. Choose a scheme with one scale "
                 "per row, such as int8 or int8-weight."
+            )
+
+    def _check_layers(self) -> None:
+        """Refuse what cannot be combined with layers that are dropped in training."""
+        option, quantization, end = "--prune_layers", self.quantization, self.pruning.prune_end
+        cut = "Leave one of them out, or cut the model before training instead (`--distill_student_layers`)."
+        if self.distillation.layer_losses:
+            raise ValueError(f"`{option}` drops layers that `--distill_layer_loss` compares with the teacher's. {cut}")
+        if self.budget.enabled or quantization.quant_step is not None:
+            asked = "--compress_budget_mb" if self.budget.enabled else "--quant_step"
+            raise ValueError(f"`{option}` drops layers after `{asked}` has spent bytes on them. {cut}")
+        if quantization.enabled and quantization.scheme.activation is not None and quantization.quant_freeze < end:
+            raise ValueError(
+                f"`{option}` drops layers until `--prune_end` {end}, which moves the ranges that `--quant_freeze` "
+                f"{quantization.quant_freeze} fixes. Give a `--quant_freeze` of {end} or more, or lower `--prune_end`."
             )
 
     def _check_speed(self) -> None:
@@ -128,6 +147,8 @@ class Recipe:
             share = "keep" if self.pruning.prune_keep else f"{self.pruning.prune_sparsity * 100:g}"
             speedup = self.speed.compress_speedup
             methods.append(f"mp{share}{suffix}" if speedup is None else f"{speedup:g}x{suffix}")
+        if self.pruning.prune_layers:
+            methods.append(f"drop{self.pruning.prune_layers}")
         if self.quantization.enabled:
             methods.append(f"{self.quantization.quant_scheme}{'-mixed' if self.quantization.quant_bits else ''}")
         if self.budget.enabled:
@@ -147,10 +168,18 @@ class Recipe:
         if self.pruning.enabled:
             callbacks.append(pruning := PruningCallback(self.pruning, speed=speed))
             zeros = pruning.planned_zeros
+        if self.pruning.prune_layers:
+            callbacks.append(LayerDroppingCallback(self.pruning, self._patterns()))
         if self.quantization.enabled:
             budget = self.budget.bytes if self.budget.enabled else None
             callbacks.append(QuantizationCallback(self.quantization, budget, zeros))
         return [*callbacks, RecipeCallback(self)]
+
+    def _patterns(self) -> dict[str, list[str]]:
+        """Return the regular expressions that name layers to quantize, by their options."""
+        options = self.quantization
+        bits = [item.rpartition("=")[0] for item in options.quant_bits]
+        return {"quant_exclude": options.quant_exclude, "quant_bits": bits} if options.enabled else {}
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the recipe as plain values, one mapping per method."""
@@ -263,7 +292,7 @@ class RecipeCallback(TrainerCallback):
 
     def _refuse_rounding_model(self, model: Any) -> None:
         """Refuse a model that rounds, because it was loaded from a quantized file, for a recipe that does not."""
-        on = self.recipe.distillation.enabled or self.recipe.pruning.enabled
+        on = self.recipe.distillation.enabled or self.recipe.pruning.enabled or self.recipe.pruning.prune_layers
         layers = compressed_layers(whole(model)).values()
         if on and not self.recipe.quantization.enabled and any(one.weight_grid and one.quantizing for one in layers):
             raise ValueError(

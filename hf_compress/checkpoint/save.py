@@ -17,7 +17,8 @@ from hf_compress.checkpoint.aside import check_free, written_aside
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.quantizer import CompressionQuantizer
 from hf_compress.checkpoint.reader import add_reader
-from hf_compress.checkpoint.view import view_of, without_groups
+from hf_compress.checkpoint.view import view_of, without_groups, without_layers
+from hf_compress.cut.depth import Depth
 from hf_compress.layers.attention import OPERANDS, trained_attention
 from hf_compress.layers.bits import weight_grids
 from hf_compress.layers.grids import Grid
@@ -25,6 +26,7 @@ from hf_compress.layers.probe import attention_modules
 from hf_compress.layers.turning import compressed_layers, rounded
 from hf_compress.models.sentences import save_around, sentence_kind
 from hf_compress.models.sharding import reshard, whole_on_first
+from hf_compress.models.skipping import skipped_layers
 from hf_compress.models.targets import Target, quantizable, transformer
 from hf_compress.models.widths import widths_of
 from hf_compress.prune.coverage import Coverage, pruned_layers
@@ -46,7 +48,8 @@ def save_compressed(
 ) -> Path:
     """Write the compressed `model` to `folder` and return its path: weights, config, recipe and tokenizer.
 
-    Neurons and heads that a pattern of groups has pruned are not in the files: their matrices are smaller. After
+    Neurons and heads that a pattern of groups has pruned are not in the files: their matrices are smaller. Layers that
+    `--prune_layers` has dropped are not either: the configuration says the smaller number. After
     `import hf_compress`, `AutoModelFor*.from_pretrained(folder)` returns a model whose logits equal those of the
     trained one bit for bit on the same device. The model is not changed. The folder appears when it is complete, never
     half-written. A model of sentence-transformers gets the folder that its own class loads.
@@ -87,6 +90,9 @@ def save_compressed(
     whole, model = model, transformer(model)
     if isinstance(model, PeftModel):
         model = cast(PreTrainedModel, copy.deepcopy(model).merge_and_unload())
+    if skipped_layers(model):
+        model = without_layers(view_of(model))
+    _check_depth(model, recipe, strict)
     grids = _promised_grids(model, recipe)
     _check_zeros(model, recipe, strict)
     _check_grids(model, recipe, grids)
@@ -121,6 +127,20 @@ def _promised_grids(model: PreTrainedModel, recipe: Recipe) -> list[tuple[Target
     if not options.enabled:
         return []
     return weight_grids(quantizable(model, options.quant_exclude), options.scheme, options.quant_bits)
+
+
+def _check_depth(model: PreTrainedModel, recipe: Recipe, strict: bool) -> None:
+    """Refuse a model from which fewer layers were dropped than the recipe asks for, or warn of it."""
+    asked, depth = recipe.pruning.prune_layers, Depth.of(model.config)
+    dropped = 0 if depth is None else len(depth.dropped)
+    if dropped < asked:
+        message = (
+            f"The recipe asks for `--prune_layers {asked}`, but {dropped} layers were dropped. Train it with "
+            "`callbacks=recipe.callbacks()` until `--prune_end`."
+        )
+        if strict:
+            raise ValueError(message)
+        logger.warning(message)
 
 
 def _check_zeros(model: PreTrainedModel, recipe: Recipe, strict: bool) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from hf_compress.cut.depth import check_removal_of_layers, remove_layers
 from hf_compress.cut.rehearsal import check_same, twin
 from hf_compress.cut.removal import counts_of, keep_groups, kept_groups
 from hf_compress.cut.uniform import say_widths
@@ -29,6 +30,19 @@ def view_of(model: PreTrainedModel) -> PreTrainedModel:
     vars(view.config).pop("distributed_config", None)  # With it, saving would gather again, on this rank alone.
     view.hf_quantizer = None
     return view
+
+
+def without_layers(view: PreTrainedModel) -> PreTrainedModel:
+    """Return another view without the layers of `view` that are passed over.
+
+    Raises:
+        ValueError: a model loaded from its configuration computes something else.
+    """
+    check_removal_of_layers(view)
+    smaller = twin(view)
+    smaller.config = copy.deepcopy(view.config)
+    remove_layers(smaller)
+    return smaller
 
 
 def without_groups(

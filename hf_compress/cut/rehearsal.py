@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -65,22 +65,38 @@ def check_same(model: PreTrainedModel, smaller: PreTrainedModel) -> None:
         ValueError: `smaller` computes something else, or does not run.
     """
     name, failures = type(model).__name__, (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+    batch = example_batch(model)
     try:
-        batch = find_head(model).example_batch(model)
-    except ValueError:  # A body without a head, as in sentence-transformers.
-        batch = model.dummy_inputs
-    batch = {key: value.to(model.device) for key, value in batch.items()}
-    try:
-        ours = _unrounded(model)(**batch)[0].float()
+        ours = unrounded(model)(**batch)[0].float()
     except failures:
         return
     try:
-        theirs = _unrounded(smaller)(**batch)[0].float()
+        theirs = unrounded(smaller)(**batch)[0].float()
     except failures as error:
         raise ValueError(_cannot(name, f"it does not run without some of them ({error})")) from error
     apart, size = float((ours - theirs).abs().max()), float(ours.abs().max())
     if not apart <= ROUNDING[model.dtype.itemsize] * max(size, 1e-3):
         raise ValueError(_cannot(name, f"outputs of up to {size:.3g} differ by {apart:.3g}"))
+
+
+def example_batch(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return some inputs of `model`, on its device."""
+    try:
+        batch = find_head(model).example_batch(model)
+    except ValueError:  # A body without a head, as in sentence-transformers.
+        batch = model.dummy_inputs
+    return {key: value.to(model.device) for key, value in batch.items()}
+
+
+def unrounded(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a twin of `model` in evaluation mode that computes in floating point, with its class's own `forward`."""
+    plain = twin(model)
+    for module in plain.modules():
+        module.training = False
+        vars(module).pop("forward", None)  # A wrapper for mixed precision, bound to the model itself.
+        if isinstance(module, CompressedLayer):
+            module.quantizing = module.observing = False
+    return plain
 
 
 def check_uniform(
@@ -111,17 +127,6 @@ def _twin(module: M, known: dict[int, nn.Module]) -> M:
             vars(made)[name] = dict(vars(module)[name])
         vars(made)["_modules"] = {name: child and _twin(child, known) for name, child in module._modules.items()}
     return cast(M, known[id(module)])
-
-
-def _unrounded(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a twin of `model` in evaluation mode that computes in floating point, with its class's own `forward`."""
-    plain = twin(model)
-    for module in plain.modules():
-        module.training = False
-        vars(module).pop("forward", None)  # A wrapper for mixed precision, bound to the model itself.
-        if isinstance(module, CompressedLayer):
-            module.quantizing = module.observing = False
-    return plain
 
 
 def _cannot(name: str, reason: str) -> str:

@@ -15,6 +15,10 @@ from hf_compress.models.widths import resize, widths_of
 
 logger = logging.get_logger(__name__)
 
+# Entries of `config.json` if layers were dropped in training: their numbers, and the fields of the configuration from
+# before.
+DROPPED, UNCUT = "dropped_layers", "uncut_layers"
+
 
 def student_from(model: PreTrainedModel, layers: int | Sequence[int]) -> PreTrainedModel:
     """Return a copy of `model` with only some of its layers.
@@ -49,15 +53,17 @@ def student_from(model: PreTrainedModel, layers: int | Sequence[int]) -> PreTrai
         )
     config = copy.deepcopy(model.config)
     kept = {name: chosen_layers(layers, depth) for name, depth in _depths(model).items()}
-    _shorten(config, kept, layers)
+    shorten(config, layers)
+    for entry in (DROPPED, UNCUT):  # The student is another model, in which nothing was dropped.
+        vars(config).pop(entry, None)
     with torch.random.fork_rng(
         devices=[]
     ):  # Keep the random state, so that training draws the same batches as without.
         student = type(model)(config)
     numbers = {f"{name}.{old}.": f"{name}.{new}." for name in kept for new, old in enumerate(kept[name])}
-    widths = {_renamed(name, tuple(kept), numbers): width for name, width in widths_of(model).items()}
+    widths = {renamed(name, tuple(kept), numbers): width for name, width in widths_of(model).items()}
     resize(student, {name: width for name, width in widths.items() if name is not None})
-    names = {name: _renamed(name, tuple(kept), numbers) for name in model.state_dict()}
+    names = {name: renamed(name, tuple(kept), numbers) for name in model.state_dict()}
     state = {new: tensor for name, tensor in model.state_dict().items() if (new := names[name]) is not None}
     _load(student, state, model, layers)
     trained = dict(model.named_parameters())
@@ -146,8 +152,12 @@ def _depths(model: PreTrainedModel) -> dict[str, int]:
     return found
 
 
-def _shorten(config: PreTrainedConfig, kept: dict[str, list[int]], layers: int | Sequence[int]) -> None:
-    """Change `config` in place to describe a model with only the layers `kept`."""
+def shorten(config: PreTrainedConfig, layers: int | Sequence[int]) -> None:
+    """Change `config` in place to describe a model with only some of its layers.
+
+    Args:
+        layers: as for `student_from`.
+    """
     decoder = decoder_depth(config)
     fields = ["num_hidden_layers", *([decoder] if decoder else [])]
     chosen = {name: chosen_layers(layers, depth) for name in fields if (depth := getattr(config, name))}
@@ -162,7 +172,7 @@ def _shorten(config: PreTrainedConfig, kept: dict[str, list[int]], layers: int |
         setattr(config, name, len(numbers))
 
 
-def _renamed(name: str, lists: tuple[str, ...], numbers: dict[str, str]) -> str | None:
+def renamed(name: str, lists: tuple[str, ...], numbers: dict[str, str]) -> str | None:
     """Return the student's name for the weight `name`, or None if its layer is left out."""
     stack = next((stack for stack in lists if stack and name.startswith(f"{stack}.")), None)
     if stack is None:

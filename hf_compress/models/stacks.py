@@ -1,5 +1,6 @@
 """The layers of a model, and inside a layer its attention: queries, keys, values, and which tokens are padding."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,19 +60,52 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
         >>> [type(layer).__name__ for layer in layers_of(BertModel(BertConfig(vocab_size=9, **sizes)))]
         ['BertLayer', 'BertLayer']
     """
-    config, name = model.config, type(model).__name__
+    config = model.config
     if config.is_encoder_decoder:
-        raise NoLayers(f"{name} has two stacks of layers, an encoder and a decoder")
+        raise NoLayers(f"{type(model).__name__} has two stacks of layers, an encoder and a decoder")
     shared, depth = getattr(config, "num_hidden_groups", None), getattr(config, "num_hidden_layers", 0)
     if shared is not None:  # ALBERT calls each group of layers several times.
         groups = next(part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == shared)
         return [groups[index * shared // depth] for index in range(depth)]
-    found = list(stacks(model).values())
+    return list(stack_of(model)[1])
+
+
+def stack_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Return the list of layers of an encoder or decoder, behind its name in the model.
+
+    Raises:
+        NoLayers: the model has two stacks, its layers share their weights, or none of its lists is known.
+    """
+    config, name = model.config, type(model).__name__
+    if config.is_encoder_decoder:
+        raise NoLayers(f"{name} has two stacks of layers, an encoder and a decoder")
+    if getattr(config, "num_hidden_groups", None) is not None:
+        raise NoLayers(f"the layers of {name} share their weights")
+    found = list(stacks(model).items())
     if len(found) > 1:  # Another list may be as long by chance.
-        found = [layers for layers in found if attention_of(layers[0]) is not None]
+        found = [(where, layers) for where, layers in found if attention_of(layers[0]) is not None]
     if len(found) != 1:
         raise NoLayers(f"{name} has {len(found) or 'no'} lists of `config.num_hidden_layers` layers")
-    return list(found[0])
+    return found[0]
+
+
+def tells_layers_apart(model: PreTrainedModel, pattern: str) -> bool:
+    """Return whether a regular expression is found in the names of modules of one layer, and not of another.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_compress.models.stacks import tells_layers_apart
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=1, intermediate_size=8)
+        >>> model = BertModel(BertConfig(vocab_size=9, **sizes))
+        >>> tells_layers_apart(model, "attention"), tells_layers_apart(model, "layer.1")
+        (False, True)
+    """
+    stack, layers = stack_of(model)
+    found = [
+        {name for name, _ in layer.named_modules() if re.search(pattern, f"{stack}.{number}.{name}")}
+        for number, layer in enumerate(layers)
+    ]
+    return any(one != found[0] for one in found)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Linear layers with fewer outputs or inputs than the configuration of their model says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,18 @@ def declared_widths(model: nn.Module) -> dict[str, Width]:
 def forget_widths(model: nn.Module) -> None:
     """Note that the configuration of `model` says the widths that its layers have now."""
     vars(model).pop(_DECLARED, None)
+
+
+def rename_widths(model: nn.Module, renamed: Callable[[str], str | None]) -> None:
+    """Let the widths that `model` declares follow its layers to other names.
+
+    Args:
+        renamed: returns the new name of a layer, or None if it is gone.
+    """
+    declared = {renamed(name): width for name, width in declared_widths(model).items()}
+    forget_widths(model)
+    if kept := {name: width for name, width in declared.items() if name is not None}:
+        vars(model)[_DECLARED] = kept
 
 
 def resize(model: PreTrainedModel, widths: Mapping[str, Sequence[int]]) -> None:

@@ -2,7 +2,8 @@
 
 It has three registries of descriptors: `criteria` says which weights are pruned first, `patterns` where zeros are
 allowed, and `schedules` how sparsity grows. `selection` chooses the weights, `masking` keeps the masks, `callback`
-applies them. For a speed-up, `latency` says what groups cost and `allotment` how many of each block stay.
+applies them. For a speed-up, `latency` says what groups cost and `allotment` how many of each block stay. `dropping`
+drops whole layers.
 """
 
 from hf_compress.prune.allotment import SpeedGoal as SpeedGoal
@@ -13,6 +14,7 @@ from hf_compress.prune.criteria import CRITERIA as CRITERIA
 from hf_compress.prune.criteria import magnitude_masks as magnitude_masks
 from hf_compress.prune.criterion import Criterion as Criterion
 from hf_compress.prune.criterion import Evidence as Evidence
+from hf_compress.prune.dropping import LayerDroppingCallback as LayerDroppingCallback
 from hf_compress.prune.latency import Course as Course
 from hf_compress.prune.latency import LatencyTable as LatencyTable
 from hf_compress.prune.masking import Masking as Masking

@@ -13,6 +13,8 @@ from hf_compress.prune.selection import SCOPES
 
 MOST_STEPS = 10**9  # No training is longer.
 MOST_DIGITS = 9  # Of a number of groups. No layer has more.
+# Options that `prune_layers` reads, also where no weight is pruned.
+DROPPING = ("prune_layers", "prune_begin", "prune_end", "prune_every", "prune_schedule")
 AUTO = "auto"  # In place of numbers of groups that `--compress_speedup` chooses.
 
 
@@ -24,6 +26,8 @@ def _words(registry: Mapping[str, Any]) -> str:
 @dataclass
 class PruningArguments:
     """Options of gradual pruning; it is off unless `prune_sparsity` is above 0, or `prune_keep` is given.
+
+    `prune_layers` drops whole layers, with or without zeros in the others.
 
     Raises:
         ValueError: an option is outside its range.
@@ -92,6 +96,14 @@ class PruningArguments:
             "`--compress_speedup` chooses them."
         },
     )
+    prune_layers: int = field(
+        default=0,
+        metadata={
+            "help": "Number of the model's layers to drop, one after the other from `prune_begin` to `prune_end`: "
+            "each time the one without which the outputs change least, on rows of the training set. One layer stays. "
+            "0: none."
+        },
+    )
     prune_exclude: list[str] = field(
         default_factory=list,
         metadata={"help": "Regular expressions; layers whose name contains a match stay dense."},
@@ -99,7 +111,7 @@ class PruningArguments:
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is pruned."""
+        """Whether weights are pruned. Layers may be dropped without that."""
         return self.prune_sparsity > 0 or bool(self.prune_keep)
 
     @property
@@ -127,6 +139,7 @@ class PruningArguments:
         self._check_keep()
         self._check_choices()
         self._check_uniform()
+        self._check_layers()
         self._check_sparsity()
         self._check_phase()
 
@@ -187,6 +200,26 @@ class PruningArguments:
             raise ValueError(
                 "`--prune_uniform` keeps the same number in every layer, so `--prune_scope` must be layer; got "
                 f"{self.prune_scope!r}. Choose `--prune_scope layer`, or leave the flag out."
+            )
+
+    def _check_layers(self) -> None:
+        layers = self.prune_layers
+        if not isinstance(layers, int) or layers < 0:
+            raise ValueError(
+                f"`--prune_layers` must be a number of layers to drop, 0 or more; got {layers}. Give 3 to drop three "
+                "of the model's layers, or 0 to keep all."
+            )
+        if layers and self.prune_keep:
+            raise ValueError(
+                f"`--prune_layers {layers}` drops whole layers, but `--prune_keep` and `--compress_speedup` say how "
+                "many neurons and heads stay in each. Give `--prune_sparsity` in place of them, or cut the model "
+                "before training (`--distill_student_layers`)."
+            )
+        if layers and self.enabled and self.prune_scope != "layer":
+            raise ValueError(
+                f"`--prune_layers {layers}` takes layers out, so the share of zeros must be the same in each: "
+                f"`--prune_scope` must be layer; got {self.prune_scope!r}. Choose `--prune_scope layer`, or cut the "
+                "model before training (`--distill_student_layers`)."
             )
 
     def _check_sparsity(self) -> None:

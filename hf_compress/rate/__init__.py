@@ -1,5 +1,6 @@
 """Bytes where they count: steps by the sensitivity of the outputs, and rounding with error feedback."""
 
+from hf_compress.rate.depth import skipping_errors as skipping_errors
 from hf_compress.rate.feedback import damped as damped
 from hf_compress.rate.feedback import prune_with_feedback as prune_with_feedback
 from hf_compress.rate.feedback import round_with_feedback as round_with_feedback

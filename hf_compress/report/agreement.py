@@ -18,6 +18,7 @@ from hf_compress.checkpoint.config import METHOD, CompressionConfig
 from hf_compress.checkpoint.inventory import TensorFacts
 from hf_compress.checkpoint.reader import READER_NAME
 from hf_compress.checkpoint.save import RECIPE_NAME
+from hf_compress.cut.depth import whole_depth
 from hf_compress.cut.uniform import whole_config
 from hf_compress.documents import read_document
 from hf_compress.export.formats import FORMATS, written
@@ -29,6 +30,7 @@ from hf_compress.release import __version__
 from hf_compress.report.contents import check_contents, is_own_file, unrecorded
 from hf_compress.report.report import Report
 from hf_compress.report.sizes import analytic_bytes, dense_size
+from hf_compress.report.structure import depth_of, layers_short
 
 Verdict = Literal["true", "differs", "cannot be checked"]
 TRUE: Verdict = "true"
@@ -173,8 +175,10 @@ class _Agreement:
         ]
 
     def model(self) -> Sequence[str]:
-        found, head = type(self.empty).__name__, find_outputs(self.empty)
+        found, head, pruning = type(self.empty).__name__, find_outputs(self.empty), self.report.recipe.pruning
         facts = (
+            ("depth", depth_of(self.empty.config, pruning), self.report.depth),
+            ("prune_layers", pruning.prune_layers - layers_short(self.report.depth, pruning), pruning.prune_layers),
             ("model_class", found, self.report.model_class),
             ("head", head.name, self.report.head),
             ("auto_class", head.auto_class.__name__, self.report.auto_class),
@@ -224,7 +228,7 @@ class _Agreement:
 
     def _dense_bytes(self) -> int:
         """Return the bytes of the dense model, which has all tokens."""
-        config = whole_config(self._config())
+        config = whole_config(self._config() if self.report.depth is None else whole_depth(self._config()))
         if self.report.vocabulary is not None:
             config.get_text_config().vocab_size = self.report.vocabulary.whole
         with torch.device("meta"):

@@ -21,7 +21,7 @@ from hf_compress.report import provenance
 from hf_compress.report.facts import Steps
 from hf_compress.report.report import DatasetFacts, Report
 from hf_compress.report.sizes import measured_size
-from hf_compress.report.structure import structure_of
+from hf_compress.report.structure import depth_of, structure_of
 
 
 def described(
@@ -80,6 +80,7 @@ def described(
         versions=provenance.versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         vocabulary=VocabularyFacts.of(reloaded.config),
+        depth=depth_of(reloaded.config, recipe.pruning),
         structure=structure_of(reloaded, dense_shapes[1], recipe),
         bits=packed.bits if isinstance(packed, CompressionConfig) else {},
         steps=steps_of(packed, tensors, feedback=feedback),

@@ -7,6 +7,7 @@ from hf_compress.layers.grids import Scheme
 from hf_compress.models.kinds import WITHOUT_HEAD
 from hf_compress.prune.criteria import CRITERIA
 from hf_compress.prune.criterion import Criterion
+from hf_compress.prune.dropping import CITATION as LAYERS_CITATION
 from hf_compress.prune.patterns import PATTERNS, Pattern
 from hf_compress.prune.schedules import SCHEDULES, Schedule
 from hf_compress.rate import feedback
@@ -49,6 +50,8 @@ def citations(report: Report) -> list[str]:
         found += [TINYBERT] if recipe.distillation.distill_augment else []
     if recipe.pruning.enabled:
         found += [criterion(report).citation, pattern(report).citation, schedule(report).citation]
+    if recipe.pruning.prune_layers:
+        found.append(LAYERS_CITATION)
     if recipe.quantization.enabled:
         found.append(scheme(report).citation)
     if recipe.quantization.quant_step is not None:

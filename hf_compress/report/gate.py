@@ -8,6 +8,7 @@ from hf_compress.layers.grids import SCHEMES
 from hf_compress.report.extra_set import sharper
 from hf_compress.report.report import Report
 from hf_compress.report.scores import points_per_unit, sign_of_better
+from hf_compress.report.structure import layers_short
 from hf_compress.report.units import human_bytes, percent
 
 ACCEPT, REGRESSION = "ACCEPT", "REGRESSION"
@@ -147,6 +148,9 @@ def _broken_promises(report: Report) -> Iterator[str]:
     promised = pruning.prune_sparsity if report.promised_sparsity is None else report.promised_sparsity
     if pruning.enabled and report.achieved_sparsity < promised - SPARSITY_TOLERANCE:
         yield (f"The recipe promises {percent(promised)} zeros, and the file has {percent(report.achieved_sparsity)}.")
+    if short := layers_short(report.depth, pruning):
+        asked = pruning.prune_layers
+        yield f"The recipe promises {asked} dropped layers, and {asked - short} were dropped."
     speed = report.speed
     if speed is not None and speed.missed:
         yield (
@@ -185,6 +189,8 @@ def _gentler(report: Report) -> Iterator[str]:
         elif recipe.quantization.enabled and recipe.quantization.quant_scheme != "int8-weight":
             gentler = "int8-weight" if SCHEMES[str(recipe.quantization.quant_scheme)].weight.bits >= 8 else "int8"
             yield f"more bits (`--quant_scheme {gentler}`)"
+    if recipe.pruning.prune_layers:
+        yield f"fewer dropped layers (`--prune_layers {recipe.pruning.prune_layers - 1}`)"
     if recipe.distillation.student_layers is not None:
         yield "more layers (`--distill_student_layers`)"
 

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer
 
+from hf_compress.cut.depth import whole_depth
 from hf_compress.cut.uniform import whole_config
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill import DistillationMixin
@@ -116,7 +117,7 @@ def measure(
         reloaded,
         recipe,
         head=head,
-        dense_shapes=_shapes(trainer, source),
+        dense_shapes=_shapes(trainer, source, reloaded, recipe),
         feedback=not isinstance(targets.transformer(trainer.model), PeftModel),
         base_model=base_model,
         base_model_hub_id=hub_id,
@@ -165,14 +166,18 @@ def _scores(trainer: Trainer, evaluate: Callable[[], Mapping[str, Any]] | None) 
     return lambda: clean_scores(evaluate())
 
 
-def _shapes(trainer: Trainer, source: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
+def _shapes(
+    trainer: Trainer, source: PreTrainedModel, reloaded: PreTrainedModel, recipe: Recipe
+) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Return the dense model, which has all layers and tokens, and what was cut from it, both without memory."""
     uncut = trainer.uncut if isinstance(trainer, DistillationMixin) else None
     whole, vocabulary = whole_config(uncut or source.config), VocabularyFacts.of(source.config)
+    if recipe.pruning.prune_layers:
+        whole = whole_depth(whole)
     if vocabulary is not None:
         whole.get_text_config().vocab_size = vocabulary.whole
     with torch.device("meta"):
-        return type(source)(whole), type(source)(whole_config(source.config))
+        return type(source)(whole), type(source)(whole_config(reloaded.config))
 
 
 def _train_seconds(trainer: Trainer) -> float:

@@ -44,7 +44,7 @@ def methods(report: Report) -> str:
         done.append(f"{share}{what}")
     if report.vocabulary is not None:
         done.append("fewer tokens")
-    if recipe.distillation.student_layers is not None:
+    if recipe.distillation.student_layers is not None or recipe.pruning.prune_layers:
         done.append("fewer layers")
     if not done:
         done.append("distilled" if recipe.distillation.enabled else "not compressed")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hf_compress.checkpoint.aside import written_aside
+from hf_compress.cut.depth import Depth
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.export.formats import FORMATS
 from hf_compress.recipe import Recipe
@@ -126,6 +127,7 @@ class Report:
         failed_formats: why a format that was asked for is missing, in one sentence, by its name.
         latency: what `hf-compress bench --save` measured; None before that.
         vocabulary: how many tokens were kept; None if all were.
+        depth: which layers were dropped in training; None if none were.
         structure: what was removed from each layer, by kind; empty if nothing was.
         bits: number of bits of the layers whose weights differ from the scheme.
         teacher_rows: rows that only the teacher labelled, by where they come from: "augmented" for those made of
@@ -198,6 +200,7 @@ class Report:
     formats: dict[str, FormatFacts] = field(default_factory=dict)
     latency: Latency | None = None
     vocabulary: VocabularyFacts | None = None
+    depth: Depth | None = None
     structure: list[Structure] = field(default_factory=list)
     bits: dict[str, int] = field(default_factory=dict)
     teacher_rows: dict[str, int] = field(default_factory=dict)

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_compress.cut.depth import Depth
 from hf_compress.models.blocks import find_groups
+from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.patterns import PATTERNS
 from hf_compress.recipe import Recipe
 
@@ -45,6 +47,36 @@ def structure_words(structure: Sequence[Structure]) -> str:
     alike = all(len({*one.before}) == len({*one.after}) == 1 for one in structure)
     numbers = [f"{_range(one.after)} of {_range(one.before)} {one.kind}" for one in structure]
     return f"{', '.join(numbers)} in {'each' if alike else 'a'} layer"
+
+
+def depth_of(config: PreTrainedConfig, pruning: PruningArguments) -> Depth | None:
+    """Return which layers were dropped from the model that `config` describes; None if the options drop none.
+
+    Example:
+        >>> from transformers import BertConfig
+        >>> from hf_compress import PruningArguments
+        >>> from hf_compress.report.structure import depth_of
+        >>> depth_of(BertConfig(num_hidden_layers=3, dropped_layers=[1]), PruningArguments(prune_layers=1))
+        Depth(before=4, dropped=[1])
+    """
+    return Depth.of(config) if pruning.prune_layers else None
+
+
+def layers_short(depth: Depth | None, pruning: PruningArguments) -> int:
+    """Return how many layers fewer were dropped than the options ask for; 0 if the promise is kept."""
+    return max(0, pruning.prune_layers - (0 if depth is None else len(depth.dropped)))
+
+
+def depth_words(depth: Depth) -> str:
+    """Return how many layers are left.
+
+    Example:
+        >>> from hf_compress.cut import Depth
+        >>> from hf_compress.report.structure import depth_words
+        >>> depth_words(Depth(before=6, dropped=[1, 3, 4]))
+        '3 of 6 layers'
+    """
+    return f"{depth.after} of {depth.before} layers"
 
 
 def structure_of(model: PreTrainedModel, whole: PreTrainedModel, recipe: Recipe) -> list[Structure]:

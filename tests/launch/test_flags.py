@@ -44,6 +44,7 @@ FROZEN = """
 --prune_scope             'layer'     layer global
 --prune_uniform           False
 --prune_keep              []
+--prune_layers            0
 --prune_exclude           []
 
 --quant_scheme            None        int8 int8-dynamic int8-weight int4-weight int8-attention

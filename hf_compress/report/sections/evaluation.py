@@ -193,7 +193,7 @@ def _control(report: Report) -> Markdown | None:
 
 def _dense(report: Report) -> Markdown:
     """What "dense" means on this card."""
-    whole = "all its layers" if report.recipe.distillation.student_layers is not None else ""
+    whole = "all its layers" if report.recipe.distillation.student_layers is not None or report.depth else ""
     tokens = "all its tokens" if report.vocabulary is not None else ""
     uncut = " and ".join(part for part in (whole, tokens) if part)
     with_all = f", with {uncut}" if uncut else ""

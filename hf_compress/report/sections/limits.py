@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from hf_compress.report.markdown import text
+from hf_compress.report.markdown import Markdown, listed, text
 from hf_compress.report.phrases import base_words, task_words
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
 from hf_compress.report.sections.making import is_static
 from hf_compress.report.snippets import reads_itself
-from hf_compress.report.structure import structure_words
+from hf_compress.report.structure import depth_words, structure_words
 
 TEMPLATE = """\
 {% if report.is_trained %}
@@ -21,8 +21,8 @@ TEMPLATE = """\
 {%- if report.formats %} The other formats need no hf_compress.{% endif %}
 
 {% endif %}
-{% if report.structure %}
-- **Only what was removed saves memory and time.** {{ structure }} are left. Loading unpacks the other weights to floating point
+{% if removed %}
+- **Only what was removed saves memory and time.** {{ removed }} are left. Loading unpacks the other weights to floating point
 {%- if report.formats %} in Transformers{% endif %}, which takes as much memory and time as in a dense model of that shape.
 {% else %}
 - **It saves disk, not memory or time.** Loading unpacks the weights to floating point
@@ -48,11 +48,17 @@ def values(report: Report) -> dict[str, Any]:
     """The values that the template uses."""
     return {
         "static": is_static(report),
-        "structure": text(structure_words(report.structure)),
+        "removed": _removed(report),
         "base": base_words(report),
         "task": task_words(report),
         "reads_itself": reads_itself(report),
     }
+
+
+def _removed(report: Report) -> Markdown:
+    """What is left of the layers, their neurons and their heads; empty if nothing was removed."""
+    depth = "" if report.depth is None else depth_words(report.depth)
+    return listed([text(words) for words in (depth, structure_words(report.structure)) if words])
 
 
 SECTION = Section("limits", "Limits", 60, values, TEMPLATE)

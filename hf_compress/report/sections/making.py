@@ -12,6 +12,7 @@ from hf_compress.report.phrases import base_words, dataset_words
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
 from hf_compress.report.snippets import FILES
+from hf_compress.report.units import percent
 
 TEMPLATE = """\
 {% set distillation, pruning, quantization = report.recipe.distillation, report.recipe.pruning, report.recipe.quantization %}
@@ -60,6 +61,9 @@ each epoch.{% endif %}
 {%- if pruning.prune_exclude %}, and so do layers that match {{ pruning_excluded }}{% endif %}.
   In the finished file {{ report.achieved_sparsity | percent }} of these weights are {% if report.structure %}removed or {% endif %}zero
 {%- if quantization.enabled %}, including those that rounding set to zero{% endif %}.
+{% endif %}
+{% if dropped %}
+- **Layers dropped in training.** {{ dropped }}
 {% endif %}
 {% if quantization.enabled %}
 - **{% if report.is_trained %}Quantization-aware training{% else %}Quantization without training{% endif %}** with the scheme {{ quantization.quant_scheme | code }}: {{ scheme }}.
@@ -141,6 +145,7 @@ def values(report: Report) -> dict[str, Any]:
         "teacher_rows": [_rows_words(where, count) for where, count in report.teacher_rows.items()],
         "criterion": Markdown(criterion(report).card) if pruning.enabled else "",
         "pattern": Markdown(pattern(report).card) if pruning.enabled else "",
+        "dropped": _dropped_words(report),
         "speed": _speed_words(report),
         "grouped": pruning.enabled and bool(pattern(report).kinds),
         "schedule": Markdown(schedule(report).card) if pruning.enabled else "",
@@ -214,6 +219,23 @@ def _speed_words(report: Report) -> Markdown | None:
     return Markdown(
         f"The numbers were chosen for {speed.target:g} times the speed of the whole model, from times measured before "
         "training: those with which the outputs change least, on rows of the training set when pruning began." + stay
+    )
+
+
+def _dropped_words(report: Report) -> Markdown | None:
+    """Which layers were dropped in training, and how; None if none were."""
+    depth, pruning = report.depth, report.recipe.pruning
+    if depth is None:
+        return None
+    one = len(depth.dropped) == 1
+    numbers = text(listed([str(number) for number in depth.dropped]))
+    when = text(f"between {percent(pruning.prune_begin)} and {percent(pruning.prune_end)} of training")
+    if one:
+        when = text(f"after {percent(pruning.prune_begin)} of training")
+    return Markdown(
+        f"Of {depth.before} layers, {'number' if one else 'numbers'} {numbers} (counted from 0) "
+        f"{'was' if one else 'were'} dropped {when}, {'the' if one else 'each time the'} one without which the "
+        "outputs changed least on rows of the training set. The file holds the other layers only."
     )
 
 

@@ -24,7 +24,7 @@ from hf_compress.report.phrases import (
 from hf_compress.report.report import Report
 from hf_compress.report.scores import AGREEMENT, DISTORTION, RMSE
 from hf_compress.report.section import Section
-from hf_compress.report.structure import structure_words
+from hf_compress.report.structure import depth_words, structure_words
 
 MOST_LABELS = 8
 # The main score of a model that was compared with the dense one without labels.
@@ -149,6 +149,8 @@ def _done(report: Report) -> Markdown:
         left = structure_words(report.structure)
         zeros = f"{share:g} % of the {pattern(report).units} are zero"
         done.append(f"pruned ({f'{left} are left' if left else zeros})")
+    if report.depth is not None:
+        done.append(f"reduced to {depth_words(report.depth)}")
     if recipe.quantization.enabled:
         bits = "" if report.steps is None else f", {report.steps.bits_per_weight:.1f} bits per weight in the file"
         done.append(Markdown(f"quantized ({code(str(recipe.quantization.quant_scheme))}{bits})"))
