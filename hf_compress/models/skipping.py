@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, cast
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -14,22 +15,27 @@ from hf_compress.models.stacks import NoLayers, stack_of
 class Skipped:
     """The class of a layer that is passed over, in front of its own class.
 
-    Parameters, hooks and names stay, so that checkpoints and optimizers know the layer as before.
+    Parameters, hooks and names stay, so that checkpoints and optimizers know the layer as before. While an adapter of
+    the model is disabled the layer computes, because the base model has all its layers: it may be the teacher.
     """
 
     beside: int | None  # How many values the layer returns behind its hidden states, in a tuple; None for no tuple.
+    adapter: tuple[BaseTunerLayer, ...]  # Any layer of the adapter; a tuple, or it would become a submodule.
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the hidden states that came in, in the form in which the layer returns its own."""
+        if any(one.disable_adapters for one in self.adapter):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         return hidden if self.beside is None else (hidden, *[None] * self.beside)
 
 
-def skip(layer: nn.Module, beside: int | None) -> None:
+def skip(layer: nn.Module, beside: int | None, adapter: tuple[BaseTunerLayer, ...] = ()) -> None:
     """Let `layer` be passed over, in place.
 
     Args:
         beside: how many values it returns behind its hidden states, in a tuple; None if it returns no tuple.
+        adapter: any layer of the model's adapter. While that is disabled, `layer` computes.
 
     Example:
         >>> import torch
@@ -44,14 +50,15 @@ def skip(layer: nn.Module, beside: int | None) -> None:
     """
     if not isinstance(layer, Skipped):
         layer.__class__ = _skipped(cast(Hashable, type(layer)))
-    vars(layer)["beside"] = beside
+    vars(layer).update(beside=beside, adapter=adapter)
 
 
 def unskip(layer: nn.Module) -> None:
     """Let `layer` compute again, in place."""
     if isinstance(layer, Skipped):
         layer.__class__ = type(layer).__mro__[2]
-        vars(layer).pop("beside")
+        for name in ("beside", "adapter"):
+            vars(layer).pop(name)
 
 
 @contextmanager

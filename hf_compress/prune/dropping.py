@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
@@ -49,7 +50,8 @@ class LayerDroppingCallback(TrainerCallback):
 
     In training a dropped layer is passed over: the residual stream goes through it unchanged. Its weights stay where
     they are, so optimizer and checkpoints know it as before; the numbers of the dropped layers are in
-    `trainer_state.json`. `save_compressed` leaves dropped layers out, and `remove_layers` takes them out in memory.
+    `trainer_state.json`. While an adapter is disabled they compute: the base model has all its layers.
+    `save_compressed` leaves dropped layers out, and `remove_layers` takes them out in memory.
 
     The logs of training gain `layers`, the number of layers that are left. The best model so far is forgotten when a
     layer is dropped. Layers that were dropped before the model was loaded count.
@@ -85,6 +87,7 @@ class LayerDroppingCallback(TrainerCallback):
         self._rehearsal: Rehearsal | None = None
         self._more = 0  # How many layers this run drops: the others were dropped before.
         self._left = 0
+        self._adapter: tuple[BaseTunerLayer, ...] = ()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -96,13 +99,14 @@ class LayerDroppingCallback(TrainerCallback):
         self._refuse_unsupported(args, whole(kwargs["model"]), kwargs.get("train_dataloader"))
         gone = skipped_layers(model) if state.global_step == 0 else progress(state).get(RECORD, [])
         try:
-            _set_skipped(model, gone)
+            _set_skipped(model, gone, None)
             self._rehearsal = rehearse(transformer(kwargs["model"]))
         except NoLayers as error:
             raise ValueError(
                 f"`--prune_layers` cannot be used: {error}. Leave it out, {INSTEAD} if that can."
             ) from error
-        _set_skipped(model, gone, self._rehearsal.beside)
+        self._adapter = _adapter(kwargs["model"])
+        _set_skipped(model, gone, self._rehearsal.beside, self._adapter)
         known = Depth.of(model.config)
         self._more = max(0, self.arguments.prune_layers - (0 if known is None else len(known.dropped)))
         self._refuse_number(model)
@@ -132,7 +136,7 @@ class LayerDroppingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Fail unless all layers were dropped from the final model."""
-        self._rehearsal = None
+        self._rehearsal, self._adapter = None, ()
         if state.is_hyper_param_search and not control.should_training_stop:
             return  # The search gives up on this trial; its model is thrown away.
         options, end = self.arguments, self._timetable.end
@@ -164,7 +168,7 @@ class LayerDroppingCallback(TrainerCallback):
             errors = skipping_errors(model, [layers[number] for number in free], batches, beside)
             # Processors may round sums differently.
             least = from_first(free[errors.index(min(errors))])
-            skip(layers[least], beside)
+            skip(layers[least], beside, self._adapter)
             gone = skipped_layers(model)
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
             if state.is_world_process_zero:
@@ -229,12 +233,19 @@ def _inner(model: nn.Module) -> PreTrainedModel:
     return unadapted(transformer(model))
 
 
-def _set_skipped(model: PreTrainedModel, gone: list[int], beside: int | None = None) -> None:
+def _adapter(model: nn.Module) -> tuple[BaseTunerLayer, ...]:
+    """Return a layer of the adapter of `model`; nothing if it has none."""
+    return tuple(module for module in transformer(model).modules() if isinstance(module, BaseTunerLayer))[:1]
+
+
+def _set_skipped(
+    model: PreTrainedModel, gone: list[int], beside: int | None, adapter: tuple[BaseTunerLayer, ...] = ()
+) -> None:
     """Pass over the layers `gone`, and no others."""
     _, layers = stack_of(model)
     for number, layer in enumerate(layers):
         if number in gone:
-            skip(layer, beside)
+            skip(layer, beside, adapter)
         else:
             unskip(layer)
 

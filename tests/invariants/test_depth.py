@@ -10,7 +10,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForSequenceClassification
 
-from hf_compress import LayerDroppingCallback, PruningArguments, QuantizationArguments, Recipe, save_compressed
+from hf_compress import (
+    DistillationArguments,
+    LayerDroppingCallback,
+    PruningArguments,
+    QuantizationArguments,
+    Recipe,
+    save_compressed,
+)
 from hf_compress.cut.depth import Depth
 from hf_compress.models.skipping import skipped_layers
 from hf_compress.models.targets import transformer, unadapted
@@ -32,6 +39,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "groups of inputs": ({}, INT8 | {"quant_scheme": "int4-weight", "quant_exclude": ["attention"]}, False),
     "lora": ({"prune_sparsity": 0.6}, INT8, True),
 }
+
+# Those that say what others say, too.
+DEAR = ("uniform", "corrected", "remembered", "attention", "groups of inputs")
 
 
 def recipe(pruning: dict[str, Any], quantization: dict[str, Any]) -> Recipe:
@@ -68,7 +78,9 @@ def logits(model: Any) -> Tensor:
     return model.eval()(**inputs).logits
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.slow if name in DEAR else ()) for name in CASES]
+)
 def test_dropped_layers_leave_the_file_and_runs_resume(case: str, tmp_path: Path) -> None:
     """Resumed between the two drops: the same layers, the same bits; and the file holds the other layers only."""
     pruning, quantization, lora = CASES[case]
@@ -87,6 +99,20 @@ def test_dropped_layers_leave_the_file_and_runs_resume(case: str, tmp_path: Path
         assert torch.allclose(logits(reloaded), logits(whole.model), atol=1e-6)
     else:
         assert torch.equal(logits(reloaded), logits(whole.model))
+
+
+def test_beside_an_adapter_the_teacher_keeps_its_layers(tmp_path: Path) -> None:
+    """With `self` the teacher is the base model, whose layers are those of the student."""
+    base = bert(**SMALL | NO_DROPOUT)
+    before = logits(base)
+    student, options = adapted(base), DistillationArguments("self")
+    plan = Recipe(options, PruningArguments(prune_layers=2, prune_every=2))
+    trainer = make(tmp_path, model=student, plan=plan, build={"distillation": options})
+    assert trainer.teacher is base
+    trainer.train()
+    assert len(gone(trainer)) == 2
+    with student.disable_adapter():
+        assert torch.equal(logits(base), before)
 
 
 def test_accumulated_batches_drop_the_layers_of_one(tmp_path: Path) -> None:
