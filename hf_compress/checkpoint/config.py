@@ -142,7 +142,7 @@ class CompressionConfig(QuantizationConfigMixin):
         """Return the grid of the weight of the quantized layer `name`."""
         assert self.grids is not None, "checked on construction"
         grid = self.grids.of(layer == "embedding")
-        return replace(grid, bits=self.bits.get(name, grid.bits))
+        return replace(grid, bits=self.bits[name]) if name in self.bits else grid
 
     def layer_grids(self, kinds: Mapping[str, LayerKind]) -> dict[str, tuple[Grid | None, Grid | None]]:
         """Return the grids of weight and input of the layers that compute on grids when loaded, by name.

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from hf_compress.checkpoint import decoded
 from hf_compress.checkpoint.files import located
 from hf_compress.checkpoint.layout import Layout, ordered
+from hf_compress.layers.rounded import RANGE
 from hf_compress.packing.packed import Packed
 
 if TYPE_CHECKING:
@@ -28,31 +29,30 @@ def copied(quantizer: "CompressionQuantizer", model: PreTrainedModel, paths: Seq
     """Return the decoded copy of the packed files, after making it if there is none; None if it cannot be made.
 
     Args:
-        model: with the layers of the checkpoint (`CompressionQuantizer.prepare`).
+        model: with the layers of the checkpoint (`Skeleton`).
 
     Raises:
         ValueError: configuration, files and model do not fit together, or a file is damaged.
     """
-    tensors: dict[str, Tensor] = model.state_dict()
-    expected = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    config = quantizer.quantization_config
+    expected, config = quantizer.skeleton.expected, quantizer.quantization_config
     try:
         key = decoded.key_of(paths, config.to_dict(), config.run, expected)
-        copy = decoded.find(key, expected)
+        copy = decoded.find(key)
         if copy is not None:
             return copy
         packed = quantizer.checked(model, paths)
         layout = {
             name: (torch.int8 if quantizer.keeps_integers(tensor) else expected[name][0], expected[name][1])
             for name, tensor in packed.items()
+            if not _is_range(name)
         }
         about = {
             "source": str(model.config.name_or_path),
             "run": config.run,
             "dtype": str(model.dtype).removeprefix("torch."),
         }
-        decoded.write(key, _tensors(quantizer, model, packed, layout), layout, _scales(model, packed), about)
-        return decoded.find(key, expected)
+        decoded.write(key, _tensors(quantizer, model, packed, layout), layout, _beside(model, packed), about)
+        return decoded.find(key)
     except OSError as error:
         logger.warning(f"No decoded copy of {model.config.name_or_path} was made, it is decoded again: {error}.")
         return None
@@ -73,8 +73,13 @@ def _tensors(
         yield begun.popleft()()
 
 
-def _scales(model: PreTrainedModel, packed: Mapping[str, Packed]) -> dict[str, Tensor]:
-    """Return the scales of all integers, by the name of the weight."""
+def _beside(model: PreTrainedModel, packed: Mapping[str, Packed]) -> dict[str, Tensor]:
+    """Return the scales of all integers, by the name of the weight, and the ranges of inputs."""
     path = Path(model.config.name_or_path)
     scales = {name: located(path, name, tensor.scale) for name, tensor in packed.items() if tensor.group}
-    return {name: scale for name, scale in scales.items() if scale is not None}
+    ranges = {name: located(path, name, tensor.values) for name, tensor in packed.items() if _is_range(name)}
+    return ranges | {name: scale for name, scale in scales.items() if scale is not None}
+
+
+def _is_range(name: str) -> bool:
+    return name.rpartition(".")[2] == RANGE

@@ -1,24 +1,26 @@
 """Decoded copies of packed checkpoints: written by the first load, mapped into memory by later ones.
 
-A copy is a folder, named by a hash of all that decides its contents, with the tensors as an ordinary safetensors file.
-Loading it costs what a dense file costs. Copies are made only where the user asks for them.
+A copy is a folder, named by a hash of all that decides its contents, with the weights as an ordinary safetensors file,
+which costs what a dense file costs to load. The scales of integers and the ranges of inputs, few numbers in many
+tensors, are one tensor in a file beside it, which Transformers does not see. Copies are made only where the user asks
+for them.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import constants
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from hf_compress.checkpoint.aside import sweep, written_aside
@@ -28,8 +30,8 @@ from hf_compress.locks import lock, unlock
 
 SWITCH, FOLDER, LIMIT = "HF_COMPRESS_CACHE", "HF_COMPRESS_CACHE_DIR", "HF_COMPRESS_CACHE_GB"
 DEFAULT_GB = 20.0
-VERSION = 1  # Of the contents of a copy. Raise it when decoding gives other bits, or other files.
-WEIGHTS, SCALES, ABOUT = "model.safetensors", "scales.safetensors", "copy.json"
+VERSION = 2  # Of the contents of a copy. Raise it when decoding gives other bits, or other files.
+WEIGHTS, BESIDE, ABOUT = "model.safetensors", "beside.safetensors", "copy.json"
 HASHES = "hashes"  # The folder of known hashes of packed files.
 
 
@@ -44,6 +46,7 @@ class Copy:
         bytes: of all its files.
         used: when it was last written or loaded, in seconds since 1970.
         opened: its lock while it is being loaded.
+        beside: float32 scales of integers, by the name of the weight, and ranges of inputs, while it is being loaded.
     """
 
     folder: Path
@@ -53,14 +56,11 @@ class Copy:
     bytes: int
     used: float
     opened: int | None = None
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def weights(self) -> Path:
         return self.folder / WEIGHTS
-
-    def scales(self) -> dict[str, Tensor]:
-        """Return the float32 scales of integers, by the name of the weight."""
-        return load_file(self.folder / SCALES)
 
     def release(self) -> None:
         """Let other processes remove the copy. What is in memory stays there."""
@@ -123,22 +123,23 @@ def key_of(files: Sequence[Path], config: Mapping[str, Any], run: str, expected:
     return hashed.hexdigest()
 
 
-def find(key: str, expected: Layout) -> Copy | None:
+def find(key: str) -> Copy | None:
     """Return the copy `key`, which stays until `Copy.release`; None if there is none, or if it is damaged.
 
-    Names, dtypes and shapes are compared with those of the model, and sizes and times of the files with those that
-    were written. A copy that differs is removed.
+    The names, dtypes and shapes of its weights, and sizes and times of its files are compared with those that were
+    written. A copy that differs is removed.
     """
     folder = root() / key
     try:
         opened = lock(folder, shared=True)
     except OSError:  # There is none, or another process is removing it.
         return None
-    copy = _read(folder, opened)
-    if copy is not None and _unchanged(folder, expected):
+    about = _about(folder)
+    beside = None if about is None else _unchanged(folder, about)
+    if about is not None and beside is not None:
         with suppress(OSError):  # The folder may be one that this user cannot change.
             os.utime(folder / ABOUT)
-        return copy
+        return replace(_copy(folder, about), opened=opened, beside=beside)
     unlock(opened)
     _remove(folder)
     return None
@@ -148,7 +149,7 @@ def write(
     key: str,
     tensors: Iterable[Tensor],
     layout: Layout,
-    scales: Mapping[str, Tensor],
+    beside: Mapping[str, Tensor],
     about: dict[str, str],
 ) -> None:
     """Write the copy `key`. It appears when it is complete. Copies that were not used for longest make room for it.
@@ -156,14 +157,14 @@ def write(
     Args:
         tensors: of the model, in the order of `layout.ordered`. They are taken one by one.
         layout: their dtypes and shapes.
-        scales: of integers, by the name of the weight.
+        beside: float32 numbers that the copy has beside the weights, by name.
         about: source, run and dtype, for the list of copies.
 
     Raises:
         OSError: the copy cannot be written, or it is larger than all copies may be.
     """
     header, size = header_of(layout)
-    size += sum(scale.nbytes for scale in scales.values())
+    size += sum(tensor.nbytes for tensor in beside.values())
     if size > limit():
         raise OSError(f"a decoded copy of {size / 1e9:.2f} GB is larger than `{LIMIT}` allows ({limit() / 1e9:g} GB)")
     root().mkdir(parents=True, exist_ok=True)
@@ -176,9 +177,12 @@ def write(
                 file.write(header)
                 for tensor in tensors:
                     file.write(bytes_of(tensor))
-            save_file({name: scale.contiguous() for name, scale in scales.items()}, aside / SCALES)
-            files = {name: _finished(aside / name) for name in (WEIGHTS, SCALES)}
-            (aside / ABOUT).write_text(json.dumps({"version": VERSION, **about, "files": files}), "utf-8")
+            parts = [torch.empty(0, device="cpu"), *(tensor.reshape(-1) for tensor in beside.values())]
+            save_file({"values": torch.cat(parts)}, aside / BESIDE)
+            files = {name: _finished(aside / name) for name in (WEIGHTS, BESIDE)}
+            said = {"version": VERSION, "key": key, **about, "head": [len(header), zlib.crc32(header)], "files": files}
+            said["beside"] = {name: list(tensor.shape) for name, tensor in beside.items()}
+            (aside / ABOUT).write_text(json.dumps(said), "utf-8")
             _finished(aside / ABOUT)
     except ValueError:
         # Another process has written the same copy meanwhile.
@@ -189,11 +193,18 @@ def write(
 def copies() -> list[Copy]:
     """Return all copies, the one that was used last first."""
     folders = [path for path in root().glob("[0-9a-f]" * 64) if path.is_dir()]
-    return sorted((copy for path in folders if (copy := _read(path)) is not None), key=lambda copy: -copy.used)
+    known = [_copy(path, about) for path in folders if (about := _about(path)) is not None]
+    return sorted(known, key=lambda copy: -copy.used)
 
 
 def make_room(size: int) -> None:
-    """Remove the copies that were not used for longest, until those left have `size` bytes at most."""
+    """Remove the copies that were not used for longest, until those left have `size` bytes at most.
+
+    Copies that this version cannot read go first: no load will find them.
+    """
+    for path in root().glob("[0-9a-f]" * 64):
+        if _about(path) is None:
+            _remove(path)
     for copy in copies():
         size -= copy.bytes
         if size < 0:
@@ -227,53 +238,50 @@ def _remove(folder: Path) -> bool:
     return not folder.exists()
 
 
-def _read(folder: Path, opened: int | None = None) -> Copy | None:
-    """Return the copy in `folder`, or None if its `copy.json` is not one that `write` has written."""
-    about = _about(folder)
-    if about is None:
-        return None
+def _copy(folder: Path, about: Mapping[str, Any]) -> Copy:
     size = sum(entry[0] for entry in about["files"].values())
-    try:
-        used = (folder / ABOUT).stat().st_mtime
-    except OSError:
-        return None
-    return Copy(folder, about["source"], about["run"], about["dtype"], size, used, opened)
+    return Copy(folder, about["source"], about["run"], about["dtype"], size, about["used"])
 
 
 def _about(folder: Path) -> dict[str, Any] | None:
+    """Return what `write` has written of the copy in `folder`, and when it was used; None if that is not there."""
     try:
+        used = (folder / ABOUT).stat().st_mtime
         about = json.loads((folder / ABOUT).read_text("utf-8"))
         texts = [about[field] for field in ("source", "run", "dtype")]
-        files = [[int(number) for number in about["files"][name]] for name in (WEIGHTS, SCALES)]
-    except (OSError, ValueError, TypeError, LookupError):
+        files = [[int(number) for number in about["files"][name]] for name in (WEIGHTS, BESIDE)]
+        head = [int(number) for number in about["head"]]
+        beside = {name: [int(number) for number in shape] for name, shape in about["beside"].items()}
+        sound = about["version"] == VERSION and about["key"] == folder.name and about["beside"] == beside
+    except (OSError, ValueError, TypeError, AttributeError, LookupError):
         return None
-    sound = about["version"] == VERSION and all(isinstance(text, str) for text in texts)
-    return about if sound and len(about["files"]) == 2 and all(len(entry) == 3 for entry in files) else None
+    sound = sound and all(isinstance(text, str) for text in texts) and len(about["files"]) == len(head) == 2
+    return about | {"used": used} if sound and all(len(entry) == 3 for entry in files) else None
 
 
-def _unchanged(folder: Path, expected: Layout) -> bool:
-    """Return whether the files are those that were written, and fit the dtypes and shapes of the model."""
-    about = _about(folder)
-    if about is None:
-        return False
+def _unchanged(folder: Path, about: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Return what is beside the weights if the files are those that were written, and None if not.
+
+    The weights are not read. Their names, dtypes and shapes follow from the key.
+    """
     try:
         for name, (size, time, _) in about["files"].items():
             state = (folder / name).stat()
             if (state.st_size, state.st_mtime_ns) != (size, time):
-                return False
+                return None
+        length, crc = about["head"]
         with (folder / WEIGHTS).open("rb") as file:
-            header = file.read(8)
-            header += file.read(min(int.from_bytes(header, "little"), about["files"][WEIGHTS][0]))
-        names = json.loads(header[8:]).keys()
-        with safe_open(folder / SCALES, framework="pt") as scales:
-            scaled = set(scales.keys())
-    except (OSError, ValueError, AttributeError, SafetensorError):
-        return False
-    if not scaled <= names <= expected.keys():
-        return False
-    integers = scaled if about["run"] == "int8" else set()
-    kept = {name: (torch.int8 if name in integers else expected[name][0], expected[name][1]) for name in names}
-    return header == header_of(kept)[0]
+            if zlib.crc32(file.read(length)) != crc:
+                return None
+        data = (folder / BESIDE).read_bytes()
+    except OSError:
+        return None
+    if zlib.crc32(data) != about["files"][BESIDE][2]:
+        return None
+    shapes = about["beside"]
+    parts = load(data)["values"].split([math.prod(shape) for shape in shapes.values()])
+    # Each in memory of its own: safetensors does not save tensors that share it.
+    return {name: part.view(shape).clone() for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def _finished(path: Path) -> tuple[int, int, int]:

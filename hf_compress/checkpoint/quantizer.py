@@ -20,14 +20,13 @@ from hf_compress.checkpoint.conversion import EachTensor, Unpack
 from hf_compress.checkpoint.copying import copied
 from hf_compress.checkpoint.files import located, packed_tensors, printable
 from hf_compress.checkpoint.reader import drop_reader, keep_reader
-from hf_compress.layers.attention import range_owners, restore_attention
+from hf_compress.checkpoint.skeleton import Skeleton, layer_of
+from hf_compress.layers.attention import range_owners
 from hf_compress.layers.grids import Grid, from_integers, to_integers
-from hf_compress.layers.integer import Integer, Loaded, keep_integers, note
-from hf_compress.layers.loaded import keep_compression, restore_layers
-from hf_compress.layers.rounded import CompressedLayer, integers_of, step_of
+from hf_compress.layers.integer import Integer
+from hf_compress.layers.rounded import RANGE, CompressedLayer, integers_of, step_of
 from hf_compress.models.sharding import whole_on_first
 from hf_compress.models.targets import LayerKind, kind
-from hf_compress.models.widths import resize
 from hf_compress.packing.packed import Packed, pack, set_seal
 
 
@@ -49,7 +48,7 @@ class CompressionQuantizer(HfQuantizer):
     executor: Executor | None = None
     packed: dict[str, Packed]
     begun: dict[str, Callable[[], Tensor]]
-    dtypes: dict[str, torch.dtype]  # Of the tensors of the model, whose weights may become integers.
+    skeleton: Skeleton
     copy: decoded.Copy | None = None  # That Transformers loads in place of the packed files.
 
     def is_serializable(self) -> bool:
@@ -69,6 +68,9 @@ class CompressionQuantizer(HfQuantizer):
 
     update_tp_plan = update_attn_implementation  # Its counterpart in Transformers before 5.20.
 
+    def update_parallel_plan(self, model: PreTrainedModel, plan: dict[str, str]) -> None:
+        """Leave the plan as it is: a loaded model has the parameters of the dense one, under the same names."""
+
     def get_load_operations(self) -> dict[str, type[ConversionOps]]:
         return {"deserialize": Unpack}
 
@@ -82,12 +84,13 @@ class CompressionQuantizer(HfQuantizer):
         self.executor = ThreadPoolExecutor(threads) if threads > 1 else None
         # What is left on the disk is read from the packed files, and `device_map="auto"` may leave something there.
         maps = place is None or (isinstance(place, dict) and "disk" not in place.values())
-        self.prepare(model)
+        self.skeleton = Skeleton(model, self.quantization_config)
         if files and maps and decoded.wanted(self.quantization_config.cache):
             self.copy = copied(self, model, [Path(path) for path in files])
         if self.copy is not None:
             self.packed, self.begun = {}, {}
             files[:] = [str(self.copy.weights)]
+            self.skeleton.drop_ranges()
             return model
         self.packed = self.checked(model, [Path(path) for path in files])
         # Threads decode ahead only what stays on the CPU. Tensors for other devices are decoded one at a time,
@@ -105,28 +108,8 @@ class CompressionQuantizer(HfQuantizer):
         Raises:
             ValueError: configuration, files and model do not fit together.
         """
-        self.prepare(model)
+        self.skeleton = Skeleton(model, self.quantization_config)
         return self.checked(model, paths)
-
-    def prepare(self, model: PreTrainedModel) -> None:
-        """Give `model` the layers of the checkpoint, in place."""
-        config = self.quantization_config
-        if config.run == "int8" and not config.quantized:
-            raise ValueError(
-                '`run="int8"` needs a quantized checkpoint; the weights of this one are floating point. Load it with '
-                '`run="dense"`, the default.'
-            )
-        resize(model, config.widths)
-        for name in {*config.quantized, *config.pruned}:
-            if kind(_layer(model, name)) is None:
-                raise ValueError(f"`quantization_config` names {name}, a layer that hf_compress cannot pack.")
-        kinds = {name: kind(_layer(model, name)) or "linear" for name in config.quantized}
-        restore_layers(model, config.layer_grids(kinds))
-        if config.attention:
-            assert config.grids is not None and config.grids.attention is not None, "checked on construction"
-            for operand in restore_attention(model, config.attention, config.grids.attention):
-                operand.quantizing = True
-        self.dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.executor is not None:
@@ -135,17 +118,13 @@ class CompressionQuantizer(HfQuantizer):
         if self.failure is not None:
             raise self.failure
         if self.copy is not None:
-            for name, scale in self.copy.scales().items():
-                self._note(model, name, scale)
+            self.skeleton.take(self.copy.beside)
             self.copy.release()
         # Otherwise `save_pretrained` would try to revert these, although it packs under the model's own names.
         model._weight_conversions = []
         keep_reader(model)
-        if self.quantization_config.run == "int8":
-            _check_one_device(model)
-            keep_integers(model)
-        else:
-            keep_compression(model, self.quantization_config.pruned, steps=self.quantization_config.steps)
+        self.skeleton.finish()
+        del self.skeleton
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -163,7 +142,7 @@ class CompressionQuantizer(HfQuantizer):
         for name, tensor in whole_on_first(tensors):
             layer, _, leaf = name.rpartition(".")
             if leaf == "weight" and layer in config.quantized:
-                module = _layer(model, layer)
+                module = layer_of(model, layer)
                 layer_kind = kind(module) or "linear"
                 grid = config.grid(layer, layer_kind)
                 integers, scale = self._integers(tensor, module, layer_kind, grid)
@@ -186,7 +165,7 @@ class CompressionQuantizer(HfQuantizer):
         layer.
         """
         (layer, _, leaf), config = name.rpartition("."), self.quantization_config
-        idle = leaf == "input_range" and layer not in {*config.quantized, *range_owners(config.attention)}
+        idle = leaf == RANGE and layer not in {*config.quantized, *range_owners(config.attention)}
         return idle or leaf == "weight_step"
 
     def _integers(self, weight: Tensor, layer: nn.Module, layer_kind: LayerKind, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -224,12 +203,12 @@ class CompressionQuantizer(HfQuantizer):
     def _begin(self, model: PreTrainedModel, name: str) -> Callable[[], Tensor]:
         """Start to decode the tensor `name`, and return a function that returns it and notes its scales."""
         tensor = self.packed.pop(name)
-        start = partial(self.start, tensor, self.dtypes[name])
+        start = partial(self.start, tensor, self.skeleton.expected[name][0])
         finish = located(Path(model.config.name_or_path), name, start)
 
         def finish_scaled() -> Tensor:
             values, scale = finish(), tensor.scale()
-            self._note(model, name, cast(Tensor, scale))
+            self.skeleton.note(name, cast(Tensor, scale))
             return values
 
         return finish_scaled if tensor.group else finish
@@ -244,23 +223,13 @@ class CompressionQuantizer(HfQuantizer):
     def keeps_integers(self, tensor: Packed) -> bool:
         return tensor.group > 0 and self.quantization_config.run == "int8"
 
-    def _note(self, model: PreTrainedModel, name: str, scale: Tensor) -> None:
-        """Attach to the layer of the weight `name` what is known of its integers."""
-        owner = name.removesuffix(".weight")
-        layer = _layer(model, owner)
-        if self.quantization_config.run == "dense":
-            layer.__dict__["loaded_scale"] = scale
-        else:
-            grid = self.quantization_config.grid(owner, kind(layer) or "linear")
-            note(layer, Loaded(scale, grid, self.dtypes[name]))
-
     def checked(self, model: PreTrainedModel, paths: Sequence[Path]) -> dict[str, Packed]:
         """Return the opened tensors of the files that belong to the model, by name.
 
         Raises:
             ValueError: the files do not hold the tensors that were saved together, or not the tensors of the model.
         """
-        expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        expected = {name: shape for name, (_, shape) in self.skeleton.expected.items()}
         tensors = {tensor.key: tensor for path in paths for tensor in packed_tensors(path, expected)}
         self._check_seal(tensors, model)
         if paths and type(model).__name__ in (model.config.architectures or [type(model).__name__]):
@@ -295,24 +264,3 @@ def _check_names(tensors: Mapping[str, Packed], expected: Mapping[str, Any], mod
             f"{model.config.name_or_path}: the checkpoint {lacks} ({len(missing) + len(foreign)} such tensors). "
             "config.json describes another model than the files hold: download or save the folder again."
         )
-
-
-def _check_one_device(model: PreTrainedModel) -> None:
-    """Refuse a model in several places: its layers move what they need there, but not the scales of integers."""
-    places = sorted({str(place) for place in getattr(model, "hf_device_map", {}).values()})
-    if len(places) > 1 or "disk" in places:
-        raise ValueError(
-            f'`run="int8"` needs the whole model on one device; `device_map` puts it on {", ".join(places)}. '
-            'Give one device, such as `device_map={"": "cpu"}`: integers take a quarter of the memory. Or load with '
-            '`run="dense"`.'
-        )
-
-
-def _layer(model: PreTrainedModel, name: str) -> nn.Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise ValueError(
-            f"`quantization_config` names the layer {name}, which {type(model).__name__} does not have. Load the "
-            "checkpoint with the class it was saved from."
-        ) from error

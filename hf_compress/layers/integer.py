@@ -51,7 +51,7 @@ class Integer(CompressedLayer):
 
     def keep(self, loaded: Loaded) -> None:
         """Store what belongs to the integers."""
-        self.integer_grid, self.dtype, self.quantizing = loaded.grid, loaded.dtype, True
+        vars(self).update(integer_grid=loaded.grid, dtype=loaded.dtype, quantizing=True)
         self.register_buffer("weight_scale", loaded.scale.to(self.weight.device), persistent=False)
 
     def train(self, mode: bool = True) -> Self:
@@ -84,16 +84,20 @@ class _Product(Integer):
     differs from that of the dense layer only by floating-point rounding.
     """
 
-    row_sums: Tensor | None  # Sums of the integers. A zero point adds a multiple of them to the products.
-    static: tuple[Tensor, Tensor]  # Scale and zero point of the inputs, if they have a static range.
+    # Sums of the integers, if inputs have a static range: a zero point adds a multiple of them to the products. The
+    # first product computes them, because reading all weights takes longer than mapping them.
+    # Not a buffer: only a CPU multiplies integers.
+    row_sums: Tensor | None = None
+    static: tuple[Tensor, Tensor]  # Scale and zero point of the inputs, beside `row_sums`.
 
-    def keep(self, loaded: Loaded) -> None:
-        super().keep(loaded)
-        sums = _row_sums(self.rows()) if self.has_range else None
-        self.register_buffer("row_sums", sums, persistent=False)
-        if self.has_range:
-            low, high = self.input_range.float().cpu()
-            self.static = affine_parameters(low, high, cast(Grid, self.input_grid))
+    def _sums(self) -> Tensor:
+        """Return `row_sums`, computed once. `static` is computed before them, so other threads find both or none."""
+        if self.row_sums is None:
+            with torch.inference_mode(False):
+                low, high = self.input_range.float().cpu()
+                self.static = affine_parameters(low, high, cast(Grid, self.input_grid))
+                self.row_sums = _row_sums(self.rows())
+        return self.row_sums
 
     def multiplies(self, values: Tensor) -> bool:
         """Return whether to multiply integers: the scheme rounds inputs, it is fast, and no gradient is needed."""
@@ -108,13 +112,14 @@ class _Product(Integer):
         bias = scale.new_zeros(()) if self.bias is None else cast(Tensor, self.bias).float()
         result = torch.empty(len(inputs), len(scale), dtype=torch.float32, device=values.device)
         grid = cast(Grid, self.input_grid)
-        if self.row_sums is not None:
+        if self.has_range:
+            row_sums = self._sums()
             step, zero_point = self.static
             # Shift unsigned integers to signed ones, which all processors multiply.
             shift = int(zero_point) - 2 ** (grid.bits - 1)
-            offset = shift * self.row_sums
+            offset = shift * row_sums
         for block, out in zip(inputs.split(BLOCK), result.split(BLOCK), strict=True):
-            if self.row_sums is not None:
+            if self.has_range:
                 integers = to_affine_integers(block, step, zero_point, grid).add_(shift)
                 sums = torch._int_mm(integers.to(torch.int8), weight).sub_(offset)
             else:
@@ -166,8 +171,8 @@ def keep_integers(model: nn.Module) -> None:
     noted = [module for module in model.modules() if "loaded" in module.__dict__]
     owned = {id(module.weight): module.__dict__.pop("loaded") for module in noted}
     for module in model.modules():
-        layer_kind = kind(module)
-        if layer_kind is not None and (loaded := owned.get(id(module.weight))) is not None:
+        loaded = owned.get(id(module._parameters.get("weight")))
+        if loaded is not None and (layer_kind := kind(module)) is not None:
             turned = turn(module, layer_kind, None, getattr(module, "input_grid", None), LAYERS)
             cast(Integer, turned).keep(loaded)
     model.requires_grad_(False)

@@ -22,8 +22,9 @@ from hf_compress.layers.shared_inputs import Siblings
 from hf_compress.layers.steps import fake_quantize_steps, to_steps
 from hf_compress.models.targets import LAYER_KINDS, LayerKind
 
+RANGE = "input_range"
 # Buffers that stay float32 when the model is cast.
-EXACT = ("input_range", "weight_scale", "weight_step")
+EXACT = (RANGE, "weight_scale", "weight_step")
 
 
 class CompressedLayer(nn.Module):

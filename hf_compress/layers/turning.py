@@ -98,7 +98,8 @@ def turn(
     classes: Mapping[LayerKind, type[CompressedLayer]] = LAYERS,
 ) -> CompressedLayer:
     """Turn `layer` in place into its kind's class of `classes`, with these grids, switched off, and return it."""
-    layer.__class__ = _grafted(cast(Hashable, type(layer)), cast(Hashable, classes[layer_kind]))
+    grafted = _grafted(cast(Hashable, type(layer)), cast(Hashable, classes[layer_kind]))
+    object.__setattr__(layer, "__class__", grafted)
     assert isinstance(layer, CompressedLayer)
     return switched_off(layer, weight_grid, input_grid, layer.weight.device)
 
@@ -107,10 +108,17 @@ def switched_off(
     layer: CompressedLayer, weight_grid: Grid | None, input_grid: Grid | None, device: torch.device
 ) -> CompressedLayer:
     """Give `layer` these grids, without rounding and observing, and return it. A range that it has is kept."""
-    layer.weight_grid, layer.input_grid = weight_grid, input_grid
-    layer.observing = layer.quantizing = False
-    layer.rounded = layer.step_range = layer.on_grid = None
-    layer.siblings = Siblings()
+    # Not one by one: each would pass through `nn.Module.__setattr__`, which takes longer than all else here.
+    vars(layer).update(
+        weight_grid=weight_grid,
+        input_grid=input_grid,
+        observing=False,
+        quantizing=False,
+        rounded=None,
+        step_range=None,
+        on_grid=None,
+        siblings=Siblings(),
+    )
     if not layer.has_range:
         layer._buffers.pop("input_range", None)
     if layer.has_range and "input_range" not in layer._buffers:

@@ -81,6 +81,8 @@ def resize(model: PreTrainedModel, widths: Mapping[str, Sequence[int]]) -> None:
         ValueError: there is no linear layer of a name, a layer would become wider or empty, or layers of one module
             do not fit together.
     """
+    if not widths:
+        return
     layers = dict(named_modules(model))
     for name, (outputs, inputs) in widths.items():
         if name not in layers or kind(layers[name]) not in ("linear", "conv1d"):

@@ -220,8 +220,10 @@ def _encode_gaps(kept: np.ndarray) -> bytes:
 def _decode_gaps(sections: Sections, count: int) -> np.ndarray:
     gaps = np.frombuffer(sections.read(sections.number(count, "gaps")), dtype=np.uint8)
     long = gaps == LONG
-    # In torch, running sums of bytes are twice as fast as in numpy.
-    ends = torch.from_numpy(gaps + ~long.view(bool)).cumsum(0).sub_(1).numpy()
+    # In torch, running sums of bytes are twice as fast as in numpy. The difference is numpy's, because torch would
+    # start threads beside those that decode.
+    ends = torch.from_numpy(gaps + ~long.view(bool)).cumsum(0).numpy()
+    ends -= 1
     places = ends[~long] if long.any() else ends
     if len(places) and places[-1] >= count:
         raise ValueError(f"a value is at place {places[-1]} of {count}: it is damaged")
