@@ -7,7 +7,7 @@ A name is made of parts, joined by "+":
 - `hidden`, `relations` (or any other layer loss), `hidden2` with weight 2;
 - `drop0`: no dropout in the student;
 - `aug4`: four rows with words replaced for each training row, which only the teacher labels;
-- `cut3`: three of the layers;
+- `cut3`: three of the layers, from the start; `fewer3` drops three during training;
 - `mp60`: 60 % zeros, by magnitude or by the criterion that follows (`adam`, `platon`, ...); `once` sets all of them
   when pruning begins, `begin0` and `end80` move that to 0 % and 80 % of the steps;
 - `neurons`, `heads`, `both`: the zeros are whole neurons, attention heads, or both;
@@ -58,6 +58,8 @@ def recipe_of(way: str, teacher: Path) -> tuple[hfc.Recipe, float | None]:
             distill["distill_augment"] = int(number)
         elif name == "cut":
             distill["distill_student_layers"] = number
+        elif name == "fewer":
+            prune["prune_layers"] = int(number)
         elif name == "mp":
             prune["prune_sparsity"] = float(number) / 100
         elif part in STRUCTURE:
