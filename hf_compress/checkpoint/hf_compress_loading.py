@@ -285,8 +285,8 @@ class PackedQuantizer(HfQuantizer):
                 owner["split_size"] = owner["split_size"] * outputs // layer.weight.shape[1 - linear]
             if "attention_head_size" in owner:  # Of DeBERTa, for example.
                 owner["num_attention_heads"] = outputs // owner["attention_head_size"]
-            layer.weight, layer.nf = nn.Parameter(layer.weight[:rows, :columns]), outputs
-            layer.bias = None if layer.bias is None else nn.Parameter(layer.bias[:outputs])
+            layer.weight, layer.out_features, layer.nf = nn.Parameter(layer.weight[:rows, :columns]), outputs, outputs
+            layer.bias, layer.in_features = None if layer.bias is None else nn.Parameter(layer.bias[:outputs]), inputs
         tensors, expected = opened(paths, fields), model.state_dict()
         self.ranges = {name: tensors.pop(name).weight() for name in list(tensors) if name.endswith(RANGE)}
         ignored: Any = [] if (names := model._keys_to_ignore_on_load_unexpected) is None else names

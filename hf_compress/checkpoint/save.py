@@ -51,8 +51,9 @@ def save_compressed(
     Neurons and heads that a pattern of groups has pruned are not in the files: their matrices are smaller. Layers that
     `--prune_layers` has dropped are not either: the configuration says the smaller number. After
     `import hf_compress`, `AutoModelFor*.from_pretrained(folder)` returns a model whose logits equal those of the
-    trained one bit for bit on the same device. The model is not changed. The folder appears when it is complete, never
-    half-written. A model of sentence-transformers gets the folder that its own class loads.
+    trained one bit for bit on the same device; without neurons or heads, up to floating-point rounding. The model is
+    not changed. The folder appears when it is complete, never half-written. A model of sentence-transformers gets the
+    folder that its own class loads.
 
     Collective where FSDP2 shards the weights: every rank must call it, because weights are gathered one at a time.
     Elsewhere any rank may call it. Rank 0 writes.

@@ -54,7 +54,9 @@ def remove_groups(
     A group can go if all weights that read it are zero, as pruning with `--prune_pattern neurons` or `heads` leaves
     them. The model computes the same up to floating-point rounding, quantized or not: ranges of inputs and steps of
     weights stay as they were trained. One group of each block stays in any case. Weights are new `Parameter` objects,
-    so call it after training. `save_compressed` does the same while it writes, without changing the model.
+    so call it after training. `save_compressed` does the same while it writes, without changing the model. Save the
+    smaller model with `save_compressed(model, folder, Recipe())`. Transformers' `save_pretrained` says its widths only
+    if they are `uniform`.
 
     Args:
         kinds: what to remove.

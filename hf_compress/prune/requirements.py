@@ -76,13 +76,25 @@ def refuse_coverage(coverage: Coverage, arguments: PruningArguments) -> None:
                 f"process {shards.most_rows(shape[0])} of them. Train on another number of processes or under DDP, or "
                 "choose another pattern."
             )
-    if coverage.blocks and not any(coverage.wanted(arguments.goal)) and not any(coverage.gone):
-        if arguments.prune_keep:
+    if coverage.blocks:
+        _refuse_too_few(coverage, arguments)
+
+
+def _refuse_too_few(coverage: Coverage, arguments: PruningArguments) -> None:
+    """Refuse a plan by which no group goes, or none of a kind that the pattern names."""
+    gone = dict.fromkeys(coverage.pattern.kinds, 0)
+    for contest, wanted in zip(coverage.contests, coverage.wanted(arguments.goal), strict=True):
+        gone[coverage.blocks[contest.members[0]].kind] += wanted + contest.gone
+    if arguments.prune_keep:
+        if not any(gone.values()):
             raise ValueError(f"{arguments.asked} keeps all groups, so nothing is pruned. Lower a number.")
-        most = max(block.count for block in coverage.blocks)
+        return
+    if kept := [kind for kind, number in gone.items() if not number]:
+        most = max(block.count for block in coverage.blocks if block.kind == kept[0])
+        others = [kind for kind in gone if kind not in kept]
         raise ValueError(
-            f"{arguments.asked} of at most {most} {pattern.units} in a layer is less than one, or all of them, and "
-            "one of each layer stays. Raise it, or choose another `--prune_pattern`."
+            f"{arguments.asked} of at most {most} {kept[0]} in a layer is less than one, or all of them, and one of "
+            f"each layer stays. Raise it, or choose another `--prune_pattern`{f', {others[0]}' if others else ''}."
         )
 
 

@@ -28,8 +28,9 @@ def criterion(report: Report) -> Criterion:
 
 
 def pattern(report: Report) -> Pattern:
-    """The pattern of the zeros."""
-    return PATTERNS[report.recipe.pruning.prune_pattern]
+    """The pattern of the zeros: that of one kind of groups, if only these were removed of neurons and heads."""
+    asked, gone = PATTERNS[report.recipe.pruning.prune_pattern], [one.kind for one in report.structure]
+    return PATTERNS[gone[0]] if len(gone) == 1 and gone[0] in PATTERNS else asked
 
 
 def schedule(report: Report) -> Schedule:

@@ -26,9 +26,10 @@ from transformers import (
 
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.cut.rehearsal import check_uniform
-from hf_compress.export.formats import write_formats
+from hf_compress.export.formats import FORMATS, write_formats
 from hf_compress.export.onnx_format import export_onnx
 from hf_compress.models.blocks import find_groups
+from hf_compress.models.heads import find_outputs
 from hf_compress.models.widths import widths_of
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
@@ -101,6 +102,26 @@ def test_a_model_goes_from_training_to_file_to_training_to_graph(
     assert export_onnx(second).deviation < 1e-3 and export_onnx(whole).deviation < 1e-3
     graphs = [(folder / "onnx" / "model_quantized.onnx").stat().st_size for folder in (second, whole)]
     assert graphs[0] < graphs[1] - 8000, "a byte for each of 8,192 weights that are gone"
+
+
+def test_openvino_computes_a_smaller_model_at_any_length(
+    make_bert: Callable[..., PreTrainedModel], train: Any, tmp_path: Path
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    recipe = recipe_of("neurons+heads", "int8")
+    trained = train(make_bert(), recipe)
+    folder = save_compressed(trained, tmp_path / "packed", recipe)
+    write_formats(folder, ["openvino"])
+    path = folder / FORMATS["openvino"].path
+    graph = FORMATS["openvino"].read(path, trained)
+    for rows, length in ((1, 3), (3, 17)):
+        batch = find_outputs(trained).example_batch(trained, rows, length)
+        with torch.no_grad():
+            expected = trained(**batch).logits
+        assert (graph(**batch).logits - expected).abs().max() < 0.02 * expected.abs().max()
+    nodes = [node for node in openvino.Core().read_model(path).get_ops() if node.get_type_name() == "Constant"]
+    shapes = {tuple(node.shape) for node in nodes}
+    assert (32, 32) in shapes and (64, 32) not in shapes, "32 of 64 neurons are left"
 
 
 @pytest.mark.parametrize("pattern", ["neurons", "heads"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -114,6 +114,9 @@ def test_transformers_alone_reads_smaller_layers(
     loaded, ours = with_and_without(folder, request, auto_class)
     assert torch.equal(logits(ours), expected) and torch.equal(logits(loaded), expected)
     assert all(torch.equal(tensor, weights(ours)[name]) for name, tensor in weights(loaded).items())
+    for name, (outputs, inputs) in widths_of(ours).items():
+        layer = loaded.get_submodule(name)
+        assert not isinstance(layer, nn.Linear) or (layer.out_features, layer.in_features) == (outputs, inputs), name
 
 
 def test_a_model_that_is_only_smaller_is_packed(smaller: PreTrainedModel, tmp_path: Path) -> None:

@@ -117,9 +117,12 @@ def test_a_width_that_does_not_divide_is_refused(pattern: str, changed: str) -> 
 
 def test_a_share_that_means_no_group_is_refused() -> None:
     options = PruningArguments(0.4, prune_pattern="heads")
-    with pytest.raises(ValueError, match=r"`--prune_sparsity 0.4` of at most 2 attention heads in a layer is less"):
+    with pytest.raises(ValueError, match=r"`--prune_sparsity 0.4` of at most 2 heads in a layer is less than"):
         refuse_coverage(covered(0.4, prune_pattern="heads"), options)
     refuse_coverage(covered(0.4, prune_pattern="heads", prune_scope="global"), options)
+    both = PruningArguments(0.4, prune_pattern="neurons+heads")
+    with pytest.raises(ValueError, match=r"of at most 2 heads in a layer .*another `--prune_pattern`, neurons\.$"):
+        refuse_coverage(Coverage.of(bert(), both), both)
     given = PruningArguments(prune_pattern="heads", prune_keep=["bert.encoder.layer.0.attention=2"])
     with pytest.raises(ValueError, match=r"`--prune_keep bert\S+=2` keeps all groups, so nothing is pruned. Lower"):
         refuse_coverage(Coverage.of(bert(), given), given)

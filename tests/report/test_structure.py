@@ -1,5 +1,6 @@
 """Reports of models without some neurons and heads: counted, sized and checked against what was there before."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from hf_compress.models.blocks import find_groups
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.recipe import Recipe
 from hf_compress.report.agreement import check_folder
+from hf_compress.report.card import render
 from hf_compress.report.structure import Structure
 from hf_compress.report.variants import empty_model
+from tests.golden.reports import golden_reports
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,10 @@ def test_a_report_says_what_is_left_and_agrees_with_the_folder(
     assert "neurons in each layer" in (folder / "README.md").read_text().replace(", 1 of 2 heads", "")
     counts = [block.count for block in find_groups(empty_model(folder), ["neurons"])]
     assert counts == [32, 32]
+
+
+def test_a_card_claims_no_heads_where_only_neurons_went() -> None:
+    report = golden_reports()["structured"]
+    neurons = replace(report, structure=report.structure[:1])
+    assert "50 % fewer neurons and heads" in render(report) and "50 % fewer neurons\n" in render(neurons)
+    assert "attention heads" in render(report) and "attention heads" not in render(neurons)
