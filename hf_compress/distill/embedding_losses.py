@@ -160,7 +160,7 @@ EMBEDDING_LOSSES: dict[str, EmbeddingLoss] = {
             cosine,
             same_width=True,
             help="1 - cosine of the embeddings",
-            card="1 - the cosine of the embeddings with the teacher's",
+            card="the cosine distance (1 - cosine) of the embeddings to the teacher's",
         ),
         EmbeddingLoss(
             "similarity",

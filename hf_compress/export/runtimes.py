@@ -12,9 +12,13 @@ from transformers.utils import ModelOutput
 
 from hf_compress.export.kernels import saturates
 from hf_compress.models.heads import IGNORED, LABELS
+from hf_compress.models.kinds import HEAD_KINDS, WITHOUT_HEAD
 
 # The values that Transformers uses for an input that a batch lacks: no padding, no second sentence.
 FILLS = {"attention_mask": 1, "token_type_ids": 0}
+
+# The names of the outputs of all graphs.
+OUTPUTS = {name for kind in (*HEAD_KINDS.values(), WITHOUT_HEAD) for name in kind.outputs}
 
 # Options by which a runtime avoids kernels that saturate.
 ONNX_RUNTIME_EXACT = ("session.x64quantprecision", "1")
@@ -140,7 +144,7 @@ def in_openvino(
         settings |= dict([OPENVINO_EXACT])
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
     # OpenVINO adds its own names to an output.
-    outputs = [next(name for name in output.get_names() if name.endswith("logits")) for output in compiled.outputs]
+    outputs = [next(name for name in output.get_names() if name in OUTPUTS) for output in compiled.outputs]
 
     def run(feeds: dict[str, np.ndarray]) -> Sequence[np.ndarray]:
         found = compiled(feeds)

@@ -10,7 +10,8 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from hf_compress.launch.processes import on_first
-from hf_compress.models.heads import LABELS, find_head
+from hf_compress.models.heads import LABELS, bare, find_head
+from hf_compress.models.sentences import sentence_kind
 from hf_compress.report.control import HOW, ControlRun
 from hf_compress.report.unseen import unseen_rows
 
@@ -49,6 +50,11 @@ class Comparisons:
                 control is none or was measured on other rows.
         """
         changed = self
+        if sentence_kind(bare(trainer.model)) is not None and not (extra is None and control is None):
+            raise ValueError(
+                "`extra_eval_dataset` and `control` (`--compress_control`) compare predictions of `compute_metrics`; "
+                f"a {type(trainer).__name__} has evaluators instead. Leave them out, and give it several evaluators."
+            )
         if extra is not None:
             _check_extra(trainer, extra, extra_rows)
             changed = replace(changed, extra=extra, extra_rows=extra_rows)

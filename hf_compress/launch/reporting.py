@@ -19,7 +19,14 @@ from hf_compress.report import provenance
 from hf_compress.report.background import find_baseline
 from hf_compress.report.comparing import with_predictions
 from hf_compress.report.divergence import baseline, finite_scores
-from hf_compress.report.evaluation import Origin, dense_scores, evaluate, evaluating, teacher_scores
+from hf_compress.report.evaluation import (
+    Origin,
+    dense_scores,
+    evaluate,
+    evaluating,
+    evaluation_batches,
+    teacher_scores,
+)
 from hf_compress.report.extra_set import extra_of
 from hf_compress.report.facts import Baseline
 from hf_compress.report.format_facts import FormatMeter, reloaded
@@ -58,6 +65,10 @@ class Reporting:
             yield
         finally:
             self.trainer.eval_dataset = kept
+
+    def batches(self) -> list[dict[str, Any]]:
+        """Return inputs of the model, to compare formats on."""
+        return evaluation_batches(self.trainer)
 
     def report(
         self,

@@ -28,6 +28,7 @@ from hf_compress.launch.preconditions import (
 from hf_compress.launch.processes import on_first
 from hf_compress.launch.reporting import Reporting
 from hf_compress.launch.result import Plan, Result
+from hf_compress.launch.sentence_reporting import SentenceReporting, reporting_of
 from hf_compress.launch.speed_goal import add_speed, speed_goal
 from hf_compress.launch.uploads import Destination, disarm
 from hf_compress.models.sentences import sentence_kind
@@ -38,7 +39,7 @@ from hf_compress.recipe import Recipe, RecipeCallback
 from hf_compress.redaction import keep_secret, redact_command
 from hf_compress.report import provenance
 from hf_compress.report.author import read_author
-from hf_compress.report.evaluation import Origin, evaluation_batches
+from hf_compress.report.evaluation import Origin
 from hf_compress.report.gate import check_max_drop
 from hf_compress.report.report import DatasetFacts, Report
 
@@ -218,7 +219,7 @@ def finish(
     comparisons = getattr(trainer, "comparisons", Comparisons()).updated(
         trainer, extra=extra_eval_dataset, extra_rows=extra_eval_rows, extra_dense=extra_dense, control=control
     )
-    reporting = Reporting(trainer, _promised(trainer), evaluation, comparisons)
+    reporting = reporting_of(trainer, _promised(trainer), evaluation, comparisons)
     author = read_author(card_metadata)
     result, command = Result(trainer.args.output_dir), command or provenance.command()
     reported = reporting.obstacle is None
@@ -299,7 +300,7 @@ def _save(trainer: Trainer, result: Result, plan: Plan, recipe: Recipe) -> None:
 
 
 def _add_formats(
-    trainer: Trainer, result: Result, plan: Plan, reporting: Reporting, report: Report | None
+    trainer: Trainer, result: Result, plan: Plan, reporting: Reporting | SentenceReporting, report: Report | None
 ) -> dict[str, str]:
     """Add the formats of the plan to the finished folder, and return why some failed. Collective."""
     if not exported(plan.formats):
@@ -307,7 +308,7 @@ def _add_formats(
     steps = FormatSteps(
         result.folder,
         result.scratch,
-        batches=None if report is None else evaluation_batches(trainer),
+        batches=None if report is None else reporting.batches(),
         meter=None if report is None else reporting.meter(result.folder, report.main_metric),
         first=trainer.is_world_process_zero(),
     )

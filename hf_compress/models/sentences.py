@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from hf_compress.models.targets import transformer
 
 LIBRARY = "sentence_transformers"
+LARGEST = 1_000_000  # Bytes of the options.
 MODULES, OPTIONS = "modules.json", "config_sentence_transformers.json"
 
 
@@ -30,6 +31,7 @@ class SentenceKind:
         scores_pairs: whether it reads pairs of texts and scores each, rather than one text at a time.
         pipeline_tag: the Hub's name of the task.
         tags: by which the Hub finds such models.
+        does: what it does, in a sentence for the card.
 
     Example:
         >>> from hf_compress.models.sentences import SENTENCE_KINDS
@@ -42,16 +44,36 @@ class SentenceKind:
     scores_pairs: bool
     pipeline_tag: str
     tags: tuple[str, ...]
+    does: str
 
 
 SENTENCE_KINDS = {
     kind.name: kind
     for kind in (
         SentenceKind(
-            "SentenceTransformer", "sentence_embedding", False, "sentence-similarity", ("feature-extraction",)
+            "SentenceTransformer",
+            "sentence_embedding",
+            scores_pairs=False,
+            pipeline_tag="sentence-similarity",
+            tags=("sentence-similarity", "feature-extraction"),
+            does="This model turns a text into an embedding.",
         ),
-        SentenceKind("CrossEncoder", "scores", True, "text-ranking", ("cross-encoder", "reranker")),
-        SentenceKind("SparseEncoder", "sentence_embedding", False, "feature-extraction", ("sparse-encoder", "sparse")),
+        SentenceKind(
+            "CrossEncoder",
+            "scores",
+            scores_pairs=True,
+            pipeline_tag="text-ranking",
+            tags=("cross-encoder", "reranker"),
+            does="This model scores a pair of texts.",
+        ),
+        SentenceKind(
+            "SparseEncoder",
+            "sentence_embedding",
+            scores_pairs=False,
+            pipeline_tag="feature-extraction",
+            tags=("sparse-encoder", "sparse"),
+            does="This model turns a text into a sparse embedding.",
+        ),
     )
 }
 
@@ -83,8 +105,12 @@ def kind_of_folder(folder: str | Path) -> str | None:
     if not Path(folder, MODULES).is_file():
         return None
     path = Path(folder, OPTIONS)
-    options = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return str(options.get("model_type", "SentenceTransformer"))  # Unsaid before version 5.
+    try:
+        options = json.loads(path.read_text("utf-8")) if path.is_file() and path.stat().st_size < LARGEST else {}
+    except ValueError:
+        return None
+    unsaid = "SentenceTransformer"  # Before version 5.
+    return str(options.get("model_type", unsaid)) if isinstance(options, dict) else None
 
 
 def starts_trained(model: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from hf_compress.cut.uniform import whole_config
 from hf_compress.documents import read_document
 from hf_compress.export.formats import FORMATS, written
 from hf_compress.models.heads import find_outputs
+from hf_compress.models.sentences import SENTENCE_KINDS, kind_of_folder
 from hf_compress.models.targets import model_class
 from hf_compress.prune.coverage import Coverage, pruned_layers
 from hf_compress.recipe import Recipe
@@ -42,20 +43,8 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # A dense file of the size that a report claims is written to measure it, so a claim may not be as large as it likes.
 LARGEST_DENSE = 20_000_000_000
 # Files of an author may lie beside ours, but none that a program may load in place of ours, or run.
-LOADED: tuple[str, ...] = (
-    ".bin",
-    ".ckpt",
-    ".gguf",
-    ".h5",
-    ".joblib",
-    ".msgpack",
-    ".onnx",
-    ".onnx_data",
-    ".ot",
-    ".pb",
-    ".pickle",
-)
-LOADED = (*LOADED, ".pkl", ".pt", ".pth", ".py", ".safetensors", ".tflite", ".xml")
+LOADED: tuple[str, ...] = (".bin", ".ckpt", ".gguf", ".h5", ".joblib", ".msgpack", ".onnx", ".onnx_data", ".ot", ".pb")
+LOADED = (*LOADED, ".pickle", ".pkl", ".pt", ".pth", ".py", ".safetensors", ".tflite", ".xml")
 # Configurations, tokenizers and templates too.
 LOADED = (*LOADED, ".json", ".jinja", "vocab.txt", "merges.txt")
 SHOWN = 5  # Sentences about single layers.
@@ -176,13 +165,15 @@ class _Agreement:
 
     def model(self) -> Sequence[str]:
         found, head, pruning = type(self.empty).__name__, find_outputs(self.empty), self.report.recipe.pruning
+        kind = SENTENCE_KINDS.get(kind_of_folder(self.folder) or "")
         facts = (
             ("depth", depth_of(self.empty.config, pruning), self.report.depth),
             ("prune_layers", pruning.prune_layers - layers_short(self.report.depth, pruning), pruning.prune_layers),
             ("model_class", found, self.report.model_class),
             ("head", head.name, self.report.head),
             ("auto_class", head.auto_class.__name__, self.report.auto_class),
-            ("pipeline_tag", head.pipeline_tag, self.report.pipeline_tag),
+            ("pipeline_tag", head.pipeline_tag if kind is None else kind.pipeline_tag, self.report.pipeline_tag),
+            ("sentence_class", None if kind is None else kind.name, self.report.sentence_class),
         )
         return [f"`config.json` gives {name} {one}, the report says {two}." for name, one, two in facts if one != two]
 

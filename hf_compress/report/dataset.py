@@ -28,7 +28,7 @@ def find(
         declared: what the script says about the rows, which is kept.
         recorder: gets the index of each evaluation row in its split, if that is found.
     """
-    facts = declared or _described(trainer, eval_rows)
+    facts = declared or described(trainer, eval_rows, trainer.train_dataset)
     source = find_source(eval_rows)
     if facts.revision is None and facts.hub_id is not None and facts.hub_id == source.hub_id:
         facts = replace(facts, revision=source.revision)
@@ -66,9 +66,14 @@ def _part(facts: DatasetFacts, rows: Sequence[int] | None) -> str | None:
     return f"{facts.eval_split}[{rows[0] or ''}:{rows[0] + len(rows)}]"
 
 
-def _described(trainer: Trainer, eval_rows: Any) -> DatasetFacts:
-    """The facts as far as `datasets` keeps names and splits."""
-    train = trainer.train_dataset
+def described(trainer: Trainer, eval_rows: Any, train: Any) -> DatasetFacts:
+    """The facts as far as `datasets` keeps names and splits.
+
+    Args:
+        trainer: after training.
+        eval_rows: the evaluation set, or several by name; None if there is none.
+        train: the training set.
+    """
     source = find_source(train)
     first = next(iter(eval_rows.values())) if isinstance(eval_rows, Mapping) else eval_rows
     # A stream has no length, but the rows drawn from it are known.
@@ -93,7 +98,12 @@ def _whole(rows: Any) -> int | None:
 
 def task(trainer: Trainer) -> str:
     """A short name of the task: the configuration or the name of the dataset, or else the name of the script."""
-    source = find_source(trainer.train_dataset)
+    return task_of(trainer.train_dataset)
+
+
+def task_of(train: Any) -> str:
+    """The same for a training set."""
+    source = find_source(train)
     return source.config or (source.name.rpartition("/")[2] if source.name else _script())
 
 

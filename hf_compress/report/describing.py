@@ -6,13 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_compress.checkpoint import inventory
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.checkpoint.inventory import TensorFacts
+from hf_compress.cut.depth import whole_depth
+from hf_compress.cut.uniform import whole_config
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.models.heads import Head
+from hf_compress.models.sentences import SENTENCE_KINDS, kind_of_folder
 from hf_compress.prune.coverage import Coverage, pruned_layers
 from hf_compress.prune.patterns import PATTERNS
 from hf_compress.recipe import Recipe
@@ -61,6 +65,7 @@ def described(
     """
     zeros = Zeros.count(reloaded, dense_shapes[1], recipe)
     packed = getattr(reloaded.config, "quantization_config", None)
+    kind = SENTENCE_KINDS.get(kind_of_folder(folder) or "")
     tensors = inventory.tensors(folder)
     return Report(
         recipe=recipe.shareable(),
@@ -68,7 +73,7 @@ def described(
         model_class=type(reloaded).__name__,
         auto_class=head.auto_class.__name__,
         head=head.name,
-        pipeline_tag=head.pipeline_tag,
+        pipeline_tag=head.pipeline_tag if kind is None else kind.pipeline_tag,
         task=redact(task),
         dataset=replace(dataset, name=redact(dataset.name)),
         size=measured_size(folder, *dense_shapes, tensors, recipe),
@@ -84,8 +89,29 @@ def described(
         structure=structure_of(reloaded, dense_shapes[1], recipe),
         bits=packed.bits if isinstance(packed, CompressionConfig) else {},
         steps=steps_of(packed, tensors, feedback=feedback),
+        sentence_class=None if kind is None else kind.name,
         **measured,
     )
+
+
+def shapes_of(
+    source: PreTrainedModel, reloaded: PreTrainedModel, recipe: Recipe, *, uncut: PreTrainedConfig | None
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The dense model, which has all layers and tokens, and what was cut from it, both without memory.
+
+    Args:
+        source: the trained model.
+        reloaded: the model of the folder.
+        recipe: what it was compressed by.
+        uncut: the configuration that it had before layers were cut from it; None if none were.
+    """
+    whole, vocabulary = whole_config(uncut or source.config), VocabularyFacts.of(source.config)
+    if recipe.pruning.prune_layers:
+        whole = whole_depth(whole)
+    if vocabulary is not None:
+        whole.get_text_config().vocab_size = vocabulary.whole
+    with torch.device("meta"):
+        return type(source)(whole), type(source)(whole_config(reloaded.config))
 
 
 def steps_of(config: Any, facts: Sequence[TensorFacts], *, feedback: bool) -> Steps | None:

@@ -4,7 +4,7 @@ from hf_compress.distill.embedding_losses import EMBEDDING_LOSSES, EmbeddingLoss
 from hf_compress.distill.layer_losses import TINYBERT
 from hf_compress.distill.losses import LOSSES, REGRESSION, Loss
 from hf_compress.layers.grids import Scheme
-from hf_compress.models.kinds import WITHOUT_HEAD
+from hf_compress.models.sentences import SENTENCE_KINDS
 from hf_compress.prune.criteria import CRITERIA
 from hf_compress.prune.criterion import Criterion
 from hf_compress.prune.dropping import CITATION as LAYERS_CITATION
@@ -17,7 +17,8 @@ from hf_compress.report.report import Report
 
 def loss(report: Report) -> Loss | EmbeddingLoss:
     """The distillation loss. Regression uses its own, and embeddings have others than logits."""
-    if report.head == WITHOUT_HEAD.task:
+    kind = SENTENCE_KINDS.get(report.sentence_class or "")
+    if kind is not None and not kind.scores_pairs:
         return EMBEDDING_LOSSES[report.recipe.distillation.distill_loss]
     return REGRESSION if report.head.endswith("regression") else LOSSES[report.recipe.distillation.distill_loss]
 

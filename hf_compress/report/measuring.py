@@ -5,13 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
-from hf_compress.cut.depth import whole_depth
-from hf_compress.cut.uniform import whole_config
-from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill import DistillationMixin
 from hf_compress.export.formats import FORMATS, written
 from hf_compress.models import targets
@@ -21,7 +17,7 @@ from hf_compress.report import format_facts, provenance
 from hf_compress.report.background import label_names, license_and_languages
 from hf_compress.report.comparing import ControlRows, with_predictions
 from hf_compress.report.course import emissions_kg, training_curves
-from hf_compress.report.describing import described
+from hf_compress.report.describing import described, shapes_of
 from hf_compress.report.divergence import PARITY, baseline, check_finite, finite_scores
 from hf_compress.report.evaluation import Origin, evaluating, logit_difference, of_first_process
 from hf_compress.report.examples import find_example
@@ -117,7 +113,9 @@ def measure(
         reloaded,
         recipe,
         head=head,
-        dense_shapes=_shapes(trainer, source, reloaded, recipe),
+        dense_shapes=shapes_of(
+            source, reloaded, recipe, uncut=trainer.uncut if isinstance(trainer, DistillationMixin) else None
+        ),
         feedback=not isinstance(targets.transformer(trainer.model), PeftModel),
         base_model=base_model,
         base_model_hub_id=hub_id,
@@ -130,7 +128,7 @@ def measure(
         compressed=finite_scores(compressed, "compressed model"),
         parity=parity,
         parity_rows=parity_rows,
-        train_seconds=_train_seconds(trainer),
+        train_seconds=train_seconds(trainer),
         train_steps=trainer.state.global_step,
         hyperparameters=provenance.hyperparameters(trainer.args),
         seed=trainer.args.seed,
@@ -166,20 +164,7 @@ def _scores(trainer: Trainer, evaluate: Callable[[], Mapping[str, Any]] | None) 
     return lambda: clean_scores(evaluate())
 
 
-def _shapes(
-    trainer: Trainer, source: PreTrainedModel, reloaded: PreTrainedModel, recipe: Recipe
-) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Return the dense model, which has all layers and tokens, and what was cut from it, both without memory."""
-    uncut = trainer.uncut if isinstance(trainer, DistillationMixin) else None
-    whole, vocabulary = whole_config(uncut or source.config), VocabularyFacts.of(source.config)
-    if recipe.pruning.prune_layers:
-        whole = whole_depth(whole)
-    if vocabulary is not None:
-        whole.get_text_config().vocab_size = vocabulary.whole
-    with torch.device("meta"):
-        return type(source)(whole), type(source)(whole_config(reloaded.config))
-
-
-def _train_seconds(trainer: Trainer) -> float:
+def train_seconds(trainer: Trainer) -> float:
+    """The time that the last training took."""
     seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     return float(seconds[-1]) if seconds else 0.0

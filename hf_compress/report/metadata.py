@@ -5,18 +5,20 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_compress.layers.grids import SCHEMES
+from hf_compress.models.sentences import SENTENCE_KINDS
 from hf_compress.report.author import author_metadata
 from hf_compress.report.markdown import one_line
 from hf_compress.report.phrases import metric_names, split_words, title
 from hf_compress.report.report import Report
 from hf_compress.report.scores import AGAINST_DENSE, is_share
-from hf_compress.report.snippets import has_javascript, is_sentence_model
+from hf_compress.report.snippets import has_javascript
 
 SENTENCES = "sentence-transformers"
 # Names of ours (or of the GLUE metric) for which the Hub has another id.
 HUB_METRICS = {"pearson": "pearsonr"}
 # All tags that a card of ours may have had.
 OWN_TAGS = ("hf-compress", "distillation", "pruning", "quantization", "onnx", "transformers.js", SENTENCES, *SCHEMES)
+OWN_TAGS += tuple(tag for kind in SENTENCE_KINDS.values() for tag in kind.tags)
 # Tasks for which the Hub shows a widget that takes one text.
 WIDGETS = ("text-classification", "token-classification", "fill-mask")
 
@@ -34,7 +36,7 @@ def metadata(report: Report) -> dict[str, Any]:
     data = ModelCardData(
         base_model=None if hub_id is None else one_line(hub_id),
         base_model_relation=None if hub_id is None else _relation(report),
-        library_name=SENTENCES if is_sentence_model(report) else "transformers",
+        library_name="transformers" if report.sentence_class is None else SENTENCES,
         pipeline_tag=one_line(report.pipeline_tag),
         datasets=None if dataset.hub_id is None else [one_line(dataset.hub_id)],
         metrics=[_hub_metric(name) for name in names] or None,
@@ -68,7 +70,8 @@ def _tags(report: Report) -> list[str]:
     tags = ["hf-compress", *(tag for method, tag in methods if method.enabled)]
     if recipe.quantization.enabled:
         tags += ["quantization", str(recipe.quantization.quant_scheme)]
-    tags += [SENTENCES, "sentence-similarity"] if is_sentence_model(report) else []
+    if report.sentence_class is not None:
+        tags += [SENTENCES, *SENTENCE_KINDS[report.sentence_class].tags]
     tags += ["onnx"] if "onnx" in report.formats else []
     return tags + (["transformers.js"] if has_javascript(report) else [])
 

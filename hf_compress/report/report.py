@@ -146,6 +146,7 @@ class Report:
         max_drop: how far the main metric may fall below the dense model (`--compress_max_drop`), in points, or None.
         verdict: "ACCEPT" or "REGRESSION"; None without a limit.
         reasons: what the verdict rests on, in sentences.
+        sentence_class: the class of sentence-transformers that loads the folder; None if none does.
         files: every file of the folder by its path, as `save_card` found it last. The report itself, the card and
             hidden files are left out; the card follows from the report.
         card_curve: the same for the picture of the training curve.
@@ -233,6 +234,7 @@ class Report:
     author: dict[str, Any] = field(default_factory=dict)
     failed_formats: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileFacts] = field(default_factory=dict)
+    sentence_class: str | None = None
 
     def __post_init__(self) -> None:
         for name, scores in (("dense", self.dense), ("teacher", self.teacher), ("compressed", self.compressed)):

@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_compress.checkpoint.reader import READER_NAME
 from hf_compress.export.formats import FORMATS
+from hf_compress.models.sentences import SENTENCE_KINDS
 from hf_compress.release import install_lines
 from hf_compress.report.report import Report
 
@@ -21,8 +22,6 @@ JAVASCRIPT = ("text-classification", "token-classification", "fill-mask")
 DECODER = "hf_compress.mjs"
 SAMPLE = "Put your text here."
 WIDE = 100
-# The file by which sentence-transformers knows its models.
-SENTENCE_MODULES = "modules.json"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,9 @@ class Snippet:
 
 def snippets(report: Report) -> list[Snippet]:
     """The code of the card: one piece for each way to use the model that its folder has the files for."""
-    return [*_sentences(report), _packed(report), *_alone(report), *_formats(report), *_javascript(report)]
+    if report.sentence_class is not None:
+        return [*_sentences(report), *_formats(report), *_in_backend(report)]
+    return [_packed(report), *_alone(report), *_formats(report), *_javascript(report)]
 
 
 def has_javascript(report: Report) -> bool:
@@ -68,23 +69,37 @@ def _packed(report: Report) -> Snippet:
     return Snippet("With hf_compress", install_lines(), _transformers(report, why))
 
 
-def is_sentence_model(report: Report) -> bool:
-    """Whether sentence-transformers loads the folder."""
-    return SENTENCE_MODULES in report.files
-
-
 def _sentences(report: Report) -> Iterator[Snippet]:
-    if not is_sentence_model(report):
-        return
+    """With sentence-transformers, which reads the packed file by this package or by the Python file in the folder."""
+    needs = "pip install sentence-transformers"
+    first = "import hf_compress  # makes Transformers read this file format"
+    yield Snippet("With sentence-transformers", f"{install_lines()}\n{needs}", _with_sentences(report, [first]))
+    if reads_itself(report):
+        code = _with_sentences(report, [], ", trust_remote_code=True")
+        yield Snippet("With sentence-transformers alone", f"{needs} zstandard", code)
+
+
+def _in_backend(report: Report) -> Iterator[Snippet]:
+    """With the backend of sentence-transformers for ONNX graphs, which lie where it looks."""
+    if "onnx" in report.formats:
+        path = FORMATS["onnx"].path.as_posix()
+        code = _with_sentences(report, [], f', backend="onnx", model_kwargs={{"file_name": "{path}"}}')
+        # Its library, optimum, says which version of Transformers it needs.
+        needs = 'pip install "sentence-transformers[onnx]"'
+        yield Snippet("With the ONNX backend of sentence-transformers", needs, code)
+
+
+def _with_sentences(report: Report, first: Sequence[str], more: str = "") -> str:
+    kind, sample = SENTENCE_KINDS[str(report.sentence_class)], _quoted(repr(SAMPLE))
+    given = f"predict([({sample}, {sample})])" if kind.scores_pairs else f"encode([{sample}])"
     lines = [
-        "import hf_compress  # makes Transformers read this file format",
-        "from sentence_transformers import SentenceTransformer",
+        *first,
+        f"from sentence_transformers import {kind.name}",
         "",
-        f"model = SentenceTransformer({_quoted(repr(report.hub_id or FOLDER))})",
-        f"print(model.encode([{_quoted(repr(SAMPLE))}]))",
+        f"model = {kind.name}({_quoted(repr(report.hub_id or FOLDER))}{more})",
+        f"print(model.{given})",
     ]
-    install = f"{install_lines()}\npip install sentence-transformers"
-    yield Snippet("With sentence-transformers", install, "\n".join(lines))
+    return "\n".join(lines)
 
 
 def _alone(report: Report) -> Iterator[Snippet]:
@@ -123,6 +138,8 @@ def _texts(report: Report) -> Sequence[str]:
     """The example, or words in its place."""
     if report.example is not None:
         return report.example.inputs
+    if report.sentence_class is not None:
+        return [SAMPLE] * (1 + SENTENCE_KINDS[report.sentence_class].scores_pairs)
     preprocessing = report.dataset.preprocessing
     return [SAMPLE] * (len(preprocessing.columns) if preprocessing is not None and preprocessing.kind == "text" else 1)
 
@@ -146,7 +163,7 @@ def _formats(report: Report) -> Iterator[Snippet]:
             lines.append("from huggingface_hub import snapshot_download")
         where = _quoted(repr(report.hub_id or FOLDER))
         folder = f"folder = {where if report.hub_id is None else f'snapshot_download({where})'}"
-        if kind.running and report.pipeline_tag in TEXT:
+        if kind.running and (report.pipeline_tag in TEXT or report.sentence_class is not None):
             lines.append("from transformers import AutoTokenizer")
             texts = ", ".join(_quoted(repr(text)) for text in _texts(report))
             use += [
@@ -160,6 +177,8 @@ def _formats(report: Report) -> Iterator[Snippet]:
 
 def _read_off(report: Report) -> str:
     """The line that says what the logits mean."""
+    if report.sentence_class is not None and not SENTENCE_KINDS[report.sentence_class].scores_pairs:
+        return "print(logits.shape)  # One vector for each token: the folder `1_Pooling` says how they become one."
     labels = [name for _, name in sorted((report.labels or {}).items())]
     names = f"[{', '.join(_quoted(repr(name)) for name in labels)}]"
     if report.head == "regression":

@@ -197,10 +197,12 @@ def test_compressed_tensors_needs_quantized_layers(tmp_path: Path, tiny_bert: Be
 
 
 @pytest.mark.slow
-def test_openvino_has_files_of_its_own(tmp_path: Path, tiny_bert: BertForSequenceClassification) -> None:
+@pytest.mark.parametrize("part", ["model", "body"])
+def test_openvino_has_files_of_its_own(part: str, tmp_path: Path, tiny_bert: BertForSequenceClassification) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("onnxscript")
-    folder = quantized(tiny_bert, tmp_path / "compressed", "int8")
+    model = tiny_bert if part == "model" else tiny_bert.bert
+    folder = quantized(model, tmp_path / "compressed", "int8")
     parity = write_formats(folder, ["openvino"])["openvino"]
     assert parity.deviation < 0.05
     assert written(folder) == ["openvino"]
@@ -208,7 +210,7 @@ def test_openvino_has_files_of_its_own(tmp_path: Path, tiny_bert: BertForSequenc
     alone = FORMATS["openvino"].read(folder / FORMATS["openvino"].path, reference)
     batch = next(random_batches(reference))
     with torch.no_grad():
-        torch.testing.assert_close(alone(**batch).logits, reference(**batch).logits, atol=0.01, rtol=0.05)
+        torch.testing.assert_close(alone(**batch)[0], reference(**batch)[0], atol=0.02, rtol=0.05)
     body = sum(parameter.numel() for parameter in reference.parameters())
     assert (folder / "openvino" / "openvino_model.bin").stat().st_size < 2 * body
 

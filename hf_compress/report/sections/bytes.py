@@ -3,6 +3,7 @@
 from typing import Any
 
 from hf_compress.models.kinds import WITHOUT_HEAD
+from hf_compress.models.sentences import SENTENCE_KINDS
 from hf_compress.report.markdown import Markdown
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
@@ -53,7 +54,10 @@ def values(report: Report) -> dict[str, Any]:
         {"name": "analytic", "bytes": size.analytic_bytes},
         {"name": "entropy bound", "bytes": size.entropy_bytes},
     ]
-    return {"sizes": rows, "outputs": "hidden states" if report.head == WITHOUT_HEAD.task else "logits"}
+    outputs = "hidden states" if report.head == WITHOUT_HEAD.task else "logits"
+    if report.sentence_class is not None and report.is_trained:
+        outputs = "scores" if SENTENCE_KINDS[report.sentence_class].scores_pairs else "embeddings"
+    return {"sizes": rows, "outputs": outputs}
 
 
 SECTION = Section("bytes", "Size", 15, values, TEMPLATE)

@@ -212,6 +212,8 @@ def _dense(report: Report) -> Markdown:
     name = f", {code(baseline.name)}" if baseline.name else ""
     trained = _length(baseline.epochs, baseline.steps)
     before = f" It had been trained for this task for {trained}." if trained else " It had a trained head for it."
+    if report.sentence_class is not None and not trained:
+        before = " It was trained before."
     own = report.hyperparameters.get("num_train_epochs")
     more = _length(own if isinstance(own, int | float) else None, report.train_steps)
     return Markdown(

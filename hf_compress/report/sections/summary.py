@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from hf_compress.models.kinds import WITHOUT_HEAD
+from hf_compress.models.sentences import SENTENCE_KINDS
 from hf_compress.report.descriptors import pattern
 from hf_compress.report.extra_set import on_extra, sharper
 from hf_compress.report.markdown import Markdown, code, listed, text
@@ -86,6 +87,9 @@ def _does(report: Report) -> Markdown:
     names = [code(name) for name in (report.labels or {}).values()]
     few = Markdown(f": {listed(names)}") if 0 < len(names) <= MOST_LABELS else ""
     classes = f"{len(names)} classes{few}" if names else "classes"
+    kind = SENTENCE_KINDS.get(report.sentence_class or "")
+    if kind is not None and not names:
+        return Markdown(kind.does)
     if report.head == "regression":
         return Markdown(f"This model gives {subject} a number.")
     if report.head == "sequence classification":

@@ -1,0 +1,193 @@
+"""The report on a run that trained a model of sentence-transformers: its own evaluators score all models."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from transformers import Trainer
+
+from hf_compress.distill.teacher import SELF
+from hf_compress.launch.comparisons import Comparisons
+from hf_compress.launch.reporting import Reporting
+from hf_compress.models.heads import bare, find_outputs
+from hf_compress.models.sentences import sentence_kind
+from hf_compress.models.targets import transformer
+from hf_compress.recipe import Recipe
+from hf_compress.report import dataset as dataset_facts
+from hf_compress.report import provenance
+from hf_compress.report.background import find_baseline, label_names, license_and_languages
+from hf_compress.report.course import emissions_kg, training_curves
+from hf_compress.report.divergence import PARITY, baseline, check_finite
+from hf_compress.report.evaluation import Origin, evaluate
+from hf_compress.report.facts import Baseline
+from hf_compress.report.measuring import train_seconds
+from hf_compress.report.predictions import COMPRESSED, DENSE, TEACHER
+from hf_compress.report.report import DatasetFacts, Report
+from hf_compress.report.scores import clean_scores
+from hf_compress.report.scores import main_metric as find_main_metric
+from hf_compress.report.sentence_measuring import (
+    Scored,
+    SentenceMeter,
+    apart,
+    dense_model,
+    loaded,
+    reported,
+    scored,
+)
+from hf_compress.report.sentence_rows import (
+    compared_texts,
+    evaluator_rows,
+    first_evaluator,
+    inputs_of,
+    primary_metric,
+)
+
+
+class SentenceReporting:
+    """The counterpart of `Reporting` for the trainers of sentence-transformers.
+
+    Args:
+        trainer: after training.
+        recipe: what the model was compressed by.
+        evaluation: arguments for `trainer.evaluate`.
+    """
+
+    def __init__(self, trainer: Trainer, recipe: Recipe, evaluation: Mapping[str, Any] | None) -> None:
+        self.trainer, self.recipe = trainer, recipe
+        self._arguments = dict(evaluation or {})
+        self._evaluates = cast(Any, trainer).evaluator is not None
+        rows = self._arguments.get("eval_dataset", trainer.eval_dataset)
+        self.obstacle = (
+            None
+            if self._evaluates or rows is not None
+            else "A report needs an `evaluator` or an `eval_dataset`: give the trainer one."
+        )
+
+    @contextmanager
+    def on_rows(self) -> Iterator[None]:
+        """Do nothing: evaluators have their own rows."""
+        yield
+
+    def batches(self) -> list[dict[str, Any]]:
+        """Return inputs of the Transformers model, to compare formats on."""
+        return list(inputs_of(bare(self.trainer.model), compared_texts(self.trainer)))
+
+    def report(
+        self,
+        folder: Path,
+        *,
+        dense: Mapping[str, float] | None,
+        base_model: str | None,
+        task: str | None,
+        dataset: DatasetFacts | None,
+        base_model_hub_id: str | None = None,
+        main_metric: str | None = None,
+        command: str | None = None,
+        author: Mapping[str, Any] | None = None,
+    ) -> Report:
+        """Measure the compressed model in `folder`, as `finish` says, and return the report. Collective."""
+        trainer, origin = self.trainer, getattr(self.trainer, "origin", None) or Origin.of(self.trainer.model)
+        model = loaded(bare(trainer.model), folder)
+        compressed = scored(trainer, model, self._arguments, COMPRESSED)
+        named = trainer.args.metric_for_best_model or primary_metric(trainer, compressed.scores)
+        main = main_metric or find_main_metric(compressed.scores, named)
+        texts = compared_texts(trainer)
+        parity = apart(bare(trainer.model), model, texts)
+        check_finite(trainer, model, {main: compressed.scores.get(main), PARITY: parity})
+        teacher = self._teacher()
+        given = None if dense is None else Scored(dict(clean_scores(dense)), None)
+        base = given or (teacher if self._is_own_teacher(origin) else self._dense(origin))
+        facts = dataset or self._rows(compressed)
+        name = base_model or origin.name
+        hub_id = base_model_hub_id or provenance.hub_id(name)
+        license, languages = license_and_languages(origin.folder if origin.name == name else None, hub_id, facts)
+        inner = bare(transformer(model))
+        head = find_outputs(inner)
+        return reported(
+            trainer,
+            folder,
+            self.recipe,
+            dense=base,
+            compressed=compressed,
+            model=model,
+            main=main,
+            uncut=getattr(trainer, "uncut", None),
+            teacher=None if teacher is None else baseline(teacher.scores, main, "teacher"),
+            base_model=name,
+            base_model_hub_id=hub_id,
+            base_model_revision=origin.revision if hub_id else None,
+            task=task or self._task(),
+            dataset=facts,
+            parity=parity,
+            parity_rows=len(texts),
+            train_seconds=train_seconds(trainer),
+            command=command,
+            labels=label_names(inner.config, head.classifies and head.descriptor.has_classes, trainer.train_dataset)
+            if (head.num_labels or 1) > 1
+            else None,
+            license=license,
+            languages=languages,
+            emissions_kg=emissions_kg(trainer),
+            baseline=find_baseline(origin) if given is None and base else Baseline(start=False) if given else None,
+            starts_trained=origin.trained and origin.name == name,
+            curves=training_curves(trainer.state.log_history, main),
+            author=dict(author or {}),
+        )
+
+    def meter(self, folder: Path, main_metric: str) -> SentenceMeter:
+        """Return what measures other formats of the compressed model in `folder` on the same rows."""
+        trainer = self.trainer
+        return SentenceMeter(
+            trainer,
+            loaded(bare(trainer.model), folder),
+            lambda: clean_scores(evaluate(trainer, self._arguments, COMPRESSED)),
+            main_metric,
+            compared_texts(trainer),
+        )
+
+    def _teacher(self) -> Scored | None:
+        """Return what is measured on the teacher; None without one, or if its classes have another order."""
+        teacher = getattr(self.trainer, "teacher", None)
+        if teacher is None or getattr(self.trainer, "_teacher_classes", None) is not None:
+            return None
+        return scored(self.trainer, cast(nn.Module, teacher), self._arguments, TEACHER)
+
+    def _is_own_teacher(self, origin: Origin) -> bool:
+        return self.recipe.distillation.distill_teacher == SELF and origin.trained
+
+    def _dense(self, origin: Origin) -> Scored | None:
+        model = dense_model(bare(self.trainer.model), origin)
+        return None if model is None else scored(self.trainer, model, self._arguments, DENSE)
+
+    def _rows(self, compressed: Scored) -> DatasetFacts:
+        """Return what is known about the rows: those of the evaluator, or else of the evaluation set."""
+        trainer, train = self.trainer, cast(Any, self.trainer.train_dataset)
+        first = next(iter(train.values())) if isinstance(train, Mapping) else train
+        found = dataset_facts.described(trainer, trainer.eval_dataset, first)
+        counted = sum(map(len, train.values())) if isinstance(train, Mapping) else found.train_rows
+        said = replace(
+            found,
+            train_rows=counted,
+            without_preprocessing="Evaluators of sentence-transformers read texts as they are.",
+        )
+        if not self._evaluates:
+            return said
+        rows = evaluator_rows(trainer) if compressed.outputs is None else compressed.outputs.rows
+        name = getattr(first_evaluator(trainer), "name", "") or "evaluator"
+        return replace(said, eval_split=name, eval_rows=rows, eval_split_rows=None)
+
+    def _task(self) -> str:
+        train = cast(Any, self.trainer.train_dataset)
+        return dataset_facts.task_of(next(iter(train.values())) if isinstance(train, Mapping) else train)
+
+
+def reporting_of(
+    trainer: Trainer, recipe: Recipe, evaluation: Mapping[str, Any] | None, comparisons: Comparisons
+) -> Reporting | SentenceReporting:
+    """Return what measures the models of a run, by the kind of model that `trainer` trains."""
+    if sentence_kind(bare(trainer.model)) is None:
+        return Reporting(trainer, recipe, evaluation, comparisons)
+    return SentenceReporting(trainer, recipe, evaluation)
