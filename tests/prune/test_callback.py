@@ -501,7 +501,7 @@ def test_every_option_can_be_given_on_the_command_line() -> None:
     assert arguments == PruningArguments(
         prune_sparsity=0.5, prune_scope="global", prune_exclude=["pooler", "query"], prune_every=3
     )
-    assert len(fields(arguments)) == 12
+    assert len(fields(arguments)) == 13
 
 
 def test_a_callback_without_a_sparsity_is_refused() -> None:
