@@ -120,7 +120,7 @@ def flags_of_script(path: Path) -> set[str]:
                 for line in node.body
                 if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
             }
-        elif isinstance(node, ast.Name) and node.id == "TrainingArguments":
+        elif isinstance(node, ast.Name) and node.id.endswith("TrainingArguments"):
             known |= {f"--{field.name}" for field in fields(TrainingArguments)} | {f"--{name}" for name in OURS}
     return known
 
