@@ -3,6 +3,7 @@
 import math
 from dataclasses import fields
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.utils import logging
 
@@ -47,6 +48,11 @@ def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
         )
     inner = bare(trainer.model)
     if sentence_kind(inner) is not None:
+        if any(isinstance(module, BaseTunerLayer) for module in inner.modules()):
+            raise ValueError(
+                f"A {type(inner).__name__} with an adapter (`add_adapter`) cannot be compressed. Train all its weights, "
+                "or merge the adapter first."
+            )
         place_of_transformer(inner)
         inner = bare(transformer(inner))
     if not isinstance(inner, PreTrainedModel):

@@ -34,9 +34,10 @@ def primary_metric(trainer: Any, scores: Mapping[str, float]) -> str | None:
 
 
 def evaluator_rows(trainer: Any) -> int:
-    """The number of rows of the evaluator: its longest list of texts; 0 if it has none."""
-    lists = vars(first_evaluator(trainer)).values() if trainer.evaluator is not None else ()
-    return max((len(one) for one in lists if isinstance(one, list | tuple)), default=0)
+    """The number of rows of the evaluator: its queries, or else its longest list of texts; 0 if it has none."""
+    values = {} if trainer.evaluator is None else vars(first_evaluator(trainer))
+    lists = {name: value for name, value in values.items() if isinstance(value, list | tuple)}
+    return len(lists["queries"]) if "queries" in lists else max(map(len, lists.values()), default=0)
 
 
 def outputs_of(trainer: Any, model: nn.Module) -> Outputs | None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import DatasetDict
+from peft import LoraConfig
 from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, Trainer
 
 from hf_compress import Recipe, compress, finish
@@ -132,6 +133,13 @@ def test_a_budget_holds_for_pairs_of_texts(bench: Bench) -> None:
     compress(run, plan).train()
     check(bench, run)
     assert (bench.folder / "run" / "compressed" / "model.safetensors").stat().st_size <= 30_000
+
+
+def test_an_adapter_is_refused_before_training(bench: Bench) -> None:
+    model = bench.embedder()
+    model.add_adapter(LoraConfig(task_type="FEATURE_EXTRACTION", r=2, target_modules=["query", "value"]))
+    with pytest.raises(ValueError, match=r"with an adapter \(`add_adapter`\) cannot be compressed"):
+        compress(bench.trainer("run", model), BOTH)
 
 
 def test_a_model_inside_a_router_is_refused(bench: Bench) -> None:
