@@ -50,8 +50,8 @@ def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
     if sentence_kind(inner) is not None:
         if any(isinstance(module, BaseTunerLayer) for module in inner.modules()):
             raise ValueError(
-                f"A {type(inner).__name__} with an adapter (`add_adapter`) cannot be compressed. Train all its weights, "
-                "or merge the adapter first."
+                f"A {type(inner).__name__} with an adapter (`add_adapter`) cannot be compressed. Train all its "
+                "weights, or merge the adapter first."
             )
         place_of_transformer(inner)
         inner = bare(transformer(inner))
