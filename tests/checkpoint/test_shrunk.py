@@ -104,6 +104,7 @@ def test_a_model_goes_from_training_to_file_to_training_to_graph(
     assert graphs[0] < graphs[1] - 8000, "a byte for each of 8,192 weights that are gone"
 
 
+@pytest.mark.slow
 def test_openvino_computes_a_smaller_model_at_any_length(
     make_bert: Callable[..., PreTrainedModel], train: Any, tmp_path: Path
 ) -> None:

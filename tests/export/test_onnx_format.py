@@ -375,11 +375,13 @@ def test_embeddings_of_four_bits_take_half_a_byte_each(exported: Callable[..., P
     assert sorted(pairs) == sorted([(40, 16), (32, 16), (2, 16)]), "words, positions and kinds of sentences"
 
 
+@pytest.mark.slow
 def test_rows_of_four_bits_may_be_uneven(tmp_path: Path) -> None:
     config = BertConfig(**SPECIAL, **{**SIZES, "hidden_size": 33, "num_attention_heads": 1})
     export_onnx(quantized(build(SEQUENCE, config), tmp_path / "compressed", *EMBEDDING4))
 
 
+@pytest.mark.slow
 def test_a_head_tied_to_embeddings_of_four_bits_shares_them(tmp_path: Path) -> None:
     folder = quantized(build(AutoModelForMaskedLM, BERT), tmp_path / "compressed", *EMBEDDING4)
     export_onnx(folder)
@@ -436,6 +438,7 @@ def test_scales_of_tokens_are_rounded_up_as_in_training() -> None:
     assert torch.equal(_rounded_up((values / 127).clamp(min=SMALLEST_SCALE)), expected)
 
 
+@pytest.mark.slow
 def test_openvino_computes_the_same_for_images(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     config = ViTConfig(**SMALL, image_size=8, patch_size=4)
@@ -454,7 +457,7 @@ def test_a_graph_names_the_input_that_a_batch_lacks(exported: Callable[..., Path
 @pytest.mark.parametrize(
     ("name", "config"),
     [
-        ("t5", T5Config(**SPECIAL, **T5)),
+        pytest.param("t5", T5Config(**SPECIAL, **T5), marks=pytest.mark.slow),
         pytest.param("bart", BartConfig(**SPECIAL, **BART), marks=pytest.mark.slow),
     ],
 )

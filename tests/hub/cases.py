@@ -102,7 +102,6 @@ CASES = (
         faults=always("/commit/", 500),
         over=BOTH,
         before=EMPTY,
-        quick=(LFS,),
     ),
     # Where it goes.
     done("private", "/me/x", arguments=("--private",), private=True),
