@@ -51,6 +51,14 @@ def log_first(owner: TrainerCallback) -> None:
         frame = frame.f_back
 
 
+def add_to_logs(logs: dict[str, Any], state: TrainerState, values: dict[str, Any]) -> None:
+    """Add `values` to the logs of training, in `on_log`. Logs without a loss, of an evaluation, stay as they are."""
+    if "loss" in logs:
+        logs.update(values)
+        for copied in state.log_history[-1:]:  # Trainer appends its copy before this event.
+            copied.update(values)
+
+
 @torch.no_grad()
 def refuse_diverged(model: nn.Module, state: TrainerState) -> None:
     """Refuse a trained model with parameters or ranges that are not finite. Collective.

@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_compress.callbacks import log_first, progress, refuse_diverged
+from hf_compress.callbacks import add_to_logs, log_first, progress, refuse_diverged
 from hf_compress.layers.lora import current_weight, merge_in_forward
 from hf_compress.layers.turning import maskable_layers
 from hf_compress.models.sharding import refuse_shards, reshard
@@ -210,11 +210,7 @@ class PruningCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add `sparsity`, the share of zeros among the weights that the pattern covers, to the logs of training."""
-        logs = kwargs["logs"]
-        if "loss" in logs:
-            logs["sparsity"] = self._sparsity
-            for copied in state.log_history[-1:]:  # Trainer appends its copy before this event.
-                copied["sparsity"] = self._sparsity
+        add_to_logs(kwargs["logs"], state, {"sparsity": self._sparsity})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

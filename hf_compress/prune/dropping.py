@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from hf_compress.callbacks import log_first, progress, refuse_diverged
+from hf_compress.callbacks import add_to_logs, log_first, progress, refuse_diverged
 from hf_compress.cut.depth import Depth, Rehearsal, rehearse
 from hf_compress.models.sharding import from_first, is_sharded, refuse_shards
 from hf_compress.models.skipping import skip, skipped_layers, unskip
@@ -126,11 +126,7 @@ class LayerDroppingCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add `layers`, the number of layers that are left, to the logs of training."""
-        logs = kwargs["logs"]
-        if "loss" in logs:
-            logs["layers"] = self._left
-            for copied in state.log_history[-1:]:  # Trainer appends its copy before this event.
-                copied["layers"] = self._left
+        add_to_logs(kwargs["logs"], state, {"layers": self._left})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.utils import logging
 
-from hf_compress.callbacks import log_first, progress, refuse_diverged
+from hf_compress.callbacks import add_to_logs, log_first, progress, refuse_diverged
 from hf_compress.layers.attention import round_attention
 from hf_compress.layers.lora import merge_in_forward
 from hf_compress.layers.rounded import CompressedLayer
@@ -199,9 +199,7 @@ class QuantizationCallback(TrainerCallback):
             added = {"quant_range_mean": float(widths.mean()), "quant_range_max": float(widths.max())}
         if skipped := int(self._skipped):
             added["quant_ranges_skipped"] = skipped
-        kwargs["logs"].update(added)
-        for copied in state.log_history[-1:]:  # Trainer appends its copy before this event.
-            copied.update(added)
+        add_to_logs(kwargs["logs"], state, added)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
