@@ -13,6 +13,7 @@ from hf_compress.launch.processes import on_first
 from hf_compress.models.heads import LABELS, bare, find_head
 from hf_compress.models.sentences import sentence_kind
 from hf_compress.report.control import HOW, ControlRun
+from hf_compress.report.sentence_rows import evaluator_rows
 from hf_compress.report.unseen import unseen_rows
 
 logger = logging.get_logger(__name__)
@@ -50,10 +51,10 @@ class Comparisons:
                 control is none or was measured on other rows.
         """
         changed = self
-        if sentence_kind(bare(trainer.model)) is not None and not (extra is None and control is None):
+        if sentence_kind(bare(trainer.model)) is not None and extra is not None:
             raise ValueError(
-                "`extra_eval_dataset` and `control` (`--compress_control`) compare predictions of `compute_metrics`; "
-                f"a {type(trainer).__name__} has evaluators instead. Leave them out, and give it several evaluators."
+                f"`extra_eval_dataset` is for trainers with `compute_metrics`; a {type(trainer).__name__} has "
+                "evaluators instead. Leave it out, and give the trainer several evaluators."
             )
         if extra is not None:
             _check_extra(trainer, extra, extra_rows)
@@ -92,13 +93,21 @@ def warn_of_taught(trainer: Trainer, rows: Any) -> None:
 def _read(trainer: Trainer, folder: str | Path) -> ControlRun:
     """Return the control in `folder`, which has as many rows as the evaluation set of `trainer`."""
     control = ControlRun.read(folder)
-    ours, rows = trainer.eval_dataset, control.main.outputs.rows
-    if isinstance(ours, Sized) and not isinstance(ours, Mapping) and len(ours) != rows:
+    ours, rows = _evaluated(trainer), control.main.outputs.rows
+    if ours not in (None, rows):
         raise ValueError(
-            f"`--compress_control` must be measured on the evaluation rows of this run, which are {len(ours):,}; "
+            f"`--compress_control` must be measured on the evaluation rows of this run, which are {ours:,}; "
             f"{folder} was measured on {rows:,}. {HOW}."
         )
     return control
+
+
+def _evaluated(trainer: Trainer) -> int | None:
+    """Return the number of rows that `trainer` evaluates on; None if it is not known."""
+    if sentence_kind(bare(trainer.model)) is not None:
+        return evaluator_rows(trainer) or None
+    rows = trainer.eval_dataset
+    return len(rows) if isinstance(rows, Sized) and not isinstance(rows, Mapping) else None
 
 
 def _check_extra(trainer: Trainer, rows: Any, indices: Sequence[int] | None) -> None:

@@ -19,6 +19,7 @@ from hf_compress.recipe import Recipe
 from hf_compress.report import dataset as dataset_facts
 from hf_compress.report import provenance
 from hf_compress.report.background import find_baseline, label_names, license_and_languages
+from hf_compress.report.control import ControlRun
 from hf_compress.report.course import emissions_kg, training_curves
 from hf_compress.report.divergence import PARITY, baseline, check_finite
 from hf_compress.report.evaluation import Origin, evaluate
@@ -53,10 +54,13 @@ class SentenceReporting:
         trainer: after training.
         recipe: what the model was compressed by.
         evaluation: arguments for `trainer.evaluate`.
+        control: the control, if there is one.
     """
 
-    def __init__(self, trainer: Trainer, recipe: Recipe, evaluation: Mapping[str, Any] | None) -> None:
-        self.trainer, self.recipe = trainer, recipe
+    def __init__(
+        self, trainer: Trainer, recipe: Recipe, evaluation: Mapping[str, Any] | None, control: ControlRun | None
+    ) -> None:
+        self.trainer, self.recipe, self._control = trainer, recipe, control
         self._arguments = dict(evaluation or {})
         self._evaluates = cast(Any, trainer).evaluator is not None
         rows = self._arguments.get("eval_dataset", trainer.eval_dataset)
@@ -115,6 +119,7 @@ class SentenceReporting:
             model=model,
             main=main,
             uncut=getattr(trainer, "uncut", None),
+            control=None if self._control is None else self._control.main,
             teacher=None if teacher is None else baseline(teacher.scores, main, "teacher"),
             base_model=name,
             base_model_hub_id=hub_id,
@@ -190,4 +195,4 @@ def reporting_of(
     """Return what measures the models of a run, by the kind of model that `trainer` trains."""
     if sentence_kind(bare(trainer.model)) is None:
         return Reporting(trainer, recipe, evaluation, comparisons)
-    return SentenceReporting(trainer, recipe, evaluation)
+    return SentenceReporting(trainer, recipe, evaluation, comparisons.control)

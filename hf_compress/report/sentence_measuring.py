@@ -18,13 +18,13 @@ from hf_compress.models.heads import bare, find_outputs
 from hf_compress.models.sentences import around
 from hf_compress.models.targets import transformer
 from hf_compress.report import provenance
-from hf_compress.report.comparing import with_intervals
+from hf_compress.report.comparing import OTHER_CONTROL, ControlRows, are_paired, with_intervals
 from hf_compress.report.describing import described, shapes_of
 from hf_compress.report.divergence import PARITY, baseline, finite_scores
 from hf_compress.report.evaluation import Origin, evaluate, evaluating
 from hf_compress.report.format_facts import failing_late
 from hf_compress.report.outputs import Outputs
-from hf_compress.report.predictions import COMPRESSED, DENSE, save_predictions
+from hf_compress.report.predictions import COMPRESSED, CONTROL, DENSE, save_predictions
 from hf_compress.report.report import FormatFacts, Report
 from hf_compress.report.scores import clean_scores
 from hf_compress.report.sentence_rows import answers, outputs_of
@@ -113,6 +113,7 @@ def reported(
     model: nn.Module,
     main: str,
     uncut: Any,
+    control: ControlRows | None,
     **facts: Any,
 ) -> Report:
     """Return the report of the model in `folder`, and write the answers to the rows there.
@@ -125,6 +126,7 @@ def reported(
         model: that one, as loaded.
         main: the score that stands for the task.
         uncut: the configuration of the model before it was cut; None if it was not.
+        control: what the control answered; None if there is none.
         facts: further arguments of `described`.
     """
     inner = cast(PreTrainedModel, transformer(model))
@@ -144,17 +146,28 @@ def reported(
         dense_shapes=shapes_of(source, inner, recipe, uncut=uncut),
         **facts,
     )
-    return _with_rows(report, folder, dense, compressed) if trainer.is_world_process_zero() else report
+    return _with_rows(report, folder, dense, compressed, control) if trainer.is_world_process_zero() else report
 
 
-def _with_rows(report: Report, folder: Path, dense: Scored | None, compressed: Scored) -> Report:
+def _with_rows(
+    report: Report, folder: Path, dense: Scored | None, compressed: Scored, control: ControlRows | None
+) -> Report:
     """Return the report with intervals, if the rows can be told apart."""
     if compressed.outputs is None:
-        return replace(report, without_interval=dict.fromkeys(report.compressed, UNREAD))
-    outputs = {DENSE: None if dense is None else dense.outputs, COMPRESSED: compressed.outputs}
+        without = dict.fromkeys(report.compressed, UNREAD)
+        return replace(report, without_interval=without, without_control=None if control is None else UNREAD)
+    if control is not None and not are_paired(control.outputs, compressed.outputs):
+        report, control = replace(report, without_control=OTHER_CONTROL), None
+    outputs = {
+        DENSE: None if dense is None else dense.outputs,
+        CONTROL: None if control is None else control.outputs,
+        COMPRESSED: compressed.outputs,
+    }
     known = {name: found for name, found in outputs.items() if found is not None}
     kept = save_predictions(folder, np.arange(compressed.outputs.rows), known)
-    return with_intervals(replace(report, predictions=kept), compressed.outputs, outputs[DENSE], report.labels or {})
+    report = replace(report, predictions=kept, control=None if control is None else control.facts)
+    names = report.labels or {}
+    return with_intervals(report, compressed.outputs, outputs[DENSE], names, control=outputs[CONTROL])
 
 
 @dataclass(frozen=True)

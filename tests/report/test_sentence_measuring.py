@@ -116,6 +116,34 @@ def test_a_reranker_of_classes_has_intervals(bench: Any) -> None:
     assert head["pipeline_tag"] == "text-ranking" and "reranker" in head["tags"]
 
 
+def test_a_control_is_compared_row_by_row(embedded: tuple[Any, Report, Path, Any]) -> None:
+    """A training without any method, on the same rows, gives the paired difference that the gate's reader needs."""
+    run, _, folder, bench = embedded
+
+    def trained(name: str, plan: Recipe, **more: Any) -> Report:
+        model = library.SentenceTransformer(str(bench.folder / "start"), device="cpu")
+        trainer = compress(bench.trainer(name, model, evaluator=run.evaluator), plan, **more)
+        trainer.train()
+        report = finish(trainer)
+        assert report is not None
+        return report
+
+    control = trained("control", Recipe())
+    compared = trained("compared", BOTH, control=bench.folder / "control")
+    main = compared.main_metric
+    assert compared.control is not None and compared.control.scores == control.compressed
+    difference = compared.control.comparison[main]
+    assert difference.value == pytest.approx(compared.compressed[main] - control.compressed[main])
+    assert difference.low <= difference.value <= difference.high and difference.low < difference.high
+    columns = read_predictions(bench.folder / "compared" / "compressed")
+    assert np.array_equal(columns["control"], read_predictions(bench.folder / "control" / "compressed")["compressed"])
+    with pytest.raises(ValueError, match=r"must be a training without any method; the model in"):
+        compress(bench.trainer("again", evaluator=run.evaluator), BOTH, control=folder)
+    few = EmbeddingSimilarityEvaluator(*(texts[:8] for texts in bench.texts), list(range(8)), name="dev")
+    with pytest.raises(ValueError, match=r"evaluation rows of this run, which are 8; .* was measured on 32"):
+        compress(bench.trainer("fewer", evaluator=few), BOTH, control=bench.folder / "control")
+
+
 def test_rows_of_other_kinds_are_refused_before_training(bench: Any) -> None:
     with pytest.raises(ValueError, match="has evaluators instead"):
         compress(bench.trainer("run"), BOTH, extra_eval_dataset=bench.pairs)
