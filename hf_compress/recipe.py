@@ -16,6 +16,7 @@ from hf_compress.documents import read_document
 from hf_compress.goals import BudgetArguments, SpeedArguments
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.heads import bare
+from hf_compress.models.naming import save_hub_names, save_own_names
 from hf_compress.models.targets import undeclared_ties, whole
 from hf_compress.options import warn_idle
 from hf_compress.prune.allotment import SpeedGoal
@@ -260,6 +261,7 @@ class RecipeCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Compare the recipe with that of the checkpoint, and have it written into later checkpoints."""
+        save_own_names(whole(kwargs["model"]))
         self._refuse_undeclared_ties(kwargs["model"])
         self._refuse_rounding_model(kwargs["model"])
         planned = self.recipe.to_dict()
@@ -305,6 +307,7 @@ class RecipeCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Fail if the final model is not finite."""
+        save_hub_names(whole(kwargs["model"]))
         if not state.is_hyper_param_search:
             refuse_diverged(whole(kwargs["model"]), state)
 
