@@ -20,7 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from hf_compress.cut.vocabulary import keep_tokens
 from hf_compress.distill.finite import refuse_broken
 from hf_compress.folders import is_repository, local_folder
-from hf_compress.models.classes import class_order, has_default_labels
+from hf_compress.models.classes import class_names, class_order, has_default_labels
 from hf_compress.models.examples import fits, pools_by_padding
 from hf_compress.models.heads import Head, bare, find_head, has_own_forward
 from hf_compress.options import as_flag, changed
@@ -294,7 +294,7 @@ def match_teacher(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     order = class_order(student_config, teacher_config)
     if order is not None:
         return None if order == sorted(order) else order
-    names = [list(config.id2label.values()) for config in (student_config, teacher_config)]
+    names = [class_names(config) for config in (student_config, teacher_config)]
     if has_default_labels(student_config) or has_default_labels(teacher_config):
         logger.warning(
             f"Some labels have default names: the student's labels {names[0]} are matched with the teacher's "

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.descriptor import Format
 from hf_compress.export.parity import load
-from hf_compress.export.plain import copy_tokenizer, plain_model, widths_refusal
+from hf_compress.export.plain import copy_processor, plain_model, widths_refusal
 from hf_compress.extras import extra
 from hf_compress.layers.affine import affine_parameters
 from hf_compress.layers.grids import Grid, Grids, symmetric_scale
@@ -56,7 +56,7 @@ def write_compressed_tensors(folder: Path, path: Path) -> None:
     compressor.compress_model(model)
     model.save_pretrained(path)
     compressor.update_config(str(path))
-    copy_tokenizer(folder, path)
+    copy_processor(folder, path)
 
 
 def _refusal(recipe: Recipe) -> str:

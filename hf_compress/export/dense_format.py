@@ -5,7 +5,7 @@ from pathlib import Path
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.descriptor import Format
 from hf_compress.export.parity import load
-from hf_compress.export.plain import copy_tokenizer, plain_model, widths_refusal
+from hf_compress.export.plain import copy_processor, plain_model, widths_refusal
 from hf_compress.layers.grids import Grids
 from hf_compress.recipe import Recipe
 
@@ -31,7 +31,7 @@ def write_dense(folder: Path, path: Path) -> None:
     if grids is not None and _rounds_inputs(grids):
         raise ValueError(ROUNDS)
     plain_model(packed, OPTION).save_pretrained(path)
-    copy_tokenizer(folder, path)
+    copy_processor(folder, path)
 
 
 def _refusal(recipe: Recipe) -> str:

@@ -39,13 +39,15 @@ class Format:
             `{auto_class}` stands for the model's auto class. Empty if it is not for Python.
         refusal: takes a recipe and returns why the format cannot hold a model of it, in sentences, or "". It is asked
             before training.
+        unfit: as `refusal`, for a model.
         native: as `read`, but with the fastest kernels of the machine, which saturate on x86 CPUs without VNNI. None
             if `read` uses them.
         exact: the option of the runtime that avoids such kernels, for users of the format.
         errors: modules with the exception classes of its libraries that are no built-in exceptions.
         runtime: its heading on the card. The default is the name.
         install: the packages that users of the format install, for the card.
-        running: lines of Python that run it on `inputs`, which a tokenizer returned, and set `logits`, for the card.
+        running: lines of Python that run it on `inputs`, which a tokenizer or processor returned, and set `logits`,
+            for the card. `{missing}` stands for what an input that is not among them gets, behind a comma.
         tensors: what the tokenizer returns for them, as its `return_tensors`.
 
     Example:
@@ -63,6 +65,7 @@ class Format:
     card: str
     loading: str
     refusal: Callable[[Recipe], str] = lambda recipe: ""
+    unfit: Callable[[PreTrainedModel], str] = lambda model: ""
     native: Callable[[Path, PreTrainedModel], nn.Module] | None = None
     exact: str = ""
     runtime: str = ""
@@ -114,6 +117,8 @@ class Format:
         if self.write is None:
             raise ValueError(f"`{self.name}` is written by `save_compressed`. Call that to write it.")
         reference = load(folder)
+        if said := self.unfit(reference):
+            raise ValueError(said)
         self.write(folder, path)
         compared = list(itertools.islice(random_batches(reference) if batches is None else batches, BATCHES))
         parity = check_parity(reference, self.read(path, reference), compared, self.name)

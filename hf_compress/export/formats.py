@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from hf_compress.export.compressed_tensors_format import COMPRESSED_TENSORS
 from hf_compress.export.dense_format import DENSE
 from hf_compress.export.descriptor import Batches, Format
@@ -52,6 +54,26 @@ def check_recipe(names: Sequence[str], recipe: Recipe) -> None:
     """
     for kind in exported(names):
         if said := kind.refusal(recipe):
+            raise ValueError(said)
+
+
+def check_model(names: Sequence[str], model: PreTrainedModel) -> None:
+    """Check at the start of a run that the formats can hold a model.
+
+    Args:
+        names: keys of `FORMATS`.
+
+    Raises:
+        ValueError: one cannot.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from hf_compress.export.formats import check_model
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> check_model(["packed", "onnx"], BertModel(BertConfig(vocab_size=9, **sizes)))
+    """
+    for kind in exported(names):
+        if said := kind.unfit(model):
             raise ValueError(said)
 
 

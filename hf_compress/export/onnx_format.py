@@ -107,6 +107,23 @@ def require_onnx() -> None:
         import onnxscript  # noqa: F401
 
 
+def headless(model: PreTrainedModel, name: str) -> str:
+    """Return why the graph `name` cannot hold a model whose outputs are unknown, or "" if they are known.
+
+    Example:
+        >>> from transformers import BertConfig, BertForNextSentencePrediction
+        >>> from hf_compress.export.onnx_format import headless
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> headless(BertForNextSentencePrediction(BertConfig(vocab_size=9, **sizes)), "onnx").partition(".")[0]
+        '`--compress_formats onnx` needs to know the outputs of the model'
+    """
+    try:
+        find_outputs(model)
+    except ValueError as error:
+        return f"`--compress_formats {name}` needs to know the outputs of the model. {error} Or leave the format out."
+    return ""
+
+
 ONNX = Format(
     name="onnx",
     path=PATH,
@@ -123,8 +140,9 @@ session = onnxruntime.InferenceSession(folder + "/onnx/model_quantized.onnx")"""
     runtime="ONNX Runtime",
     install="onnxruntime transformers",
     running="""\
-feeds = {node.name: inputs.get(node.name, 0 * inputs["input_ids"]) for node in session.get_inputs()}
+feeds = {node.name: inputs.get(node.name{missing}) for node in session.get_inputs()}
 logits = session.run(None, feeds)[0]""",
+    unfit=lambda model: headless(model, "onnx"),
     exact="the session option `{}` set to {}".format(*ONNX_RUNTIME_EXACT),
     errors=("onnxruntime.capi.onnxruntime_pybind11_state",),
 )

@@ -47,8 +47,8 @@ def plain_model(model: PreTrainedModel, option: str) -> PreTrainedModel:
     return plain
 
 
-def copy_tokenizer(folder: Path, target: Path) -> None:
-    """Copy the files of the tokenizer from `folder` to `target`."""
-    for word in ("token", "vocab", "merges", "spiece", "sentencepiece"):
+def copy_processor(folder: Path, target: Path) -> None:
+    """Copy the files of the tokenizer, image processor or feature extractor from `folder` to `target`."""
+    for word in ("token", "vocab", "merges", "spiece", "sentencepiece", "processor"):
         for path in folder.glob(f"*{word}*"):
             shutil.copy(path, target)

@@ -49,7 +49,9 @@ class RuntimeModel(nn.Module):
         given = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         main = given[next(name for name in self.inputs if name not in FILLS)]
         feeds = {name: given[name] if name in given else self._filled(name, main, given) for name in self.inputs}
-        arrays = self.run({name: value.cpu().numpy() for name, value in feeds.items()})
+        # Feature extractors make masks of 32 bits. Graphs take integers of 64 bits.
+        wide = {name: value if value.is_floating_point() else value.long() for name, value in feeds.items()}
+        arrays = self.run({name: value.cpu().numpy() for name, value in wide.items()})
         logits = {
             name: torch.from_numpy(np.array(array)).to(main.device)
             for name, array in zip(self.outputs, arrays, strict=True)
@@ -68,7 +70,9 @@ class RuntimeModel(nn.Module):
             return _shifted_right(given["labels"], self.config)
         if name not in FILLS:
             raise ValueError(f"The graph needs `{name}`, which the batch lacks. Add it to the batch.")
-        return torch.full(main.shape, FILLS[name], dtype=torch.long, device=main.device)
+        # A mask has no place for the bins of a spectrogram.
+        shape = main.shape if main.dtype == torch.long else main.shape[:2]
+        return torch.full(shape, FILLS[name], dtype=torch.long, device=main.device)
 
 
 def _shifted_right(labels: Tensor, config: PreTrainedConfig) -> Tensor:

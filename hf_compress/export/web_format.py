@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from hf_compress.checkpoint.config import METHOD
 from hf_compress.checkpoint.files import packed_tensors
 from hf_compress.export.descriptor import Format
-from hf_compress.export.onnx_format import ONNX, graph_of, require_onnx
+from hf_compress.export.onnx_format import ONNX, graph_of, headless, require_onnx
 from hf_compress.export.runtimes import in_onnx_runtime
 from hf_compress.export.web_parts import Part, find_parts, places
+from hf_compress.models.heads import find_outputs
 from hf_compress.packing.packed import Packed
 from hf_compress.recipe import Recipe
 
@@ -126,6 +127,18 @@ def _refusal(recipe: Recipe) -> str:
     return ""
 
 
+def _unfit(model: PreTrainedModel) -> str:
+    if said := headless(model, "web"):
+        return said
+    head = find_outputs(model)
+    if not head.takes_text:
+        return (
+            f"`--compress_formats web` is for models that read text; this {type(model).__name__} reads "
+            f"`{head.main_input}`. Write `onnx`, which browsers run as well."
+        )
+    return ""
+
+
 WEB = Format(
     name="web",
     path=PATH,
@@ -140,4 +153,5 @@ WEB = Format(
     exact=ONNX.exact,
     errors=ONNX.errors,
     refusal=_refusal,
+    unfit=_unfit,
 )

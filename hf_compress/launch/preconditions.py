@@ -36,8 +36,8 @@ def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
     """Check that `trainer` can compress by `recipe`.
 
     Raises:
-        ValueError: it compresses already, its model is not a Transformers model, its rows are tokenized although the
-            vocabulary is to be cut, or one of its arguments is text in place of a number.
+        ValueError: it compresses already, its model is not a Transformers model, the vocabulary is to be cut although
+            the rows are tokenized or no text, or one of its arguments is text in place of a number.
     """
     _check_numbers(trainer.args)
     present = recipe_of(trainer)
@@ -60,6 +60,11 @@ def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
             "Only models of Transformers and sentence-transformers can be saved and reported on; this "
             f"{type(trainer).__name__} trains a {type(inner).__name__}. In code, pass `callbacks=recipe.callbacks()` "
             "to the Trainer, and call `save_compressed` with the Transformers model inside."
+        )
+    if recipe.vocabulary.enabled and inner.main_input_name != "input_ids":
+        raise ValueError(
+            f"`--compress_vocabulary` removes tokens, and this {type(inner).__name__} reads "
+            f"`{inner.main_input_name}`. Leave it out."
         )
     if recipe.vocabulary.enabled and VocabularyFacts.of(inner.config) is None:
         raise ValueError(

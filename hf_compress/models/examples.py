@@ -35,8 +35,8 @@ def input_names(model: PreTrainedModel, main_input: str, decodes: bool) -> list[
             wanted.remove("decoder_input_ids")
     else:
         wanted = {main_input}
-        # Speech models that normalise groups of the waveform are trained with zeros as padding and without a mask.
-        if main_input == "input_features" or getattr(model.config, "feat_extract_norm", None) == "layer":
+        # A mask of ones is the same as none, so a graph with a mask serves scripts that train with it or without.
+        if main_input == "input_features" or hasattr(model, "_get_feature_vector_attention_mask"):
             wanted.add("attention_mask")
     return [name for name in parameters if name in wanted]
 
@@ -113,7 +113,11 @@ def random_batch(
         return {name: known.get(name, ids) for name in names}
     row = SHAPES[main_input](model.config, shape[-1])
     values = torch.randn(shape[0], *row, generator=draw)
-    batch = {main_input: values, "attention_mask": torch.ones(values.shape[:2], dtype=torch.long)}
+    batch = {main_input: values}
+    if "attention_mask" in names:
+        mask = batch["attention_mask"] = torch.ones(values.shape[:2], dtype=torch.long)
+        mask[1:, max(row[0] // 2, SHAPES[main_input](model.config, 1)[0]) :] = 0  # One frame at least stays.
+        values[mask == 0] = 0.0
     return {name: batch[name] for name in names}
 
 

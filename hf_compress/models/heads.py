@@ -111,7 +111,7 @@ class Head:
     def example_batch(self, model: nn.Module, rows: int = 2, length: int = 8, seed: int = 0) -> dict[str, Tensor]:
         """Return random inputs for `model`, on the CPU and without labels.
 
-        Every row of text but the first is half padding.
+        Every row but the first is half padding, if the model takes an `attention_mask`.
 
         Args:
             rows: the rows of the batch.

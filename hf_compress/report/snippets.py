@@ -9,6 +9,7 @@ from hf_compress.checkpoint.reader import READER_NAME
 from hf_compress.export.formats import FORMATS
 from hf_compress.models.sentences import SENTENCE_KINDS
 from hf_compress.release import install_lines
+from hf_compress.report.reading import PICTURE, READING, SOUND
 from hf_compress.report.report import Report
 
 FOLDER = "path/to/this/folder"
@@ -17,7 +18,7 @@ WITHOUT_PIPELINE = ("multiple-choice", "question-answering", "text2text-generati
 # Tasks that read one text, and what the card calls the pipeline.
 TEXT = {"text-classification": "classify", "token-classification": "tag", "fill-mask": "fill", "text-generation": "go"}
 # The same for files.
-FILES = {"image-classification": "picture.jpg", "audio-classification": "sound.wav"}
+FILES = {"image-classification": PICTURE, "audio-classification": SOUND}
 JAVASCRIPT = ("text-classification", "token-classification", "fill-mask")
 DECODER = "hf_compress.mjs"
 SAMPLE = "Put your text here."
@@ -168,10 +169,15 @@ def _formats(report: Report) -> Iterator[Snippet]:
             texts = ", ".join(_quoted(repr(text)) for text in _texts(report))
             use += [
                 f'inputs = AutoTokenizer.from_pretrained(folder)({texts}, return_tensors="{kind.tensors}")',
-                kind.running,
+                kind.running.replace("{missing}", ', 0 * inputs["input_ids"]'),
                 _read_off(report),
             ]
-        install = f"pip install {kind.install}" if kind.install else ""
+        read = READING.get(report.pipeline_tag)
+        if kind.running and read is not None:
+            lines += read.imports
+            use += [*read.code(kind.tensors), kind.running.replace("{missing}", ""), _read_off(report)]
+        needs = f"{kind.install} {read.install}" if kind.install and read is not None else kind.install
+        install = f"pip install {needs}" if needs else ""
         yield Snippet(f"With {kind.runtime or kind.name}", install, "\n".join([*_sorted(lines), "", folder, *use]))
 
 

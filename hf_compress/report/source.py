@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub import constants
 
 # `load_dataset("csv", data_files=...)` and similar calls name the dataset after its format.
-FORMATS = ("csv", "json", "parquet", "text", "arrow", "generator", "pandas", "webdataset", "imagefolder")
+FORMATS = {"csv", "json", "parquet", "text", "arrow", "generator", "pandas", "webdataset"}
+FORMATS |= {"imagefolder", "audiofolder"}
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

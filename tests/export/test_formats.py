@@ -9,18 +9,22 @@ from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    BertForNextSentencePrediction,
     BertForSequenceClassification,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
+    ViTForImageClassification,
 )
 
 from hf_compress.export.descriptor import Format
-from hf_compress.export.formats import FORMATS, check_formats, help_of_formats, write_formats, written
+from hf_compress.export.formats import FORMATS, check_formats, check_model, help_of_formats, write_formats, written
 from hf_compress.export.parity import load, random_batches
 from hf_compress.launch.arguments import CompressionArguments
 from hf_compress.launch.flags import take_flags
 from hf_compress.launch.run import compress, finish
+from tests.invariants.test_heads import vit
 from tests.made_up_formats import register
 from tests.quantized import quantized
 
@@ -244,3 +248,16 @@ def test_openvino_stores_integers_by_output_and_changes_no_bit(
     batch = next(random_batches(reference))
     both = [FORMATS["openvino"].read(file, reference)(**batch).logits for file in (path, as_onnx)]
     assert torch.equal(*both)
+
+
+def test_formats_that_cannot_hold_a_model_are_refused_by_name(tiny_bert: PreTrainedModel) -> None:
+    images = ViTForImageClassification(vit())
+    check_model(list(FORMATS), tiny_bert)
+    check_model(["onnx", "openvino", "dense"], images)
+    with pytest.raises(ValueError, match=r"`--compress_formats web` is for .*reads `pixel_values`. Write `onnx`"):
+        check_model(["web"], images)
+    unknown = BertForNextSentencePrediction(tiny_bert.config)
+    for name in ("onnx", "web", "openvino"):
+        with pytest.raises(ValueError, match=f"`--compress_formats {name}` needs to know the outputs"):
+            check_model(["packed", name], unknown)
+    check_model(["packed", "dense"], unknown)

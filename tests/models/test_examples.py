@@ -70,8 +70,7 @@ CASES = [
     (AutoModelForImageClassification, ConvNextConfig(depths=[1] * 4, hidden_sizes=[8] * 4), ["pixel_values"]),
     (AutoModelForImageClassification, ResNetConfig(depths=[1], hidden_sizes=[8]), ["pixel_values"]),
     (AutoModelForImageClassification, CLIPConfig(**CLIP), ["pixel_values"]),
-    (AutoModelForAudioClassification, Wav2Vec2Config(**WAVE), ["input_values"]),
-    (AutoModelForAudioClassification, Wav2Vec2Config(**WAVE, feat_extract_norm="layer"), None),
+    (AutoModelForAudioClassification, Wav2Vec2Config(**WAVE), ["input_values", "attention_mask"]),
     (AutoModelForAudioClassification, ASTConfig(**VIT, max_length=32, num_mel_bins=16), ["input_values"]),
     (AutoModelForAudioClassification, WhisperConfig(**WHISPER), ["input_features"]),
     (
@@ -83,15 +82,29 @@ CASES = [
 
 
 @pytest.mark.parametrize(("auto_class", "config", "names"), CASES, ids=lambda value: getattr(value, "model_type", ""))
-def test_an_example_batch_is_what_the_model_reads(auto_class: Any, config: Any, names: list[str] | None) -> None:
+def test_an_example_batch_is_what_the_model_reads(auto_class: Any, config: Any, names: list[str]) -> None:
     model = auto_class.from_config(config).eval()
     head = find_head(model)
     batch = head.example_batch(model, rows=3, length=6, seed=1)
-    assert list(batch) == head.inputs(model) == (names or ["input_values", "attention_mask"])
+    assert list(batch) == head.inputs(model) == names
     assert head.rows(batch) == 3
     assert head.takes_text == ("input_ids" in batch)
     with torch.no_grad():
         assert all(logits.isfinite().all() and len(logits) == 3 for logits in head.logits(model(**batch)))
+
+
+def test_sounds_are_padded_as_texts_are() -> None:
+    model = AutoModelForAudioClassification.from_config(Wav2Vec2Config(**WAVE, apply_spec_augment=False)).eval()
+    head = find_head(model)
+    for length in (1, 6):
+        batch = head.example_batch(model, rows=2, length=length)
+        own = int(batch["attention_mask"][1].sum())
+        assert batch["attention_mask"][0].all() and not batch["input_values"][1, own:].any()
+        assert 0 < own <= batch["input_values"].shape[1] // (1 if length == 1 else 2)
+        with torch.no_grad():
+            alone = model(**batch).logits[1]
+            unmasked = model(batch["input_values"]).logits[1]
+        assert alone.isfinite().all() and (length == 1) == torch.equal(alone, unmasked)
 
 
 def test_an_example_batch_follows_its_seed(tiny_bert: Any) -> None:
