@@ -229,9 +229,9 @@ export class Packed {
         this.step = view.getUint32(20, true);
         this.shape = Array.from({ length: dimensions }, (_, axis) => view.getUint32(HEAD + 4 * axis, true));
         this.count = this.shape.reduce((product, size) => product * size, 1);
-        const columns = dimensions ? this.shape[dimensions - 1] : 1;
-        const { group, step, count } = this;
-        const scaled = this.kind === "int8" && dimensions === 2 && 0 < group && group <= columns && step % columns === 0;
+        this.columns = this.shape.slice(1).reduce((product, size) => product * size, 1);
+        const { group, step, count, columns } = this;
+        const scaled = this.kind === "int8" && dimensions > 1 && 0 < group && group <= columns && step % columns === 0;
         const ordered = order === 0 || (scaled && columns % group === 0);
         if (step < 1 || (group && !scaled) || (this.transposed && dimensions !== 2) || !ordered)
             throw fail("its head contradicts itself: it is damaged");
@@ -256,14 +256,14 @@ export class Packed {
     }
 
     #read() {
-        const { name, kind, width, shape, group, transposed, count, step } = this;
+        const { name, kind, width, shape, group, transposed, count, step, columns } = this;
         if (crc32(this.data.subarray(12), crc32(new TextEncoder().encode(name))) !== this.checksum)
             throw new PackedError("its checksum does not match: the file is damaged, download it again");
         const sections = new Sections(this.data.subarray(HEAD + 4 * shape.length));
         let scales = null;
         let places = null;
         if (group) {
-            const halves = new Uint16Array(sections.planes(shape[0] * Math.ceil(shape[1] / group), 2).buffer);
+            const halves = new Uint16Array(sections.planes(shape[0] * Math.ceil(columns / group), 2).buffer);
             if (halves.some((half) => half === 0 || half >= INFINITE))
                 throw new PackedError("a scale is not a positive number: it is damaged");
             scales = upperHalves(halves);
@@ -483,7 +483,8 @@ function constant(part, tensor) {
 function scaled({ values, scales, shape, group }) {
     if (!scales) return values instanceof Float32Array ? values : Float32Array.from(/** @type {any} */ (values), Number);
     const products = new Float32Array(values.length);
-    const [rows, columns] = shape;
+    const rows = shape[0];
+    const columns = rows ? values.length / rows : 0;
     const groups = Math.ceil(columns / group);
     for (let row = 0, at = 0; row < rows; row++)
         for (let column = 0; column < columns; column++, at++)

@@ -12,7 +12,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_compress.layers.grids import BITS, Grid, Grids
 from hf_compress.layers.steps import STEP_BITS, has_steps
-from hf_compress.models.targets import LayerKind
+from hf_compress.models.layer_kinds import CONVOLUTIONS, LayerKind
 
 METHOD = "hf_compress"
 FORMAT_VERSION = 5
@@ -37,7 +37,8 @@ class CompressionConfig(QuantizationConfigMixin):
         widths: outputs and inputs of the linear layers that have fewer than the rest of `config.json` says, by name.
         version: of the format. Any other version is refused.
         run: how loading treats the integers. "dense" gives floating-point weights, which can be trained again.
-            "int8" keeps integers in a quarter of the memory, for inference. It is not stored in the file: pass it as
+            "int8" keeps integers in a quarter of the memory, for inference; convolutions are computed in floating
+            point all the same, from weights that are. It is not stored in the file: pass it as
             `from_pretrained(..., quantization_config=CompressionConfig(run="int8"))`.
         cache: whether to keep a decoded copy on the disk, which later loads map into memory. By default the
             environment variable `HF_COMPRESS_CACHE` decides. It is not stored in the file either.
@@ -144,6 +145,10 @@ class CompressionConfig(QuantizationConfigMixin):
         grid = self.grids.of(layer == "embedding")
         return replace(grid, bits=self.bits[name]) if name in self.bits else grid
 
+    def keeps_integers(self, layer: LayerKind) -> bool:
+        """Return whether quantized layers of this kind keep their integers in memory when loaded."""
+        return self.run == "int8" and layer not in CONVOLUTIONS
+
     def layer_grids(self, kinds: Mapping[str, LayerKind]) -> dict[str, tuple[Grid | None, Grid | None]]:
         """Return the grids of weight and input of the layers that compute on grids when loaded, by name.
 
@@ -152,8 +157,8 @@ class CompressionConfig(QuantizationConfigMixin):
         """
         found: dict[str, tuple[Grid | None, Grid | None]] = {}
         for name, layer_kind in kinds.items():
-            inputs = None if self.grids is None or layer_kind == "embedding" else self.grids.activation
-            weights = self.grid(name, layer_kind) if self.run == "dense" else None
+            inputs = None if self.grids is None else self.grids.of_input(layer_kind)
+            weights = None if self.keeps_integers(layer_kind) else self.grid(name, layer_kind)
             if weights is not None or inputs is not None:
                 found[name] = weights, inputs
         return found

@@ -118,7 +118,7 @@ class PackedTensor:
         self.order, self.group, self.step = rest
         check(magic == b"HFC%d" % FORMAT_VERSION, f"{name!r} begins with {magic!r}")
         check(zlib.crc32(data[12:], zlib.crc32(name.encode())) == self.checksum, f"the checksum of {name!r} differs")
-        check(self.step > 0 and (not self.group or (kind == 0 and dimensions == 2)), f"{name!r} contradicts itself")
+        check(self.step > 0 and (not self.group or (kind == 0 and dimensions > 1)), f"{name!r} contradicts itself")
         self.rest, self.turned = Bytes(data[HEAD.size :]), bool(turned)
         self.stored_shape = tuple(self.rest.number() for _ in range(dimensions))
         self.shape = self.stored_shape[::-1] if turned else self.stored_shape
@@ -128,7 +128,7 @@ class PackedTensor:
         """Return the weight: the stored values, times their scales in float32 if there are any."""
         rest, size, numel = self.rest, self.dtype.itemsize, math.prod(self.stored_shape)
         if self.group:
-            rows, width = self.stored_shape
+            rows, width = self.stored_shape[0], math.prod(self.stored_shape[1:])
             bits = rest.planes(rows * -(-width // self.group), 2)
             check(bool(((bits > 0) & (bits < 0x7F80)).all()), "a scale is not a positive number")
             keys = rest.section(len(bits)) if self.order == 2 else bits
@@ -141,7 +141,7 @@ class PackedTensor:
         weight = torch.from_numpy(values).view(self.dtype).reshape(self.stored_shape)
         if self.group:
             spread = np.repeat(scales.reshape(rows, -1), self.group, axis=1)[:, :width]
-            weight = weight.float().mul_(torch.from_numpy(spread))
+            weight = weight.float().mul_(torch.from_numpy(spread).view(self.stored_shape))
         return weight.t().contiguous() if self.turned else weight
 
 
@@ -307,8 +307,8 @@ class PackedQuantizer(HfQuantizer):
         scheme: dict[str, Any] = fields["scheme"] or {}
         inputs, products = scheme.get("activation") or {}, scheme.get("attention") or {}
         for name in fields["quantized"] if inputs else ():
-            if not isinstance(layers[name], nn.Embedding):
-                ends = self.ranges[name + RANGE] if inputs["per"] == "tensor" else None
+            if not isinstance(layers[name], (nn.Embedding, *(nn.Conv1d, nn.Conv2d) * (inputs["per"] == "token"))):
+                ends = self.ranges[name + RANGE] if inputs["per"] == "tensor" else None  # Convolutions lack tokens.
                 layers[name].register_forward_pre_hook(Rounding(inputs["bits"], ends).hook)
         for name in fields.get("attention", ()):
             ranges = {one: self.ranges[f"{name}.operands.{one}{RANGE}"] for one in OPERANDS[:3]}

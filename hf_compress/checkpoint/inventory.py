@@ -14,7 +14,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from hf_compress.checkpoint.config import METHOD, CompressionConfig
 from hf_compress.checkpoint.files import located, printable, safetensors_file
 from hf_compress.checkpoint.quantizer import CompressionQuantizer
-from hf_compress.models.targets import kind, model_class, part
+from hf_compress.models.layer_kinds import kind
+from hf_compress.models.targets import model_class, part
 from hf_compress.packing.coding import CODECS, entropy_bytes
 from hf_compress.packing.packed import Packed
 
@@ -173,7 +174,7 @@ def _packed_facts(packed: Packed, model: PreTrainedModel, config: CompressionCon
     if scale is not None and config.grids is not None and owner in config.quantized:
         bits = config.grid(owner, kind(model.get_submodule(owner)) or "linear").bits
         if config.steps:
-            sensitivity = _sensitivity(scale, packed.shape[1])
+            sensitivity = _sensitivity(scale, packed.width)
     if scale is not None:
         bound = entropy_bytes(values) + 2 * scale.numel()
     else:

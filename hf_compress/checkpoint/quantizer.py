@@ -25,8 +25,8 @@ from hf_compress.layers.attention import range_owners
 from hf_compress.layers.grids import Grid, from_integers, to_integers
 from hf_compress.layers.integer import Integer
 from hf_compress.layers.rounded import RANGE, CompressedLayer, integers_of, step_of
+from hf_compress.models.layer_kinds import LayerKind, as_rows, from_rows, kind
 from hf_compress.models.sharding import whole_on_first
-from hf_compress.models.targets import LayerKind, kind
 from hf_compress.packing.packed import Packed, pack, set_seal
 
 
@@ -146,8 +146,9 @@ class CompressionQuantizer(HfQuantizer):
                 layer_kind = kind(module) or "linear"
                 grid = config.grid(layer, layer_kind)
                 integers, scale = self._integers(tensor, module, layer_kind, grid)
-                group, transposed = grid.group_size, layer_kind == "conv1d"
-                state[name] = pack(integers, name, scale, group, transposed)
+                transposed = layer_kind == "conv1d"
+                shaped = integers if transposed else from_rows(integers, layer_kind, tensor.shape)
+                state[name] = pack(shaped, name, scale, grid.group_size, transposed)
             else:
                 # A masked negative weight is -0.0, and its sign bit would be stored. Adding zero makes it 0.0.
                 masked = leaf == "weight" and layer in config.pruned
@@ -171,7 +172,7 @@ class CompressionQuantizer(HfQuantizer):
     def _integers(self, weight: Tensor, layer: nn.Module, layer_kind: LayerKind, grid: Grid) -> tuple[Tensor, Tensor]:
         if isinstance(layer, Integer):
             return layer.rows().contiguous(), layer.weight_scale
-        rows = weight.t() if layer_kind == "conv1d" else weight
+        rows = as_rows(weight, layer_kind)
         if isinstance(layer, CompressedLayer) and layer.rounded:
             rows = rows.to(layer.rounded)
         step = step_of(layer)
@@ -221,7 +222,8 @@ class CompressionQuantizer(HfQuantizer):
         return (lambda: finish().t().contiguous()) if tensor.transposed else finish
 
     def keeps_integers(self, tensor: Packed) -> bool:
-        return tensor.group > 0 and self.quantization_config.run == "int8"
+        """Return whether `tensor` holds integers that stay such in memory. Those of convolutions have no two sides."""
+        return tensor.group > 0 and self.quantization_config.run == "int8" and len(tensor.shape) == 2
 
     def checked(self, model: PreTrainedModel, paths: Sequence[Path]) -> dict[str, Packed]:
         """Return the opened tensors of the files that belong to the model, by name.

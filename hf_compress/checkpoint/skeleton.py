@@ -12,7 +12,7 @@ from hf_compress.layers.attention import restore_attention
 from hf_compress.layers.integer import Loaded, keep_integers, note
 from hf_compress.layers.loaded import keep_compression, restore_layers
 from hf_compress.layers.rounded import RANGE
-from hf_compress.models.targets import LayerKind, kind
+from hf_compress.models.layer_kinds import LayerKind, kind
 from hf_compress.models.widths import resize
 
 
@@ -60,10 +60,11 @@ class Skeleton:
         """Attach to the layer of the weight `name` what is known of its integers."""
         owner = name.removesuffix(".weight")
         layer = self.layers[owner]
-        if self.config.run == "dense":
-            layer.__dict__["loaded_scale"] = scale
+        layer_kind = kind(layer) or "linear"
+        if self.config.keeps_integers(layer_kind):
+            note(layer, Loaded(scale, self.config.grid(owner, layer_kind), self.expected[name][0]))
         else:
-            note(layer, Loaded(scale, self.config.grid(owner, kind(layer) or "linear"), self.expected[name][0]))
+            layer.__dict__["loaded_scale"] = scale
 
     def drop_ranges(self) -> None:
         """Remove the ranges of inputs, which `take` will bring: two numbers cost as much to load as a weight."""
@@ -84,8 +85,8 @@ class Skeleton:
         if self.config.run == "int8":
             _check_one_device(self.model)
             keep_integers(self.model)
-        else:
-            keep_compression(self.layers, self.config.pruned, steps=self.config.steps)
+        pruned = self.config.pruned if self.config.run == "dense" else ()
+        keep_compression(self.layers, pruned, steps=self.config.steps)
 
     def _device_of(self, name: str) -> torch.device:
         """Return the device of the module `name`: that of a weight in it, or else in the module around it."""

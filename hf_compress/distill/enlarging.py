@@ -20,6 +20,7 @@ from hf_compress.distill.sharing import SharingSampler
 from hf_compress.distill.teacher_only import AUGMENTED, COLUMN, OPTIONS, TeacherOnlyCollator
 from hf_compress.distill.words import Vocabulary
 from hf_compress.models.heads import LABELS, Head, bare
+from hf_compress.models.targets import token_embedding
 
 logger = logging.get_logger(__name__)
 
@@ -166,10 +167,7 @@ def _embeddings(teacher: PreTrainedModel) -> Tensor:
     Raises:
         ValueError: it has none, or they are stored as integers.
     """
-    try:
-        weight = getattr(teacher.get_input_embeddings(), "weight", None)
-    except NotImplementedError:
-        weight = None
+    weight = getattr(token_embedding(teacher), "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
         raise ValueError(
             f"{OPTIONS} need a teacher with one embedding for each token, in floating point; "

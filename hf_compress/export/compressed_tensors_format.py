@@ -15,7 +15,7 @@ from hf_compress.extras import extra
 from hf_compress.layers.affine import affine_parameters
 from hf_compress.layers.grids import Grid, Grids, symmetric_scale
 from hf_compress.layers.turning import compressed_layers
-from hf_compress.models.targets import kind
+from hf_compress.models.layer_kinds import kind
 from hf_compress.recipe import Recipe
 
 # The format's signed integers are ours less this.

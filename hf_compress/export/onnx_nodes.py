@@ -1,7 +1,7 @@
 """The quantized layers of an ONNX graph: integers, scales, and the operators between them."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
 
@@ -15,8 +15,9 @@ from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.layers.affine import affine_parameters
 from hf_compress.layers.attention import OPERANDS, Operand, Probabilities
 from hf_compress.layers.grids import SMALLEST_SCALE, Grid
-from hf_compress.layers.rounded import LAYERS, CompressedLayer, integers_of, plain_class, step_of
-from hf_compress.models.targets import LayerKind, Target, kind, tied
+from hf_compress.layers.rounded import CompressedLayer, integers_of, plain_class, step_of
+from hf_compress.models.layer_kinds import CONVOLUTIONS, LAYER_KINDS, LayerKind, kind
+from hf_compress.models.targets import Target, tied
 
 # Marks an operator whose integers are stored in four bits, a type that torch lacks.
 NARROW = {"hf_compress.bits": "4"}
@@ -41,6 +42,11 @@ class GraphLayer(nn.Module):
     fits_nibble: bool
 
     @property
+    def stored(self) -> Tensor:
+        """The integers."""
+        return self.weight
+
+    @property
     def narrow(self) -> bool:
         """Whether the integers are stored in four bits. Kernels that multiply integers read eight."""
         multiplied = isinstance(self, GraphLinear) and self.weight_grid.per == "row"
@@ -61,10 +67,10 @@ class GraphLayer(nn.Module):
         scale = self.weight_scale
         return torch.onnx.ops.symbolic(
             "DequantizeLinear",
-            (self.weight, scale),
+            (self.stored, scale),
             attributes,
             dtype=torch.float32,
-            shape=self.weight.shape,
+            shape=self.stored.shape,
             metadata_props=NARROW if self.narrow else None,
         )
 
@@ -97,6 +103,32 @@ class GraphLinear(GraphLayer, nn.Linear):
             "MatMulInteger", (integers, self.weight, *zeros), dtype=torch.int32, shape=shape
         )
         return sums.float() * scale * self.weight_scale
+
+
+class _GraphConvolution(GraphLayer):
+    """Base of convolutions. Their weight has its own shape, or one row per output channel if groups share scales."""
+
+    # Models cast pixels to the dtype of `weight`, which therefore stays floating point, without values.
+    integers: Tensor
+    whole: torch.Size  # Of the weight.
+
+    @property
+    def stored(self) -> Tensor:
+        return self.integers
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.input_grid is not None:
+            input = _fake_quantized(input, self.input_scale, self.input_zero)
+        weight = self.float_weight(axis=1 if self.weight_grid.per == "group" else 0)
+        return cast(Any, self)._conv_forward(input, weight.view(self.whole), self.bias)
+
+
+class GraphConvolution1d(_GraphConvolution, nn.Conv1d):
+    """A convolution over positions, in floating point on dequantized inputs and weights."""
+
+
+class GraphConvolution2d(_GraphConvolution, nn.Conv2d):
+    """A convolution over an image, as `GraphConvolution1d`."""
 
 
 class GraphTiedLinear(GraphLayer, nn.Linear):
@@ -167,6 +199,8 @@ def to_graph_layers(model: PreTrainedModel, config: CompressionConfig) -> None:
         weight = target.weight
         if id(weight) not in turned:  # Tied layers share one tensor.
             grid = config.grid(target.name, target.kind)
+            if target.kind in CONVOLUTIONS and target.as_rows(weight).shape[1] <= (grid.group_size or 0):
+                grid = replace(grid, per="row", group_size=None)  # One group is the whole row.
             integers, scale = _integers(target, grid, as_rows)
             # By the values: with fixed steps, the integers of a tensor may be far smaller than its grid allows.
             fits = bool((integers >= -NIBBLE).all() and (integers < NIBBLE).all())
@@ -193,9 +227,9 @@ def _turn_operands(attention: nn.Module) -> None:
 
 
 def _integers(target: Target, grid: Grid, as_rows: bool) -> tuple[Tensor, Tensor]:
-    rows = target.weight.detach()
-    rows = rows.t() if target.kind == "conv1d" else rows
-    integers, scale = integers_of(rows, grid, step_of(target.module))
+    integers, scale = integers_of(target.as_rows(target.weight.detach()), grid, step_of(target.module))
+    if target.kind in CONVOLUTIONS:
+        return (integers, scale) if grid.per == "group" else (target.from_rows(integers), scale.reshape(-1).clone())
     if grid.per == "group":
         return integers.t().contiguous(), scale.t().contiguous()
     return (integers if as_rows else integers.t().contiguous()), scale.reshape(-1).clone()
@@ -213,11 +247,19 @@ def _turn(target: Target, stored: Stored) -> None:
     plain = cast(Hashable, plain_class(type(layer)) if isinstance(layer, CompressedLayer) else type(layer))
     if target.kind == "embedding":
         expanded = stored.fits_nibble and stored.integers.dtype == torch.int8
-        layer.__class__ = _embedding_class(plain, GraphTiedEmbedding if expanded else GraphEmbedding)
+        layer.__class__ = _with_own_forward(plain, GraphTiedEmbedding if expanded else GraphEmbedding)
+    elif target.kind in CONVOLUTIONS:
+        cast(_GraphConvolution, layer).whole = target.weight.shape
+        two = target.kind == "convolution2d"
+        layer.__class__ = _with_own_forward(plain, GraphConvolution2d if two else GraphConvolution1d)
     else:
         layer.__class__ = GraphTiedLinear if target.shares_embedding else GraphLinear
-    del layer._parameters["weight"]
-    layer.register_buffer("weight", stored.integers)
+    if target.kind in CONVOLUTIONS:
+        layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        layer.register_buffer("integers", stored.integers)
+    else:
+        del layer._parameters["weight"]
+        layer.register_buffer("weight", stored.integers)
     layer.register_buffer("weight_scale", stored.scale)
     assert isinstance(layer, GraphLayer)
     layer.weight_grid, layer.input_grid, layer.fits_nibble = stored.grid, input_grid, stored.fits_nibble
@@ -231,8 +273,8 @@ def _turn(target: Target, stored: Stored) -> None:
 
 
 @cache
-def _embedding_class(plain: type[nn.Module], ours: type[GraphEmbedding]) -> type[nn.Module]:
-    if plain in (nn.Embedding, LAYERS["embedding"]):
+def _with_own_forward(plain: type[nn.Module], ours: type[GraphLayer]) -> type[nn.Module]:
+    if plain in LAYER_KINDS:
         return ours
     # Our class comes last, so that `super().forward` of Bart's embeddings calls it.
     return type(f"Graph{plain.__name__}", (plain, ours), {})

@@ -106,7 +106,8 @@ def _taken(packed: Packed, take: str) -> np.ndarray:
         values = values.float()
     if take == "weight":
         assert scale is not None
-        values = values.float() * scale.repeat_interleave(packed.group, 1)[:, : values.shape[1]]
+        spread = scale.repeat_interleave(packed.group, 1)[:, : packed.width]
+        values = values.float() * spread.reshape(values.shape)
     return values.numpy()
 
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from hf_compress.models.layer_kinds import CONVOLUTIONS, LayerKind
+
 # The smallest scale. A row with a smaller one is practically zero, and division by this one is finite.
 SMALLEST_SCALE = 1e-30
 # Legal bits of a weight with one scale per row: one bit has no positive integer, and a byte holds eight bits.
@@ -46,10 +48,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Grids:
-    """The grids of linear weights, of embeddings and of the inputs of linear layers; None means floating point.
+    """The grids of weights, of embeddings and of the inputs of layers; None means floating point.
 
-    `attention` is the grid of the operands of the products inside attention: queries, keys, values and probabilities.
-    `config.json` of a compressed model stores these fields.
+    A row of a convolution is all weights of one output channel. The inputs of convolutions, which have no tokens, are
+    rounded where a tensor has one range. `attention` is the grid of the operands of the products inside attention:
+    queries, keys, values and probabilities. `config.json` of a compressed model stores these fields.
 
     Example:
         >>> from hf_compress.layers import Grid, Grids
@@ -65,6 +68,18 @@ class Grids:
     def of(self, embedding: bool) -> Grid:
         """Return the grid of an embedding's weight, or of any other weight."""
         return self.embedding if embedding else self.weight
+
+    def of_input(self, layer: LayerKind) -> Grid | None:
+        """Return the grid of the input of a kind of layer, or None if it stays in floating point.
+
+        Example:
+            >>> from hf_compress.layers import SCHEMES
+            >>> dynamic = SCHEMES["int8-dynamic"]
+            >>> dynamic.of_input("linear").per, dynamic.of_input("convolution2d"), dynamic.of_input("embedding")
+            ('token', None, None)
+        """
+        tokens = self.activation is not None and self.activation.per == "token"
+        return None if layer == "embedding" or (tokens and layer in CONVOLUTIONS) else self.activation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,8 @@
-"""The layers of a model loaded with `run="int8"`: their weights stay integers in memory."""
+"""The layers of a model loaded with `run="int8"`: their weights stay integers in memory.
+
+Convolutions do not: no fast product of integers is there for them, and models cast pixels to the dtype of their
+weight.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_compress.layers.affine import affine_parameters, to_affine_integers
+from hf_compress.layers.compressed import (
+    CompressedConv1D,
+    CompressedEmbedding,
+    CompressedLinear,
+)
 from hf_compress.layers.grids import Grid, from_integers, symmetric_scale, to_integers
-from hf_compress.layers.rounded import CompressedConv1D, CompressedEmbedding, CompressedLayer, CompressedLinear
+from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.layers.turning import turn
-from hf_compress.models.targets import LayerKind, kind
+from hf_compress.models.layer_kinds import LayerKind, as_rows, from_rows, kind
 
 # Rows per multiplication: few enough that their sums stay in the cache.
 BLOCK = 512
@@ -43,11 +52,12 @@ class Integer(CompressedLayer):
 
     def rows(self) -> Tensor:
         """Return the integers with one row per output or vocabulary entry."""
-        return self.weight
+        return as_rows(self.weight, self.layer_kind)
 
     def dense_weight(self, dtype: torch.dtype) -> Tensor:
         """Return the weight that `run="dense"` loads, bit for bit."""
-        return from_integers(self.rows(), self.weight_scale, self.integer_grid).to(dtype)
+        rows = from_integers(self.rows(), self.weight_scale, self.integer_grid).to(dtype)
+        return from_rows(rows, self.layer_kind, self.weight.shape).contiguous()
 
     def keep(self, loaded: Loaded) -> None:
         """Store what belongs to the integers."""
@@ -140,12 +150,6 @@ class IntegerLinear(_Product, CompressedLinear):
 
 class IntegerConv1D(_Product, CompressedConv1D):
     """GPT-2's linear layer on integers."""
-
-    def rows(self) -> Tensor:
-        return self.weight.t()
-
-    def dense_weight(self, dtype: torch.dtype) -> Tensor:
-        return super().dense_weight(dtype).t().contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.multiplies(x):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hf_compress.layers.grids import Grid
 from hf_compress.layers.rounded import CompressedLayer, version_of
 from hf_compress.layers.turning import turn
-from hf_compress.models.targets import kind
+from hf_compress.models.layer_kinds import kind
 
 
 def restore_layers(layers: Mapping[str, nn.Module], grids: Mapping[str, tuple[Grid | None, Grid | None]]) -> None:

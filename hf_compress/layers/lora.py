@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.layers.turning import compressed_layers
-from hf_compress.models.targets import kind
+from hf_compress.models.layer_kinds import kind
 
 STATE = "compression"
 PREFIX = "base_model.model."  # PEFT puts it in front of the names of the model.

@@ -1,4 +1,4 @@
-"""Compressed layers: linear layers and embeddings that compute with masked weights, or with numbers on grids."""
+"""The base of compressed layers, which compute with masked weights, or with numbers on grids."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, Self, cast
@@ -6,8 +6,6 @@ from typing import Any, Self, cast
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
 from hf_compress.layers.affine import (
     Bounds,
@@ -20,7 +18,7 @@ from hf_compress.layers.affine import (
 from hf_compress.layers.grids import Grid, fake_quantize_symmetric, symmetric_scale, to_integers
 from hf_compress.layers.shared_inputs import Siblings
 from hf_compress.layers.steps import fake_quantize_steps, to_steps
-from hf_compress.models.targets import LAYER_KINDS, LayerKind
+from hf_compress.models.layer_kinds import LAYER_KINDS, LayerKind, as_rows, from_rows
 
 RANGE = "input_range"
 # Buffers that stay float32 when the model is cast.
@@ -43,6 +41,7 @@ class CompressedLayer(nn.Module):
     its weight was changed, so saving stores exactly the weights that it computes with.
     """
 
+    layer_kind: LayerKind  # Of all layers of the class.
     weight: Tensor
     weight_grid: Grid | None
     input_grid: Grid | None
@@ -114,11 +113,6 @@ class CompressedLayer(nn.Module):
         return self.quantizing and seen and (self.step is None or bool(self.step.all()))
 
     @property
-    def row_dim(self) -> int:
-        """The dimension of the weight that counts output features or tokens."""
-        return 0
-
-    @property
     def step(self) -> Tensor | None:
         """The fixed step of each row, of shape (rows, 1), in float32; None if scales follow the largest weights."""
         return self._buffers.get("weight_step")
@@ -163,12 +157,14 @@ class CompressedLayer(nn.Module):
         return rounded
 
     def rounded_weight(self) -> Tensor:
-        """Return the weight as a matrix of rows, on its grid once rounding has begun."""
+        """Return the weight, on its grid once rounding has begun."""
         weight = self.masked(self.weight)
         if not self.quantizing or self.plain or self.weight_grid is None or self.is_on_grid():
             return weight
-        self.rounded = weight.dtype
-        return self._rounded_rows(weight, weight)
+        self.rounded, layer = weight.dtype, self.layer_kind
+        rows = self._rounded_rows(as_rows(weight, layer), weight)
+        # Contiguous like the stored weight: another layout may change the last bit of the product.
+        return from_rows(rows, layer, weight.shape).contiguous()
 
     def rounded_input(self, values: Tensor) -> Tensor:
         """Return the input, observed while ranges move, on its grid once rounding has begun."""
@@ -235,49 +231,6 @@ class CompressedLayer(nn.Module):
         self.step_range = seen
 
 
-class CompressedLinear(CompressedLayer, nn.Linear):
-    """A linear layer with its weight, and its input if the scheme says so, on grids."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(self.rounded_input(input), self.rounded_weight(), self.bias)
-
-
-class CompressedConv1D(CompressedLayer, Conv1D):
-    """GPT-2's linear layer, whose weight has shape (inputs, outputs), on grids."""
-
-    bias: Tensor
-    nf: int
-
-    @property
-    def row_dim(self) -> int:
-        return 1
-
-    def rounded_weight(self) -> Tensor:
-        weight = self.masked(self.weight)
-        if not self.quantizing or self.plain or self.weight_grid is None or self.is_on_grid():
-            return weight
-        self.rounded = weight.dtype
-        # Contiguous like the stored weight: another layout may change the last bit of the product.
-        return self._rounded_rows(weight.t(), weight).t().contiguous()
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = self.rounded_input(x).reshape(-1, x.shape[-1])
-        return torch.addmm(self.bias, rows, self.rounded_weight()).view(*x.shape[:-1], self.nf)
-
-
-class CompressedEmbedding(CompressedLayer, nn.Embedding):
-    """An embedding that returns its rows on their grid. Only the rows looked up are rounded."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        rows = super().forward(input)
-        if not self.quantizing or self.plain or self.weight_grid is None or self.is_on_grid():
-            return rows
-        self.rounded = rows.dtype
-        if self.step is not None:
-            return fake_quantize_steps(rows, F.embedding(input, self.step.to(rows.device)))
-        return fake_quantize_symmetric(rows, self.weight_grid)
-
-
 def integers_of(rows: Tensor, grid: Grid, step: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return int8 integers of the weight `rows` and their float32 scales: fixed steps, or those of `grid`."""
     if step is not None:
@@ -306,14 +259,9 @@ def _remembers(seen: Tensor) -> bool:
     return not (seen.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-LAYERS: dict[LayerKind, type[CompressedLayer]] = {
-    "linear": CompressedLinear,
-    "conv1d": CompressedConv1D,
-    "embedding": CompressedEmbedding,
-}
-
-
 def plain_class(layer_class: type[CompressedLayer]) -> type[nn.Module]:
     """Return the class of the layer that was turned into `layer_class`."""
-    plain = {LAYERS[layer_kind]: known for known, layer_kind in LAYER_KINDS.items()}
-    return plain[layer_class] if layer_class in plain else layer_class.__bases__[0]
+    first = cast(type[nn.Module], layer_class.__bases__[0])
+    if not issubclass(first, CompressedLayer):
+        return first  # A class of Transformers, whose own `forward` stays.
+    return next(known for known, layer_kind in LAYER_KINDS.items() if layer_kind == layer_class.layer_kind)

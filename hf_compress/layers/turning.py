@@ -11,11 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_compress.layers.bits import weight_grids
+from hf_compress.layers.compressed import LAYERS
 from hf_compress.layers.grids import Grid, Grids
-from hf_compress.layers.rounded import LAYERS, CompressedLayer
+from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.layers.shared_inputs import Siblings
 from hf_compress.layers.steps import has_steps
-from hf_compress.models.targets import LayerKind, Target, named_modules, quantizable, tied
+from hf_compress.models.layer_kinds import LayerKind
+from hf_compress.models.targets import Target, named_modules, quantizable, tied
 
 
 def quantize_layers(
@@ -52,14 +54,14 @@ def quantize_layers(
     grids = {id(target.weight): grid for target, grid in weight_grids(targets, scheme, bits)}
     layers = []
     for target in targets + tied(model, targets):
-        input_grid = None if target.shares_embedding else scheme.activation
+        input_grid = None if target.shares_embedding else scheme.of_input(target.kind)
         layers.append(turn(target.module, target.kind, grids[id(target.weight)], input_grid))
         layers[-1].siblings = siblings
         known = layers[-1].step
         if not steps and known is not None and not (has_steps(scheme) and not bits and bool(known.all())):
             layers[-1].keep_step(None)
         elif steps and known is None:
-            layers[-1].keep_step(torch.zeros(layers[-1].weight.shape[layers[-1].row_dim], 1))
+            layers[-1].keep_step(torch.zeros(target.weight.shape[target.row_dim], 1))
     turned = {id(layer) for layer in layers}
     for layer in compressed_layers(model).values():
         if id(layer) not in turned and layer.weight_grid is not None:

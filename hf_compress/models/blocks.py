@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_compress.models.groups import GroupKind, Groups, NoGroups, Part, Side
+from hf_compress.models.layer_kinds import CONVOLUTIONS
 from hf_compress.models.targets import Target, named_modules, prunable, unadapted
 
 # What families call the layers of a feed-forward block: those that compute the neurons, and the one that reads them.
@@ -80,7 +81,7 @@ def find_groups(
         [['self', 'query'], ['self', 'key'], ['self', 'value'], ['output', 'dense']]
     """
     base = unadapted(model)
-    targets = {target.name: target for target in prunable(model, exclude)}
+    targets = {one.name: one for one in prunable(model, exclude) if one.kind not in CONVOLUTIONS}
     modules = dict(named_modules(base))
     found: list[Groups] = []
     for kind, names in (("heads", _ATTENTION), ("neurons", _FEED_FORWARD)):

@@ -220,7 +220,7 @@ def refuse_shards(model: nn.Module, weights: Mapping[str, Tensor], option: str) 
     meshes = [weight.device_mesh if isinstance(weight, DTensor) else None for weight in weights.values()]
     for (name, weight), mesh in zip(weights.items(), meshes, strict=True):
         if mesh is None:
-            fits, how = weight.ndim == 2 and weight.numel() > 0, f"of shape {tuple(weight.shape)}"
+            fits, how = weight.ndim > 1 and weight.numel() > 0, f"of shape {tuple(weight.shape)}"
         else:
             assert isinstance(weight, DTensor)
             *replicas, rows = weight.placements

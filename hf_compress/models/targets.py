@@ -13,12 +13,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from transformers import AutoConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hf_compress.models.kinds import HEADLESS
-
-LayerKind = Literal["linear", "conv1d", "embedding"]
-LAYER_KINDS: dict[type[nn.Module], LayerKind] = {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding"}
+from hf_compress.models.layer_kinds import PRUNED, QUANTIZED, LayerKind, as_rows, from_rows, kind
 
 # The submodule of a student that only its training needs: projections to the width of its teacher. It is in training
 # checkpoints, but counts neither for the result nor for its size.
@@ -66,9 +63,13 @@ class Target:
         """The dimension of `weight` that counts output features or vocabulary entries; each row has one scale."""
         return 1 if self.kind == "conv1d" else 0
 
-    def by_rows(self, weight: Tensor) -> Tensor:
-        """Return a tensor in the shape of `weight` with one row per output, as a view; or back again."""
-        return weight.t() if self.row_dim == 1 else weight
+    def as_rows(self, weight: Tensor) -> Tensor:
+        """Return a tensor in the shape of `weight` as a matrix with one row per output or token."""
+        return as_rows(weight, self.kind)
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """Return the inverse of `as_rows`: a tensor in the shape of `weight`, or of this process's part of it."""
+        return from_rows(rows, self.kind, (len(rows), *self.weight.shape[1:]))
 
 
 def transformer(model: object) -> PreTrainedModel | PeftModel:
@@ -110,7 +111,7 @@ def model_class(folder: str | Path) -> type[PreTrainedModel]:
 
 
 def prunable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ()) -> list[Target]:
-    """Return the linear layers of the body, whose weights pruning may set to zero.
+    """Return the linear layers and convolutions of the body, whose weights pruning may set to zero.
 
     Embeddings and the head are never pruned (Movva et al., 2022). The body is what `AutoModel` loads from the
     checkpoint. So BERT's and ALBERT's poolers belong to the body, and the dense layers that RoBERTa, DistilBERT,
@@ -131,11 +132,11 @@ def prunable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ()) ->
         >>> [target.name for target in prunable(model, exclude=["attention"])]
         ['bert.encoder.layer.0.intermediate.dense', 'bert.encoder.layer.0.output.dense', 'bert.pooler.dense']
     """
-    return _select(model, ("linear", "conv1d"), exclude, "prune_exclude")
+    return _select(model, PRUNED, exclude, "prune_exclude")
 
 
 def quantizable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ()) -> list[Target]:
-    """Return the linear layers and embeddings of the body, whose weights and inputs quantization may round.
+    """Return the linear layers, convolutions and embeddings of the body, which quantization may round.
 
     The head stays in floating point: it holds a thousandth of the weights, and no later layer corrects its error. A
     head that is tied to an embedding is stored and rounded with that embedding.
@@ -156,16 +157,32 @@ def quantizable(model: PreTrainedModel | PeftModel, exclude: Sequence[str] = ())
         >>> [target.name for target in quantizable(model) if target.kind == "embedding"][0]
         'bert.embeddings.word_embeddings'
     """
-    targets = _select(model, ("linear", "conv1d", "embedding"), exclude, "quant_exclude")
+    targets = _select(model, QUANTIZED, exclude, "quant_exclude")
     # This head multiplies by the embeddings' weight without calling their layer, so it would not see it rounded.
     reads_embeddings = _class_name(model) in _LEGACY_HEADS and not model.config.legacy
-    if reads_embeddings and any(target.module is model.get_input_embeddings() for target in targets):
+    if reads_embeddings and any(target.module is token_embedding(unadapted(model)) for target in targets):
         raise ValueError(
             f"`--quant_scheme` cannot round the word embeddings of {_class_name(model)} if `config.legacy` is False: "
             "its head reads their weight without calling the layer that rounds it. Give `--quant_exclude "
             "word_embeddings`."
         )
     return targets
+
+
+def token_embedding(model: PreTrainedModel) -> nn.Embedding | None:
+    """Return the embedding of the tokens that `model` reads, or None if it reads none, as models of images do.
+
+    Example:
+        >>> from transformers import ConvNextConfig, ConvNextModel
+        >>> from hf_compress.models.targets import token_embedding
+        >>> token_embedding(ConvNextModel(ConvNextConfig(depths=[1], hidden_sizes=[8], num_stages=1))) is None
+        True
+    """
+    try:
+        found = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return found if isinstance(found, nn.Embedding) else None
 
 
 def tied(model: PreTrainedModel | PeftModel, targets: Sequence[Target]) -> list[Target]:
@@ -213,11 +230,6 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name.replace(_CHECKPOINT_PREFIX, ""), module) for name, module in model.named_modules())
 
 
-def kind(module: nn.Module) -> LayerKind | None:
-    """Return the kind of layer that `module` is, or None if no method touches such layers."""
-    return next((layer for layer_class, layer in LAYER_KINDS.items() if isinstance(module, layer_class)), None)
-
-
 def unadapted(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return the Transformers model without the wrapper of its adapter."""
     return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
@@ -257,6 +269,10 @@ def _in_head(model: PreTrainedModel, name: str, module: nn.Module) -> bool:
     return "." not in name and kind(model.get_submodule(name)) in ("linear", "conv1d") and not headless
 
 
+def _words(kinds: Sequence[LayerKind]) -> str:
+    return "linear layer, convolution or embedding" if "embedding" in kinds else "linear layer or convolution"
+
+
 def _select(
     model: PreTrainedModel | PeftModel, kinds: Sequence[LayerKind], exclude: Sequence[str], option: str
 ) -> list[Target]:
@@ -285,7 +301,7 @@ def _select(
     targets = [target for target in body if id(target.weight) not in dense]
     if not targets:
         raise ValueError(
-            f"{type(base).__name__} has no {' or '.join(kinds)} module to compress in its body"
+            f"{type(base).__name__} has no {_words(kinds)} to compress in its body"
             + (f" once `--{option}` is applied. Exclude less." if excluded else f". {_REMEDIES[option]}")
         )
     return targets

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_compress.models.targets import LayerKind, kind, named_modules
+from hf_compress.models.layer_kinds import LayerKind, kind
+from hf_compress.models.targets import named_modules
 
 Width = tuple[int, int]  # Outputs and inputs.
 # The attribute of a model that keeps the widths which its configuration says, by the names of layers that have others.

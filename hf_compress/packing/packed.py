@@ -62,8 +62,9 @@ def pack(
     Args:
         tensor: any shape, of one of the dtypes in `KINDS`.
         key: the name of the weight. The checksum covers it, so bytes cannot pass for another weight's.
-        scale: float32 scales of shape (rows, groups) with bfloat16 values, if `tensor` is int8 of shape (rows, width).
-            The weight is then the values times their scales.
+        scale: float32 scales of shape (rows, groups) with bfloat16 values, if `tensor` is int8. Its first dimension
+            counts rows, and all others together are the width of a row. The weight is then the values times their
+            scales.
         group: the number of consecutive values of a row that share a scale. By default the whole row.
         transposed: whether the weight is the transpose of `tensor`.
 
@@ -74,7 +75,7 @@ def pack(
         tensor([1., 0., 2.])
     """
     words = words_of(tensor)
-    width = max(tensor.shape[-1], 1) if scale is not None else 1
+    width = max(math.prod(tensor.shape[1:]), 1) if scale is not None else 1
     step = max(1, CHUNK // width) * width
     group = 0 if scale is None else min(group or width, width)
     parts = [struct.pack(f"<{tensor.dim()}I", *tensor.shape)]
@@ -167,8 +168,8 @@ class Packed:
         if kind >= len(KINDS) or transposed > 1 or order >= len(ORDERS) or len(data) < _HEAD.size + 4 * dimensions:
             raise ValueError("the head of a packed tensor has values that no version writes: it is damaged")
         shape = struct.unpack_from(f"<{dimensions}I", data, _HEAD.size)
-        width = shape[-1] if shape else 1
-        scaled = KINDS[kind] == torch.int8 and dimensions == 2 and 0 < group <= width and step % width == 0
+        width = math.prod(shape[1:])
+        scaled = KINDS[kind] == torch.int8 and dimensions > 1 and 0 < group <= width and step % width == 0
         ordered = order == 0 or (scaled and width % group == 0)
         if step < 1 or (group and not scaled) or (transposed and dimensions != 2) or not ordered:
             raise ValueError("the head of a packed tensor contradicts itself: it is damaged")
@@ -180,6 +181,11 @@ class Packed:
     @property
     def weight_shape(self) -> tuple[int, ...]:
         return tuple(reversed(self.shape)) if self.transposed else self.shape
+
+    @property
+    def width(self) -> int:
+        """The number of values in a row of integers."""
+        return math.prod(self.shape[1:])
 
     @property
     def numel(self) -> int:
@@ -265,8 +271,8 @@ class Packed:
     def _split(self) -> "_Parts":
         sections, scale, order = Sections(self.data[_HEAD.size + 4 * len(self.shape) :]), None, None
         if self.group:
-            rows, width = self.shape
-            words = decode_planes(sections, rows * -(-width // self.group), 2)
+            rows = self.shape[0]
+            words = decode_planes(sections, rows * -(-self.width // self.group), 2)
             if not ((words > 0) & (words < INFINITE)).all():
                 raise ValueError("a scale is not a positive number: it is damaged")
             scale = torch.from_numpy(words).view(torch.bfloat16).float().view(rows, -1)

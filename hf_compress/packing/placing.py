@@ -48,7 +48,7 @@ def _converted(
     """Return the bits in `dtype` of the weights whose stored values, from `begin` on, are `words`."""
     if scale is None:
         return words_of(torch.from_numpy(words.view(np.uint8)).view(packed.dtype).to(dtype))
-    width = packed.shape[1] if order is None else packed.group
+    width = packed.width if order is None else packed.group
     runs = words.view(np.int8).reshape(-1, width)
     rows = slice(begin // width, begin // width + len(runs))
     if order is None:

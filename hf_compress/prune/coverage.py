@@ -91,7 +91,7 @@ class Coverage:
         """
         pattern, scope = PATTERNS[arguments.prune_pattern], cast(Scope, arguments.prune_scope)
         blocks = find_groups(model, pattern.kinds, arguments.prune_exclude) if pattern.kinds else []
-        selected = _targets(blocks) if blocks else prunable(model, arguments.prune_exclude)
+        selected = _targets(blocks) if blocks else covered(model, arguments)
         targets = list({id(target.weight): target for target in selected}.values())  # Layers may share a weight.
         gone = removed_before(unadapted(model), blocks)
         if kept is None and (given := arguments.keeps) is not None:
@@ -258,7 +258,23 @@ def pruned_layers(model: PreTrainedModel | PeftModel, arguments: PruningArgument
     kinds = PATTERNS[arguments.prune_pattern].kinds if arguments.enabled else ()
     if kinds:
         return _targets(find_groups(model, kinds, arguments.prune_exclude))
-    return prunable(model, arguments.prune_exclude if arguments.enabled else ())
+    return covered(model, arguments) if arguments.enabled else prunable(model)
+
+
+def covered(model: PreTrainedModel | PeftModel, arguments: PruningArguments) -> list[Target]:
+    """Return the layers whose single weights the pattern of `arguments` allows to be zero.
+
+    Raises:
+        ValueError: there is none, or an exclude pattern matches nothing.
+    """
+    pattern = PATTERNS[arguments.prune_pattern]
+    found = [target for target in prunable(model, arguments.prune_exclude) if pattern.covers(target.kind)]
+    if not found:
+        raise ValueError(
+            f"`--prune_pattern {pattern.name}` prunes linear layers only, and this model has none to prune beside its "
+            "convolutions. Choose `--prune_pattern unstructured`."
+        )
+    return found
 
 
 def _targets(blocks: Sequence[Groups]) -> list[Target]:

@@ -166,5 +166,5 @@ def correct(
 def _reader(block: Groups, moments: Mapping[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
     """Return this process's rows of the weight that reads the groups of a block, and the moments of its inputs."""
     target = block.consumer.target
-    rows = target.by_rows(local(target.weight))
+    rows = target.as_rows(local(target.weight))
     return rows, finite_moments(moments.get(target.name), rows, f"{target.name} at step {step}")

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from hf_compress.layers.lora import current_weight, packed_mask, unpacked_mask
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.models.heads import bare
+from hf_compress.models.layer_kinds import CONVOLUTIONS
 from hf_compress.models.sharding import Shards, gathered, local
 from hf_compress.models.targets import transformer, whole
 from hf_compress.prune.correction import Blocks, prune_and_correct
@@ -231,12 +232,15 @@ class Masking:
         """Choose masks layer by layer, and correct the weights that stay. Collective."""
         masks = []
         for index, (target, count) in enumerate(zip(self.targets, self.coverage.wanted(sparsity), strict=True)):
-            rows, kept = target.by_rows(local(target.weight)), before[index] if before is not None else None
-            kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else target.by_rows(kept)
+            weight, kept = local(target.weight), before[index] if before is not None else None
+            rows = target.as_rows(weight)
+            kept = torch.ones_like(rows, dtype=torch.bool) if kept is None else target.as_rows(kept)
             name, outputs = f"{target.name} at step {step}", target.weight.shape[target.row_dim]
             blocks = Blocks(name, self.criterion, self.pattern, outputs, count, kept, self.shards)
             mask = prune_and_correct(rows, self.moments.get(target.name), blocks)
-            masks.append(target.by_rows(mask).contiguous())
+            if target.kind in CONVOLUTIONS:
+                weight.copy_(target.from_rows(rows))  # Where channels come last in memory, rows are a copy.
+            masks.append(target.from_rows(mask).contiguous())
         return masks
 
     def _joined(self, index: int, step: int, optimizer: Any, before: Tensor | None) -> Tensor:

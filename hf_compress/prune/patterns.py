@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_compress.models.groups import GroupKind
+from hf_compress.models.layer_kinds import CONVOLUTIONS, LayerKind
 
 
 def anywhere(scores: Tensor, input_dim: int) -> Tensor:
@@ -67,6 +68,13 @@ class Pattern:
     def slug(self) -> str:
         """The name in letters and digits that a file name may have."""
         return self.name.replace("+", "-").replace(":", "of")
+
+    def covers(self, layer: LayerKind) -> bool:
+        """Return whether layers of this kind are pruned: convolutions only where zeros are allowed anywhere.
+
+        Kernels that use other patterns multiply matrices.
+        """
+        return layer not in CONVOLUTIONS or (self.inputs == self.outputs == 1 and not self.joins_inputs)
 
     def joined(self, scores: Tensor, input_dim: int) -> Tensor:
         """Return one score for all outputs that are zero together, the sum of theirs, restricted by the pattern."""

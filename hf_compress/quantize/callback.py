@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.distributed.fsdp import is_fsdp_enabled
 from transformers.utils import logging
 
@@ -21,7 +21,7 @@ from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.models.heads import bare
 from hf_compress.models.sentences import pooling_of
 from hf_compress.models.sharding import is_sharded, refuse_shards, reshard
-from hf_compress.models.targets import quantizable, transformer, whole
+from hf_compress.models.targets import quantizable, token_embedding, transformer, whole
 from hf_compress.options import refuse_averages
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.ranges import RANGE_WARMUP, moved, unseen
@@ -233,8 +233,8 @@ class QuantizationCallback(TrainerCallback):
         model, trained = transformer(wrapped), whole(wrapped)
         reshard(trained)
         refuse_diverged(trained, state)
-        words = bare(model).get_input_embeddings()
-        counts = token_counts(loader, len(words.weight), trained) if isinstance(words, nn.Embedding) else None
+        words = token_embedding(cast(PreTrainedModel, bare(model)))
+        counts = None if words is None else token_counts(loader, len(words.weight), trained)
         spent = spend(
             model,
             sample_batches(loader, trained),

@@ -18,10 +18,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from hf_compress.layers.lora import current_weight
+from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.heads import bare
+from hf_compress.models.layer_kinds import as_rows
 from hf_compress.models.sharding import gathered
-from hf_compress.models.targets import PROJECTIONS, Target, quantizable
+from hf_compress.models.targets import PROJECTIONS, Target, quantizable, token_embedding
 from hf_compress.packing.packed import pack
 from hf_compress.rate import Pooling, Rounded, Rounding, Statistics, fit, gather, token_factors
 from hf_compress.rate.steps import steps
@@ -187,7 +189,7 @@ def _used(targets: Sequence[Target], statistics: Statistics) -> dict[str, Target
     """Return one target for each weight that a layer has computed with, by name."""
     seen: dict[int, Target] = {}
     for target in targets:
-        if target.name in statistics.moments or target.name in statistics.uses:
+        if target.name in statistics.called:
             seen.setdefault(id(target.weight), target)
     return {target.name: target for target in seen.values()}
 
@@ -200,12 +202,12 @@ def _rounding(
     *,
     feedback: bool,
 ) -> Rounding:
-    weights = {name: as_rows(target, gathered(current_weight(target.module))) for name, target in used.items()}
-    words = getattr(model.get_input_embeddings(), "weight", None)
+    weights = {name: rows_of(target) for name, target in used.items()}
+    words = token_embedding(model)
     factors = {}
     for name, uses in statistics.uses.items():
         if name in used:
-            own = counts if counts is not None and used[name].weight is words else uses
+            own = counts if counts is not None and words is not None and used[name].weight is words.weight else uses
             factors[name] = token_factors(own).to(weights[name].device)
     # Training leaves no weight at exactly zero; pruning does.
     kept = {name: rows != 0 for name, rows in weights.items() if name in statistics.moments and not bool(rows.all())}
@@ -213,7 +215,7 @@ def _rounding(
 
 
 def _with_zeros(rounding: Rounding, used: Mapping[str, Target], zeros: Masks) -> Rounding:
-    kept = {name: as_rows(target, zeros[name]) for name, target in used.items() if name in zeros}
+    kept = {name: target.as_rows(zeros[name]).contiguous() for name, target in used.items() if name in zeros}
     return replace(rounding, kept={**rounding.kept, **kept})
 
 
@@ -226,7 +228,7 @@ def _apply(
     for layer in compressed_layers(model).values():
         if layer.step is not None:
             known = found.get(id(layer.weight))
-            layer.step.copy_(_fallback(layer.weight, layer.row_dim) if known is None else known.step)
+            layer.step.copy_(_fallback(layer) if known is None else known.step)
             _same_everywhere(layer.step)
     for target in {id(target.weight): target for target in targets}.values():
         known = found.get(id(target.weight))
@@ -235,11 +237,16 @@ def _apply(
         write_rows(target, known.rows)
 
 
+def rows_of(target: Target) -> Float[Tensor, "rows width"]:
+    """Return the weight that `target` computes with before rounding, whole, one row per output or token."""
+    return target.as_rows(gathered(current_weight(target.module)).detach()).contiguous()
+
+
 @torch.no_grad()
 def write_rows(target: Target, rows: Float[Tensor, "rows width"]) -> None:
     """Write one row per output feature or token into the weight of `target`, in place. Collective."""
     weight = target.weight
-    values = as_rows(target, rows).to(weight.dtype)  # The transpose of the transpose.
+    values = target.from_rows(rows).to(weight.dtype)
     if isinstance(weight, DTensor):
         weight.copy_(distribute_tensor(values, weight.device_mesh, weight.placements))
     else:
@@ -247,16 +254,10 @@ def write_rows(target: Target, rows: Float[Tensor, "rows width"]) -> None:
         _same_everywhere(weight.data)
 
 
-def _fallback(weight: Tensor, row_dim: int) -> Float[Tensor, "rows 1"]:
+def _fallback(layer: CompressedLayer) -> Float[Tensor, "rows 1"]:
     """Return 8-bit steps for a layer that the sample did not call."""
-    rows = gathered(weight)
-    return steps(rows.t() if row_dim else rows, 1.0, 0.0).clamp_(min=2.0**-100)
-
-
-def as_rows(target: Target, tensor: Tensor) -> Tensor:
-    """Return a tensor of the shape of the weight of `target` with one row per output feature or token."""
-    tensor = tensor.detach()
-    return (tensor.t() if target.kind == "conv1d" else tensor).contiguous()
+    rows = as_rows(gathered(layer.weight), layer.layer_kind)
+    return steps(rows, 1.0, 0.0).clamp_(min=2.0**-100)
 
 
 @contextmanager
@@ -298,9 +299,9 @@ def _same_everywhere(tensor: Tensor) -> None:
 def _from_first(statistics: Statistics) -> Statistics:
     """Return the statistics of the first process."""
     if _several():
-        facts: list[Any] = [statistics.sensitivity, statistics.uses]
+        facts: list[Any] = [statistics.sensitivity, statistics.uses, statistics.called]
         dist.broadcast_object_list(facts, 0)
         for name in sorted(statistics.moments):
             dist.broadcast(statistics.moments[name], 0)
-        return Statistics(facts[0], statistics.moments, facts[1])
+        return Statistics(facts[0], statistics.moments, *facts[1:])
     return statistics

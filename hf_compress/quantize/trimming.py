@@ -6,12 +6,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_compress.layers.lora import current_weight
 from hf_compress.layers.rounded import step_of
 from hf_compress.layers.turning import compressed_layers, rounded
-from hf_compress.models.sharding import gathered
 from hf_compress.models.targets import quantizable
-from hf_compress.quantize.spending import as_rows, other_bytes, write_rows
+from hf_compress.quantize.spending import other_bytes, rows_of, write_rows
 from hf_compress.rate import Rounded
 from hf_compress.rate.steps import LARGEST
 
@@ -48,9 +46,7 @@ def trim(model: PreTrainedModel, limit: float, exclude: Sequence[str] = ()) -> b
     """
     found = {id(target.weight): target for target in rounded(model, quantizable(model, exclude))}.values()
     used = {target.name: target for target in found if step_of(target.module) is not None}
-    weights = [
-        (as_rows(target, gathered(current_weight(target.module))), _step(target.module)) for target in used.values()
-    ]
+    weights = [(rows_of(target), _step(target.module)) for target in used.values()]
     room = limit - other_bytes(model, used, None, trained=True)
 
     def narrowed(share: float) -> list[Rounded]:

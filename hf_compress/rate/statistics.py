@@ -1,6 +1,6 @@
 """What a model's texts say about its weights: how much the outputs depend on each, and the inputs of each layer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from hf_compress.models.layer_kinds import CONVOLUTIONS
 from hf_compress.models.sharding import gathered
 from hf_compress.models.targets import Target
 from hf_compress.rate.outputs import (
@@ -33,8 +34,8 @@ class Statistics:
         sensitivity: by the name of a target, the mean over its weights and over the rows of the squared derivative of
             the outputs: the mean of the diagonal of the Gauss-Newton matrix J'J, J the Jacobian of the outputs.
         moments: by the name of a linear layer, the sum X'X over its input vectors, of shape (inputs, inputs).
-        uses: by the name of an embedding, how often each of its rows was looked up. Targets in neither `moments` nor
-            `uses` were never called.
+        uses: by the name of an embedding, how often each of its rows was looked up.
+        called: the names of all targets that were called; convolutions are in none of the others.
 
     Example:
         >>> from hf_compress.rate import Statistics
@@ -45,6 +46,7 @@ class Statistics:
     sensitivity: dict[str, float]
     moments: dict[str, Float[Tensor, "inputs inputs"]]
     uses: dict[str, Int[Tensor, " rows"]] = field(default_factory=dict)
+    called: Set[str] = frozenset()
 
 
 def gather(
@@ -107,7 +109,7 @@ def gather(
     if not rows:
         raise ValueError("The sample of rows is empty. Give some text to measure the model on.")
     sensitivity = {target.name: float(squares[id(target.weight)]) / rows / target.weight.numel() for target in targets}
-    return Statistics(sensitivity, inputs_seen.moments, inputs_seen.uses)
+    return Statistics(sensitivity, inputs_seen.moments, inputs_seen.uses, inputs_seen.called)
 
 
 @torch.no_grad()
@@ -158,6 +160,7 @@ class _Inputs(TorchFunctionMode):
         self.targets = targets
         self.moments: dict[str, Tensor] = {}
         self.uses: dict[str, Tensor] = {}
+        self.called: set[str] = set()
         self.mask: Tensor | None = None
         self._last: tuple[Tensor, str] | None = None
         self._shared: dict[str, str] = {}
@@ -185,9 +188,10 @@ class _Inputs(TorchFunctionMode):
 
     def _hook(self, target: Target) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def called(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            self.called.add(target.name)
             if target.kind == "embedding":
                 self._looking = target
-            else:
+            elif target.kind not in CONVOLUTIONS:
                 self._multiply(target, [*arguments, *named.values()][0])
 
         return called

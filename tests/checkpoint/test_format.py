@@ -13,7 +13,14 @@ import pytest
 import torch
 import zstandard
 from safetensors.numpy import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    ConvNextConfig,
+    GPT2Config,
+    PreTrainedModel,
+)
 
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.layers.grids import SCHEMES
@@ -112,7 +119,8 @@ class Reader:
                 in_order, values = values.reshape(-1, self.group), np.empty((scales.size, self.group), dtype="i1")
                 values[order] = in_order
                 values = values.reshape(self.shape)
-            values = values * scales.repeat(self.group, axis=1)[:, : self.shape[1]]
+            rows = scales.repeat(self.group, axis=1)[:, : math.prod(self.shape[1:])]
+            values = values * rows.reshape(self.shape)
         return values.T if self.transposed else values
 
 
@@ -181,6 +189,14 @@ def _equal(ours: dict[str, torch.Tensor], theirs: dict[str, np.ndarray]) -> None
         assert np.array_equal(
             np.ascontiguousarray(values).view(np.uint8), expected.contiguous().numpy().view(np.uint8)
         ), name
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4-weight", "very pruned int8"])
+def test_the_specification_covers_convolutions(recipe: str, tmp_path: Path) -> None:
+    config = ConvNextConfig(depths=[1, 1], hidden_sizes=[16, 32], num_stages=2)
+    model = AutoModelForImageClassification.from_config(config)
+    folder = compressed(model, RECIPES[recipe], tmp_path / "packed")
+    _equal(AutoModelForImageClassification.from_pretrained(folder).state_dict(), read(folder))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -19,8 +19,10 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
+    ConvNextConfig,
     GPT2Config,
     PreTrainedModel,
     dynamic_module_utils,
@@ -141,6 +143,16 @@ def test_it_reads_transposed_and_tied_weights_alike(
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
+@pytest.mark.parametrize("recipe", ["int8", "int8-dynamic", "int4-weight", "steps"])
+def test_it_reads_convolutions_alike(recipe: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    config = ConvNextConfig(depths=[1, 1], hidden_sizes=[16, 32], num_stages=2)
+    folder = compressed(AutoModelForImageClassification.from_config(config), RECIPES[recipe], tmp_path / "packed")
+    model, ours = with_and_without(folder, request, AutoModelForImageClassification)
+    batch = find_head(ours).example_batch(ours)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**batch).logits, ours.eval()(**batch).logits)
+
+
 def test_it_reads_shards_alike(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     shards = tmp_path / "shards"
     AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(shards, max_shard_size="4KB")
@@ -175,6 +187,18 @@ def test_it_decodes_integers_with_scales(bits: int, group: int | None, transpose
     packed = pack(integers.to(torch.int8), "a.weight", scale, group, transposed)
     expected = Packed.open(packed, "a.weight").weight(torch.float32)
     assert torch.equal(PackedTensor("a.weight", packed).weight(), expected)
+
+
+@pytest.mark.parametrize("shape", [(40, 3, 5), (40, 2, 3, 3), (40, 1, 7, 7)], ids=str)
+@pytest.mark.parametrize("group", [None, 8], ids=["row", "8"])
+def test_it_decodes_integers_of_convolutions(shape: tuple[int, ...], group: int | None) -> None:
+    integers = (torch.randn(shape) * 40).round().clamp(-127, 127)
+    width = integers[0].numel()
+    scale = torch.rand(40, -(-width // (group or width))).add(0.01).bfloat16().float()
+    packed = pack(integers.to(torch.int8), "a.weight", scale, group)
+    expected = integers * scale.repeat_interleave(group or width, 1)[:, :width].reshape(shape)
+    for found in (PackedTensor("a.weight", packed).weight(), Packed.open(packed, "a.weight").weight(torch.float32)):
+        assert torch.equal(found, expected)
 
 
 def test_a_flipped_bit_is_refused(folder: Path, stock: None) -> None:

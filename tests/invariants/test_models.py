@@ -38,7 +38,8 @@ from transformers import (
 )
 
 from hf_compress.distill import DistillationTrainer, Seq2SeqDistillationTrainer
-from hf_compress.models.targets import kind, prunable
+from hf_compress.models.layer_kinds import kind
+from hf_compress.models.targets import prunable
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.callback import PruningCallback
 from hf_compress.quantize.arguments import QuantizationArguments

@@ -16,8 +16,8 @@ from hf_compress.layers.affine import (
     fake_quantize_affine,
     round_affine,
 )
+from hf_compress.layers.compressed import CompressedLinear
 from hf_compress.layers.grids import SCHEMES, Grid
-from hf_compress.layers.rounded import CompressedLinear
 from hf_compress.layers.shared_inputs import Extremes
 from hf_compress.layers.turning import turn
 

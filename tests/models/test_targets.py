@@ -30,7 +30,8 @@ from transformers import (
     T5ForTokenClassification,
 )
 
-from hf_compress.models.targets import LAYER_KINDS, kind, part, prunable, quantizable, tied
+from hf_compress.models.layer_kinds import LAYER_KINDS, kind
+from hf_compress.models.targets import part, prunable, quantizable, tied
 
 BERT = {
     "vocab_size": 12,
@@ -153,7 +154,7 @@ def test_every_embedding_that_shares_a_weight_is_listed() -> None:
 @pytest.mark.parametrize("layer", LAYER_KINDS)
 def test_subclasses_are_of_the_kind_of_their_base(layer: type[nn.Module]) -> None:
     """Quantization turns layers into subclasses in place; pruning must still find them."""
-    module = layer(4, 4)
+    module = layer(4, 4, 1) if issubclass(layer, nn.Conv1d | nn.Conv2d) else layer(4, 4)
     module.__class__ = type("Turned", (layer,), {})
     assert kind(module) == LAYER_KINDS[layer]
 
@@ -210,7 +211,7 @@ def test_a_pattern_without_effect_is_refused(
 
 
 def test_a_model_of_which_nothing_is_left_is_refused(tiny_bert) -> None:
-    with pytest.raises(ValueError, match=r"has no linear or conv1d module.*`--prune_exclude`.*Exclude less"):
+    with pytest.raises(ValueError, match=r"has no linear layer or convolution.*`--prune_exclude`.*Exclude less"):
         prunable(tiny_bert, ["bert"])
 
 
@@ -222,9 +223,9 @@ def test_a_model_with_nothing_to_compress_is_refused() -> None:
             self.classifier = nn.Linear(8, 2)
 
     model = Nothing(BertConfig(**BERT))
-    with pytest.raises(ValueError, match="Nothing has no linear or conv1d module to compress in its body"):
+    with pytest.raises(ValueError, match="Nothing has no linear layer or convolution to compress in its body"):
         prunable(model)
-    with pytest.raises(ValueError, match="Nothing has no linear or conv1d or embedding module"):
+    with pytest.raises(ValueError, match="Nothing has no linear layer, convolution or embedding"):
         quantizable(model)
 
 

@@ -23,8 +23,8 @@ from transformers import (
 )
 from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 
+from hf_compress.layers.compressed import CompressedEmbedding, CompressedLinear
 from hf_compress.layers.grids import SCHEMES, fake_quantize_symmetric
-from hf_compress.layers.rounded import CompressedEmbedding, CompressedLinear
 from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.callback import QuantizationCallback
