@@ -22,7 +22,7 @@ from hf_compress.report.background import find_baseline, label_names, license_an
 from hf_compress.report.control import ControlRun
 from hf_compress.report.course import emissions_kg, training_curves
 from hf_compress.report.divergence import PARITY, baseline, check_finite
-from hf_compress.report.evaluation import Origin, evaluate
+from hf_compress.report.evaluation import Origin
 from hf_compress.report.facts import Baseline
 from hf_compress.report.measuring import train_seconds
 from hf_compress.report.predictions import COMPRESSED, DENSE, TEACHER
@@ -37,14 +37,17 @@ from hf_compress.report.sentence_measuring import (
     loaded,
     reported,
     scored,
+    scores_of_evaluators,
 )
 from hf_compress.report.sentence_rows import (
     compared_texts,
+    evaluated_pairs,
     evaluator_rows,
     first_evaluator,
     inputs_of,
     primary_metric,
 )
+from hf_compress.report.sentence_trial import FoundPairs, find_pairs
 
 
 class SentenceReporting:
@@ -104,7 +107,8 @@ class SentenceReporting:
         teacher = self._teacher()
         given = None if dense is None else Scored(dict(clean_scores(dense)), None)
         base = given or (teacher if self._is_own_teacher(origin) else self._dense(origin))
-        facts = dataset or self._rows(compressed)
+        found = self._found()
+        facts = dataset or self._rows(compressed, found)
         name = base_model or origin.name
         hub_id = base_model_hub_id or provenance.hub_id(name)
         license, languages = license_and_languages(origin.folder if origin.name == name else None, hub_id, facts)
@@ -120,6 +124,7 @@ class SentenceReporting:
             main=main,
             uncut=getattr(trainer, "uncut", None),
             control=None if self._control is None else self._control.main,
+            rows=None if found is None else found.rows,
             teacher=None if teacher is None else baseline(teacher.scores, main, "teacher"),
             base_model=name,
             base_model_hub_id=hub_id,
@@ -148,7 +153,7 @@ class SentenceReporting:
         return SentenceMeter(
             trainer,
             loaded(bare(trainer.model), folder),
-            lambda: clean_scores(evaluate(trainer, self._arguments, COMPRESSED)),
+            lambda: scores_of_evaluators(trainer, self._arguments, COMPRESSED),
             main_metric,
             compared_texts(trainer),
         )
@@ -167,26 +172,35 @@ class SentenceReporting:
         model = dense_model(bare(self.trainer.model), origin)
         return None if model is None else scored(self.trainer, model, self._arguments, DENSE)
 
-    def _rows(self, compressed: Scored) -> DatasetFacts:
+    def _found(self) -> FoundPairs | None:
+        """Return which rows of the dataset the evaluator has; None if they are not found."""
+        pairs = evaluated_pairs(self.trainer) if self._evaluates else None
+        return None if pairs is None else find_pairs(self._training_set(), *pairs)
+
+    def _rows(self, compressed: Scored, found: FoundPairs | None) -> DatasetFacts:
         """Return what is known about the rows: those of the evaluator, or else of the evaluation set."""
         trainer, train = self.trainer, cast(Any, self.trainer.train_dataset)
-        first = next(iter(train.values())) if isinstance(train, Mapping) else train
-        found = dataset_facts.described(trainer, trainer.eval_dataset, first)
-        counted = sum(map(len, train.values())) if isinstance(train, Mapping) else found.train_rows
-        said = replace(
-            found,
-            train_rows=counted,
-            without_preprocessing="Evaluators of sentence-transformers read texts as they are.",
-        )
+        facts = dataset_facts.described(trainer, trainer.eval_dataset, self._training_set())
+        if isinstance(train, Mapping):
+            facts = replace(facts, train_rows=sum(map(len, train.values())))
+        if found is not None:
+            split = replace(facts, eval_split=found.split, eval_rows=len(found.rows), eval_split_rows=found.split_rows)
+            part = dataset_facts.part(split, found.rows)
+            return replace(split, eval_part=part, preprocessing=found.preprocessing)
         if not self._evaluates:
-            return said
+            return replace(facts, without_preprocessing="The rows were scored by the loss, without an evaluator.")
         rows = evaluator_rows(trainer) if compressed.outputs is None else compressed.outputs.rows
         name = getattr(first_evaluator(trainer), "name", "") or "evaluator"
-        return replace(said, eval_split=name, eval_rows=rows, eval_split_rows=None)
+        why = f"The rows of the evaluator `{name}` are no pairs of {facts.name} with its labels."
+        return replace(facts, eval_split=name, eval_rows=rows, eval_split_rows=None, without_preprocessing=why)
+
+    def _training_set(self) -> Any:
+        """Return the training set, or the first of several."""
+        train = cast(Any, self.trainer.train_dataset)
+        return next(iter(train.values())) if isinstance(train, Mapping) else train
 
     def _task(self) -> str:
-        train = cast(Any, self.trainer.train_dataset)
-        return dataset_facts.task_of(next(iter(train.values())) if isinstance(train, Mapping) else train)
+        return dataset_facts.task_of(self._training_set())
 
 
 def reporting_of(

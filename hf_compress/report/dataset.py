@@ -37,7 +37,7 @@ def find(
         if recorder is not None:
             recorder.rows = found.rows
         facts = replace(facts, preprocessing=found.preprocessing, without_preprocessing=found.reason or None)
-        facts = replace(facts, eval_part=facts.eval_part or _part(facts, found.rows))
+        facts = replace(facts, eval_part=facts.eval_part or part(facts, found.rows))
     return facts
 
 
@@ -56,10 +56,10 @@ def find_extra(facts: DatasetFacts, rows: Any, indices: Sequence[int] | None) ->
         eval_split_rows=_whole(rows),
         eval_part=None,
     )
-    return replace(known, eval_part=_part(known, indices))
+    return replace(known, eval_part=part(known, indices))
 
 
-def _part(facts: DatasetFacts, rows: Sequence[int] | None) -> str | None:
+def part(facts: DatasetFacts, rows: Sequence[int] | None) -> str | None:
     """The part of the evaluation split that the rows are, as `datasets` writes it; None if it is all or unknown."""
     if not rows or list(rows) != list(range(rows[0], rows[0] + len(rows))) or len(rows) == facts.eval_split_rows:
         return None

@@ -21,7 +21,8 @@ class Preprocessing:
     """What turns a row of the evaluation split into inputs of the model, besides the saved tokenizer or processor.
 
     Args:
-        kind: what the tokenizer or processor reads: "text", "words" (text that is split already), "image" or "audio".
+        kind: what the tokenizer or processor reads: "text", "words" (text that is split already), "image" or "audio";
+            or "pairs", two texts that an evaluator of sentence-transformers compares.
         columns: the columns that it reads, in this order: one or two of text, or one of another kind.
         label_column: the column of the label; None if rows have no label.
         max_length: tokens that a row is cut to; None if it is never cut.
@@ -29,6 +30,7 @@ class Preprocessing:
         classes: the model's class for each value of the label column, written as text; None if the values are the
             classes, or numbers to predict.
         all_pieces: with "words", whether every piece of a word carries its label, or the first piece only.
+        label_scale: with "pairs", what the label is multiplied by.
 
     Example:
         >>> from hf_compress.report.preprocessing import Preprocessing
@@ -43,6 +45,7 @@ class Preprocessing:
     truncation: str | None = None
     classes: dict[str, int] | None = None
     all_pieces: bool = False
+    label_scale: float = 1.0
 
     def inputs(self, processor: Any, rows: Rows) -> list[dict[str, Any]]:
         """Return the inputs of each row, without padding, as `processor` makes them.

@@ -1,6 +1,6 @@
 """Measuring a compressed folder of sentence-transformers: its own evaluators score it as its user loads it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -31,6 +31,7 @@ from hf_compress.report.sentence_rows import answers, outputs_of
 
 # What a user may set on a model, and its files do not say in the same way.
 SETTINGS = ("max_seq_length", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "activation_fn")
+REPEATED = "sequential_score"  # The main score of the last of several evaluators.
 UNREAD = "The evaluator's rows cannot be told apart."
 
 logger = logging.get_logger(__name__)
@@ -53,8 +54,14 @@ def scored(trainer: Trainer, model: nn.Module, arguments: Mapping[str, Any], nam
         name: of the model, for the names of scores.
     """
     with evaluating(trainer, model):
-        scores = clean_scores(evaluate(trainer, arguments, name))
+        scores = scores_of_evaluators(trainer, arguments, name)
     return Scored(scores, outputs_of(trainer, model) if trainer.is_world_process_zero() else None)
+
+
+def scores_of_evaluators(trainer: Trainer, arguments: Mapping[str, Any], name: str) -> dict[str, float]:
+    """Return what `trainer` measures on its model, without the score that several evaluators repeat. Collective."""
+    scores = clean_scores(evaluate(trainer, arguments, name))
+    return {score: value for score, value in scores.items() if not score.endswith(REPEATED)}
 
 
 def loaded(model: nn.Module, folder: str | Path) -> nn.Module:
@@ -114,6 +121,7 @@ def reported(
     main: str,
     uncut: Any,
     control: ControlRows | None,
+    rows: Sequence[int] | None,
     **facts: Any,
 ) -> Report:
     """Return the report of the model in `folder`, and write the answers to the rows there.
@@ -127,6 +135,7 @@ def reported(
         main: the score that stands for the task.
         uncut: the configuration of the model before it was cut; None if it was not.
         control: what the control answered; None if there is none.
+        rows: the index of each row in its split; None if it is not known.
         facts: further arguments of `described`.
     """
     inner = cast(PreTrainedModel, transformer(model))
@@ -146,17 +155,26 @@ def reported(
         dense_shapes=shapes_of(source, inner, recipe, uncut=uncut),
         **facts,
     )
-    return _with_rows(report, folder, dense, compressed, control) if trainer.is_world_process_zero() else report
+    if not trainer.is_world_process_zero():
+        return report
+    return _with_rows(report, folder, dense, compressed, control, rows)
 
 
 def _with_rows(
-    report: Report, folder: Path, dense: Scored | None, compressed: Scored, control: ControlRows | None
+    report: Report,
+    folder: Path,
+    dense: Scored | None,
+    compressed: Scored,
+    control: ControlRows | None,
+    rows: Sequence[int] | None,
 ) -> Report:
     """Return the report with intervals, if the rows can be told apart."""
     if compressed.outputs is None:
         without = dict.fromkeys(report.compressed, UNREAD)
         return replace(report, without_interval=without, without_control=None if control is None else UNREAD)
-    if control is not None and not are_paired(control.outputs, compressed.outputs):
+    numbers = np.arange(compressed.outputs.rows) if rows is None else np.asarray(rows)
+    same = control is not None and np.array_equal(control.rows, numbers)
+    if control is not None and not (same and are_paired(control.outputs, compressed.outputs)):
         report, control = replace(report, without_control=OTHER_CONTROL), None
     outputs = {
         DENSE: None if dense is None else dense.outputs,
@@ -164,7 +182,7 @@ def _with_rows(
         COMPRESSED: compressed.outputs,
     }
     known = {name: found for name, found in outputs.items() if found is not None}
-    kept = save_predictions(folder, np.arange(compressed.outputs.rows), known)
+    kept = save_predictions(folder, numbers, known)
     report = replace(report, predictions=kept, control=None if control is None else control.facts)
     names = report.labels or {}
     return with_intervals(report, compressed.outputs, outputs[DENSE], names, control=outputs[CONTROL])

@@ -1,6 +1,7 @@
 """The texts that a trainer of sentence-transformers evaluates on, and what models answer to them row by row."""
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,9 +55,24 @@ def outputs_of(trainer: Any, model: nn.Module) -> Outputs | None:
 def _similarities(evaluator: Any, model: Any) -> Outputs | None:
     if [*evaluator.similarity_fn_names] != [model.similarity_fn_name]:
         return None  # Scores by several functions, or by another than the model's.
-    ours, theirs = (evaluator.embed_inputs(model, texts) for texts in (evaluator.sentences1, evaluator.sentences2))
+    ours, theirs = (_embedded(evaluator, model, texts) for texts in (evaluator.sentences1, evaluator.sentences2))
     found = model.similarity_pairwise(ours, theirs).cpu().numpy()
     return Outputs("numbers", np.asarray(evaluator.scores, np.float64), found.astype(np.float64))
+
+
+def _embedded(evaluator: Any, model: Any, texts: list[str]) -> Any:
+    """Embeddings as the evaluator computes them.
+
+    An evaluator of sparse embeddings counts their zeros, in lists that it has only while it is called.
+    """
+    counts = vars(evaluator).get("sparsity_stats")
+    if counts is None:
+        return evaluator.embed_inputs(model, texts)
+    evaluator.sparsity_stats = defaultdict(list)
+    try:
+        return evaluator.embed_inputs(model, texts)
+    finally:
+        evaluator.sparsity_stats = counts
 
 
 def _numbers(evaluator: Any, model: Any) -> Outputs:
@@ -82,9 +98,26 @@ def _predicted(evaluator: Any, model: Any) -> Any:
 # By the name of the evaluator's class.
 READERS: dict[str, Callable[[Any, Any], Outputs | None]] = {
     "EmbeddingSimilarityEvaluator": _similarities,
+    "SparseEmbeddingSimilarityEvaluator": _similarities,
     "CrossEncoderCorrelationEvaluator": _numbers,
     "CrossEncoderClassificationEvaluator": _classes,
 }
+
+
+def evaluated_pairs(trainer: Any) -> tuple[list[tuple[str, str]], list[float]] | None:
+    """The pairs of texts that the evaluator scores, and their labels; None if it has something else.
+
+    Also None if it changes what the model reads or gives, by a prompt, fewer dimensions or another precision.
+    """
+    evaluator = first_evaluator(trainer)
+    changing = (getattr(evaluator, name, None) for name in ("precision", "truncate_dim", "prompt_name"))
+    if type(evaluator).__name__ not in READERS or any(value is not None for value in changing):
+        return None
+    if hasattr(evaluator, "sentence_pairs"):
+        pairs, labels = evaluator.sentence_pairs, vars(evaluator).get("scores", vars(evaluator).get("labels"))
+    else:
+        pairs, labels = zip(evaluator.sentences1, evaluator.sentences2, strict=True), evaluator.scores
+    return [(one, two) for one, two in pairs], [float(label) for label in labels]
 
 
 def compared_texts(trainer: Any) -> list[Any]:

@@ -52,17 +52,24 @@ def raw_rows(rows: Any) -> Any:
 
     `map`, `filter` and `select` write their results beside these files.
     """
+    return raw_splits(rows).get(find_source(rows).split or "")
+
+
+def raw_splits(rows: Any) -> dict[str, Any]:
+    """Return the splits that were loaded together with that of `rows`, as they were loaded, by name."""
     from datasets import Dataset, concatenate_datasets
 
-    source = find_source(rows)
-    name = getattr(getattr(rows, "info", None), "dataset_name", None)
-    if source.folder is None or source.split is None or not name:
-        return None
-    pattern = re.compile(rf"{re.escape(name)}-{re.escape(source.split)}(-\d{{5}}-of-\d{{5}})?\.arrow")
-    files = sorted(path for path in source.folder.glob("*.arrow") if pattern.fullmatch(path.name))
-    if not files:
-        return None
-    return concatenate_datasets([Dataset.from_file(str(path)) for path in files])
+    folder, name = find_source(rows).folder, getattr(getattr(rows, "info", None), "dataset_name", None)
+    if folder is None or not name:
+        return {}
+    pattern = re.compile(rf"{re.escape(name)}-(?P<split>\w[\w.]*)(-\d{{5}}-of-\d{{5}})?\.arrow")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.arrow")):
+        if (matched := pattern.fullmatch(path.name)) is not None:
+            found.setdefault(matched["split"], []).append(path)
+    return {
+        split: concatenate_datasets([Dataset.from_file(str(path)) for path in files]) for split, files in found.items()
+    }
 
 
 def _hub(folder: Path, name: str) -> tuple[str | None, str | None]:

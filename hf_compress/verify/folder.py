@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from hf_compress.export.formats import exported
 from hf_compress.export.parity import BATCHES, load
+from hf_compress.extras import MissingExtraError
 from hf_compress.failures import failures
 from hf_compress.folders import local_folder
 from hf_compress.models.heads import Head, find_outputs
@@ -20,7 +21,8 @@ from hf_compress.report.report import LARGEST, REPORT_NAME, Report
 from hf_compress.report.rescoring import check_scores, known_metrics, scores_of, stored_outputs
 from hf_compress.verify.comparing import check_format, check_score, same_labels
 from hf_compress.verify.rows import Data, load_rows
-from hf_compress.verify.scoring import Batches, Scored, predict
+from hf_compress.verify.scoring import Batches, Scored, rows_to_score
+from hf_compress.verify.sentence_scoring import SentenceRows
 from hf_compress.verify.verification import EXTRA_SCORE, SCORE, Remeasured, Verification
 
 # Files that would let a model be loaded from elsewhere, or unpickled.
@@ -129,14 +131,18 @@ def _loaded(folder: Path) -> tuple[PreTrainedModel | None, str]:
         return None, " ".join(str(error).split())[:300]
 
 
-def _batches(folder: Path, report: Report, data: Data, head: Head, token: str | None) -> tuple[Batches | None, str]:
+def _batches(
+    folder: Path, report: Report, data: Data, head: Head, token: str | None
+) -> tuple[Batches | SentenceRows | None, str]:
     """Return the rows to score as inputs, or None and why there are none."""
     try:
         recorded = stored_outputs(folder, report)[0].tolist() if report.predictions else None
     except ValueError:
         recorded = None
     try:
-        return Batches.of(folder, report, load_rows(report, data, recorded, token), head), ""
+        return rows_to_score(folder, report, load_rows(report, data, recorded, token), head), ""
+    except MissingExtraError as error:
+        return None, str(error)
     except failures() as error:
         return None, " ".join(str(error).split())
 
@@ -146,7 +152,7 @@ def _score(
     report: Report,
     data: Data,
     reference: PreTrainedModel,
-    batches: Batches | None,
+    batches: Batches | SentenceRows | None,
     why: str,
     *,
     trusted: bool,
@@ -159,7 +165,7 @@ def _score(
     if batches is None:
         return Check(SCORE, UNCHECKED, [why]), None
     try:
-        outputs = predict(reference, batches)
+        outputs = batches.answers(reference)
     except failures() as error:
         said = f"The model could not be run on {batches.loaded.name}: {' '.join(str(error).split())[:300]}"
         return Check(SCORE, UNCHECKED, [said]), None
@@ -177,7 +183,7 @@ def _score(
 def _is_recorded(
     report: Report,
     data: Data,
-    batches: Batches,
+    batches: Batches | SentenceRows,
     outputs: Outputs,
     stored: dict[str, Outputs],
     places: dict[int, int],

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import errors
 
 from hf_compress.failures import failures
+from hf_compress.report.preprocessing import Preprocessing
 from hf_compress.report.report import Report
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -99,6 +100,28 @@ def load_rows(report: Report, data: Data, recorded: Sequence[int] | None, token:
     at = f" at {revision[:12]}" if revision else ""
     said = " ".join(part for part in (name, config, split) if part)
     return Loaded(loaded, rows[: data.rows], f"{said}{at}")
+
+
+def known_preprocessing(report: Report, loaded: Loaded) -> Preprocessing:
+    """Return how the rows `loaded` become inputs, by `report`.
+
+    Raises:
+        NoRowsError: that is not known, or there are no rows with these columns.
+    """
+    preprocessing = report.dataset.preprocessing
+    if preprocessing is None:
+        reason = report.dataset.without_preprocessing or "The report does not say why."
+        raise NoRowsError(f"The report records no preprocessing of the rows. {reason}")
+    columns = [*preprocessing.columns, *([preprocessing.label_column] if preprocessing.label_column else [])]
+    missing = [name for name in columns if name not in loaded.split.column_names]
+    if missing:
+        raise NoRowsError(
+            f"{loaded.name} has no column {', '.join(missing)}, which the report's preprocessing reads. Its "
+            f"columns are {', '.join(loaded.split.column_names)}."
+        )
+    if not loaded.rows:
+        raise NoRowsError(f"{loaded.name} has no rows to score.")
+    return preprocessing
 
 
 def _load(name: str, config: str | None, split: str, revision: str | None, token: str | None) -> Any:

@@ -20,7 +20,8 @@ from hf_compress.report.outputs import Outputs, joined, read_outputs
 from hf_compress.report.preprocessing import Preprocessing
 from hf_compress.report.report import Report
 from hf_compress.report.rescoring import known_metrics, scores_of, stored_outputs
-from hf_compress.verify.rows import Data, Loaded, NoRowsError, load_rows
+from hf_compress.verify.rows import Data, Loaded, NoRowsError, known_preprocessing, load_rows
+from hf_compress.verify.sentence_scoring import SentenceRows
 
 BATCH = 32
 PROCESSORS = {"image": AutoImageProcessor, "audio": AutoFeatureExtractor}
@@ -84,9 +85,9 @@ def score_folder(
     if not (folder / kind.path).exists():
         raise ValueError(f"{folder} does not hold the format `{format}`.")
     reference = load(folder)
-    batches = Batches.of(folder, report, loaded, find_outputs(reference), batch_size)
+    rows = rows_to_score(folder, report, loaded, find_outputs(reference), batch_size)
     model = kind.read(folder / kind.path, reference)
-    outputs = predict(model, batches)
+    outputs = rows.answers(model)
     scores = scores_of(outputs, known_metrics(report, stored), report)
     if isinstance(model, RuntimeModel):
         scores.pop("loss", None)  # As in the report: runtimes get no labels.
@@ -118,19 +119,7 @@ class Batches:
         Raises:
             NoRowsError: the preprocessing is not known, or these rows have other columns.
         """
-        preprocessing = report.dataset.preprocessing
-        if preprocessing is None:
-            reason = report.dataset.without_preprocessing or "The report does not say why."
-            raise NoRowsError(f"The report records no preprocessing of the rows. {reason}")
-        columns = [*preprocessing.columns, *([preprocessing.label_column] if preprocessing.label_column else [])]
-        missing = [name for name in columns if name not in loaded.split.column_names]
-        if missing:
-            raise NoRowsError(
-                f"{loaded.name} has no column {', '.join(missing)}, which the report's preprocessing reads. Its "
-                f"columns are {', '.join(loaded.split.column_names)}."
-            )
-        if not loaded.rows:
-            raise NoRowsError(f"{loaded.name} has no rows to score.")
+        preprocessing = known_preprocessing(report, loaded)
         auto = PROCESSORS.get(preprocessing.kind, AutoTokenizer)
         with readable(f"The tokenizer or processor in {folder}"):
             processor = auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -165,20 +154,33 @@ class Batches:
         width = inputs[self.head.main_input].shape[1]
         return np.array([[*row, *[IGNORED] * (width - len(row))] for row in labels])
 
+    def answers(self, model: nn.Module) -> Outputs:
+        """Return labels and predictions of `model` for all rows.
 
-def predict(model: nn.Module, batches: Batches) -> Outputs:
-    """Return labels and predictions of `model` for all rows of `batches`.
+        Raises:
+            NoRowsError: the rows have no labels.
+        """
+        taken = None if isinstance(model, RuntimeModel) else set(inspect.signature(model.forward).parameters)
+        parts = []
+        for inputs, labels in self:
+            if labels is None:
+                raise NoRowsError(f"{self.loaded.name} has no labels.")
+            known = {name: value for name, value in inputs.items() if taken is None or name in taken}
+            with torch.no_grad():
+                logits = self.head.logits(model(**known))[0]
+            parts.append(read_outputs(self.head, logits, labels))
+        return joined(parts)
+
+
+def rows_to_score(
+    folder: Path, report: Report, loaded: Loaded, head: Head, size: int = BATCH
+) -> Batches | SentenceRows:
+    """Return the rows `loaded` for the model in `folder`, by the library that it is of.
 
     Raises:
-        NoRowsError: the rows have no labels.
+        NoRowsError: the preprocessing is not known, or these rows have other columns.
+        MissingExtraError: sentence-transformers is needed and not installed.
     """
-    taken = None if isinstance(model, RuntimeModel) else set(inspect.signature(model.forward).parameters)
-    parts = []
-    for inputs, labels in batches:
-        if labels is None:
-            raise NoRowsError(f"{batches.loaded.name} has no labels.")
-        known = {name: value for name, value in inputs.items() if taken is None or name in taken}
-        with torch.no_grad():
-            logits = batches.head.logits(model(**known))[0]
-        parts.append(read_outputs(batches.head, logits, labels))
-    return joined(parts)
+    if report.sentence_class is not None:
+        return SentenceRows.of(folder, report, loaded)
+    return Batches.of(folder, report, loaded, head, size)
