@@ -18,7 +18,7 @@ from hf_compress.cut.students import DROPPED, UNCUT, renamed, shorten
 from hf_compress.layers.attention import OPERANDS
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.models.skipping import Skipped, skip, skipped_layers, skipping, unskip
-from hf_compress.models.stacks import NoLayers, stack_of
+from hf_compress.models.stacks import NoLayers, layers_config, stack_of
 from hf_compress.models.targets import unadapted
 from hf_compress.models.widths import rename_widths, resize, widths_of
 
@@ -129,6 +129,8 @@ def rehearse(model: PreTrainedModel | PeftModel) -> Rehearsal:
     """
     plain = _plain(unadapted(model))
     name, (_, layers) = type(plain).__name__, stack_of(plain)
+    if layers_config(plain) is not plain.config:
+        raise NoLayers(f"the depth of {name} is said by a part of its configuration, `vision_config`")
     if getattr(plain.config, "scale_attn_by_inverse_layer_idx", False):
         raise NoLayers(f"the layers of {name} compute with their own number")
     if patched := [type(layer).__name__ for layer in layers if "forward" in vars(layer)]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from hf_compress.models.heads import has_own_forward
-from hf_compress.models.stacks import decoder_depth, stacks
+from hf_compress.models.stacks import decoder_depth, layers_config, stacks
 from hf_compress.models.widths import resize, widths_of
 
 logger = logging.get_logger(__name__)
@@ -53,7 +53,9 @@ def student_from(model: PreTrainedModel, layers: int | Sequence[int]) -> PreTrai
         )
     config = copy.deepcopy(model.config)
     kept = {name: chosen_layers(layers, depth) for name, depth in _depths(model).items()}
-    shorten(config, layers)
+    described, deep = layers_config(model, config), decoder_depth(model.config)
+    decodes = any("decoder" in name.split(".") for name in kept)
+    shorten(described, layers, ["num_hidden_layers", *([deep] if deep and decodes else [])])
     for entry in (DROPPED, UNCUT):  # The student is another model, in which nothing was dropped.
         vars(config).pop(entry, None)
     with torch.random.fork_rng(
@@ -135,7 +137,7 @@ def _depths(model: PreTrainedModel) -> dict[str, int]:
     Raises:
         ValueError: the model has no such list.
     """
-    config = model.config
+    config = layers_config(model)
     if getattr(config, "num_hidden_groups", None) == 1:
         logger.warning(
             f"All {config.num_hidden_layers} layers of {type(model).__name__} share their weights: a student with "
@@ -147,19 +149,20 @@ def _depths(model: PreTrainedModel) -> dict[str, int]:
     if not found or getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise ValueError(
             f"`--distill_student_layers` cannot cut {type(model).__name__}: its layers are not a list of "
-            "`config.num_hidden_layers`, or compute with their own number. Leave the option out."
+            "`config.num_hidden_layers` equal ones, or compute with their own number. Leave the option out."
         )
     return found
 
 
-def shorten(config: PreTrainedConfig, layers: int | Sequence[int]) -> None:
+def shorten(
+    config: PreTrainedConfig, layers: int | Sequence[int], fields: Sequence[str] = ("num_hidden_layers",)
+) -> None:
     """Change `config` in place to describe a model with only some of its layers.
 
     Args:
         layers: as for `student_from`.
+        fields: that say how deep a stack of the model is.
     """
-    decoder = decoder_depth(config)
-    fields = ["num_hidden_layers", *([decoder] if decoder else [])]
     chosen = {name: chosen_layers(layers, depth) for name in fields if (depth := getattr(config, name))}
     lists = {
         name: [value[number] for number in chosen["num_hidden_layers"]]

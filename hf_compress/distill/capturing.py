@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.utils import ModelOutput
 
 from hf_compress.models.heads import bare
-from hf_compress.models.stacks import NoLayers, attention_of, layers_of, query_key_value
+from hf_compress.models.stacks import NoLayers, attention_of, layers_config, layers_of, query_key_value
 
 # What is kept: the part (`layer_losses.PARTS`) and the number of the layer.
 Tap = tuple[str, int]
@@ -68,7 +68,7 @@ class Capture:
             if "attention" in wanted:
                 self._on_attention(layer, numbers)
             if "relations" in wanted:
-                self._on_relations(layer, numbers, inner.config)
+                self._on_relations(layer, numbers, layers_config(inner))
         self._handles.append(model.register_forward_hook(self._hand_over))
 
     def remove(self) -> None:

@@ -12,7 +12,7 @@ from hf_compress.distill.dropout import student_dropout
 from hf_compress.distill.layerwise import Layerwise
 from hf_compress.distill.pairing import pair_layers
 from hf_compress.models.heads import Head, bare
-from hf_compress.models.stacks import NoLayers, layers_of
+from hf_compress.models.stacks import NoLayers, layers_config, layers_of
 
 
 class LayersLeave(TrainerCallback):
@@ -74,7 +74,8 @@ class LayeringMixin(Trainer):
             student, teacher = (len(layers_of(bare(one))) for one in (model, taught_by))
         except NoLayers as error:
             raise ValueError(f"`--distill_layer_loss` cannot be used: {error}. Leave the option out.") from error
-        cut = self.uncut is not None and self.uncut.num_hidden_layers == teacher
+        uncut = None if self.uncut is None else layers_config(bare(model), self.uncut)
+        cut = uncut is not None and uncut.num_hidden_layers == teacher
         kept = self.distillation.student_layers if cut else None
         pairs = pair_layers(self.distillation.distill_layers, student, teacher, kept)
         self._layerwise = Layerwise(losses, pairs, self.args.seed)

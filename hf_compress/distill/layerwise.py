@@ -64,12 +64,13 @@ class Layerwise:
         Raises:
             ValueError: a loss cannot compare the two models.
         """
-        rate = getattr(bare(model).config, "layerdrop", 0)
-        if rate:
-            raise ValueError(
-                f"`--distill_layer_loss` needs every layer at every step, but the student skips layers at random "
-                f"(`config.layerdrop` is {rate}). Set `model.config.layerdrop = 0`."
-            )
+        for name in ("layerdrop", "encoder_layerdrop"):
+            if rate := getattr(bare(model).config, name, 0):
+                raise ValueError(
+                    f"`--distill_layer_loss` needs every layer at every step, but the student skips layers at random "
+                    f'(`config.{name}` is {rate}). Set `model.config.{name} = 0`, or `"{name}": 0` in the config.json '
+                    "that the script loads."
+                )
         batch = head.example_batch(model)
         if self._reads_maps and any(_hides_maps(one) for one in (model, teacher)):
             logger.info(

@@ -35,9 +35,25 @@ def decoder_depth(config: PreTrainedConfig) -> str | None:
     return next((name for name in _DECODER_DEPTHS if config.is_encoder_decoder and hasattr(config, name)), None)
 
 
+def layers_config(model: PreTrainedModel, config: PreTrainedConfig | None = None) -> PreTrainedConfig:
+    """Return the part of a configuration that says how deep the model is: for the image tower of CLIP, its own.
+
+    Args:
+        config: another one of the same class as the model's, such as a copy.
+    """
+    config = model.config if config is None else config
+    tower = getattr(config, "vision_config", None)
+    return config if tower is None or model.main_input_name != "pixel_values" else tower
+
+
 def stacks(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
-    """Return the lists of layers in the model by name: as long as `config` says that the model is deep."""
-    config, found = model.config, dict[str, nn.ModuleList]()
+    """Return the lists of layers in the model by name: as long as `config` says that the model is deep.
+
+    Swin, ConvNeXt and their relatives have none: their lists hold stages (`config.depths`), each of another width.
+    """
+    config, found = layers_config(model), dict[str, nn.ModuleList]()
+    if hasattr(config, "depths"):
+        return found
     decoder = decoder_depth(config)
     for name, module in model.named_modules():
         depth = getattr(config, decoder if decoder and "decoder" in name.split(".") else "num_hidden_layers", None)
@@ -60,9 +76,8 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
         >>> [type(layer).__name__ for layer in layers_of(BertModel(BertConfig(vocab_size=9, **sizes)))]
         ['BertLayer', 'BertLayer']
     """
-    config = model.config
-    if config.is_encoder_decoder:
-        raise NoLayers(f"{type(model).__name__} has two stacks of layers, an encoder and a decoder")
+    config = layers_config(model)
+    _refuse_two(model)
     shared, depth = getattr(config, "num_hidden_groups", None), getattr(config, "num_hidden_layers", 0)
     if shared is not None:  # ALBERT calls each group of layers several times.
         groups = next(part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == shared)
@@ -76,9 +91,10 @@ def stack_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     Raises:
         NoLayers: the model has two stacks, its layers share their weights, or none of its lists is known.
     """
-    config, name = model.config, type(model).__name__
-    if config.is_encoder_decoder:
-        raise NoLayers(f"{name} has two stacks of layers, an encoder and a decoder")
+    config, name = layers_config(model), type(model).__name__
+    _refuse_two(model)
+    if hasattr(config, "depths"):
+        raise NoLayers(f"{name} has stages of different widths (`config.depths`) in place of equal layers")
     if getattr(config, "num_hidden_groups", None) is not None:
         raise NoLayers(f"the layers of {name} share their weights")
     found = list(stacks(model).items())
@@ -87,6 +103,13 @@ def stack_of(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     if len(found) != 1:
         raise NoLayers(f"{name} has {len(found) or 'no'} lists of `config.num_hidden_layers` layers")
     return found[0]
+
+
+def _refuse_two(model: PreTrainedModel) -> None:
+    """Refuse an encoder-decoder. Whisper's classifier is none, although its configuration has both."""
+    names = {part for name in stacks(model) for part in name.split(".")}
+    if model.config.is_encoder_decoder and (not names or "decoder" in names):
+        raise NoLayers(f"{type(model).__name__} has two stacks of layers, an encoder and a decoder")
 
 
 def tells_layers_apart(model: PreTrainedModel, pattern: str) -> bool:

@@ -25,8 +25,12 @@ from hf_compress import (
     student_from,
 )
 from hf_compress.cut.students import evenly_spaced, parse_layers
+from hf_compress.models.heads import find_head
+from hf_compress.models.stacks import layers_config, stack_of
 from hf_compress.report.card import render
 from tests.invariants.harness import make, same, trained
+from tests.invariants.test_images_and_sounds import CASES as MEDIA
+from tests.invariants.test_images_and_sounds import build
 from tests.invariants.test_models import CONFIGS, MASKED, SEQ2SEQ, SEQUENCE, TOKENS, VOCABULARY
 from tests.tiny import bert
 
@@ -116,6 +120,22 @@ def test_a_student_is_described_by_its_config_layer_by_layer(name: str) -> None:
     assert model.config.num_hidden_layers == DEPTH
 
 
+@pytest.mark.parametrize("name", ["clip", "whisper"])
+def test_a_tower_or_an_encoder_alone_is_cut(name: str, tmp_path: Path) -> None:
+    case = next(case for case in MEDIA if case.config == name)
+    model = build(case).eval()
+    student, (stack, layers) = student_from(model, [1]), stack_of(model)
+    owner, _, attribute = stack.rpartition(".")
+    shortened = copy.deepcopy(model)
+    setattr(shortened.get_submodule(owner), attribute, nn.ModuleList([copy.deepcopy(layers[1])]))
+    batch = find_head(model).example_batch(model)
+    student.save_pretrained(tmp_path)
+    with torch.no_grad():
+        found = [one(**batch).logits for one in (shortened, student, case.auto_class.from_pretrained(tmp_path))]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert layers_config(student).num_hidden_layers == 1 and layers_config(model).num_hidden_layers == 2
+
+
 def test_cutting_layers_with_shared_weights_warns(caplog: Any) -> None:
     model = deep("albert", SEQUENCE)
     student = student_from(model, KEPT)
@@ -196,6 +216,9 @@ def test_models_that_cannot_be_cut_are_refused() -> None:
     with pytest.raises(ValueError, match="got a Linear. Cut the model inside"):
         student_from(nn.Linear(2, 2), 1)  # type: ignore[arg-type]
     by_number = GPT2Config(n_embd=8, n_head=2, n_layer=3, vocab_size=9, scale_attn_by_inverse_layer_idx=True)
+    for name in ("swin", "convnext"):
+        with pytest.raises(ValueError, match="its layers are not a list of `config.num_hidden_layers` equal ones"):
+            student_from(build(next(case for case in MEDIA if case.config == name)), 1)
     with pytest.raises(ValueError, match="cannot cut GPT2LMHeadModel"):
         student_from(AutoModelForCausalLM.from_config(by_number), 2)
 

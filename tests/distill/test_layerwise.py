@@ -33,6 +33,8 @@ from hf_compress.quantize.spending import other_bytes
 from hf_compress.report.evaluation import logit_difference
 from tests.invariants.harness import KD, METHODS, SETTINGS, adapted, logged, make, rows, same
 from tests.invariants.test_heads import VIT, t5, wav2vec2
+from tests.invariants.test_images_and_sounds import CASES, rows_for
+from tests.invariants.test_images_and_sounds import build as build_media
 from tests.tiny import NO_DROPOUT, VOCABULARY, bert
 
 TERMS = [loss.term for loss in LAYER_LOSSES.values()]
@@ -364,8 +366,20 @@ def test_a_model_without_a_list_of_layers_is_refused(tmp_path: Path) -> None:
 def test_layers_that_give_no_vectors_of_tokens_are_refused(tmp_path: Path) -> None:
     config = ConvNextConfig(num_channels=3, hidden_sizes=[8, 8], depths=[1, 1], num_stages=2)
     student, teacher = (AutoModelForImageClassification.from_config(config) for _ in range(2))
-    with pytest.raises(ValueError, match="needs the output of a layer, which layer 0 of the student does not give"):
+    with pytest.raises(ValueError, match="has stages of different widths .* in place of equal layers. Leave the opt"):
         build(tmp_path, "hidden=1", model=student, teacher=teacher)
+
+
+@pytest.mark.parametrize("name", ["clip", "wav2vec2", "whisper"])
+def test_towers_and_speech_encoders_learn_from_layers(name: str, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.config == name)
+    student, teacher = build_media(case), build_media(case)
+    losses = ("hidden=1", "relations=1")
+    run = build(tmp_path, *losses, model=student, teacher=teacher, data=rows_for(student), learning_rate=1e-2)
+    assert pairs(run)[:2] == [(0, 0), (1, 1)]
+    run.train()
+    first, *_, last = logged(run, "hidden_loss", "relations_loss")
+    assert sum(last) < sum(first)
 
 
 def test_other_numbers_of_tokens_are_refused(tmp_path: Path) -> None:

@@ -20,9 +20,19 @@ from transformers import (
 )
 
 from hf_compress.distill.capturing import Capture
-from hf_compress.models.stacks import NoLayers, attention_of, layers_of, query_key_value, token_mask
+from hf_compress.models.stacks import (
+    NoLayers,
+    attention_of,
+    layers_config,
+    layers_of,
+    query_key_value,
+    stack_of,
+    stacks,
+    token_mask,
+)
 from tests.invariants.harness import adapted
 from tests.invariants.test_heads import wav2vec2
+from tests.invariants.test_images_and_sounds import CASES, build
 from tests.tiny import bert
 
 SIZES = {
@@ -122,6 +132,24 @@ def test_two_stacks_are_refused() -> None:
         BartConfig(vocab_size=20, **sizes, encoder_attention_heads=1, decoder_attention_heads=1)
     )
     with pytest.raises(NoLayers, match="BartModel has two stacks of layers, an encoder and a decoder"):
+        layers_of(model)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "whisper"])
+def test_a_tower_or_an_encoder_alone_has_one_stack(name: str) -> None:
+    case = next(case for case in CASES if case.config == name)
+    model = build(case)
+    assert len(layers_of(model)) == 2 and list(stacks(model).values()) == [stack_of(model)[1]]
+    config = layers_config(model)
+    assert config.num_hidden_layers == 2 and (config is model.config) == (name == "whisper")
+    assert query_key_value(layers_of(model)[0], config) is not None
+
+
+@pytest.mark.parametrize("name", ["swin", "convnext"])
+def test_stages_are_not_taken_for_layers(name: str) -> None:
+    model = build(next(case for case in CASES if case.config == name))
+    assert stacks(model) == {}
+    with pytest.raises(NoLayers, match=r"has stages of different widths \(`config.depths`\) in place of equal layers"):
         layers_of(model)
 
 
