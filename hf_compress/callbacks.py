@@ -2,6 +2,8 @@
 
 import inspect
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,12 +11,18 @@ import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
+from transformers.utils import logging
 
 from hf_compress.models.sharding import local
+from hf_compress.models.shares import Method, Shares
+
+logger = logging.get_logger(__name__)
 
 # A key in `trainer_state.json`. Not a class name: Trainer would try to rebuild that callback.
 PROGRESS = "hf_compress_progress"
 RANGE = "input_range"
+# The share of weights that a method leaves alone unasked, from which on the log warns of it.
+LOUD = 0.01
 
 
 def progress(state: TrainerState) -> dict[str, Any]:
@@ -49,6 +57,26 @@ def log_first(owner: TrainerCallback) -> None:
             handler.callbacks = [LogsFirst(owner), *others]
             return
         frame = frame.f_back
+
+
+def log_shares(method: Method, option: str, shares: Shares, excluded: Sequence[str] = (), more: str = "") -> None:
+    """Log how much of the model `option` touches, and what it leaves alone.
+
+    It is a warning if a good part of the weights is left alone that nobody has excluded.
+
+    Args:
+        option: as the user gave it, in backticks.
+        excluded: regular expressions of layers that its user excluded.
+        more: another sentence.
+    """
+    verb, stays = ("prunes layers with", "dense") if method == "pruned" else ("rounds", "in floating point")
+    of_bytes = f"{shares.bytes / 1e6:,.3g} of {shares.all_bytes / 1e6:,.3g} MB"
+    unasked = [n for name, n in shares.others.items() if not any(re.search(one, name) for one in excluded)]
+    logger.log(
+        logging.WARNING if sum(unasked) >= LOUD * shares.all_weights else logging.INFO,
+        f"{option} {verb} {100 * shares.of_weights:.1f} % of the weights ({of_bytes}). These stay {stays}: "
+        f"{', '.join(shares.rest(method))}.{more and f' {more}'}",
+    )
 
 
 def add_to_logs(logs: dict[str, Any], state: TrainerState, values: dict[str, Any]) -> None:

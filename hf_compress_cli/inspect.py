@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,15 +73,31 @@ def _inspect_one(path_or_repo: str, *, tensors: bool, as_json: bool, codecs: boo
         rows = [_row(fact.name, [fact], sensitivity) for fact in facts]
         for row in rows if codecs else ():
             row["bytes_by_codec"] = by_codec[row["name"]]
-        typer.echo(json.dumps({"tensors": rows, "total": _row("total", facts, sensitivity)}))
+        touched = {method: asdict(shares) for method, shares in inventory.shares(facts).items()}
+        typer.echo(json.dumps({"tensors": rows, "total": _row("total", facts, sensitivity), "touched": touched}))
         return
     console().print(_codec_table(facts, by_codec, by_tensor=tensors) if codecs else _table(facts, by_tensor=tensors))
+    typer.echo(_touched(facts))
     on_disk = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     container = on_disk - sum(fact.stored_bytes for fact in facts)
     typer.echo(
         f"{path_or_repo}: {on_disk:,} bytes in safetensors files, including {container:,} bytes of headers "
         f"({100 * container / on_disk:.2f} %)"
     )
+
+
+def _touched(facts: Sequence["TensorFacts"]) -> str:
+    """Return how much each method touched, one line each, and what else is left than what it never touches."""
+    from hf_compress.checkpoint.inventory import shares
+
+    lines, heads = [], {"pruned": ("in pruned layers", "dense"), "quantized": ("as integers", "in floating point")}
+    for method, found in shares(facts).items():
+        how, stays = heads[method]
+        lines.append(
+            f"{how}: {100 * found.of_weights:.1f} % of the weights, {100 * found.of_bytes:.1f} % of the bytes; "
+            f"{stays}: {', '.join(found.rest(method))}"
+        )
+    return "\n".join(lines or ["as integers or pruned: nothing"])
 
 
 def _plain(name: str) -> Text:

@@ -85,6 +85,19 @@ def test_inspect_sums_up_by_layer_and_in_all(folder: Path) -> None:
     assert "bytes of headers" in result.stdout
 
 
+def test_inspect_says_how_much_each_method_touched(folder: Path, tmp_path: Path) -> None:
+    result, facts = runner.invoke(app, ["inspect", str(folder)]), inventory.tensors(folder)
+    pruned = [fact for fact in facts if fact.sparsity > 0.4 and len(fact.shape) == 2]
+    weights = 100 * sum(fact.numel for fact in pruned) / sum(fact.numel for fact in facts)
+    size = 100 * sum(fact.stored_bytes for fact in pruned) / sum(fact.stored_bytes for fact in facts)
+    said = f"in pruned layers: {weights:.1f} % of the weights, {size:.1f} % of the bytes; dense: embeddings"
+    assert said in result.stdout.replace("\n", " ") and "as integers" not in result.stdout
+    values = json.loads(runner.invoke(app, ["inspect", str(folder), "--json"]).stdout)
+    assert values["touched"]["pruned"]["weights"] == sum(fact.numel for fact in pruned)
+    dense = save_compressed(BertForSequenceClassification.from_pretrained(folder), tmp_path / "dense", Recipe())
+    assert "as integers or pruned: nothing" in runner.invoke(app, ["inspect", str(dense)]).stdout
+
+
 def test_inspect_shows_what_each_codec_would_take(folder: Path) -> None:
     result = runner.invoke(app, ["inspect", str(folder), "--codecs"])
     assert result.exit_code == 0, result.output

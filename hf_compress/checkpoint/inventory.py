@@ -1,7 +1,7 @@
 """The facts of a checkpoint, tensor by tensor: bytes, bits per weight, zeros and entropy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from hf_compress.checkpoint.config import METHOD, CompressionConfig
 from hf_compress.checkpoint.files import located, printable, safetensors_file
 from hf_compress.checkpoint.quantizer import CompressionQuantizer
 from hf_compress.models.layer_kinds import kind
+from hf_compress.models.shares import Method, Piece, Shares
 from hf_compress.models.targets import model_class, part
 from hf_compress.packing.coding import CODECS, entropy_bytes
 from hf_compress.packing.packed import Packed
@@ -34,6 +35,7 @@ class TensorFacts:
             entropy of the mask plus the raw non-zeros, or the raw bytes if those are fewer.
         zeros: how many values are zero.
         grid_bits: the bits of the grid of integers. None for floats.
+        pruned: whether it belongs to a layer that was pruned.
         sensitivity: how much the outputs depend on the tensor, in a unit that all tensors of the file share: the sum
             of 1 / step^2 over its weights. None where rows have no fixed steps.
     """
@@ -47,6 +49,7 @@ class TensorFacts:
     zeros: int
     grid_bits: int | None = None
     sensitivity: float | None = None
+    pruned: bool = False
 
     @property
     def numel(self) -> int:
@@ -96,6 +99,30 @@ def bits_per_weight(facts: Sequence[TensorFacts]) -> float | None:
     integers = [fact for fact in facts if fact.grid_bits is not None]
     numel = sum(fact.numel for fact in integers)
     return 8 * sum(fact.stored_bytes for fact in integers) / numel if numel else None
+
+
+def shares(facts: Sequence[TensorFacts]) -> dict[Method, Shares]:
+    """Return how much of a checkpoint each method touched, in weights and in bytes of the file, if it touched any.
+
+    Example:
+        >>> from hf_compress.checkpoint.inventory import TensorFacts, shares
+        >>> weight = TensorFacts("dense.weight", "encoder", (8, 8), "pairs", 24, 20.0, zeros=9, grid_bits=8)
+        >>> bias = TensorFacts("dense.bias", "encoder", (8,), "planes", 36, 32.0, zeros=0)
+        >>> {method: share.of_bytes for method, share in shares([weight, bias]).items()}
+        {'quantized': 0.4}
+    """
+    touched: dict[Method, Callable[[TensorFacts], bool]] = {
+        "pruned": lambda fact: fact.pruned,
+        "quantized": lambda fact: fact.grid_bits is not None,
+    }
+    return {
+        method: Shares.of(
+            method,
+            [Piece(fact.name, fact.shape, fact.stored_bytes, fact.part, is_touched(fact)) for fact in facts],
+        )
+        for method, is_touched in touched.items()
+        if any(is_touched(fact) for fact in facts)
+    }
 
 
 def bytes_by_codec(folder: str | Path) -> dict[str, dict[str, int | None]]:
@@ -181,7 +208,8 @@ def _packed_facts(packed: Packed, model: PreTrainedModel, config: CompressionCon
         bound = min(float(values.nbytes), entropy_bytes(values != 0) + values.itemsize * (values.numel() - zeros))
     codec = "/".join(sorted(packed.codecs()))
     where, shape = part(model, packed.key), packed.weight_shape
-    return TensorFacts(packed.key, where, shape, codec, len(packed.data), bound, zeros, bits, sensitivity)
+    pruned = owner in config.pruned and packed.key.endswith(".weight")
+    return TensorFacts(packed.key, where, shape, codec, len(packed.data), bound, zeros, bits, sensitivity, pruned)
 
 
 def _sensitivity(steps: Tensor, width: int) -> float:

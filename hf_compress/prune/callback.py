@@ -21,6 +21,7 @@ from hf_compress.prune.coverage import Coverage
 from hf_compress.prune.criteria import CRITERIA
 from hf_compress.prune.masking import Masking
 from hf_compress.prune.requirements import (
+    log_coverage,
     refuse_correction,
     refuse_coverage,
     refuse_optimizer,
@@ -37,7 +38,7 @@ REACHED, KEPT = "sparsity", "kept_groups"
 
 
 class PruningCallback(TrainerCallback):
-    """Gradual pruning in any Trainer: zeros in the body's linear layers, on schedule and with an exact count.
+    """Gradual pruning in any Trainer: zeros in linear layers and convolutions, on schedule and with an exact count.
 
     Between the shares `prune_begin` and `prune_end` of the optimizer steps, every `prune_every` steps and in the last
     one, the weights with the lowest scores are chosen and set to zero. Masks are applied after each optimizer step, so
@@ -139,6 +140,8 @@ class PruningCallback(TrainerCallback):
         refuse_correction(self._masking, model, optimizer, kwargs.get("train_dataloader"))
         self._stepped, self._sparsity = False, 0.0
         options = self.arguments
+        if state.is_world_process_zero:
+            log_coverage(self._masking, options, transformer(model))
         self._timetable = Timetable.of(options.prune_begin, options.prune_end, options.prune_every, state.max_steps)
         warn_of_one_leap(options, self._timetable, state.max_steps)
         if self.criterion.corrects:

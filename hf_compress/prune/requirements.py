@@ -1,15 +1,18 @@
 """What a criterion and a pattern require of model, optimizer and precision; whatever lacks it is refused."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from peft import PeftModel
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
+from hf_compress.callbacks import log_shares
 from hf_compress.cut.rehearsal import check_removal, check_uniform
+from hf_compress.models.shares import shares_of
 from hf_compress.models.targets import transformer, unadapted
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.prune.coverage import Coverage
@@ -162,6 +165,16 @@ def warn_of_corrections(criterion: Criterion, choices: int, max_steps: int) -> N
             "`--prune_sparsity`.",
             stacklevel=3,
         )
+
+
+def log_coverage(masking: Masking, arguments: PruningArguments, model: PreTrainedModel | PeftModel) -> None:
+    """Log how much of `model` is pruned, and what stays dense. A pattern of groups leaves most of it dense anyway."""
+    shares = shares_of(model, "pruned", masking.targets)
+    if masking.coverage.blocks:
+        shares = replace(shares, others={})
+    corrects = shares.convolutions and masking.criterion.corrects
+    more = "Convolutions are pruned by magnitude, without correction." if corrects else ""
+    log_shares("pruned", arguments.asked, shares, arguments.prune_exclude, more)
 
 
 def warn_of_one_leap(arguments: PruningArguments, timetable: Timetable, max_steps: int) -> None:

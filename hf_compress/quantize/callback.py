@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,9 +21,9 @@ from hf_compress.models.heads import bare
 from hf_compress.models.sentences import pooling_of
 from hf_compress.models.sharding import is_sharded, refuse_shards, reshard
 from hf_compress.models.targets import quantizable, token_embedding, transformer, whole
-from hf_compress.options import refuse_averages
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.ranges import RANGE_WARMUP, moved, unseen
+from hf_compress.quantize.requirements import log_quantized, refuse_unsupported
 from hf_compress.quantize.spending import Masks, spend
 from hf_compress.quantize.trimming import trim
 from hf_compress.rate import sample_batches, token_counts
@@ -123,7 +122,8 @@ class QuantizationCallback(TrainerCallback):
             )
         log_first(self)
         if self.has_steps:
-            self._refuse_unsupported(kwargs.get("optimizer"), kwargs.get("train_dataloader"))
+            option = "--quant_step" if self.budget is None else "--compress_budget_mb"
+            refuse_unsupported(option, kwargs.get("optimizer"), kwargs.get("train_dataloader"))
         model = transformer(kwargs["model"])
         reshard(model)
         targets = quantizable(model, self.arguments.quant_exclude)
@@ -131,6 +131,8 @@ class QuantizationCallback(TrainerCallback):
         if not all(isinstance(target.module, CompressedLayer) for target in targets):
             # `model_init` has made a new model, or the Trainer was built without this callback.
             self.on_init_end(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            log_quantized(model, targets, self.arguments)
         self._layers, self._skipped = list(compressed_layers(model).values()), 0
         # FSDP would have every process keep the whole weights that it spreads.
         self._accumulates = args.gradient_accumulation_steps > 1 and not is_sharded(whole(kwargs["model"]))
@@ -260,21 +262,6 @@ class QuantizationCallback(TrainerCallback):
         reshard(whole(wrapped))
         if trim(model, self.budget, self.arguments.quant_exclude):
             logger.info("Training had made the file larger than its budget. Some weights were rounded to fewer bits.")
-
-    def _refuse_unsupported(self, optimizer: Any, loader: Any) -> None:
-        """Refuse a trainer in which weights cannot be rounded once, at the step at which rounding begins."""
-        option = "--quant_step" if self.budget is None else "--compress_budget_mb"
-        if loader is None:
-            raise ValueError(
-                f"`{option}` measures on the training set how much each weight counts, but this trainer gives its "
-                "callbacks no `train_dataloader`. Use Transformers' Trainer, or leave the option out."
-            )
-        if isinstance(optimizer, DeepSpeedOptimizerWrapper):
-            raise ValueError(
-                f"`{option}` rounds the weights once, but DeepSpeed trains a copy of its own and would undo that. "
-                "Train under DDP or FSDP2, or leave the option out."
-            )
-        refuse_averages(optimizer, option, "which do not stay where they were rounded")
 
     def _refuse_lost_ranges(self, state: TrainerState) -> None:
         ranges = [layer.input_range for layer in self._layers if layer.has_range]

@@ -17,6 +17,7 @@ from hf_compress.cut.uniform import whole_config
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.models.heads import Head
 from hf_compress.models.sentences import SENTENCE_KINDS, kind_of_folder
+from hf_compress.models.shares import Shares
 from hf_compress.prune.coverage import Coverage, pruned_layers
 from hf_compress.prune.patterns import PATTERNS
 from hf_compress.recipe import Recipe
@@ -90,6 +91,7 @@ def described(
         bits=packed.bits if isinstance(packed, CompressionConfig) else {},
         steps=steps_of(packed, tensors, feedback=feedback),
         sentence_class=None if kind is None else kind.name,
+        touched=touched(recipe, tensors),
         **measured,
     )
 
@@ -112,6 +114,14 @@ def shapes_of(
         whole.get_text_config().vocab_size = vocabulary.whole
     with torch.device("meta"):
         return type(source)(whole), type(source)(whole_config(reloaded.config))
+
+
+def touched(recipe: Recipe, facts: Sequence[TensorFacts]) -> dict[str, Shares]:
+    """How much of the file each method touched. Where a pattern prunes groups, it says what stays dense."""
+    found = {str(method): shares for method, shares in inventory.shares(facts).items()}
+    if "pruned" in found and PATTERNS[recipe.pruning.prune_pattern].kinds:
+        found["pruned"] = replace(found["pruned"], others={})
+    return found
 
 
 def steps_of(config: Any, facts: Sequence[TensorFacts], *, feedback: bool) -> Steps | None:

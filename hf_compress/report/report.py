@@ -10,6 +10,7 @@ from hf_compress.checkpoint.aside import written_aside
 from hf_compress.cut.depth import Depth
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.export.formats import FORMATS
+from hf_compress.models.shares import Shares
 from hf_compress.recipe import Recipe
 from hf_compress.report import records
 from hf_compress.report.facts import Baseline, Control, Example, ExtraSet, FileFacts, Speed, Steps
@@ -146,6 +147,8 @@ class Report:
         max_drop: how far the main metric may fall below the dense model (`--compress_max_drop`), in points, or None.
         verdict: "ACCEPT" or "REGRESSION"; None without a limit.
         reasons: what the verdict rests on, in sentences.
+        touched: how much of the file each method touched that was used, in weights and bytes: "pruned" counts the
+            layers in which weights may be zero, "quantized" those whose weights are integers.
         sentence_class: the class of sentence-transformers that loads the folder; None if none does.
         files: every file of the folder by its path, as `save_card` found it last. The report itself, the card and
             hidden files are left out; the card follows from the report.
@@ -235,6 +238,7 @@ class Report:
     failed_formats: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileFacts] = field(default_factory=dict)
     sentence_class: str | None = None
+    touched: dict[str, Shares] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, scores in (("dense", self.dense), ("teacher", self.teacher), ("compressed", self.compressed)):

@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_compress.distill import DistillationArguments
 from hf_compress.goals import BudgetArguments
+from hf_compress.models.shares import Shares
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
@@ -39,8 +40,20 @@ def golden_reports() -> dict[str, Report]:
         "budget": _budget(),
         "further": _further(),
         "structured": _structured(),
+        "convolutions": _convolutions(),
     }
     return _subsets() | _heads() | others
+
+
+def _convolutions() -> Report:
+    """A model with convolutions, one of which is left alone."""
+    report = golden()
+    left = {"wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight.original1": 4_718_592}
+    touched = {
+        "pruned": Shares(89_215_488, 60_000_000, 94_371_712, 80_000_000, convolutions=7, others=left),
+        "quantized": Shares(89_215_488, 60_000_000, 94_371_712, 80_000_000, convolutions=7, others=left),
+    }
+    return replace(report, touched=touched)
 
 
 def _subsets() -> dict[str, Report]:

@@ -1,5 +1,6 @@
 """Models with convolutions go through everything that models of linear layers go through."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hf_compress.models.layer_kinds import CONVOLUTIONS, kind
 from hf_compress.models.targets import prunable
 from hf_compress.prune.coverage import pruned_layers
 from tests.checkpoint.test_format import RECIPES, compressed
-from tests.invariants.harness import make, same
+from tests.invariants.harness import PRUNE, QUANT, make, same, trained
 from tests.invariants.test_heads import VIT, wav2vec2
 
 IMAGE = AutoModelForImageClassification
@@ -127,6 +128,22 @@ def test_a_resumed_run_ends_with_the_same_convolutions(tmp_path: Path) -> None:
     whole = run(resumes=False)
     assert same(whole, run(resumes=True))
     assert any(name.endswith("dwconv.input_range") for name in whole)
+
+
+def test_the_log_says_once_what_each_method_leaves_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The positions of Wav2Vec2 are a tenth of this model, so that it is a warning; of a BERT it is information."""
+    caplog.set_level(logging.INFO, "hf_compress.callbacks")
+    model = waveforms()
+    trained(tmp_path, [PRUNE, QUANT], model=model, data=rows(model), trainer_class=Trainer)
+    said = [record for record in caplog.records if "% of the weights" in record.getMessage()]
+    assert [record.levelname for record in said] == ["WARNING", "WARNING"]
+    assert [record.getMessage().split()[0] for record in said] == ["`--prune_sparsity", "`--quant_scheme"]
+    assert all("pos_conv_embed.conv.parametrizations.weight.original1 (" in one.getMessage() for one in said)
+    caplog.clear()
+    trained(tmp_path, [PRUNE, QUANT], trainer_class=Trainer)
+    said = [record for record in caplog.records if "% of the weights" in record.getMessage()]
+    assert [record.levelname for record in said] == ["INFO", "INFO"]
+    assert said[1].getMessage().endswith("These stay in floating point: the head, biases and norms.")
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4x1"])

@@ -6,6 +6,7 @@ from typing import Any
 from hf_compress.distill import DistillationArguments
 from hf_compress.distill.pairing import LAST, parse_pairs
 from hf_compress.distill.teacher_only import AUGMENTED
+from hf_compress.models.shares import NAMED, Shares
 from hf_compress.report.descriptors import criterion, loss, pattern, schedule, scheme
 from hf_compress.report.markdown import Markdown, block, code, listed, text
 from hf_compress.report.phrases import base_words, dataset_words
@@ -43,7 +44,7 @@ each epoch.{% endif %}
 {% endif %}
 {% endif %}
 {% if pruning.enabled %}
-- **Pruning.** In the linear layers of the body, the {{ criterion }} were set to zero, \
+- **Pruning.** In the linear layers{% if convolutions.pruned %} and convolutions{% endif %} of the body, the {{ criterion }} were set to zero, \
 {% if grouped %}whole groups of weights together, {% endif %}{% if pruning.prune_keep %}another number in each block{% elif pruning.prune_scope == "layer" %}the same share in each layer{% else %}chosen over all layers together{% endif %}. {{ pattern }}
 {% if speed %}
   {{ speed }}
@@ -61,6 +62,9 @@ each epoch.{% endif %}
 {%- if pruning.prune_exclude %}, and so do layers that match {{ pruning_excluded }}{% endif %}.
   In the finished file {{ report.achieved_sparsity | percent }} of these weights are {% if report.structure %}removed or {% endif %}zero
 {%- if quantization.enabled %}, including those that rounding set to zero{% endif %}.
+  {% if touched.pruned %}
+  {{ touched.pruned }}
+  {% endif %}
 {% endif %}
 {% if dropped %}
 - **Layers dropped in training.** {{ dropped }}
@@ -78,6 +82,9 @@ each epoch.{% endif %}
   {% endif %}
   The head stays in floating point
 {%- if quantization.quant_exclude %}, and so do layers that match {{ quantization_excluded }}{% endif %}.
+  {% if touched.quantized %}
+  {{ touched.quantized }}
+  {% endif %}
 {% endif %}
 {% if quantization.quant_step is not none %}
 - **Steps by sensitivity.** {% if report.recipe.budget.enabled %}The budget for the file was \
@@ -153,6 +160,8 @@ def values(report: Report) -> dict[str, Any]:
         "pruning_excluded": listed([code(pattern) for pattern in pruning.prune_exclude]),
         "quantization_excluded": listed([code(pattern) for pattern in quantization.quant_exclude]),
         "bits": _bits_words(report),
+        "touched": {method: _touched_words(method, shares) for method, shares in report.touched.items()},
+        "convolutions": {method: shares.convolutions for method, shares in report.touched.items()},
         "static": is_static(report),
         "takes_text": report.pipeline_tag not in FILES,
         "compressed": recipe.name != "dense" or report.vocabulary is not None,
@@ -254,6 +263,22 @@ def _bits_words(report: Report) -> list[str]:
     numbers = list(report.bits.values())
     counted = [(bits, numbers.count(bits)) for bits in sorted(set(numbers))]
     return [text(f"{bits} bits in {count} layer{'' if count == 1 else 's'}") for bits, count in counted]
+
+
+def _touched_words(method: str, shares: Shares) -> Markdown:
+    """How much of the file a method touched, and what else it left alone than what it always does."""
+    how = "These layers hold" if method == "pruned" else "Integers hold"
+    said = f"{how} {percent(shares.of_weights)} of all weights and take {percent(shares.of_bytes)} of the bytes."
+    if method == "quantized" and shares.convolutions:
+        one = shares.convolutions == 1
+        said += f" {shares.convolutions} of the layers {'is a convolution' if one else 'are convolutions'}, with one "
+        said += "scale per output channel."
+    if shares.others:
+        others, more = list(shares.others.items()), len(shares.others) - NAMED
+        named = listed([Markdown(f"{code(name)} ({weights:,} weights)") for name, weights in others[:NAMED]])
+        stays = "dense" if method == "pruned" else "in floating point"
+        said += f" Not touched and {stays}: {named}{f' and {more} more' if more > 0 else ''}."
+    return Markdown(said)
 
 
 SECTION = Section("making", "How it was made", 40, values, TEMPLATE)

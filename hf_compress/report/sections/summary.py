@@ -151,7 +151,10 @@ def _done(report: Report) -> Markdown:
     if recipe.pruning.enabled:
         share = 100 * recipe.pruning.prune_sparsity
         left = structure_words(report.structure)
-        zeros = f"{share:g} % of the {pattern(report).units} are zero"
+        units, pruned = pattern(report).units, report.touched.get("pruned")
+        if pruned is not None and pruned.convolutions:
+            units = units.replace("linear layers", "linear layers and convolutions")
+        zeros = f"{share:g} % of the {units} are zero"
         done.append(f"pruned ({f'{left} are left' if left else zeros})")
     if report.depth is not None:
         done.append(f"reduced to {depth_words(report.depth)}")
