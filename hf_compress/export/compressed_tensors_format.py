@@ -15,7 +15,7 @@ from hf_compress.extras import extra
 from hf_compress.layers.affine import affine_parameters
 from hf_compress.layers.grids import Grid, Grids, symmetric_scale
 from hf_compress.layers.turning import compressed_layers
-from hf_compress.models.layer_kinds import kind
+from hf_compress.models.layer_kinds import CONVOLUTIONS, kind
 from hf_compress.recipe import Recipe
 
 # The format's signed integers are ours less this.
@@ -65,6 +65,19 @@ def _refusal(recipe: Recipe) -> str:
     return RANGES if recipe.quantization.scheme.attention is not None else widths_refusal(recipe, OPTION)
 
 
+def _unfit(model: PreTrainedModel) -> str:
+    """Return why the format cannot hold `model`: it holds no rounding of the inputs of convolutions."""
+    layers = compressed_layers(model)
+    rounding = [name for name, layer in layers.items() if layer.layer_kind in CONVOLUTIONS and layer.input_grid]
+    if not rounding:
+        return ""
+    return (
+        f"`{OPTION}` holds quantized linear layers only, and the inputs of {len(rounding)} convolutions, such as "
+        f"{rounding[0]}, are rounded too. Choose `onnx` or `openvino`, train with `--quant_scheme int8-weight`, or "
+        f"leave them in floating point (`--quant_exclude {rounding[0].rpartition('.')[2]}`)."
+    )
+
+
 def _require() -> None:
     with extra("compressed-tensors", "The format `compressed-tensors`"):
         import compressed_tensors  # noqa: F401
@@ -83,6 +96,7 @@ from transformers import {auto_class}
 
 model = {auto_class}.from_pretrained(folder + "/compressed-tensors")""",
     refusal=_refusal,
+    unfit=_unfit,
     errors=("safetensors",),
     install="transformers torch compressed-tensors",
     running="logits = model(**inputs).logits.detach()",

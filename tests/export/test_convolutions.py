@@ -1,16 +1,25 @@
-"""Quantized convolutions in an ONNX graph: integers per output channel, between pairs of rounding operators."""
+"""Quantized convolutions in graphs and other formats: integers per output channel, between rounding operators."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoModelForImageClassification, ConvNextConfig, PreTrainedModel
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    ConvNextConfig,
+    PreTrainedModel,
+    SqueezeBertConfig,
+)
 
 from hf_compress import export_onnx
 from hf_compress.export import FORMATS
+from hf_compress.export.formats import check_model
+from hf_compress.layers import SCHEMES
 from hf_compress.layers.affine import affine_parameters
-from hf_compress.layers.turning import compressed_layers
+from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.models.layer_kinds import CONVOLUTIONS, kind
 from tests.quantized import quantized
 
@@ -72,10 +81,47 @@ def test_convolutions_of_other_schemes_compute_the_same(
     assert {one.data_type for one in onnx.load(folder / PATH).graph.initializer} & both == expected.get(scheme, both)
 
 
+def test_a_format_of_linear_layers_is_refused_before_training() -> None:
+    model = convnext()
+    quantize_layers(model, SCHEMES["int8"])
+    check_model(["onnx", "openvino"], model)
+    with pytest.raises(
+        ValueError, match="compressed-tensors.*inputs of 4 convolutions, such as convnext.*int8-weight"
+    ):
+        check_model(["compressed-tensors"], model)
+    excluded, weights = convnext(), convnext()
+    quantize_layers(excluded, SCHEMES["int8"], ["dwconv", "patch", "downsampling"])
+    quantize_layers(weights, SCHEMES["int8-weight"])
+    for fitting in (excluded, weights):
+        check_model(["compressed-tensors"], fitting)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["openvino", "web"])
-def test_other_graphs_hold_convolutions(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if name == "openvino":
-        pytest.importorskip("openvino")
+@pytest.mark.parametrize("name", ["dense", "compressed-tensors"])
+def test_other_files_hold_rounded_convolutions(name: str, tmp_path: Path) -> None:
+    if name == "compressed-tensors":
+        pytest.importorskip("compressed_tensors")
+    folder = quantized(convnext(), tmp_path / "compressed", "int8-weight")
+    assert FORMATS[name].export(folder, None).difference < 1e-6
+
+
+@pytest.mark.slow
+def test_openvino_holds_convolutions(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
     folder = quantized(convnext(), tmp_path / "compressed", "int8")
-    assert FORMATS[name].export(folder, None).agreement > 0.9
+    assert FORMATS["openvino"].export(folder, None).agreement > 0.9
+
+
+@pytest.mark.slow
+def test_a_browser_makes_convolutions_from_the_packed_file(tmp_path: Path) -> None:
+    """SqueezeBERT reads texts by grouped convolutions."""
+    sizes = {"hidden_size": 32, "embedding_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    groups = {f"{one}_groups": 2 for one in ("q", "k", "v", "post_attention", "intermediate", "output")}
+    config = SqueezeBertConfig(vocab_size=29, intermediate_size=64, num_labels=3, **sizes, **groups)
+    model = AutoModelForSequenceClassification.from_config(config)
+    folder = quantized(model, tmp_path / "compressed", "int8")
+    assert FORMATS["web"].export(folder, None).agreement > 0.9
+    parts = json.loads((folder / "web" / "graph.json").read_text())["parts"]
+    made = {part["tensor"] for part in parts if part["take"] == "values"}
+    found = {f"{name}.weight" for name, layer in model.named_modules() if kind(layer) in CONVOLUTIONS}
+    assert len(found) == 6 and found <= made
