@@ -41,8 +41,8 @@ class PruningArguments:
     prune_sparsity: float = field(
         default=0.0,
         metadata={
-            "help": "Share of the weights of the body's linear layers, or of the groups that `--prune_pattern` names, "
-            "to set to zero, in [0, 1); 0: none."
+            "help": "Share of the weights of the body's linear layers and convolutions, or of the groups that "
+            "`--prune_pattern` names, to set to zero, in [0, 1); 0: none."
         },
     )
     prune_criterion: str = field(

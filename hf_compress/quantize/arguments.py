@@ -28,7 +28,7 @@ class QuantizationArguments:
         default=None,
         metadata={
             "choices": SCHEMES.keys(),
-            "help": "Number format to train for. "
+            "help": "Number format to train for. Convolutions count as linear layers, with a row per output channel. "
             + " ".join(f"`{name}`: {scheme.help}." for name, scheme in SCHEMES.items()),
         },
     )

@@ -165,8 +165,9 @@ def other_bytes(
             continue
         parameter = parameters.get(name, tensor)
         if id(parameter) in integers:
-            sizes[name] = tensor.numel()  # At most one byte for each, which only counts digits of the header.
-            counted += sizes[name]
+            # At most one byte for each, which only counts digits of the header, and the sides of a convolution's rows.
+            sizes[name] = tensor.numel() + 4 * (tensor.dim() - 2)
+            counted += tensor.numel()
         elif (mask := kept.get(id(parameter))) is not None:
             sizes[name] = len(pack(torch.where(mask.cpu(), gathered(tensor).detach().cpu(), 0.0)))
         else:

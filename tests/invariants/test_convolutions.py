@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForAudioClassification,
@@ -16,8 +17,9 @@ from transformers import (
     Trainer,
 )
 
-from hf_compress import CompressionConfig, PruningArguments, QuantizationArguments, Recipe
+from hf_compress import CompressionConfig, PruningArguments, QuantizationArguments, Recipe, save_compressed
 from hf_compress.checkpoint.inventory import tensors
+from hf_compress.goals import BudgetArguments
 from hf_compress.layers.integer import Integer
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.heads import find_head
@@ -25,8 +27,8 @@ from hf_compress.models.layer_kinds import CONVOLUTIONS, kind
 from hf_compress.models.targets import prunable
 from hf_compress.prune.coverage import pruned_layers
 from tests.checkpoint.test_format import RECIPES, compressed
-from tests.invariants.harness import PRUNE, QUANT, make, same, trained
-from tests.invariants.test_heads import VIT, wav2vec2
+from tests.invariants.harness import PRUNE, QUANT, make, recipe, same, trained
+from tests.invariants.test_heads import VIT, vit, wav2vec2
 
 IMAGE = AutoModelForImageClassification
 
@@ -128,6 +130,47 @@ def test_a_resumed_run_ends_with_the_same_convolutions(tmp_path: Path) -> None:
     whole = run(resumes=False)
     assert same(whole, run(resumes=True))
     assert any(name.endswith("dwconv.input_range") for name in whole)
+
+
+def test_a_budget_is_kept_in_a_model_of_convolutions(tmp_path: Path) -> None:
+    """Their steps follow the sensitivity as those of linear layers do; only error feedback leaves them out."""
+    plan = Recipe(
+        quantization=QuantizationArguments(quant_scheme="int8"), budget=BudgetArguments(compress_budget_mb=0.016)
+    )
+    model = convnext()
+    trained(tmp_path / "run", model=model, data=rows(model), plan=plan, trainer_class=Trainer)
+    folder = save_compressed(model, tmp_path / "packed", plan)
+    size = (folder / "model.safetensors").stat().st_size
+    assert 0.95 * 16_000 < size <= 16_000
+    found, batch = convolutions(model), find_head(model).example_batch(model)
+    steps = {name: layer.step for name, layer in compressed_layers(model).items() if name in found}
+    assert len(steps) == 4 and all(step is not None and bool((step > 0).all()) for step in steps.values())
+    assert torch.equal(logits(IMAGE.from_pretrained(folder), batch), logits(model, batch))
+
+
+def test_structure_is_removed_around_convolutions(tmp_path: Path) -> None:
+    plan = Recipe(
+        pruning=PruningArguments(prune_sparsity=0.5, prune_pattern="neurons+heads", prune_every=2),
+        quantization=QuantizationArguments(quant_scheme="int8"),
+    )
+    model = IMAGE.from_config(vit(num_labels=3))
+    trained(tmp_path / "run", model=model, data=rows(model), plan=plan, trainer_class=Trainer)
+    loaded = IMAGE.from_pretrained(save_compressed(model, tmp_path / "packed", plan))
+    config, batch = loaded.config.quantization_config, find_head(model).example_batch(model)
+    assert config.widths and convolutions(loaded) <= set(config.quantized) - set(config.pruned)
+    assert torch.allclose(logits(loaded, batch), logits(model, batch), atol=1e-5)
+
+
+def test_convolutions_beside_an_adapter_are_compressed(tmp_path: Path) -> None:
+    model = IMAGE.from_config(vit(num_labels=3))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"]))
+    trained(tmp_path / "run", [PRUNE, QUANT], model=adapted, data=rows(model), trainer_class=Trainer)
+    folder = save_compressed(adapted, tmp_path / "packed", recipe([PRUNE, QUANT]))
+    loaded, batch = IMAGE.from_pretrained(folder), find_head(model).example_batch(model)
+    (name,) = convolutions(loaded)
+    weight = loaded.get_submodule(name).weight
+    assert float((weight == 0).float().mean()) >= 0.6
+    assert torch.equal(logits(loaded, batch), logits(adapted, batch))
 
 
 def test_the_log_says_once_what_each_method_leaves_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

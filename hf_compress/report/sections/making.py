@@ -44,7 +44,7 @@ each epoch.{% endif %}
 {% endif %}
 {% endif %}
 {% if pruning.enabled %}
-- **Pruning.** In the linear layers{% if convolutions.pruned %} and convolutions{% endif %} of the body, the {{ criterion }} were set to zero, \
+- **Pruning.** In the linear layers{% if convolves %} and convolutions{% endif %} of the body, the {{ criterion }} were set to zero, \
 {% if grouped %}whole groups of weights together, {% endif %}{% if pruning.prune_keep %}another number in each block{% elif pruning.prune_scope == "layer" %}the same share in each layer{% else %}chosen over all layers together{% endif %}. {{ pattern }}
 {% if speed %}
   {{ speed }}
@@ -160,8 +160,8 @@ def values(report: Report) -> dict[str, Any]:
         "pruning_excluded": listed([code(pattern) for pattern in pruning.prune_exclude]),
         "quantization_excluded": listed([code(pattern) for pattern in quantization.quant_exclude]),
         "bits": _bits_words(report),
-        "touched": {method: _touched_words(method, shares) for method, shares in report.touched.items()},
-        "convolutions": {method: shares.convolutions for method, shares in report.touched.items()},
+        "touched": {method: _touched_words(method, report.touched.get(method)) for method in ("pruned", "quantized")},
+        "convolves": "pruned" in report.touched and report.touched["pruned"].convolutions > 0,
         "static": is_static(report),
         "takes_text": report.pipeline_tag not in FILES,
         "compressed": recipe.name != "dense" or report.vocabulary is not None,
@@ -265,8 +265,10 @@ def _bits_words(report: Report) -> list[str]:
     return [text(f"{bits} bits in {count} layer{'' if count == 1 else 's'}") for bits, count in counted]
 
 
-def _touched_words(method: str, shares: Shares) -> Markdown:
-    """How much of the file a method touched, and what else it left alone than what it always does."""
+def _touched_words(method: str, shares: Shares | None) -> Markdown | None:
+    """How much of the file a method touched, and what else it left alone than what it always does; None if unknown."""
+    if shares is None:
+        return None
     how = "These layers hold" if method == "pruned" else "Integers hold"
     said = f"{how} {percent(shares.of_weights)} of all weights and take {percent(shares.of_bytes)} of the bytes."
     if method == "quantized" and shares.convolutions:
