@@ -54,6 +54,7 @@ export class PackedError extends Error {
 }
 
 const VERSION = 1; // Of web/graph.json.
+const TURN = 30; // Milliseconds of decoding before a page may do something else.
 const HEAD = 24;
 const KINDS = /** @type {const} */ ([
     ["int8", 1],
@@ -131,7 +132,9 @@ export async function load(folder, options = {}) {
     const base = new URL(folder, page);
     if (!base.pathname.endsWith("/")) base.pathname += "/";
     const get = async (/** @type {string} */ path) => {
-        const response = await (options.fetch ?? ((url) => fetch(url)))(new URL(path, base));
+        const response = await (options.fetch ?? ((url) => fetch(url)))(new URL(path, base)).catch((error) => {
+            throw new PackedError(`${path} cannot be downloaded: ${error.message}`);
+        });
         if (!response.ok) throw new PackedError(`${path} cannot be downloaded: status ${response.status}`);
         return new Uint8Array(await response.arrayBuffer());
     };
@@ -142,7 +145,7 @@ export async function load(folder, options = {}) {
     const files = await Promise.all(parts.files.map((name) => get(encodeURIComponent(name))));
     const arrived = performance.now();
     const opened = await Promise.all(files.map(open));
-    const data = makeData(parts, new Map(opened.flatMap((tensors) => [...tensors])));
+    const data = await makeData(parts, new Map(opened.flatMap((tensors) => [...tensors])));
     return {
         graph,
         externalData: [{ path: parts.data.name, data }],
@@ -152,19 +155,25 @@ export async function load(folder, options = {}) {
 }
 
 /**
- * Makes the constants of a graph, as its runtime reads them, from packed tensors.
+ * Makes the constants of a graph, as its runtime reads them, from packed tensors. It rests between tensors, so that a
+ * page answers keys meanwhile.
  *
  * @param {Parts} parts What web/graph.json says.
  * @param {Map<string, Packed>} tensors
- * @returns {Uint8Array<ArrayBuffer>}
+ * @returns {Promise<Uint8Array<ArrayBuffer>>}
  * @throws {PackedError} A tensor is missing, damaged or of another model.
  */
-export function makeData(parts, tensors) {
+export async function makeData(parts, tensors) {
     checkSeals(tensors.values(), parts.seal);
     const data = new Uint8Array(parts.data.bytes);
     /** @type {Tensor | undefined} */
     let tensor;
+    let rested = performance.now();
     for (const part of parts.parts) {
+        if (performance.now() - rested > TURN) {
+            await rest();
+            rested = performance.now();
+        }
         const packed = tensors.get(part.tensor);
         if (!packed) throw new PackedError(`${part.tensor} is missing: the files are not those of one model`);
         if (tensor?.name !== part.tensor) tensor = packed.read();
@@ -198,6 +207,18 @@ export function readParts(bytes) {
     if (!lists || !sizes.every(isCount) || found.data.bytes > 2 * LARGEST_TENSOR || !found.parts.every(fits))
         throw new PackedError("web/graph.json has fields that no version writes: it is damaged");
     return found;
+}
+
+/** Waits until the other things that a page has to do are done. Timers would be slow in a page behind others. */
+function rest() {
+    const { port1, port2 } = new MessageChannel();
+    return new Promise((resolve) => {
+        port1.onmessage = () => {
+            port1.close();
+            resolve(undefined);
+        };
+        port2.postMessage(null);
+    });
 }
 
 /** One tensor of a packed file: its head is read, its values wait for `read`. */
