@@ -1,6 +1,9 @@
 // Runs jobs in Node and in a browser, and sends back what they found: `probe(address of the site)`.
 
+import { Embedder } from "./embedder.mjs";
 import { PackedError, load, unpack, weightOf } from "./hf_compress.mjs";
+import { SearchIndex } from "./search.mjs";
+import { sentences } from "./sentences.mjs";
 
 async function digest(values) {
     const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
@@ -60,6 +63,48 @@ const JOBS = {
             logits.push(Array.from((await session.run(Object.fromEntries(feeds))).logits.data));
         }
         return { logits, bytes, data: await digest(externalData[0].data) };
+    },
+
+    /** Makes sentences. */
+    async sentences({ count, seed }) {
+        return sentences(count, seed);
+    },
+
+    /** Embeds texts, and searches for queries among them. */
+    async search({ folder, texts, queries, top }) {
+        const embedder = await Embedder.load(folder);
+        const vectors = [];
+        for (const text of texts) vectors.push(Array.from((await embedder.embed([text]))[0]));
+        const asked = [];
+        for (const query of queries) asked.push(Array.from((await embedder.embed([query], "query"))[0]));
+        const index = new SearchIndex(embedder);
+        await index.fill(texts);
+        const found = [];
+        for (const query of queries) found.push((await index.search(query, top)).found);
+        return { vectors, asked, found, tokens: embedder.model.facts.tokens };
+    },
+
+    /** Says in which order an index does its work, with an embedder that takes its time. */
+    async order() {
+        const log = [];
+        const embed = async (texts, kind) => {
+            log.push(kind === "query" ? texts[0] : `batch ${texts.length}`);
+            await new Promise((resolve) => setTimeout(resolve, 20));
+            if (texts.includes("bad")) throw new Error("bad text");
+            return texts.map(({ length }) => Float32Array.of(Math.cos(length), Math.sin(length)));
+        };
+        const index = new SearchIndex({ embed });
+        const filled = index.fill(Array.from({ length: 20 }, (_, at) => "x".repeat(at + 1)));
+        const typed = ["a", "ab", "abc"].map((query) => index.search(query, 1));
+        const answers = await Promise.all(typed);
+        const first = await filled;
+        const replaced = index.fill(["one", "two"]);
+        const failed = index.fill(["bad"]).then(() => "read", (error) => error.message);
+        const refused = await index.search("bad").then(() => "answered", (error) => error.message);
+        const second = await replaced;
+        const third = await failed;
+        const last = [await index.fill(["yyyy", "zz"]), await index.search("xx", 1), index.size];
+        return { log, answers, first, second, third, refused, last };
     },
 
     /** Loads a folder that cannot be loaded. */

@@ -20,18 +20,18 @@ HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples" / "browser"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 240  # Seconds.
-# Tells this site what a page shows once it is ready.
+# Runs at the end of a page. SCRIPT sends to this site what it found there.
 WATCH = """\
-<script>
-const timer = setInterval(() => {
-    if (!document.body.dataset.state) return;
-    clearInterval(timer);
-    const cells = (row) => [...row.cells].map((cell) => cell.textContent);
-    const rows = (id) => [...document.querySelectorAll(`#${id} tr`)].map(cells);
-    const state = document.body.dataset.state, problem = document.querySelector("#problem").textContent;
-    const shown = { state, problem, answers: rows("answers"), facts: rows("facts") };
-    fetch("/found", { method: "POST", body: JSON.stringify(shown) });
-}, 50);
+<script type="module">
+const pause = (time) => new Promise((resolve) => setTimeout(resolve, time));
+const until = async (reached) => { while (!reached()) await pause(20); };
+const send = (found) => fetch("/found", { method: "POST", body: JSON.stringify(found) });
+const said = (query) => document.querySelector(query)?.textContent;
+try {
+SCRIPT
+} catch (error) {
+    await send({ crashed: `${error.stack}` });
+}
 </script>
 """
 
@@ -47,8 +47,6 @@ class Site:
         self.folder = folder
         for path in (*EXAMPLE.glob("*.*"), *HERE.glob("probe.*")):
             shutil.copy(path, folder)
-        page = (EXAMPLE / "index.html").read_text("utf-8")
-        (folder / "watched.html").write_text(page.replace("</body>", f"{WATCH}</body>"), "utf-8")
         if (EXAMPLE / "node_modules").is_dir():
             (folder / "node_modules").symlink_to(EXAMPLE / "node_modules")
         else:
@@ -66,7 +64,25 @@ class Site:
     def in_chromium(self, jobs: dict[str, Any]) -> dict[str, Any]:
         """Return what Chromium finds."""
         (self.folder / "jobs.json").write_text(json.dumps(jobs))
-        return self.page("probe.html")
+        found = self.page("probe.html")
+        assert "crashed" not in found, found
+        return found
+
+    def watch(self, page: str, script: str, query: str = "", *, before: str = "") -> dict[str, Any]:
+        """Return what a script sends from a page of the example in Chromium.
+
+        Args:
+            page: its file.
+            script: JavaScript that runs beside the page's own. It has `until`, `pause`, `said` and `send`.
+            query: what the address says behind the question mark.
+            before: HTML in front of all other scripts.
+        """
+        text = (EXAMPLE / page).read_text("utf-8").replace("<head>", f"<head>{before}")
+        watching = WATCH.replace("SCRIPT", script)
+        (self.folder / "watched.html").write_text(text.replace("</body>", f"{watching}</body>"), "utf-8")
+        found = self.page(f"watched.html?{query}")
+        assert "crashed" not in found, found
+        return found
 
     def page(self, page: str) -> dict[str, Any]:
         """Return what a page of the site sends when Chromium shows it."""

@@ -13,10 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
-from hf_compress.export.formats import write_formats
 from hf_compress.export.parity import load as load_model
 from hf_compress.export.parity import random_batches
 from hf_compress.export.web_format import PATH, data_of, packed_weights, read_web
@@ -26,49 +23,10 @@ from hf_compress.packing.ordering import ORDERS
 from hf_compress.packing.packed import KINDS, Packed, pack
 from hf_compress.packing.placing import words_of
 from tests.browser.site import Site
-from tests.quantized import quantized
 
 pytestmark = pytest.mark.slow
 RUNTIMES = ("in_node", "in_chromium")
 ROWS, WIDTH = 300, 72
-WORDS = ["the", "film", "is", "good", "bad", "and"]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return Site(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(scope="module")
-def folder(site: Site) -> Path:
-    """A compressed classifier with a tokenizer and the format `web`, in the site."""
-    pytest.importorskip("onnxscript")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
-    labels: dict[str, Any] = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
-    tokenizer = word_pieces()
-    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **sizes, **labels))
-    folder = quantized(model, site.folder / "model", "int8", "embeddings=4")
-    tokenizer.save_pretrained(folder)
-    write_formats(folder, ["web"])
-    return folder
-
-
-def word_pieces() -> PreTrainedTokenizerFast:
-    """A tokenizer as BERT has one, of few words."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {word: number for number, word in enumerate([*special, *WORDS, "##s", "."])}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
 
 
 def digest(tensor: torch.Tensor | None) -> str | None:
@@ -284,47 +242,7 @@ def test_folders_that_do_not_fit_together_are_refused(runtime: str, site: Site, 
         assert words in str(found[change.__name__]), (change.__name__, found[change.__name__])
 
 
-def test_the_page_classifies_texts_and_says_what_it_cost(site: Site, folder: Path) -> None:
-    shown = site.page("watched.html")
-    assert shown["state"] == "ready" and not shown["problem"]
-    model, tokenizer = read_web(folder / PATH, load_model(folder)), PreTrainedTokenizerFast.from_pretrained(folder)
-    assert len(shown["answers"]) == 3
-    for text, answer, time in shown["answers"]:
-        shares = model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
-        label, share, _ = answer.split()
-        assert label == ["bad", "good"][int(shares.argmax())]
-        assert abs(float(share) / 100 - float(shares.max())) < 0.02
-        assert time.endswith(" ms")
-    bytes_shown = dict(shown["facts"])["Weights and graph, downloaded"]
-    files = [folder / "model.safetensors", folder / PATH, (folder / PATH).with_suffix(".json")]
-    assert bytes_shown == f"{sum(file.stat().st_size for file in files) / 1e6:.2f} MB"
-
-
-def test_the_page_compares_texts_by_an_encoder(site: Site) -> None:
-    torch.manual_seed(0)
-    tokenizer = word_pieces()
-    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96}
-    model = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes))
-    folder = quantized(model, site.folder / "encoder", "int8")
-    tokenizer.save_pretrained(folder)
-    write_formats(folder, ["web"])
-    shown = site.page("watched.html?model=encoder")
-    assert shown["state"] == "ready", shown["problem"]
-    encoder = read_web(folder / PATH, load_model(folder))
-    texts = [text for text, _, _ in shown["answers"]]
-    means = [encoder(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1) for text in texts]
-    for (_, said, _), mean in zip(shown["answers"], means, strict=True):
-        expected = float(torch.cosine_similarity(means[0], mean))
-        assert abs(float(said.removeprefix("similarity to the first: ")) - expected) < 0.02
-
-
-def test_the_page_says_what_is_wrong_with_a_folder(site: Site, folder: Path) -> None:
-    shown = site.page("watched.html?model=nowhere")
-    assert shown["state"] == "failed"
-    assert "/nowhere/: " in shown["problem"] and "cannot be downloaded: status 404" in shown["problem"]
-
-
-def test_the_types_of_the_decoder_hold(site: Site) -> None:
+def test_the_types_of_all_modules_hold(site: Site) -> None:
     compiler = site.folder / "node_modules" / "typescript" / "bin" / "tsc"
     if not compiler.exists():
         pytest.skip("typescript is not installed in examples/browser")
