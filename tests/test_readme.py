@@ -37,6 +37,11 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", SKILL, *sorted((R
 OURS = {field.name for arguments in ALL_ARGUMENTS for field in fields(arguments)}
 # What stands in commands for a script of the reader's own.
 ANY_SCRIPT = "train.py"
+# Scripts of Transformers that pages run, and ours with the same arguments that tests run in their place.
+STOCK = {
+    "run_image_classification.py": "tests/launched/train_images.py",
+    "run_audio_classification.py": "tests/launched/train_sounds.py",
+}
 
 
 @dataclass(frozen=True)
@@ -240,7 +245,7 @@ def flags_of(script: str | None) -> set[str]:
     ours = {f"--{name}" for name in OURS}
     if script is None or script == ANY_SCRIPT:
         return ours | {f"--{field.name}" for field in fields(TrainingArguments)} | {"--model_name_or_path"}
-    return ours | flags_of_script(ROOT / script)
+    return ours | flags_of_script(ROOT / STOCK.get(script, script))
 
 
 def test_launched_modules_scripts_and_configs_exist() -> None:

@@ -157,10 +157,28 @@ def multi_hot(values: Sequence[Sequence[Any]], width: int) -> list[list[float]]:
     return [[float(index in set(row)) for index in range(width)] for row in values]
 
 
+def resampled(rows: Any, processor: Any) -> Any:
+    """Return the `datasets.Dataset` `rows`, whose audio files are decoded at the rate that `processor` reads.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from hf_compress.report.preprocessing import resampled
+        >>> resampled(Dataset.from_dict({"text": ["no sound"]}), processor=None).column_names
+        ['text']
+    """
+    from datasets import Audio
+
+    rate = getattr(processor, "sampling_rate", None)
+    sounds = [name for name, feature in rows.features.items() if isinstance(feature, Audio) and feature.decode]
+    for name in sounds if rate is not None else ():
+        rows = rows.cast_column(name, Audio(sampling_rate=rate))
+    return rows
+
+
 def _sound(extractor: Any, value: Any) -> dict[str, Any]:
     """Return the inputs of one sound: samples, or what `datasets` decodes an audio file to."""
     rate = extractor.sampling_rate
-    if isinstance(value, Mapping):
+    if not isinstance(value, Sequence | np.ndarray):  # A mapping, or a decoder that is read like one.
         value, rate = value["array"], value["sampling_rate"]
     found = extractor(np.asarray(value, dtype=np.float32), sampling_rate=rate, return_tensors="np")
     return {name: array[0] for name, array in found.items()}

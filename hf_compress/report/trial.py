@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from hf_compress.models.examples import SHAPES
 from hf_compress.models.heads import Head, bare, find_head
-from hf_compress.report.preprocessing import KINDS, Preprocessing
+from hf_compress.report.preprocessing import KINDS, Preprocessing, resampled
 from hf_compress.report.source import raw_rows
 
 HEADS = ("sequence", "token", "image", "audio")
@@ -87,7 +87,7 @@ class _Trial:
         self.given = [_trimmed(collate([prepared[index]]), self.main) for index in self.compared]
         self.length = max((len(row[self.main]) for row in self.given), default=0)
         raw = raw_rows(rows)
-        self.raw = rows.with_format(None) if raw is None else raw
+        self.raw = resampled(rows.with_format(None) if raw is None else raw, processor)
         self.total = len(rows)
 
     def run(self) -> Found:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hf_compress.export.runtimes import RuntimeModel
 from hf_compress.failures import readable
 from hf_compress.models.heads import IGNORED, Head, find_outputs
 from hf_compress.report.outputs import Outputs, joined, read_outputs
-from hf_compress.report.preprocessing import Preprocessing
+from hf_compress.report.preprocessing import Preprocessing, resampled
 from hf_compress.report.report import Report
 from hf_compress.report.rescoring import known_metrics, scores_of, stored_outputs
 from hf_compress.verify.rows import Data, Loaded, NoRowsError, known_preprocessing, load_rows
@@ -123,7 +123,8 @@ class Batches:
         auto = PROCESSORS.get(preprocessing.kind, AutoTokenizer)
         with readable(f"The tokenizer or processor in {folder}"):
             processor = auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        return cls(head, preprocessing, processor, loaded, size)
+        heard = replace(loaded, split=resampled(loaded.split, processor))
+        return cls(head, preprocessing, processor, heard, size)
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Any]]:
         """Yield the inputs of each batch as tensors, and its labels as an array; None without labels."""

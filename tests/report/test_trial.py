@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Audio, Dataset, load_dataset
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -20,11 +20,12 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
+    Wav2Vec2FeatureExtractor,
     default_data_collator,
 )
 
 from hf_compress.report import dataset as dataset_facts
-from hf_compress.report.preprocessing import Preprocessing
+from hf_compress.report.preprocessing import Preprocessing, resampled
 from hf_compress.report.report import DatasetFacts
 from hf_compress.report.source import find_source
 from hf_compress.report.trial import Found, find_preprocessing
@@ -273,3 +274,32 @@ def test_facts_that_a_script_declares_are_kept(
 
 def _config(**changes: Any) -> BertConfig:
     return BertConfig(**SIZES | changes)
+
+
+class Decoder:
+    """What `datasets` makes of an audio file: it is read like a mapping, and is none."""
+
+    def __init__(self, samples: list[float], rate: int) -> None:
+        self.found = {"array": np.asarray(samples), "sampling_rate": rate}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.found[name]
+
+
+def test_decoded_sounds_are_read_as_samples_are() -> None:
+    extractor = Wav2Vec2FeatureExtractor(feature_size=1, sampling_rate=8000)
+    plan, samples = Preprocessing("audio", ["audio"], None), [0.0, 0.5, -0.5, 0.25]
+    forms = [samples, np.asarray(samples), Decoder(samples, 8000), Decoder(samples, 8000).found]
+    made = [plan.inputs(extractor, {"audio": [form]})[0]["input_values"] for form in forms]
+    assert all(np.array_equal(one, made[0]) for one in made) and len(made[0]) == 4
+    with pytest.raises(ValueError, match="sampling rate"):
+        plan.inputs(extractor, {"audio": [Decoder(samples, 16_000)]})
+
+
+def test_audio_files_are_decoded_at_the_rate_of_the_model() -> None:
+    files = Dataset.from_dict({"audio": [{"bytes": b"", "path": "one.wav"}]}).cast_column("audio", Audio())
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=8000)
+    assert resampled(files, extractor).features["audio"] == Audio(sampling_rate=8000)
+    undecoded = files.cast_column("audio", Audio(decode=False))
+    assert resampled(undecoded, extractor).features == undecoded.features
+    assert resampled(files, None).features == files.features
