@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_compress.cut.students import parse_layers
-from hf_compress.distill.cache import AUTO
+from hf_compress.distill.answer_folder import AUTO
 from hf_compress.distill.embedding_losses import EMBEDDING_LOSSES, EmbeddingLoss
 from hf_compress.distill.extra import ExtraSource
 from hf_compress.distill.layer_losses import LAYER_LOSSES, LayerLoss
 from hf_compress.distill.losses import LOSSES, Loss
 from hf_compress.distill.pairing import LAST, UNIFORM, parse_pairs
+from hf_compress.distill.score_losses import SCORE_LOSSES
 from hf_compress.distill.teacher import SELF
 from hf_compress.distill.teacher_only import OPTIONS
 from hf_compress.options import changed, check_list
 
 MOST_COPIES = 1000
-CHOICES: ChainMap[str, Any] = ChainMap(EMBEDDING_LOSSES, LOSSES)  # Losses that are added later, too.
+CHOICES: ChainMap[str, Any] = ChainMap(SCORE_LOSSES, EMBEDDING_LOSSES, LOSSES)  # Losses that are added later, too.
 
 
 @dataclass
@@ -52,7 +53,9 @@ class DistillationArguments:
             "help": "Distance to the teacher. "
             + " ".join(f"`{loss.name}`: {loss.help}." for loss in LOSSES.values())
             + " For models of sentence-transformers: "
-            + " ".join(f"`{loss.name}`: {loss.help}." for loss in EMBEDDING_LOSSES.values()),
+            + " ".join(f"`{loss.name}`: {loss.help}." for loss in EMBEDDING_LOSSES.values())
+            + " For rerankers of sentence-transformers: "
+            + " ".join(f"`{loss.name}`: {loss.help}." for loss in SCORE_LOSSES.values()),
         },
     )
     distill_temperature: float = field(
@@ -243,12 +246,12 @@ class DistillationArguments:
         """The entry of `LOSSES` that `distill_loss` names, for models with a head.
 
         Raises:
-            ValueError: the loss is one on embeddings only.
+            ValueError: the loss is one on embeddings, or on the texts for a query.
         """
         if self.distill_loss not in LOSSES:
             raise ValueError(
-                f"`--distill_loss {self.distill_loss}` compares embeddings of sentence-transformers; this model gives "
-                f"logits. Choose one of {', '.join(LOSSES)}."
+                f"`--distill_loss {self.distill_loss}` compares embeddings or rankings of sentence-transformers; this "
+                f"model gives logits. Choose one of {', '.join(LOSSES)}."
             )
         return LOSSES[self.distill_loss]
 
@@ -257,11 +260,12 @@ class DistillationArguments:
         """The entry of `EMBEDDING_LOSSES` that `distill_loss` names, for models that give embeddings.
 
         Raises:
-            ValueError: the loss is one on logits only.
+            ValueError: the loss is one on logits, or on the texts for a query.
         """
         if self.distill_loss not in EMBEDDING_LOSSES:
             raise ValueError(
-                f"`--distill_loss {self.distill_loss}` compares logits; this model gives embeddings. Choose one of "
+                f"`--distill_loss {self.distill_loss}` compares logits or scores; this model gives embeddings. "
+                f"Choose one of "
                 f"{', '.join(EMBEDDING_LOSSES)}."
             )
         return EMBEDDING_LOSSES[self.distill_loss]

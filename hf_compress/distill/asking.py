@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_compress.distill.answer_folder import OPTION
 from hf_compress.distill.answers import AnswerCollator, answer_columns, check_dataset
-from hf_compress.distill.cache import OPTION, TeacherCache
+from hf_compress.distill.cache import TeacherCache
 from hf_compress.distill.enlarging import EnlargingMixin
 from hf_compress.distill.fingerprints import identity
 from hf_compress.distill.layering import LayeringMixin

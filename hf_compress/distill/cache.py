@@ -5,7 +5,6 @@ A digest of everything that the answers depend on names the file.
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,17 @@ import numpy as np
 import pyarrow
 import torch
 import transformers
-from filelock import FileLock
 from torch import Tensor
 from transformers.utils import logging
 
 from hf_compress.distill import answer_file
+from hf_compress.distill.answer_folder import OPTION, answer_folder, damage, locked
 from hf_compress.distill.answers import Batch, Rows, answer_columns, own, token_column
 from hf_compress.distill.fingerprints import content, digest
 from hf_compress.models.heads import Head
 
 logger = logging.get_logger(__name__)
 
-AUTO = "auto"
-OPTION = "`--distill_cache`"
-NEXT = "Remove what is there under this name, or give another folder."
 LARGEST = 16 * 2**30
 # Change it whenever the stored content changes: the digest in the file name covers it.
 FORMAT = "2"
@@ -86,13 +82,13 @@ class TeacherCache:
         known |= {"rows": content(dataset, self.columns), "places": torch.from_numpy(places)}
         known |= {"table": len(dataset.data), "teacher": self.teacher, "sample": seen}
         key = digest(known.items())
-        folder = _folder(self.folder)
+        folder = answer_folder(self.folder)
         path = folder / f"teacher-{key}.arrow"
-        with _locked(path.with_suffix(".lock")):
-            damage = _damage(path, key)
-            if damage is not None:
-                logger.warning(f"{OPTION}: {path} is damaged: {damage}. The teacher is asked again.")
-            if damage is not None or not path.exists():
+        with locked(path.with_suffix(".lock")):
+            wrong = damage(path, key)
+            if wrong is not None:
+                logger.warning(f"{OPTION}: {path} is damaged: {wrong}. The teacher is asked again.")
+            if wrong is not None or not path.exists():
                 batches = self._batches(dataset, places, self._plan(dataset, sample, folder))
                 try:
                     answer_file.write(path, key, batches)
@@ -233,44 +229,6 @@ class TeacherCache:
                 for number, answer in zip(batch, full, strict=True):
                     answers[column][number] = answer if tokens is None else own(answer, lengths[number], self.side)
         return answers
-
-
-def _folder(name: str) -> Path:
-    """Return the folder that `--distill_cache` names; create it if needed."""
-    import datasets
-
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "teachers" if name == AUTO else Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"`--distill_cache {name}` must be a writable folder: {error}. Give another folder, or `{AUTO}`."
-        ) from error
-    return folder
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, so that one process at a time writes the answers beside it."""
-    lock = FileLock(path)
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise ValueError(f"{OPTION} cannot use {path} as a lock: {error.strerror}. {NEXT}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _damage(path: Path, key: str) -> str | None:
-    """Return what is wrong with the file `path`; None if it is whole, or missing."""
-    if not path.exists():
-        return None
-    try:
-        return answer_file.damage(path, key)
-    except OSError as error:
-        raise ValueError(f"{OPTION} cannot read {path}: {error.strerror}. {NEXT}") from error
 
 
 def _places(dataset: Any) -> np.ndarray[Any, Any]:

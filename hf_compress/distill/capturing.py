@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from hf_compress.models.heads import bare
 from hf_compress.models.stacks import NoLayers, attention_of, layers_config, layers_of, query_key_value
+from hf_compress.models.targets import transformer
 
 # What is kept: the part (`layer_losses.PARTS`) and the number of the layer.
 Tap = tuple[str, int]
@@ -52,12 +53,12 @@ class Capture:
             self._calls.clear()
 
     def install(self, model: nn.Module) -> None:
-        """Put the hooks on `model`, which may have a PEFT adapter.
+        """Put the hooks on `model`, which may have a PEFT adapter, or be a model of sentence-transformers.
 
         Raises:
             NoLayers: the model has no known layers, or queries, keys and values of unknown names.
         """
-        inner = bare(model)
+        inner = bare(transformer(bare(model)))
         layers = layers_of(inner)
         for number, layer in enumerate(layers):
             numbers = [index for index, other in enumerate(layers) if other is layer]
@@ -154,13 +155,15 @@ class Capture:
 
     def _hand_over(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Return the model's outputs with what was kept."""
-        if not self.on or not isinstance(output, Mapping):
+        if not self.on or not isinstance(output, Mapping) or not self._found:
             return None
         kept = tuple(self.change([self._value(tap) for tap in self.taps]))
         self._found.clear()
         self._calls.clear()
+        if not isinstance(output, ModelOutput):
+            return {**output, CAPTURED: kept}  # Of sentence-transformers, whose outputs are a plain dictionary.
         if self._class is None:  # Found in the first forward, before anything is compiled.
-            self._class = _with_field(type(output))
+            self._class = _with_field(cast(Any, type(output)))
         return self._class(**output, **{CAPTURED: kept})
 
 

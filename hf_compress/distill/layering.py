@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedConfig, Trainer, TrainerCallback
 
 from hf_compress.distill.arguments import DistillationArguments
+from hf_compress.distill.distance import mean_over_rows
 from hf_compress.distill.dropout import student_dropout
 from hf_compress.distill.layerwise import Layerwise
 from hf_compress.distill.pairing import pair_layers
 from hf_compress.models.heads import Head, bare
 from hf_compress.models.stacks import NoLayers, layers_config, layers_of
+from hf_compress.models.targets import transformer
 
 
 class LayersLeave(TrainerCallback):
@@ -34,7 +36,7 @@ class LayeringMixin(Trainer):
     """
 
     distillation: DistillationArguments
-    teacher: PreTrainedModel | None
+    teacher: Any
     head: Head | None
     uncut: PreTrainedConfig | None
     model: Any
@@ -71,15 +73,17 @@ class LayeringMixin(Trainer):
                 "at every step. Start one process per device with `torchrun`, or set CUDA_VISIBLE_DEVICES to one."
             )
         try:
-            student, teacher = (len(layers_of(bare(one))) for one in (model, taught_by))
+            student, teacher = (len(layers_of(bare(transformer(bare(one))))) for one in (model, taught_by))
         except NoLayers as error:
             raise ValueError(f"`--distill_layer_loss` cannot be used: {error}. Leave the option out.") from error
-        uncut = None if self.uncut is None else layers_config(bare(model), self.uncut)
+        uncut = None if self.uncut is None else layers_config(bare(transformer(bare(model))), self.uncut)
         cut = uncut is not None and uncut.num_hidden_layers == teacher
         kept = self.distillation.student_layers if cut else None
         pairs = pair_layers(self.distillation.distill_layers, student, teacher, kept)
         self._layerwise = Layerwise(losses, pairs, self.args.seed)
-        self._layerwise.set_up(model, taught_by, self.head, lambda batch: self._teach(model, batch))
+        self._layerwise.set_up(
+            model, taught_by, self.head, lambda batch: self._run(model, batch), lambda batch: self._teach(model, batch)
+        )
         if self._layerwise.projections and self.optimizer is not None and self.model_init is None:
             raise ValueError(
                 "`optimizers` do not hold the projections that `--distill_layer_loss` trains, because the models have "
@@ -109,6 +113,16 @@ class LayeringMixin(Trainer):
         """Return weight and value of each layerwise loss of a batch, by its name in the logs."""
         if self._layerwise is None:
             return {}
-        assert self.head is not None
-        values = self._layerwise.losses(student, teacher, self.model, inputs, self.head)
+        values = self._layerwise.losses(
+            student, teacher, self.model, inputs, lambda values: self._mean_over_rows(values, inputs)
+        )
         return {term.loss.term: (term.weight, values[term.loss.term]) for term in self._layerwise.terms}
+
+    def _run(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
+        """Return the student's outputs for an example batch."""
+        return model(**batch)
+
+    def _mean_over_rows(self, values: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the mean of one value per row, as the other terms of the loss are averaged."""
+        assert self.head is not None
+        return mean_over_rows(values, inputs, self.head)

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from hf_compress.distill.capturing import CAPTURED, Capture, Tap
-from hf_compress.distill.distance import mean_over_rows
 from hf_compress.distill.layer_losses import PARTS, LayerLoss
 from hf_compress.distill.pairing import Pairs
 from hf_compress.distill.projecting import new_projections
 from hf_compress.layers.attention import IMPLEMENTATION
 from hf_compress.models.heads import Head, bare
 from hf_compress.models.stacks import NoLayers, attention_dropout, layers_of, token_mask
-from hf_compress.models.targets import PROJECTIONS
+from hf_compress.models.targets import PROJECTIONS, transformer
 
 logger = logging.get_logger(__name__)
 
+Ask = Callable[[dict[str, Tensor]], Any]
 Couple = tuple[Tap, Tap]  # What of the student is compared with what of the teacher.
 EAGER = "eager"
 
@@ -53,31 +53,30 @@ class Layerwise:
         self._widths: dict[int, tuple[int, int]] = {}
         self._undo = contextlib.ExitStack()
 
-    def set_up(
-        self, model: nn.Module, teacher: nn.Module, head: Head, ask: Callable[[dict[str, Tensor]], Any]
-    ) -> None:
+    def set_up(self, model: nn.Module, teacher: nn.Module, head: Head, run: Ask, ask: Ask) -> None:
         """Run both models once on an example batch, check that their layers can be compared, and make projections.
 
         Args:
+            run: returns the student's outputs for a batch.
             ask: returns the teacher's outputs for a batch.
 
         Raises:
             ValueError: a loss cannot compare the two models.
         """
         for name in ("layerdrop", "encoder_layerdrop"):
-            if rate := getattr(bare(model).config, name, 0):
+            if rate := getattr(_inner(model).config, name, 0):
                 raise ValueError(
                     f"`--distill_layer_loss` needs every layer at every step, but the student skips layers at random "
                     f'(`config.{name}` is {rate}). Set `model.config.{name} = 0`, or `"{name}": 0` in the config.json '
                     "that the script loads."
                 )
-        batch = head.example_batch(model)
+        batch = head.example_batch(_inner(model))
         if self._reads_maps and any(_hides_maps(one) for one in (model, teacher)):
             logger.info(
                 "`--distill_layer_loss attention` needs attention maps: while training lasts, both models use "
                 f"`attn_implementation='{EAGER}'`."
             )
-        values = self._probe(model, teacher, batch, ask)
+        values = self._probe(model, teacher, batch, run, ask)
         for number, (ours, theirs) in enumerate(values):
             self._check(number, ours, theirs)
             _mask(ours, model, batch)
@@ -88,7 +87,7 @@ class Layerwise:
                 f"and the teacher's {pair[1]}; checkpoints of a PEFT adapter would not hold them. Use `relations`, "
                 "whose widths may differ, or train without an adapter."
             )
-        like = next(parameter for parameter in bare(model).parameters() if parameter.is_floating_point())
+        like = next(parameter for parameter in _inner(model).parameters() if parameter.is_floating_point())
         self.projections = new_projections(self._widths, like, self.seed)
 
     @contextlib.contextmanager
@@ -110,17 +109,17 @@ class Layerwise:
             undo.callback(capture.remove)
             capture.install(one)
         if self._reads_maps:
-            for one in (bare(model), bare(teacher)):
+            for one in (_inner(model), _inner(teacher)):
                 if _hides_maps(one):
                     undo.callback(one.set_attn_implementation, one.config._attn_implementation)
                     one.set_attn_implementation(EAGER)
             # Maps after dropout are noise: zeros and too large numbers.
-            for layer in layers_of(bare(model)):
+            for layer in layers_of(_inner(model)):
                 for module, name in attention_dropout(layer):
                     undo.callback(setattr, module, name, getattr(module, name))
                     setattr(module, name, 0.0)
         if self.projections:
-            student = bare(model)
+            student = _inner(model)
             student.add_module(PROJECTIONS, self.projections)
             undo.callback(delattr, student, PROJECTIONS)
 
@@ -129,13 +128,19 @@ class Layerwise:
         self._undo.close()
 
     def losses(
-        self, student: Any, teacher: Any, model: nn.Module, inputs: Mapping[str, Any], head: Head
+        self,
+        student: Any,
+        teacher: Any,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        mean: Callable[[Tensor], Tensor],
     ) -> dict[str, Tensor]:
         """Return the value of each loss by its name in the logs: a mean over the rows that count.
 
         Args:
             student: the student's outputs for the batch `inputs`.
             teacher: the teacher's outputs for it.
+            mean: of values of shape (rows,).
 
         Raises:
             ValueError: the outputs are not the student's own, or a loss trains nothing.
@@ -155,7 +160,7 @@ class Layerwise:
                     term.loss.function(_wide(ours[number], device), _wide(theirs[number], device), masks[number])
                     for number in term.couples
                 ]
-                found[term.loss.term] = mean_over_rows(torch.stack(values).mean(0), inputs, head)
+                found[term.loss.term] = mean(torch.stack(values).mean(0))
         return found
 
     @property
@@ -177,7 +182,7 @@ class Layerwise:
 
     @torch.no_grad()
     def _probe(
-        self, model: nn.Module, teacher: nn.Module, batch: dict[str, Tensor], ask: Callable[[dict[str, Tensor]], Any]
+        self, model: nn.Module, teacher: nn.Module, batch: dict[str, Tensor], run: Ask, ask: Ask
     ) -> list[tuple[Any, Any]]:
         """Return what each couple compares for a batch, as (student's, teacher's)."""
         modes = [(module, module.training) for module in model.modules()]
@@ -185,7 +190,7 @@ class Layerwise:
         try:
             with self.attached(model, teacher), torch.random.fork_rng(devices=[]):
                 with self.student.active():
-                    ours = model(**_on(batch, model))[CAPTURED]
+                    ours = run(_on(batch, model))[CAPTURED]
                 theirs = ask(_on(batch, teacher))[CAPTURED]
         except NoLayers as error:
             raise ValueError(f"`--distill_layer_loss` cannot be used: {error}. Use another loss.") from error
@@ -227,11 +232,16 @@ def couples_of(loss: LayerLoss, pairs: Pairs) -> list[Couple]:
 
 def _hides_maps(model: nn.Module) -> bool:
     """Return whether the attention of a model computes no maps, as PyTorch's fast kernels do."""
-    return bare(model).config._attn_implementation not in (EAGER, IMPLEMENTATION)
+    return _inner(model).config._attn_implementation not in (EAGER, IMPLEMENTATION)
+
+
+def _inner(model: nn.Module) -> Any:
+    """Return the Transformers model that `model` is, wraps or contains, without an adapter."""
+    return bare(transformer(bare(model)))
 
 
 def _on(batch: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.to(bare(model).device) for name, value in batch.items()}
+    return {name: value.to(_inner(model).device) for name, value in batch.items()}
 
 
 def _mask(value: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -241,11 +251,11 @@ def _mask(value: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         ValueError: that is unknown.
     """
     tensor = value if isinstance(value, Tensor) else value[0]
-    mask = token_mask(bare(model), inputs, len(tensor), tensor.shape[-2])
+    mask = token_mask(_inner(model), inputs, len(tensor), tensor.shape[-2])
     if mask is None:
         raise ValueError(
             f"`--distill_layer_loss` cannot tell which of the {tensor.shape[-2]} places in a layer of "
-            f"{type(bare(model)).__name__} are padding: `attention_mask` has the shape "
+            f"{type(_inner(model)).__name__} are padding: `attention_mask` has the shape "
             f"{tuple(inputs['attention_mask'].shape)}. Give a mask of rows and tokens, or leave the option out."
         )
     return mask.to(tensor.device)

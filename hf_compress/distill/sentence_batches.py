@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_compress.distill.capturing import CAPTURED
 from hf_compress.models.sentences import SentenceKind
 
 IDS = "input_ids"
@@ -51,27 +52,53 @@ def prompt_for(prompts: Any, dataset: str | None, column: str) -> str | None:
 
 
 @dataclass
+class Call:
+    """What a call of a model has computed.
+
+    Args:
+        ids: tokens, of shape (rows, tokens).
+        outputs: of the rows.
+        captured: what was kept of its layers; None if nothing was.
+    """
+
+    ids: Tensor
+    outputs: Tensor
+    captured: tuple[Any, ...] | None = None
+
+
+@dataclass
 class Noted:
-    """What a model has computed with gradients: tokens and outputs of each call."""
+    """What a model has computed with gradients, call by call."""
 
-    calls: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
-    def of(self, ids: Tensor) -> Tensor | None:
-        """Return the outputs for the rows `ids`, computed in a call of their own or together with others.
+    def of(self, ids: Tensor) -> Call | None:
+        """Return what was computed for the rows `ids`, in a call of their own or together with others.
 
         Args:
             ids: tokens, of shape (rows, tokens). A call with other texts may have padded them further.
         """
         rows, width = ids.shape
-        for known, outputs in self.calls:
+        for call in self.calls:
+            known = call.ids
             if known is ids:
-                return outputs
+                return call
             if known.shape[0] % rows or known.shape[1] < width:
                 continue
             for begin in range(0, len(known), rows):
                 if torch.equal(known[begin : begin + rows, :width], ids):
-                    return outputs[begin : begin + rows]
+                    kept = call.captured
+                    cut = None if kept is None else tuple(_cut(value, begin, rows, width) for value in kept)
+                    return Call(ids, call.outputs[begin : begin + rows], cut)
         return None
+
+
+def _cut(value: Any, begin: int, rows: int, width: int) -> Any:
+    """Return the part of what a layer has computed that belongs to some rows and their first tokens."""
+    if isinstance(value, tuple):
+        return tuple(_cut(part, begin, rows, width) for part in value)
+    part = value[begin : begin + rows]
+    return part[..., :width, :width] if part.ndim == 4 else part[:, :width]
 
 
 @contextmanager
@@ -85,13 +112,19 @@ def noting(model: nn.Module, kind: SentenceKind) -> Iterator[Noted]:
     def note(module: nn.Module, inputs: Any, outputs: Mapping[str, Any]) -> None:
         ids, found = outputs.get(IDS), outputs.get(kind.output)
         if isinstance(found, Tensor) and found.requires_grad and isinstance(ids, Tensor) and ids.dim() == 2:
-            noted.calls.append((ids, found))
+            noted.calls.append(Call(ids, found))
 
-    hook = list(model.children())[-1].register_forward_hook(note)
+    def keep(module: nn.Module, inputs: Any, outputs: Mapping[str, Any]) -> None:
+        last = noted.calls[-1] if noted.calls else None
+        if last is not None and last.captured is None and last.ids is outputs.get(IDS):
+            last.captured = outputs.get(CAPTURED)
+
+    hooks = [list(model.children())[-1].register_forward_hook(note), model.register_forward_hook(keep)]
     try:
         yield noted
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def spread(rows: Sequence[Any], count: int) -> list[Any]:

@@ -1,36 +1,31 @@
 """The mixin for the trainers of sentence-transformers, whose models are built around a Transformers model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, Trainer
 from transformers.utils import logging
 
 from hf_compress.cut.students import student_from
 from hf_compress.distill.arguments import DistillationArguments
 from hf_compress.distill.distance import form
-from hf_compress.distill.dropout import student_dropout
 from hf_compress.distill.embedding_losses import principal_directions
-from hf_compress.distill.sentence_batches import DATASET, IDS, TEXTS, TextsCollator, noting, prompt_for, spread
+from hf_compress.distill.fingerprints import vocabulary_facts
+from hf_compress.distill.score_losses import SCORE_LOSSES
+from hf_compress.distill.sentence_asking import SentenceAskingMixin
+from hf_compress.distill.sentence_batches import DATASET, TEXTS, noting, spread
 from hf_compress.distill.sentence_teacher import asked, load_sentence_teacher, scores_in_order
 from hf_compress.distill.teacher import check_choice
 from hf_compress.distill.terms import TermsMixin
-from hf_compress.models.heads import find_head
-from hf_compress.models.sentences import (
-    SentenceKind,
-    load_checkpoint,
-    pairs_of,
-    place_of_transformer,
-    sentence_kind,
-)
+from hf_compress.models.heads import find_head, find_outputs
+from hf_compress.models.sentences import load_checkpoint, pairs_of, place_of_transformer, queries_of
 from hf_compress.models.sharding import from_first
 from hf_compress.models.targets import transformer
 from hf_compress.options import as_flag, changed
 
-# The options that these models know. Layers, caches and rows without labels are for models with a head.
+# The options that these models know. Rows that only the teacher labels are for models with a head.
 KNOWN = {
     "distill_teacher",
     "distill_loss",
@@ -38,13 +33,16 @@ KNOWN = {
     "distill_alpha",
     "distill_dropout",
     "distill_student_layers",
+    "distill_layer_loss",
+    "distill_layers",
+    "distill_cache",
 }
 PROJECTED = 2048  # Rows whose texts a projection of the teacher's embeddings is found on.
 
 logger = logging.get_logger(__name__)
 
 
-class SentenceDistillationMixin(TermsMixin):
+class SentenceDistillationMixin(TermsMixin, SentenceAskingMixin):
     """The counterpart of `DistillationMixin` for a `SentenceTransformerTrainer`, `CrossEncoderTrainer` and the like.
 
     With `d` the distillation loss and `l` the script's own loss, training minimises
@@ -62,9 +60,7 @@ class SentenceDistillationMixin(TermsMixin):
         True
     """
 
-    data_collator: Any
     distillation: DistillationArguments
-    teacher: nn.Module | None = None
     uncut: PreTrainedConfig | None = None  # The configuration that the student had before it was cut.
     _adapted: Any = None
     _teacher_classes: list[int] | None = None
@@ -93,16 +89,9 @@ class SentenceDistillationMixin(TermsMixin):
         if self.teacher is not None:
             self.teacher.to(self.args.device)
             self._match()
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return the batches to train on, with their texts if a teacher reads them."""
-        given = self.data_collator
-        if self.teacher is not None and not self._kind.scores_pairs:
-            self.data_collator = TextsCollator(given)
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = given
+            self._compare_layers()
+            if distillation.distill_cache is not None:
+                self._check_cache()
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -112,51 +101,67 @@ class SentenceDistillationMixin(TermsMixin):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         alpha, own, texts = self.distillation.distill_alpha, dict(inputs), inputs.pop(TEXTS, None)
         terms = {}
-        with noting(cast(nn.Module, self.model), self._kind) as noted:
-            if alpha < 1:
-                terms["label_loss"] = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-        known = noted.of
-        groups = self._pairs(own) if texts is None else self._texts(own, texts)
-        student = torch.cat([self._computed(model, features, known) for features, _, _ in groups])
-        teacher = torch.cat([asked(self.teacher, read, prompt) for _, read, prompt in groups]).to(student)
-        terms = {"distill_loss": self._distance(student, teacher), **terms}
-        self._record(terms)
+        with self._layers_attached():
+            with self._captured("student"), noting(cast(nn.Module, self.model), self._kind) as noted:
+                if alpha < 1:
+                    terms["label_loss"] = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            student, teacher, layers = self._answers(model, self._groups(own, texts), noted)
+        terms = {"distill_loss": self._distance(student, teacher, own), **terms}
         loss = alpha * terms["distill_loss"]
         loss = loss + (1 - alpha) * terms["label_loss"] if alpha < 1 else loss
+        for name, (weight, value) in layers.items():
+            terms[name] = value
+            loss = loss + weight * value
+        self._record(terms)
         return (loss, {}) if return_outputs else loss
-
-    # Not `train`: the launcher makes a Trainer compress when that is already running.
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Train with the dropout that the options give the student."""
-        dropout = None if self.teacher is None else self.distillation.distill_dropout
-        with student_dropout(cast(nn.Module, self.model), dropout):
-            return super()._inner_training_loop(*args, **kwargs)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
         """Load the weights of a checkpoint, with ranges and steps, in place."""
         trained = cast(nn.Module, getattr(self.model, "_orig_mod", self.model))
-        load_checkpoint(
-            trained, checkpoint_path, lambda folder, inner: Trainer._load_from_checkpoint(self, folder, inner)
-        )
-
-    @property
-    def _kind(self) -> SentenceKind:
-        return cast(SentenceKind, sentence_kind(self.model))
+        with self._layers_attached():
+            load_checkpoint(
+                trained, checkpoint_path, lambda folder, inner: Trainer._load_from_checkpoint(self, folder, inner)
+            )
 
     def _distance_of_rows(self) -> Callable[..., Tensor]:
         """Return the distance of two models' outputs, by rows."""
         if not self._kind.scores_pairs:
             return self.distillation.embedding_loss.function
+        if self.distillation.distill_loss in SCORE_LOSSES:
+            self._check_margins()
+            return SCORE_LOSSES[self.distillation.distill_loss].function
         head = find_head(transformer(self.model))
         return form(self.distillation.loss, head.problem_type or "single_label_classification")[1]
 
-    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def _distance(self, student: Tensor, teacher: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         if self._projection is not None:
             teacher = teacher @ self._projection.to(teacher)
         if self._teacher_classes is not None:
             teacher = teacher[:, self._teacher_classes]
+        if self._kind.scores_pairs and self.distillation.distill_loss in SCORE_LOSSES:
+            queries = torch.tensor(queries_of(inputs), device=student.device)
+            margins: Tensor = self._function(student.float().squeeze(-1), teacher.float().squeeze(-1), queries)
+            return margins.mean()
         found: Tensor = self._function(student.float(), teacher.float(), self.distillation.distill_temperature).mean()
         return found
+
+    def _check_margins(self) -> None:
+        """Check that scores have margins: one score for each pair, and several texts for each query."""
+        name = self.distillation.distill_loss
+        if (labels := cast(Any, self.model).num_labels) != 1:
+            raise ValueError(
+                f"`--distill_loss {name}` compares the scores of the texts for a query, so a pair must have one "
+                f"score; the model gives {labels}. Use `kl`, `mse` or `ce`."
+            )
+        for _, dataset in self._training_sets():
+            left = {DATASET, *self.data_collator.valid_label_columns}
+            row = {column: [value] for column, value in next(iter(dataset)).items() if column not in left}
+            if len(pairs_of(row)) < 2:
+                raise ValueError(
+                    f"`--distill_loss {name}` compares the scores of the texts for a query, so each row needs two "
+                    f"texts or more besides the query; got the columns {', '.join(row)}. Give rows such as (query, "
+                    "positive, negative), or use `--distill_loss mse`, which compares scores one by one."
+                )
 
     def _cut(self, layers: int | list[int]) -> None:
         """Replace the Transformers model by the student that `--distill_student_layers` cuts from it, in place."""
@@ -202,12 +207,23 @@ class SentenceDistillationMixin(TermsMixin):
             f"keeps {100 * kept:.1f} % of their squared length on {len(texts):,} texts of the training set."
         )
 
+    def _compare_layers(self) -> None:
+        """Set up the losses on layers, if there are any."""
+        self.head = find_outputs(transformer(self.model))
+        if self.distillation.layer_losses:
+            ours, theirs = (vocabulary_facts(cast(Any, one).tokenizer) for one in (self.model, self.teacher))
+            if ours != theirs:
+                raise ValueError(
+                    "`--distill_layer_loss` compares tokens one by one, so the teacher must have the student's "
+                    "tokenizer; its tokens, special tokens or side of padding are others. Leave the option out, or "
+                    "use another teacher."
+                )
+        self._set_up_layers(cast(nn.Module, self.model))
+
     def _some_texts(self) -> list[str]:
         """Return different texts of the training set, from evenly spaced rows."""
-        given = cast(Any, self.train_dataset)
-        datasets = list(given.values()) if isinstance(given, Mapping) else [given]
         found: dict[str, None] = {}
-        for dataset in datasets:
+        for _, dataset in self._training_sets():
             if hasattr(dataset, "__getitem__"):
                 rows = spread(dataset, PROJECTED)
             else:
@@ -216,30 +232,3 @@ class SentenceDistillationMixin(TermsMixin):
             texts = (text for row in rows for name, text in row.items() if name not in left)
             found |= dict.fromkeys(text for text in texts if isinstance(text, str))
         return spread(list(found), PROJECTED)
-
-    def _texts(
-        self, inputs: dict[str, Any], texts: Mapping[str, Sequence[Any]]
-    ) -> list[tuple[dict[str, Any], Sequence[Any], str | None]]:
-        """Return, for each column of texts, the student's inputs, the texts and their prompt."""
-        features, _ = cast(Any, self).collect_features({name: own for name, own in inputs.items() if name != TEXTS})
-        if len(features) != len(texts) or not all(isinstance(text, str) for own in texts.values() for text in own):
-            raise ValueError(
-                "A teacher reads columns of texts, and the training set has others besides labels: "
-                f"{', '.join(texts)}. Remove what is no text, or train without `--distill_teacher`."
-            )
-        prompts, dataset = getattr(self.args, "prompts", None), inputs.get(DATASET)
-        return [
-            (own, texts[name], prompt_for(prompts, dataset, name)) for own, name in zip(features, texts, strict=True)
-        ]
-
-    def _pairs(self, inputs: dict[str, Any]) -> list[tuple[dict[str, Any], Sequence[Any], str | None]]:
-        """Return the student's inputs for the pairs of texts in a batch, the pairs and their prompt."""
-        pairs, prompt = pairs_of(inputs), inputs.get("prompt")
-        features = cast(Any, self.model).preprocess(pairs, prompt=prompt, task=inputs.get("task"))
-        return [(cast(dict[str, Any], self._prepare_inputs(features)), pairs, prompt)]
-
-    def _computed(self, model: nn.Module, features: dict[str, Any], known: Any) -> Tensor:
-        """Return the student's outputs, which the script's loss may have computed already."""
-        found = known(features[IDS]) if IDS in features else None
-        found = model(dict(features))[self._kind.output] if found is None else found
-        return cast(Tensor, found.to_dense() if found.is_sparse else found)

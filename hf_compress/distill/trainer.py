@@ -10,11 +10,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, Seq2SeqTrainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_compress.cut.students import student_from
+from hf_compress.distill.answer_folder import OPTION
 from hf_compress.distill.answers import answer_columns, check_dataset
 from hf_compress.distill.arguments import DistillationArguments
 from hf_compress.distill.asking import AskingMixin
 from hf_compress.distill.batches import WeighingMixin
-from hf_compress.distill.cache import OPTION
 from hf_compress.distill.distance import distance, form
 from hf_compress.distill.foreign import loss_and_outputs, owner, refuse_unshifted
 from hf_compress.distill.teacher import SELF, check_choice, freeze, load_teacher, match_teacher, own_teacher

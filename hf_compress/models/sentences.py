@@ -162,11 +162,26 @@ def pairs_of(batch: Mapping[str, Any]) -> list[tuple[str, str]]:
         >>> pairs_of({"query": ["a", "b"], "docs": [["c", "d"], ["e"]]})
         [('a', 'c'), ('a', 'd'), ('b', 'e')]
     """
+    return [pair for _, pair in _numbered_pairs(batch)]
+
+
+def queries_of(batch: Mapping[str, Any]) -> list[int]:
+    """Return, for each pair of `pairs_of`, the number of its row, which is that of its query.
+
+    Example:
+        >>> from hf_compress.models.sentences import queries_of
+        >>> queries_of({"query": ["a", "b"], "positive": ["c", "d"], "negatives": [["e"], ["f", "g"]]})
+        [0, 1, 0, 1, 1]
+    """
+    return [number for number, _ in _numbered_pairs(batch)]
+
+
+def _numbered_pairs(batch: Mapping[str, Any]) -> list[tuple[int, tuple[str, str]]]:
     columns = [value for value in batch.values() if isinstance(value, list) and isinstance(value[0], str | list)]
     return [
-        (query, text)
+        (number, (query, text))
         for column in columns[1:]
-        for query, texts in zip(columns[0], column, strict=True)
+        for number, (query, texts) in enumerate(zip(columns[0], column, strict=True))
         for text in ([texts] if isinstance(texts, str) else texts)
     ]
 

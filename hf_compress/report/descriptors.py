@@ -3,6 +3,7 @@
 from hf_compress.distill.embedding_losses import EMBEDDING_LOSSES, EmbeddingLoss
 from hf_compress.distill.layer_losses import TINYBERT
 from hf_compress.distill.losses import LOSSES, REGRESSION, Loss
+from hf_compress.distill.score_losses import SCORE_LOSSES, ScoreLoss
 from hf_compress.layers.grids import Scheme
 from hf_compress.models.sentences import SENTENCE_KINDS
 from hf_compress.prune.criteria import CRITERIA
@@ -15,11 +16,13 @@ from hf_compress.rate.steps import CITATION as STEPS_CITATION
 from hf_compress.report.report import Report
 
 
-def loss(report: Report) -> Loss | EmbeddingLoss:
-    """The distillation loss. Regression uses its own, and embeddings have others than logits."""
+def loss(report: Report) -> Loss | EmbeddingLoss | ScoreLoss:
+    """The distillation loss. Regression uses its own, and embeddings and rankings have others than logits."""
     kind = SENTENCE_KINDS.get(report.sentence_class or "")
     if kind is not None and not kind.scores_pairs:
         return EMBEDDING_LOSSES[report.recipe.distillation.distill_loss]
+    if report.recipe.distillation.distill_loss in SCORE_LOSSES:
+        return SCORE_LOSSES[report.recipe.distillation.distill_loss]
     return REGRESSION if report.head.endswith("regression") else LOSSES[report.recipe.distillation.distill_loss]
 
 

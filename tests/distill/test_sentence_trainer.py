@@ -143,5 +143,7 @@ def test_what_cannot_teach_is_refused_before_training(bench: Any, refused: Any, 
     assert "the teacher has 16 values, the student 32" in refused(distill_teacher=narrow, distill_loss="mse")
     assert "its embeddings were never trained" in refused(distill_teacher=plain)
     assert "it was saved as a CrossEncoder" in refused(distill_teacher=str(tmp_path / "cross"))
-    assert "compares logits; this model gives embeddings" in refused(distill_teacher=narrow, distill_loss="ce")
-    assert "works with models of Transformers only" in refused(distill_teacher=narrow, distill_cache="auto")
+    assert "compares logits or scores; this model gives embeddings" in refused(
+        distill_teacher=narrow, distill_loss="ce"
+    )
+    assert "works with models of Transformers only" in refused(distill_teacher=narrow, distill_augment=1)

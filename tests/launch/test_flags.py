@@ -21,7 +21,7 @@ from hf_compress.report import provenance
 
 FROZEN = """
 --distill_teacher         None
---distill_loss            'kl'        kl mse ce cosine similarity
+--distill_loss            'kl'        kl mse ce cosine similarity margin
 --distill_temperature     2.0
 --distill_alpha           0.9
 --distill_layer_loss      []
