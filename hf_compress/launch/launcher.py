@@ -5,6 +5,7 @@ import inspect
 import os
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -116,7 +117,12 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
         named = _named(inspect.signature(train), (self, *args), kwargs)
         if named.get("trial") is None:
             named["resume_from_checkpoint"] = _checkpoint(self, named.get("resume_from_checkpoint"))
-        result = train(**named)
+        try:
+            result = train(**named)
+        except ValueError as error:
+            if _is_refusal(error):
+                raise SystemExit(f"Error: {printable(str(error))}") from error
+            raise
         launched.end(self, named.get("trial"))
         return result
 
@@ -127,6 +133,13 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
     finally:
         for name, function in original.items():
             setattr(Trainer, name, function)
+
+
+def _is_refusal(error: ValueError) -> bool:
+    """Return whether one of our callbacks raised `error` before the first step, because of an option or the model."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    begun = [frame.f_globals.get("__name__", "") for frame in frames if frame.f_code.co_name == "on_train_begin"]
+    return any(name.partition(".")[0] == "hf_compress" for name in begun)
 
 
 def _checkpoint(trainer: Trainer, asked: str | bool | None) -> str | bool | None:

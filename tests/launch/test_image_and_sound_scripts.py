@@ -129,6 +129,7 @@ def test_a_script_for_sounds_gets_report_card_and_graph(
         ("--quant_scheme int8 --compress_formats web", "`--compress_formats web` is for models that read text"),
         ("--quant_scheme int8 --compress_vocabulary", "`--compress_vocabulary` removes tokens, and this ViT"),
         ("--distill_teacher self --distill_augment 2", "this model does image classification. Leave the options"),
+        ("--prune_layers 2", "`--prune_layers`"),
         ("--distill_teacher self --distill_cache", "cannot be used with `Dataset.set_transform`"),
     ],
 )
