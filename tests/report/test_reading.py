@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from hf_compress.export.formats import FORMATS, write_formats
+from hf_compress.report.card import render
 from hf_compress.report.reading import PICTURE, READING
 from hf_compress.report.report import FormatFacts
 from hf_compress.report.snippets import FOLDER, snippets
@@ -46,6 +47,12 @@ def test_every_format_reads_the_file_that_the_card_names(kind: str) -> None:
         compile(snippet.code, snippet.title, "exec")
         assert READING[f"{kind}-classification"].lines[0] in snippet.code and "{" + "missing}" not in snippet.code
         assert READING[f"{kind}-classification"].install in snippet.install
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_language_is_said_of_pictures_and_sounds(kind: str) -> None:
+    assert "and the kind of its training data" in render(report_of(kind, []))
+    assert "and the language and kind of its training data" in render(REPORTS["int8"])
 
 
 @pytest.mark.slow

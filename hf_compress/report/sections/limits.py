@@ -4,6 +4,7 @@ from typing import Any
 
 from hf_compress.report.markdown import Markdown, listed, text
 from hf_compress.report.phrases import base_words, task_words
+from hf_compress.report.reading import READING
 from hf_compress.report.report import Report
 from hf_compress.report.section import Section
 from hf_compress.report.sections.making import is_static
@@ -12,7 +13,7 @@ from hf_compress.report.structure import depth_words, structure_words
 
 TEMPLATE = """\
 {% if report.is_trained %}
-- **Use it for {{ task }} only.** It knows this task, and the language and kind of its training data.
+- **Use it for {{ task }} only.** It knows this task, and {% if texts %}the language and kind{% else %}the kind{% endif %} of its training data.
 {% else %}
 - **It answers nearly as {{ base }} does**, on texts like those that its bytes were spent by. On other texts it may be less exact.
 {% endif %}
@@ -48,6 +49,7 @@ def values(report: Report) -> dict[str, Any]:
     """The values that the template uses."""
     return {
         "static": is_static(report),
+        "texts": report.pipeline_tag not in READING,
         "removed": _removed(report),
         "base": base_words(report),
         "task": task_words(report),
