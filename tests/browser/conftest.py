@@ -13,12 +13,12 @@ from tests.browser.site import Site
 from tests.quantized import quantized
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return Site(tmp_path_factory.mktemp("site"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(site: Site) -> Path:
     """A compressed classifier with a tokenizer and the format `web`, in the site."""
     pytest.importorskip("onnxscript")

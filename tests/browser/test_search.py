@@ -78,8 +78,8 @@ def in_python(folder: Path) -> Any:
 
 
 def copy_of(folder: Path, name: str, **files: Any) -> Path:
-    """A copy beside `folder`, whose JSON files (with __ for a slash) are updated."""
-    copy = shutil.copytree(folder, folder.parent / name, dirs_exist_ok=True)
+    """A copy in the site, whose JSON files (with __ for a slash) are updated."""
+    copy = shutil.copytree(folder, folder.parent / "copies" / name)
     for file, changes in files.items():
         path = copy / f"{file.replace('__', '/')}.json"
         path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
@@ -115,7 +115,7 @@ def test_every_pooling_and_prompt_is_that_of_python(site: Site, embedder: Path, 
     for mode in ("cls", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"):
         changes = {"pooling_mode": mode, "pooling_mode_mean_tokens": False}
         copy = copy_of(embedder, mode, **{"1_Pooling__config": changes, "config_sentence_transformers": prompts})
-        jobs[mode] = {"job": "search", "path": f"{mode}/", "texts": texts, "queries": QUERIES, "top": 3}
+        jobs[mode] = {"job": "search", "path": f"copies/{mode}/", "texts": texts, "queries": QUERIES, "top": 3}
         model = in_python(copy)
         vectors = model.encode_document(texts), model.encode_query(QUERIES)
         expected[mode] = [array / np.linalg.norm(array, axis=1, keepdims=True) for array in vectors]
@@ -162,9 +162,16 @@ await until(() => !list.children.length);
 document.dispatchEvent(new KeyboardEvent("keydown", { key: "/" }));
 document.querySelector("#measure").click();
 await until(() => document.body.dataset.measured);
-await send({ early, late, alike, focused: document.activeElement.id, measured: shown().facts });
+await send({ early, late, alike, focused: document.activeElement.id, measured: shown().facts, workers });
 """
-    shown = site.watch("search.html", SHOWN + script, "model=embedder")
+    counted = """<script>
+const workers = [];
+window.Worker = class extends Worker {
+    constructor(address, options) { super(address, options); workers.push(options?.name); }
+};
+</script>"""
+    shown = site.watch("search.html", SHOWN + script, "model=embedder", before=counted)
+    assert shown["workers"] == ["ort-wasm-proxy-worker"]  # The model does not compute where keys are heard.
     early, late, alike = (shown[name] for name in ("early", "late", "alike"))
     assert not early["problem"] and not late["problem"]
     # The first query is answered before all sentences are read.
@@ -259,7 +266,7 @@ def test_the_page_says_what_is_wrong(site: Site, embedder: Path, folder: Path) -
     cases = {"model": "this model classifies texts: take an embedding model"}
     for change, words in wrong.items():
         change(copy_of(embedder, change.__name__))
-        cases[change.__name__] = words
+        cases[f"copies/{change.__name__}"] = words
     for name, words in cases.items():
         shown = site.watch("search.html", SHOWN + failed, f"model={name}")
         assert words in shown["problem"] and shown["problem"].endswith("says how to make this folder."), shown
