@@ -487,9 +487,10 @@ function constant(part, tensor) {
         if (part.take === "scales") shape = [shape[0], shape[0] ? values.length / shape[0] : 0];
     }
     if (part.transposed) {
-        if (shape.length !== 2) throw new PackedError(`${printable(tensor.name)} has no transpose`);
-        values = transpose(values, shape);
-        shape = [shape[1], shape[0]];
+        if (shape.length < 2) throw new PackedError(`${printable(tensor.name)} has no transpose`);
+        const columns = shape.slice(1).reduce((product, size) => product * size, 1);
+        values = transpose(values, [shape[0], columns]);
+        shape = [columns, shape[0]];
     }
     if (!part.pack) return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
     if (!(values instanceof Int8Array) || shape.length !== 2)

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from hf_compress.checkpoint.config import CompressionConfig
 from hf_compress.export.descriptor import Batches, Format
-from hf_compress.export.onnx_nodes import NARROW, to_graph_layers
+from hf_compress.export.onnx_layers import NARROW
+from hf_compress.export.onnx_nodes import to_graph_layers
 from hf_compress.export.parity import Parity, load, random_batches
 from hf_compress.export.runtimes import ONNX_RUNTIME_EXACT, in_onnx_runtime
 from hf_compress.extras import extra
@@ -217,6 +218,8 @@ def _round_before_reshaping(model: Any) -> None:
         if reshape is None or reshape.op_type != "Reshape" or len(reshape.outputs[0].uses()) > 1:
             continue
         (use,) = node.outputs[0].uses()
+        if use.node.op_type != "DequantizeLinear":  # The places of a convolution are gathered in between.
+            continue
         before, reshaped, rounded = reshape.inputs[0], reshape.outputs[0], use.node.outputs[0]
         rounded.replace_all_uses_with(reshaped)
         node.replace_input_with(0, before)

@@ -24,7 +24,7 @@ class Part:
         tensor: its name in the packed file.
         take: what of it: the stored values (floating-point ones in float32), their scales, or the values times their
             scales.
-        transposed: whether rows become columns.
+        transposed: whether rows become columns. A row is all that lies behind the first dimension.
         pack: how two integers share a byte, if they do. "nibbles": consecutive ones, the first in the low bits, as
             signed numbers of four bits. "halves": the first half of a row in the low bits and the second half in the
             high bits, each plus 8.
@@ -43,7 +43,7 @@ class Part:
         """Return the constant, made of the packed tensor of its name."""
         array = _taken(packed, self.take)
         if self.transposed:
-            array = np.ascontiguousarray(array.T)
+            array = np.ascontiguousarray(array.reshape(len(array), -1).T)
         if self.pack is None:
             return array
         return _nibbles(array) if self.pack == NIBBLES else _halves(array)
@@ -91,7 +91,7 @@ def _parts(packed: Packed) -> Iterator[Part]:
     scaled = packed.scale() is not None
     narrow = scaled and _fits_nibble(_taken(packed, "values"))
     for take in TAKE if scaled else TAKE[:1]:
-        for transposed in (False, True) if len(packed.shape) == 2 else (False,):
+        for transposed in (False, True) if len(packed.shape) > 1 else (False,):
             for pack in (None, NIBBLES, HALVES) if narrow and take == "values" else (None,):
                 yield Part(packed.key, take, transposed, pack)
 

@@ -123,7 +123,7 @@ def shares_of(model: PreTrainedModel | PeftModel, method: Method, targets: Seque
         >>> model = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes))
         >>> shares = shares_of(model, "quantized", quantizable(model))
         >>> shares.convolutions, list(shares.others)
-        (1, ['vit.embeddings.position_embeddings'])
+        (1, ['vit.embeddings.position_embeddings', 'vit.embeddings.cls_token'])
     """
     base = unadapted(model)
     touched = {id(target.weight) for target in targets}

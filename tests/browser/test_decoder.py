@@ -87,6 +87,10 @@ def every_kind() -> dict[str, torch.Tensor]:
     scales = torch.rand(9, 3, generator=generator).bfloat16().float()
     tensors["groups é 日本"] = pack(integers, "groups é 日本", scales, group=32)
     tensors["transposed"] = pack(integers, "transposed", scales[:, :1].contiguous(), transposed=True)
+    for name, group in (("convolution", None), ("groups of a convolution", 32)):
+        tensors[name] = pack(
+            integers.view(9, 7, 5, 2), name, scales[:, : 1 if group is None else 3].contiguous(), group
+        )
     tensors["number"], tensors["nothing"] = pack(torch.tensor(3.5), "number"), pack(torch.empty(0, 4), "nothing")
     return tensors
 

@@ -39,7 +39,7 @@ from transformers import (
 from hf_compress.export import onnx_nodes
 from hf_compress.export.formats import write_formats
 from hf_compress.export.onnx_format import PATH, export_onnx
-from hf_compress.export.onnx_nodes import _rounded_up
+from hf_compress.export.onnx_layers import _rounded_up
 from hf_compress.export.parity import check_parity, load, random_batches
 from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
 from hf_compress.layers.grids import SCHEMES, SMALLEST_SCALE, symmetric_scale
