@@ -31,7 +31,7 @@ def inspect(
     codecs: Annotated[bool, typer.Option("--codecs", help="Show the bytes that each codec would need.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the comparison as a Markdown table.")] = False,
 ) -> None:
-    """Show bits, zeros and bytes of a compressed model, or compare several.
+    """Show bits, zeros and bytes of a compressed model, and how much each method touched; or compare several.
 
     A file with steps by sensitivity also shows the share of each layer in the sensitivity of the outputs.
     Several are compared by the sizes and scores in their reports.

@@ -17,10 +17,11 @@ MOST_TAPS = 16
 class GraphConvolution(GraphLayer):
     """Base of convolutions.
 
-    ONNX Runtime's `ConvInteger` takes longer than a convolution of floats, and `QLinearConv` would round the result, as
+    ONNX Runtime's `ConvInteger` takes longer than a convolution of floats, and its `QLinearConv` rounds the result, as
     no training has seen it. Its product of integers is faster (benchmarks/onnx_convolutions.py). So a convolution
-    without groups whose input is rounded becomes a product, if it slides over positions or its patches do not overlap.
-    The rounded inputs of each place are gathered as bytes. Any other one computes on dequantized inputs and weights.
+    without groups whose input is rounded becomes a product, if it slides over positions or if its patches do not
+    overlap. The rounded inputs of each place are gathered as bytes. Any other one computes on dequantized inputs and
+    weights.
     """
 
     # (inputs, outputs) for a product; one row per output channel if groups of values share scales; or else in the

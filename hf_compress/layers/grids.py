@@ -137,7 +137,7 @@ SCHEMES: dict[str, Scheme] = {
             weight=ROW_INT8,
             embedding=ROW_INT8,
             activation=Grid(bits=8, per="token"),
-            help="the same, with one input scale per token computed at run time",
+            help="the same, with one input scale per token computed at run time (not for inputs of convolutions)",
             card=f"{_ROW_WEIGHTS}, and 8-bit inputs of linear layers with one scale per token, computed at run time",
         ),
         Scheme(

@@ -14,6 +14,7 @@ from hf_compress.export import FORMATS
 from hf_compress.hub.checking import render_command
 from hf_compress.layers import SCHEMES, Grid, Scheme
 from hf_compress.models.kinds import HEAD_KINDS
+from hf_compress.models.shares import Shares
 from hf_compress.prune import CRITERIA, PATTERNS, SCHEDULES, Criterion, Pattern, PruningArguments, Schedule
 from hf_compress.quantize import QuantizationArguments
 from hf_compress.recipe import Recipe
@@ -203,3 +204,17 @@ def test_the_card_says_which_rows_only_the_teacher_labelled(report: Report) -> N
     assert "They were 25 % of the rows of each epoch." in card
     assert "jiao2020tinybert" in card
     assert "further rows" not in render(report)
+
+
+@pytest.mark.parametrize(("scheme", "floating"), [("int8", False), ("int8-weight", False), ("int8-dynamic", True)])
+def test_the_card_says_what_convolutions_leave_alone(report: Report, scheme: str, floating: bool) -> None:
+    """With one scale per token their inputs are not rounded. Matrices that no method touched are named."""
+    left = {f"vit.{name}": weights for name, weights in (("a", 40_000), ("b", 30_000), ("c", 20_000), ("d", 10_000))}
+    shares = Shares(900_000, 3_000, 1_000_000, 4_000, convolutions=2, others=left)
+    recipe = replace(report.recipe, quantization=QuantizationArguments(quant_scheme=scheme))
+    card = render(replace(report, recipe=recipe, touched={"quantized": shares}))
+    assert "Integers hold 90 % of all weights and take 75 % of the bytes. 2 of the layers are convolutions" in card
+    assert ("Inputs of convolutions stay in floating point." in card) == floating
+    said = "`vit.a` (40,000 weights), `vit.b` (30,000 weights) and `vit.c` (20,000 weights) and 1 more."
+    assert f"Not touched and in floating point: {said}" in card
+    assert "These layers hold" not in card

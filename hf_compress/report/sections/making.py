@@ -6,7 +6,8 @@ from typing import Any
 from hf_compress.distill import DistillationArguments
 from hf_compress.distill.pairing import LAST, parse_pairs
 from hf_compress.distill.teacher_only import AUGMENTED
-from hf_compress.models.shares import NAMED, Shares
+from hf_compress.models.layer_kinds import CONVOLUTIONS
+from hf_compress.models.shares import NAMED
 from hf_compress.report.descriptors import criterion, loss, pattern, schedule, scheme
 from hf_compress.report.markdown import Markdown, block, code, listed, text
 from hf_compress.report.phrases import base_words, dataset_words
@@ -160,7 +161,7 @@ def values(report: Report) -> dict[str, Any]:
         "pruning_excluded": listed([code(pattern) for pattern in pruning.prune_exclude]),
         "quantization_excluded": listed([code(pattern) for pattern in quantization.quant_exclude]),
         "bits": _bits_words(report),
-        "touched": {method: _touched_words(method, report.touched.get(method)) for method in ("pruned", "quantized")},
+        "touched": {method: _touched_words(report, method) for method in ("pruned", "quantized")},
         "convolves": "pruned" in report.touched and report.touched["pruned"].convolutions > 0,
         "static": is_static(report),
         "takes_text": report.pipeline_tag not in FILES,
@@ -265,8 +266,9 @@ def _bits_words(report: Report) -> list[str]:
     return [text(f"{bits} bits in {count} layer{'' if count == 1 else 's'}") for bits, count in counted]
 
 
-def _touched_words(method: str, shares: Shares | None) -> Markdown | None:
+def _touched_words(report: Report, method: str) -> Markdown | None:
     """How much of the file a method touched, and what else it left alone than what it always does; None if unknown."""
+    shares, quantization = report.touched.get(method), report.recipe.quantization
     if shares is None:
         return None
     how = "These layers hold" if method == "pruned" else "Integers hold"
@@ -275,6 +277,9 @@ def _touched_words(method: str, shares: Shares | None) -> Markdown | None:
         one = shares.convolutions == 1
         said += f" {shares.convolutions} of the layers {'is a convolution' if one else 'are convolutions'}, with one "
         said += "scale per output channel."
+        grids = quantization.scheme if quantization.enabled else None
+        if grids is not None and grids.activation is not None and grids.of_input(CONVOLUTIONS[0]) is None:
+            said += " Inputs of convolutions stay in floating point."
     if shares.others:
         others, more = list(shares.others.items()), len(shares.others) - NAMED
         named = listed([Markdown(f"{code(name)} ({weights:,} weights)") for name, weights in others[:NAMED]])
