@@ -19,10 +19,9 @@ import torch
 from transformers import AutoModelForAudioClassification, Wav2Vec2Config
 
 from hf_compress import QuantizationArguments, Recipe, save_compressed
-from hf_compress.export import onnx_nodes, write_graph
+from hf_compress.export import write_graph
 from hf_compress.layers import SCHEMES, quantize_layers
 from hf_compress.models import find_head
-from hf_compress.quantize.ranges import observe
 from hf_compress.report import measure_latency, paired_ratio
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
@@ -35,10 +34,14 @@ def folders(work: Path) -> tuple[Path, Path]:
     dense = save_compressed(model, work / "dense", Recipe())
     layers = quantize_layers(model, SCHEMES["int8"])
     batch = find_head(model).example_batch(model)
-    observe(model, [batch])
-    for layer in layers:
-        layer.quantizing = True
     with torch.no_grad():
+        for layer in layers:
+            layer.observing = True
+        model.train()(**batch)
+        for layer in layers:
+            layer.quantizing, layer.observing = True, False
+            if layer.has_range and layer.step_range is not None:
+                layer.input_range.copy_(layer.step_range)
         model.eval()(**batch)
     options = QuantizationArguments(quant_scheme="int8")
     return dense, save_compressed(model, work / "int8", Recipe(quantization=options))
@@ -54,7 +57,7 @@ def main() -> None:
         dense, int8 = folders(work)
         write_graph(dense, work / "float.onnx")
         write_graph(int8, work / "ours.onnx")
-        with mock.patch.object(onnx_nodes, "becomes_product", return_value=False):
+        with mock.patch("hf_compress.export.onnx_nodes.becomes_product", return_value=False):
             write_graph(int8, work / "dequantized.onnx")
         threads = onnxruntime.SessionOptions()
         threads.intra_op_num_threads = 1

@@ -98,6 +98,7 @@ def test_a_script_for_images_gets_report_and_card(
     assert report.teacher == report.dense and report.parity == 0 and report.comparison.keys() == {"accuracy", "loss"}
     assert report.dataset.preprocessing is not None and report.dataset.preprocessing.kind == "image"
     assert report.labels == dict(enumerate(COLOURS))
+    assert {method: shares.convolutions for method, shares in report.touched.items()} == {"pruned": 1, "quantized": 1}
     assert "pipeline_tag: image-classification" in (folder / "README.md").read_text("utf-8")
     found = pipeline("image-classification", str(folder))(str(next(pictures.rglob("*.png"))))
     assert {answer["label"] for answer in found} == set(COLOURS)
