@@ -143,7 +143,7 @@ def _install(trainer: Trainer, recipe: Recipe, speed: SpeedGoal | None) -> None:
     callbacks = recipe.callbacks(speed)
     trainer.callback_handler.callbacks[:0] = callbacks
     for callback in callbacks:
-        callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+        callback.on_init_end(trainer.args, trainer.state, trainer.control, model=trainer.model, loads_in_place=True)
 
 
 def finish(

@@ -22,7 +22,7 @@ from hf_compress.models.sentences import pooling_of
 from hf_compress.models.sharding import is_sharded, refuse_shards, reshard
 from hf_compress.models.targets import quantizable, token_embedding, transformer, whole
 from hf_compress.quantize.arguments import QuantizationArguments
-from hf_compress.quantize.ranges import RANGE_WARMUP, moved, unseen
+from hf_compress.quantize.ranges import RANGE_WARMUP, moved, refuse_plain_loading, unseen
 from hf_compress.quantize.requirements import log_quantized, refuse_unsupported
 from hf_compress.quantize.spending import Masks, spend
 from hf_compress.quantize.trimming import trim
@@ -85,12 +85,14 @@ class QuantizationCallback(TrainerCallback):
         self.arguments, self.budget, self.zeros = arguments, budget, zeros
         self._layers: list[CompressedLayer] = []
         self._begin, self._accumulates = 0, False
+        self._loads_in_place = False  # Whether `compress` makes the trainer load checkpoints into these very layers.
         self._skipped: Tensor | int = 0
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Replace the layers of the model, still without rounding."""
+        self._loads_in_place = kwargs.get("loads_in_place", self._loads_in_place)
         model = transformer(kwargs["model"])
         options = self.arguments
         layers = quantize_layers(
@@ -137,6 +139,8 @@ class QuantizationCallback(TrainerCallback):
         # FSDP would have every process keep the whole weights that it spreads.
         self._accumulates = args.gradient_accumulation_steps > 1 and not is_sharded(whole(kwargs["model"]))
         self._refuse_lost_ranges(state)
+        loads_best = args.load_best_model_at_end and not self._loads_in_place
+        refuse_plain_loading(self._layers, kwargs["model"], loads_best=loads_best)
         self._plan(state)
         # As the last step before a checkpoint left them: no other step may follow.
         self._switch(state.global_step - 1, state)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.layers.turning import compressed_layers
+from hf_compress.models.sentences import sentence_kind
+from hf_compress.models.targets import whole
 
 # Weight of the past in the moving average of activation ranges (Jacob et al., 2018, sec. 3.1: "close to 1").
 RANGE_MOMENTUM = 0.95
@@ -20,6 +22,28 @@ RANGE_REACH = 20.0
 # In the first steps the bound holds in both directions: an outlier in the very first step has nothing to be compared
 # with, and the moving average would take hundreds of steps to forget it.
 RANGE_WARMUP = 20
+
+
+def refuse_plain_loading(layers: Iterable[CompressedLayer], model: object, *, loads_best: bool) -> None:
+    """Refuse a run whose best checkpoint would be loaded through a plain model, which has no ranges.
+
+    sentence-transformers does that, logs the failure and keeps the last weights.
+
+    Args:
+        layers: of the model.
+        model: that the trainer trains.
+        loads_best: whether the best checkpoint is loaded at the end.
+
+    Raises:
+        ValueError: it is, into layers with ranges.
+    """
+    if loads_best and sentence_kind(whole(model)) is not None and any(layer.has_range for layer in layers):
+        raise ValueError(
+            "`load_best_model_at_end` loses the ranges of `--quant_scheme` here: sentence-transformers loads a "
+            "checkpoint through a plain model. Make the trainer compress with `compress(trainer, recipe)` (for "
+            "SetFit: `compress(trainer.st_trainer, recipe)`) in place of bare callbacks, choose a scheme without "
+            "ranges such as `int8-dynamic`, or switch the option off."
+        )
 
 
 def moved(seen: Tensor, past: Tensor, *, warming_up: bool) -> Tensor:

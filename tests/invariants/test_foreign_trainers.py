@@ -23,7 +23,7 @@ from transformers import (
     Trainer,
 )
 
-from hf_compress import PruningArguments, PruningCallback, Recipe, save_compressed
+from hf_compress import PruningArguments, PruningCallback, Recipe, compress, save_compressed
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import prunable, transformer
 from hf_compress.prune import CRITERIA
@@ -175,6 +175,38 @@ def test_the_trainer_of_setfit(embedder: Any, tiny_sentences: Dataset, tmp_path:
     inputs = {name: value[None] % 29 for name, value in rows(1)[0].items() if name != "labels"}
     check(transformer(embedder), AutoModel, inputs, tmp_path / "compressed")
     assert len(model.predict(["the film was bright"])) == 1
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["compress", "callbacks"])
+def test_setfit_keeps_ranges_of_the_best_model_or_refuses(
+    ours: bool, embedder: Any, tiny_sentences: Dataset, tmp_path: Path
+) -> None:
+    """Its trainer has one of sentence-transformers inside, which `compress` takes."""
+    setfit = pytest.importorskip("setfit")
+    from sklearn.linear_model import LogisticRegression
+
+    settings = {"max_steps": 12, "batch_size": 8, "report_to": "none", "show_progress_bar": False}
+    best = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4}
+    plan, rows = recipe((QUANT,)), tiny_sentences.rename_column("sentence", "text")
+    run = setfit.Trainer(
+        setfit.SetFitModel(model_body=embedder, model_head=LogisticRegression()),
+        setfit.TrainingArguments(str(tmp_path / "run"), load_best_model_at_end=True, **settings, **best),
+        train_dataset=rows.select(range(16)),
+        eval_dataset=rows.select(range(16, 32)),
+        callbacks=[] if ours else plan.callbacks(),
+    )
+    if not ours:
+        with pytest.raises(ValueError, match=r"for SetFit: `compress\(trainer.st_trainer, recipe\)`"):
+            run.train()
+        return
+    compress(run.st_trainer, plan)
+    run.train()
+    layers = compressed_layers(transformer(embedder)).values()
+    assert layers and all(layer.ready for layer in layers)
+    assert run.st_trainer.state.best_model_checkpoint is not None
+    saved = tmp_path / "compressed"
+    save_compressed(transformer(embedder), saved, plan)
+    assert len(run.model.predict(["the film was bright"])) == 1
 
 
 # --- TRL -------------------------------------------------------------------------------------------------------------
