@@ -44,6 +44,30 @@ copy() { # task name: copy the card of a result
     cp -r "runs/$1-$2/compressed"/{README.md,report.json,size.png,training.png,.eval_results} "model_cards/$1-$2/"
 }
 
+# An embedder: trained further on scored pairs and on pairs that mean the same, then compressed without training.
+embedder() { # train it
+    local folder=runs/stsb-embedder-dense
+    if [ ! -e "$folder/compressed/report.json" ]; then
+        rm -rf "$folder"
+        hf-compress run examples/train_sentence_transformer.py --output_dir "$folder" --model_name_or_path "$model" \
+            --dataset_name "$glue" --max_train_samples 5000 --pairs qqp mrpc mnli --max_pairs 1500 --max_steps 120 \
+            --per_device_train_batch_size 32 --learning_rate 5e-5 --warmup_steps 0.1 --use_cpu --bf16 --logging_steps 10 \
+            --max_retrieval_samples 1000 --save_strategy no --report_to none --disable_tqdm true \
+            --compress_formats packed >"$folder.log" 2>&1
+    fi
+}
+
+embedder_of() { # MB: the embedder within so many MB
+    local folder=runs/stsb-embedder-$1mb
+    if [ ! -e "$folder/report.json" ]; then
+        rm -rf "$folder"
+        hf-compress quantize runs/stsb-embedder-dense/final --budget_mb "$1" --data "$glue" --config stsb \
+            --eval_rows 1500 --quant_scheme int8 --formats onnx --out "$folder" >"$folder.log" 2>&1
+    fi
+    mkdir -p "model_cards/stsb-embedder-$1mb"
+    cp -r "$folder"/{README.md,report.json,size.png} "model_cards/stsb-embedder-$1mb/"
+}
+
 cell() { # task name flags...: compress the dense model of the task, compare with its control, and copy the card
     local task=$1 name=$2
     shift 2
@@ -74,6 +98,7 @@ running
     copy stsb dense
     cell stsb all-60 "${stsb[@]}" --compress_recipe all-60 --learning_rate 2e-4
 ) &
+running; (embedder; embedder_of 7; embedder_of 5) &
 running; cell sst2 all-80 "${sst2[@]}" --compress_recipe all-80 --learning_rate 2e-4 &
 wait
 hf-compress inspect model_cards/*/
