@@ -245,6 +245,8 @@ def _reloaded(plain: PreTrainedModel) -> PreTrainedModel:
     for name in (*_parameters(built), *dict(built.named_buffers())):
         owner, _, own = name.rpartition(".")
         held = vars(modules[owner])["_parameters" if own in modules[owner]._parameters else "_buffers"]
+        if held[own].shape != tensors[name].shape:  # ESM's head for contacts reads the maps of all layers.
+            raise ValueError(f"{name} would have another shape")
         held[own] = tensors[name]
     return built.eval()
 

@@ -190,16 +190,21 @@ def _load(
     """Copy the weights `state` into the student.
 
     Raises:
-        ValueError: the student's weights have other names.
+        ValueError: the student's weights have other names or shapes.
     """
-    whole, wanted = model.state_dict(), student.state_dict().keys()
+    whole, wanted = model.state_dict(), student.state_dict()
     # T5's first layer holds the position bias that all layers use.
-    state |= {name: whole[name] for name in wanted - state.keys() if name in whole}
-    different = sorted(wanted ^ state.keys())
+    state |= {name: whole[name] for name in wanted.keys() - state.keys() if name in whole}
+    different = sorted(wanted.keys() ^ state.keys())
     if different:
         raise ValueError(
             f"`--distill_student_layers {layers}` does not fit {type(model).__name__}: its layers differ in "
             f"{', '.join(different[:3])}. Keep layer 0, and cut the model before you replace layers."
+        )
+    if deep := [name for name, tensor in state.items() if tensor.shape != wanted[name].shape]:
+        raise ValueError(
+            f"`--distill_student_layers` cannot cut {type(model).__name__}: {deep[0]} is as wide as the model is "
+            "deep. Leave the option out."
         )
     # `assign` keeps the dtype of each tensor. It also unties weights, so tie them again.
     student.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, assign=True)

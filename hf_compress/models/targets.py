@@ -277,10 +277,12 @@ def _select(
     model: PreTrainedModel | PeftModel, kinds: Sequence[LayerKind], exclude: Sequence[str], option: str
 ) -> list[Target]:
     base = unadapted(model)
+    # Not in any file: made from the configuration whenever the model is (the positions of Marian).
+    computed = set(base._keys_to_ignore_on_save or ())
     body = [
         Target(name, module, layer, shares_embedding=layer == "embedding")
         for name, module, layer in _layers(base)
-        if layer in kinds and not _in_head(base, name, module)
+        if layer in kinds and not _in_head(base, name, module) and f"{name}.weight" not in computed
     ]
     names = [target.name for target in body]
     excluded: set[str] = set()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, EsmConfig, PreTrainedModel
 
 from hf_compress import Recipe, remove_layers, save_compressed, student_from
 from hf_compress.cut.depth import Depth, rehearse, whole_depth
@@ -83,3 +83,13 @@ def test_a_layer_that_others_cannot_stand_in_for_stays() -> None:
 def test_models_without_layers_of_their_own_are_refused(model: Any, said: str) -> None:
     with pytest.raises(NoLayers, match=said):
         rehearse(model())
+
+
+def test_a_model_as_wide_somewhere_as_it_is_deep_keeps_its_layers() -> None:
+    sizes = {"vocab_size": 40, "pad_token_id": 1, "mask_token_id": 4, "position_embedding_type": "rotary"}
+    sizes |= {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    model = SEQUENCE.from_config(EsmConfig(**sizes)).eval()
+    tried = rehearse(model)
+    assert not tried.droppable and "contact_head.regression.weight would have another shape" in tried.reason
+    with pytest.raises(ValueError, match=r"`--distill_student_layers`.*contact_head.regression.weight is as wide as"):
+        student_from(model, [0, 2])

@@ -27,6 +27,7 @@ from transformers import (
     ElectraConfig,
     GPT2Config,
     LlamaConfig,
+    MarianConfig,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedConfig,
@@ -103,6 +104,8 @@ CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "t5": lambda **changes: T5Config(**SPECIAL, **T5, **changes),
     # Beyond the list: its embeddings are subclasses with a forward of their own.
     "bart": lambda **changes: BartConfig(**SPECIAL, **BART, **changes),
+    # Its embeddings of positions are in no file.
+    "marian": lambda **changes: MarianConfig(**SPECIAL, **BART, **changes),
 }
 
 SEQUENCE, MASKED, CAUSAL, SEQ2SEQ = (
@@ -169,6 +172,12 @@ CASES = [
     Case("llama", SEQUENCE, {"score"}),
     Case("t5", SEQ2SEQ, {"lm_head"}),
     Case("bart", SEQ2SEQ, {"lm_head"}),
+    Case(
+        "marian",
+        SEQ2SEQ,
+        {"lm_head"},
+        float_embeddings={"model.encoder.embed_positions", "model.decoder.embed_positions"},
+    ),
     *(
         Case(config, auto_class, head, scheme=scheme, bits=bits)
         for scheme, bits in (
