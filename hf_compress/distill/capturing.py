@@ -162,7 +162,9 @@ class Capture:
         self._calls.clear()
         if not isinstance(output, ModelOutput):
             return {**output, CAPTURED: kept}  # Of sentence-transformers, whose outputs are a plain dictionary.
-        if self._class is None:  # Found in the first forward, before anything is compiled.
+        # Found in the first forward, before anything is compiled. The forward that TRL's trainers put on their models
+        # returns outputs of one class in training and of another in evaluation.
+        if self._class is None or self._class.__base__ is not type(output):
             self._class = _with_field(cast(Any, type(output)))
         return self._class(**output, **{CAPTURED: kept})
 

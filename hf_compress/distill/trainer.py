@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, Seq2SeqTrainer
+from transformers import PreTrainedConfig, PreTrainedModel, Seq2SeqTrainer, Trainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_compress.cut.students import student_from
@@ -20,7 +20,7 @@ from hf_compress.distill.foreign import loss_and_outputs, owner, refuse_unshifte
 from hf_compress.distill.teacher import SELF, check_choice, freeze, load_teacher, match_teacher, own_teacher
 from hf_compress.distill.teacher_only import COLUMN, for_labels, label_mean, predicts_numbers, refuse_own_loss
 from hf_compress.distill.terms import TermsMixin
-from hf_compress.models.heads import LABELS, bare, find_head
+from hf_compress.models.heads import LABELS, bare, find_head, has_own_forward
 
 REPORTERS = tuple(INTEGRATION_TO_CALLBACK.values())
 
@@ -244,13 +244,14 @@ class DistillationMixin(TermsMixin, AskingMixin, WeighingMixin):
         """Return the loss on the labels, as the Trainer class computes it, and the student's outputs."""
         assert self.head is not None
         total = None if self._weighs_batches else num_items_in_batch
+        of = owner(type(self), DistillationMixin)
         # By name, as Trainer does: many override this method with `**kwargs` behind `return_outputs`.
         with self._captured("student"):
-            loss, outputs = loss_and_outputs(
-                super().compute_loss(model, inputs, True, num_items_in_batch=total),
-                self.head,
-                owner(type(self), DistillationMixin),
-            )
+            if of is not Trainer and has_own_forward(model):  # TRL's computes no logits for the loss.
+                loss = super().compute_loss(model, inputs, num_items_in_batch=total)
+                return loss, self._outputs(model, inputs)
+            found = super().compute_loss(model, inputs, True, num_items_in_batch=total)
+            loss, outputs = loss_and_outputs(found, self.head, of)
             return loss, self._with_gradients(outputs, model, inputs)
 
     def _with_gradients(self, outputs: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
@@ -258,6 +259,10 @@ class DistillationMixin(TermsMixin, AskingMixin, WeighingMixin):
         assert self.head is not None
         if not torch.is_grad_enabled() or all(logits.requires_grad for logits in self.head.logits(outputs)):
             return outputs
+        return self._outputs(model, inputs)
+
+    def _outputs(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """Return the model's outputs without a loss."""
         return model(**{name: value for name, value in inputs.items() if name not in LABELS | set(self.label_names)})
 
     def _distance(self, student: Any, teacher: Any, inputs: Mapping[str, Any]) -> Tensor:

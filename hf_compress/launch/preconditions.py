@@ -21,6 +21,8 @@ from hf_compress.report.gate import check_max_drop
 logger = logging.get_logger(__name__)
 
 MOST_GONE = 31 / 32  # Of neurons and heads, for a speed-up.
+# How TRL marks its trainers, and the one whose rows have labels.
+TRL, SUPERVISED = "trl", "sft"
 NUMBERS = (int, float, "int | None", "float | None")
 
 
@@ -37,7 +39,8 @@ def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
 
     Raises:
         ValueError: it compresses already, its model is not a Transformers model, the vocabulary is to be cut although
-            the rows are tokenized or no text, or one of its arguments is text in place of a number.
+            the rows are tokenized or no text, the rows have no labels beside which a teacher could be asked, or one of
+            its arguments is text in place of a number.
     """
     _check_numbers(trainer.args)
     present = recipe_of(trainer)
@@ -46,6 +49,7 @@ def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
             f"This {type(trainer).__name__} already compresses. Either its script sets that up, or the launcher and "
             "`compress` do: remove one of the two."
         )
+    _check_labelled(trainer, recipe)
     inner = bare(trainer.model)
     if sentence_kind(inner) is not None:
         if any(isinstance(module, BaseTunerLayer) for module in inner.modules()):
@@ -72,6 +76,18 @@ def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
             f"{type(trainer).__name__} are tokenized already. Let the script call `model, tokenizer = "
             "hf_compress.cut_vocabulary(model, tokenizer, texts)` first, as examples/run_glue.py does, or drop the "
             "flag."
+        )
+
+
+def _check_labelled(trainer: Trainer, recipe: Recipe) -> None:
+    """Refuse distillation in trainers of TRL whose rows have no labels to learn beside a teacher."""
+    marks = getattr(trainer, "_tag_names", None) or ()
+    if recipe.distillation.enabled and TRL in marks and SUPERVISED not in marks:
+        raise ValueError(
+            f"`--distill_teacher` compares outputs on rows with labels, and TRL's {type(trainer).__name__} has none: "
+            "it compares whole answers, or lets the model write them. Leave the teacher out here (pruning and "
+            "quantization work), or distil with `SFTTrainer`. If the teacher should judge what the student writes, "
+            "use TRL's `GKDTrainer`, with pruning and quantization only."
         )
 
 
