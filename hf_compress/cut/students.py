@@ -169,6 +169,12 @@ def shorten(
         for name, value in vars(config).items()
         if "layer" in name and isinstance(value, list) and len(value) == config.num_hidden_layers
     }
+    stages = getattr(config, "stage_names", None) or []
+    if (
+        len(stages) == config.num_hidden_layers + 1
+    ):  # Of a backbone such as DINOv2: a stem, and a stage for each layer.
+        vars(config)["stage_names"] = stages[: len(chosen["num_hidden_layers"]) + 1]
+        config.set_output_features_output_indices(None, None)  # The last stage.
     for name, value in lists.items():
         setattr(config, name, value)
     for name, numbers in chosen.items():

@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, EsmConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    Dinov2Config,
+    EsmConfig,
+    PreTrainedModel,
+)
 
 from hf_compress import Recipe, remove_layers, save_compressed, student_from
 from hf_compress.cut.depth import Depth, rehearse, whole_depth
@@ -83,6 +89,16 @@ def test_a_layer_that_others_cannot_stand_in_for_stays() -> None:
 def test_models_without_layers_of_their_own_are_refused(model: Any, said: str) -> None:
     with pytest.raises(NoLayers, match=said):
         rehearse(model())
+
+
+def test_a_backbone_says_its_last_stage_after_a_cut(tmp_path: Path) -> None:
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=8, patch_size=4)
+    model = AutoModelForImageClassification.from_config(config).eval()
+    skip(stack_of(model)[1][1], rehearse(model).beside)
+    for name, cut in (("dropped", model), ("student", student_from(model, [0, 2]))):
+        loaded = type(model).from_pretrained(save_compressed(cut, tmp_path / name, Recipe()))
+        assert loaded.config.stage_names == ["stem", "stage1", "stage2"] and loaded.config.out_features == ["stage2"]
+    assert whole_depth(Dinov2Config.from_pretrained(tmp_path / "dropped")).stage_names == model.config.stage_names
 
 
 def test_a_model_as_wide_somewhere_as_it_is_deep_keeps_its_layers() -> None:
