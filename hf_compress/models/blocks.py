@@ -39,6 +39,7 @@ _ATTENTION: tuple[tuple[tuple[str, ...], str], ...] = (
     (("q_lin", "k_lin", "v_lin"), "out_lin"),
     (("q_proj", "k_proj", "v_proj"), "o_proj"),
     (("q_proj", "k_proj", "v_proj"), "out_proj"),
+    (("q_proj", "k_proj", "v_proj"), "Wo"),
     (("q", "k", "v"), "o"),
     (("Wqkv",), "Wo"),
     (("c_attn",), "c_proj"),

@@ -16,6 +16,7 @@ from transformers import (
     DebertaV2Config,
     GPT2Config,
     GPTNeoXConfig,
+    ModernBertDecoderConfig,
     Phi3Config,
     PreTrainedModel,
     Qwen3Config,
@@ -33,6 +34,7 @@ BIAS_PER_HEAD = {"mpnet", "t5"}
 SMALL = {**SPECIAL, **SIZES}
 MORE: dict[str, Any] = {
     "phi3": Phi3Config(**SMALL, num_key_value_heads=1, tie_word_embeddings=False),
+    "modernbert-decoder": ModernBertDecoderConfig(**SMALL, cls_token_id=2, sep_token_id=3, local_attention=4),
     "qwen3": Qwen3Config(**{**SMALL, "num_attention_heads": 4}, num_key_value_heads=2, head_dim=8),
     "whisper": WhisperConfig(
         **SPECIAL,
