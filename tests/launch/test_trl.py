@@ -159,7 +159,7 @@ def test_a_script_of_trl_goes_through_the_launcher(tiny_tokenizer: Any, tmp_path
     flags = "--distill_teacher self --prune_sparsity 0.5 --prune_every 1 --quant_scheme int8"
     assert launcher.main([*script, *flags.split()]) == 0
     report = Report.load(tmp_path / "out" / "compressed")
-    assert report.compressed["mean_token_accuracy"] > 0.1 and report.sparsity == pytest.approx(0.5, abs=0.01)
+    assert report.compressed["mean_token_accuracy"] > 0.1 and {*report.sparsity.values()} == {0.5}
     assert written(AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "compressed")).shape == (2, 15)
 
 
