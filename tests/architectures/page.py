@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tests.architectures.families import FAMILIES, Family
-from tests.architectures.methods import METHODS, NOT_TEXT, UNTRIED, YES
+from tests.architectures.methods import METHODS, NOT_TEXT, NO_GRAPH, YES
 
 OUTCOMES = Path(__file__).with_name("outcomes.json")
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -25,9 +25,9 @@ tiny configuration with one method at a time, saves it, loads it, and compares. 
   removed they agree up to floating-point rounding. Graphs agree as `hf-compress run` checks it.
 - **no**: it is refused before the first training step. The note has the sentence that you would read.
 - **-**: it has no meaning there.
-- **untried**: this table has not tried it yet.
+- **fails**: PyTorch's exporter cannot trace it. The packed file stays; `failed_formats` in the report names the format.
 
-Nothing fails after training has begun. A model of an architecture that is not in the table may work as well: all
+Nothing else fails after training has begun. A model of an architecture that is not in the table may work as well: all
 methods look for linear layers and embeddings, and only removal, attention and layer losses need to know their names.
 """
 
@@ -43,7 +43,7 @@ def recorded() -> Outcomes:
 def record(outcomes: Outcomes) -> None:
     """Write `outcomes` and the page, in the order of the lists."""
     known = [family.name for family in FAMILIES if family.name in outcomes]
-    ordered = {name: {one.title: outcomes[name].get(one.title, UNTRIED) for one in METHODS} for name in known}
+    ordered = {name: {one.title: outcomes[name].get(one.title, NO_GRAPH) for one in METHODS} for name in known}
     OUTCOMES.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", "utf-8")
     PAGE.write_text(page(ordered), "utf-8")
 
@@ -74,6 +74,6 @@ def _named(family: Family) -> str:
 
 
 def _cell(outcome: str, notes: dict[str, str]) -> str:
-    if outcome in (YES, NOT_TEXT, UNTRIED):
+    if outcome in (YES, NOT_TEXT, NO_GRAPH):
         return outcome
     return f"no[^{notes.setdefault(outcome, str(len(notes) + 1))}]"

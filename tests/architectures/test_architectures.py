@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.architectures.families import FAMILIES, KINDS, Family
-from tests.architectures.methods import METHODS, NOT_TEXT, UNTRIED, YES, Method, outcome
+from tests.architectures.methods import METHODS, NOT_TEXT, NO_GRAPH, YES, Method, outcome
 from tests.architectures.page import PAGE, page, recorded
 
 REMEDY = "run `python -m tests.architectures NAME`"
@@ -28,7 +28,7 @@ def test_every_architecture_and_method_has_an_outcome() -> None:
 def test_what_is_no_yes_is_a_sentence_with_an_option() -> None:
     for outcomes in OUTCOMES.values():
         for title, said in outcomes.items():
-            known = said in (YES, NOT_TEXT) or (said == UNTRIED and title in ("ONNX", "OpenVINO"))
+            known = said in (YES, NOT_TEXT) or (said == NO_GRAPH and title in ("ONNX", "OpenVINO"))
             assert known or ("`--" in said and said.endswith(".")), said
 
 
@@ -36,7 +36,7 @@ def repeated(family: Family, method: Method, folder: Path) -> None:
     """Check that a method does what the page says."""
     folder.mkdir()
     expected = OUTCOMES[family.name][method.title]
-    if expected != UNTRIED:
+    if expected != NO_GRAPH:
         assert outcome(family, method, folder) == expected, f"{family.name} {method.title}: {REMEDY}"
 
 
