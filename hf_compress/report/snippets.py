@@ -84,19 +84,21 @@ def _in_backend(report: Report) -> Iterator[Snippet]:
     """With the backend of sentence-transformers for ONNX graphs, which lie where it looks."""
     if "onnx" in report.formats:
         path = FORMATS["onnx"].path.as_posix()
-        code = _with_sentences(report, [], f', backend="onnx", model_kwargs={{"file_name": "{path}"}}')
+        graph = f'graph = {{"file_name": "{path}"}}'
+        code = _with_sentences(report, [], ', backend="onnx", model_kwargs=graph', [graph])
         # Its library, optimum, says which version of Transformers it needs.
         needs = 'pip install "sentence-transformers[onnx]"'
         yield Snippet("With the ONNX backend of sentence-transformers", needs, code)
 
 
-def _with_sentences(report: Report, first: Sequence[str], more: str = "") -> str:
+def _with_sentences(report: Report, first: Sequence[str], more: str = "", before: Sequence[str] = ()) -> str:
     kind, sample = SENTENCE_KINDS[str(report.sentence_class)], _quoted(repr(SAMPLE))
     given = f"predict([({sample}, {sample})])" if kind.scores_pairs else f"encode([{sample}])"
     lines = [
         *first,
         f"from sentence_transformers import {kind.name}",
         "",
+        *before,
         f"model = {kind.name}({_quoted(repr(report.hub_id or FOLDER))}{more})",
         f"print(model.{given})",
     ]

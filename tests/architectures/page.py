@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tests.architectures.families import FAMILIES, Family
-from tests.architectures.methods import METHODS, NOT_TEXT, NO_GRAPH, YES
+from tests.architectures.methods import METHODS, NO_GRAPH, NOT_TEXT, YES
 
 OUTCOMES = Path(__file__).with_name("outcomes.json")
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -25,7 +25,7 @@ tiny configuration with one method at a time, saves it, loads it, and compares. 
   removed they agree up to floating-point rounding. Graphs agree as `hf-compress run` checks it.
 - **no**: it is refused before the first training step. The note has the sentence that you would read.
 - **-**: it has no meaning there.
-- **fails**: PyTorch's exporter cannot trace it. The packed file stays; `failed_formats` in the report names the format.
+- **fails**: PyTorch's exporter cannot trace it. The packed file stays; `failed_formats` of the report names it.
 
 Nothing else fails after training has begun. A model of an architecture that is not in the table may work as well: all
 methods look for linear layers and embeddings, and only removal, attention and layer losses need to know their names.

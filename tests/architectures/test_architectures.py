@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.architectures.families import FAMILIES, KINDS, Family
-from tests.architectures.methods import METHODS, NOT_TEXT, NO_GRAPH, YES, Method, outcome
+from tests.architectures.methods import METHODS, NO_GRAPH, NOT_TEXT, YES, Method, outcome
 from tests.architectures.page import PAGE, page, recorded
 
 REMEDY = "run `python -m tests.architectures NAME`"

@@ -88,7 +88,7 @@ def test_the_card_is_for_sentence_transformers(embedded: tuple[Any, Report, Path
     assert printed["With sentence-transformers"] == printed["With sentence-transformers alone"]
     assert printed["With ONNX Runtime"].startswith("(1, 7, 32)")
     # The backend itself needs optimum, which is not installed; it would find the graph.
-    assert 'model_kwargs={"file_name": "onnx/model_quantized.onnx"}' in card
+    assert 'graph = {"file_name": "onnx/model_quantized.onnx"}' in card
     found = backend_should_export(
         folder, True, {"file_name": "onnx/model_quantized.onnx"}, "model.onnx", "*.onnx", "ONNX"
     )
