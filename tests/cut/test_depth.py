@@ -101,7 +101,7 @@ def test_a_backbone_says_its_last_stage_after_a_cut(tmp_path: Path) -> None:
     assert whole_depth(Dinov2Config.from_pretrained(tmp_path / "dropped")).stage_names == model.config.stage_names
 
 
-def test_a_model_as_wide_somewhere_as_it_is_deep_keeps_its_layers() -> None:
+def test_a_model_as_wide_as_it_is_deep_keeps_its_layers() -> None:
     sizes = {"vocab_size": 40, "pad_token_id": 1, "mask_token_id": 4, "position_embedding_type": "rotary"}
     sizes |= {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
     model = SEQUENCE.from_config(EsmConfig(**sizes)).eval()
