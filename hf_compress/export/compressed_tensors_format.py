@@ -68,7 +68,7 @@ def _refusal(recipe: Recipe) -> str:
 def _unfit(model: PreTrainedModel) -> str:
     """Return why the format cannot hold `model`: it holds no rounding of the inputs of convolutions."""
     layers = compressed_layers(model)
-    rounding = [name for name, layer in layers.items() if layer.layer_kind in CONVOLUTIONS and layer.input_grid]
+    rounding = [name for name, layer in layers.items() if kind(layer) in CONVOLUTIONS and layer.input_grid]
     if not rounding:
         return ""
     return (

@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hf_compress.extras import MissingExtraError
-from hf_compress.models.sentences import LIBRARY, SENTENCE_KINDS, around
+from hf_compress.extras import extra
+from hf_compress.models.sentences import SENTENCE_KINDS, around
 from hf_compress.report.outputs import Outputs
 from hf_compress.report.report import Report
 from hf_compress.report.sentence_rows import BATCH, READERS, inputs_of
@@ -37,14 +37,8 @@ class SentenceRows:
             NoRowsError: the report does not say which columns are the texts and the label.
             MissingExtraError: sentence-transformers is not installed.
         """
-        try:
+        with extra("sentences", "The score of this model"):
             import sentence_transformers as library
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(
-                f"The scores of this model need the package `{LIBRARY}`, which is not installed. Run: "
-                "pip install sentence-transformers",
-                name=LIBRARY,
-            ) from error
         found = known_preprocessing(report, loaded)
         if found.label_column is None:
             raise NoRowsError(f"{loaded.name} has no labels.")
