@@ -1,5 +1,6 @@
 """Phrases that several parts of the card share: what the model, its task, its data and its scores are called."""
 
+import re
 from collections.abc import Mapping
 
 from hf_compress.release import NAME, ON_PYPI, REPOSITORY
@@ -15,6 +16,8 @@ HUB = "https://huggingface.co"
 GLUE = {"sst2": "SST-2", "stsb": "STS-B", "cola": "CoLA", "mnli": "MNLI", "mrpc": "MRPC", "qqp": "QQP"} | {
     name: name.upper() for name in ("qnli", "rte", "wnli")
 }
+# What scripts call a folder for a model, inside of the folder that has a name.
+NAMELESS = re.compile(r"final|best|best_model|model|compressed|out|output|outputs|checkpoint-\d+")
 SPELT = {"f1": "F1", "mse": "MSE", "mae": "MAE", "rmse": "RMSE"} | {
     DIVERGENCE: "KL divergence",
     RMSE: "RMSE to the dense model",
@@ -26,11 +29,18 @@ def title(report: Report) -> str:
     """A name for the model: the author's, or else one from its base, its task, its size and its methods."""
     if "title" in report.author:
         return one_line(report.author["title"])
-    base = report.base_model.rstrip("/").rpartition("/")[2] or report.base_model
-    size = human_bytes(report.size.packed_bytes)
+    base, size = _base_name(report), human_bytes(report.size.packed_bytes)
     if not report.is_trained:
         return one_line(f"{base}, {size}, {methods(report)}")
     return one_line(f"{base} for {task_words(report)}, {size}, {methods(report)}")
+
+
+def _base_name(report: Report) -> str:
+    """The last part of the base model's Hub id or path that is a name."""
+    parts = [part for part in report.base_model.split("/") if part] or [report.base_model]
+    if report.base_model_hub_id is None:
+        return next((part for part in reversed(parts) if not NAMELESS.fullmatch(part)), parts[-1])
+    return parts[-1]
 
 
 def methods(report: Report) -> str:

@@ -106,6 +106,21 @@ def test_a_title_is_in_words(report: Report) -> None:
     assert "\n# minilm-l6 for SST-2, 16.2 MB, not compressed\n" in render(REPORTS["dense"])
 
 
+@pytest.mark.parametrize(
+    ("base", "hub_id", "name"),
+    [
+        ("runs/tagger/final", None, "tagger"),
+        ("runs/tagger/checkpoint-500/", None, "tagger"),
+        ("out/final", None, "final"),
+        ("final", None, "final"),
+        ("acme/model", "acme/model", "model"),
+    ],
+)
+def test_a_title_passes_over_folders_without_a_name(report: Report, base: str, hub_id: str | None, name: str) -> None:
+    report = replace(report, base_model=base, base_model_hub_id=hub_id)
+    assert f"\n# {name} for SST-2, " in render(report)
+
+
 def test_a_card_says_what_dense_means(report: Report) -> None:
     said = body(report).partition("- **Dense** is ")[2]
     assert said.startswith(
