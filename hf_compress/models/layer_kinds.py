@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 # "conv1d" is GPT-2's linear layer, which Transformers calls `Conv1D`. The convolutions of PyTorch are the last two.
@@ -34,7 +35,16 @@ def kind(module: nn.Module) -> LayerKind | None:
         True
     """
     found = next((layer for layer_class, layer in LAYER_KINDS.items() if isinstance(module, layer_class)), None)
-    return found if found is None or module._parameters.get("weight") is not None else None
+    return None if _is_computed(module) else found
+
+
+def _is_computed(module: nn.Module) -> bool:
+    """Whether other parameters give the weight of a layer.
+
+    FSDP1 takes weights away without that. Such a layer keeps its kind, so that it is found and refused by name.
+    """
+    named = any(name.startswith("weight_") for name in module._parameters)
+    return module._parameters.get("weight") is None and (named or is_parametrized(module, "weight"))
 
 
 def as_rows(weight: Tensor, layer: LayerKind) -> Tensor:
