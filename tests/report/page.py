@@ -18,6 +18,8 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# The widths of letters on the Hub and GitHub are those of Arial, which Liberation Sans has too.
+FONTS = ("Arial", "Liberation Sans")
 # What matters of GitHub's and the Hub's style sheets: the fonts, the padding, and what may become wide.
 STYLE = """
 * { box-sizing: border-box; }
@@ -57,6 +59,12 @@ window.onload = () => {
 };
 </script>
 """
+
+
+def has_font() -> bool:
+    """Whether a page gets letters as wide as those of Arial."""
+    matcher = shutil.which("fc-match")
+    return matcher is not None and subprocess.check_output([matcher, "Arial", "family"], text=True).strip() in FONTS
 
 
 def html(card: str) -> str:

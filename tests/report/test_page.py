@@ -6,13 +6,13 @@ import pytest
 
 from hf_compress.report.card import render
 from tests.golden.reports import golden_reports
-from tests.report.page import CHROMIUM, measure
+from tests.report.page import CHROMIUM, has_font, measure
 
 LONG = "a-very-long-name/" + "without-any-space-" * 6
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.skipif(CHROMIUM is None or not has_font(), reason="needs Chromium, and Arial or Liberation Sans")
 def test_a_card_fits_the_screen_of_a_phone() -> None:
     reports = golden_reports()
     odd = replace(reports["pushed"], task=LONG, base_model=LONG, base_model_hub_id=LONG, hub_id=LONG, hardware=LONG)
