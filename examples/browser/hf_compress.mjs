@@ -636,7 +636,8 @@ function upperHalves(halves) {
 function fromFloat16(half) {
     const exponent = (half >> 10) & 31;
     const fraction = half & 1023;
-    const size = exponent === 31 ? (fraction ? NaN : Infinity) : exponent ? 2 ** (exponent - 25) * (1024 + fraction) : 2 ** -24 * fraction;
+    if (exponent === 31 && fraction) return NaN;
+    const size = exponent === 31 ? Infinity : exponent ? 2 ** (exponent - 25) * (1024 + fraction) : 2 ** -24 * fraction;
     return half >> 15 ? -size : size;
 }
 

@@ -36,8 +36,11 @@ def digest(tensor: torch.Tensor | None) -> str | None:
 
 
 def decoded(tensor: torch.Tensor) -> torch.Tensor:
-    """The values of a tensor as JavaScript holds them."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    """The values of a tensor as JavaScript holds them. It computes float16, so bits behind NaN are lost there."""
+    if tensor.dtype == torch.float16:
+        values = tensor.float()
+        return values.masked_fill(values.isnan(), torch.nan)
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def described(packed: Packed) -> dict[str, Any]:
