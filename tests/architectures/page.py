@@ -19,7 +19,8 @@ INTRODUCTION = """\
 # Architectures
 
 Which method works with which architecture. `python -m tests.architectures` makes this page: it trains a model from a
-tiny configuration with one method at a time, saves it, loads it, and compares. A test repeats it.
+tiny configuration with one method at a time, saves it, loads it, and compares. Tests repeat that, graphs for six
+architectures only.
 
 - **yes**: it trains, and the loaded file has the logits of the trained model, bit for bit. Where neurons or heads were
   removed they agree up to floating-point rounding. Graphs agree as `hf-compress run` checks it.

@@ -14,6 +14,11 @@ OUTCOMES = recorded()
 SOME = [("modernbert", "heads"), ("eurobert", "resume"), ("marian", "int8"), ("deberta-v2", "int8 attention")]
 
 
+GRAPHS = ("ONNX", "OpenVINO")
+# An export takes as long as all other methods together, so graphs are repeated for these only.
+EXPORTED = ("bert", "modernbert", "deberta-v2", "nomic_bert", "vit", "wav2vec2")
+
+
 def test_the_page_is_made_from_the_outcomes() -> None:
     assert page(OUTCOMES) == PAGE.read_text("utf-8"), REMEDY
 
@@ -28,7 +33,7 @@ def test_every_architecture_and_method_has_an_outcome() -> None:
 def test_what_is_no_yes_is_a_sentence_with_an_option() -> None:
     for outcomes in OUTCOMES.values():
         for title, said in outcomes.items():
-            known = said in (YES, NOT_TEXT) or (said == NO_GRAPH and title in ("ONNX", "OpenVINO"))
+            known = said in (YES, NOT_TEXT) or (said == NO_GRAPH and title in GRAPHS)
             assert known or ("`--" in said and said.endswith(".")), said
 
 
@@ -51,4 +56,5 @@ def test_some_outcomes_are_as_the_page_says(name: str, title: str, tmp_path: Pat
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_all_outcomes_are_as_the_page_says(family: Family, tmp_path: Path) -> None:
     for method in METHODS:
-        repeated(family, method, tmp_path / method.title)
+        if method.title not in GRAPHS or family.name in EXPORTED:
+            repeated(family, method, tmp_path / method.title)
