@@ -14,15 +14,12 @@ import pyarrow
 import torch
 import transformers
 from torch import Tensor
-from transformers.utils import logging
 
 from hf_compress.distill import answer_file
-from hf_compress.distill.answer_folder import OPTION, answer_folder, damage, locked
+from hf_compress.distill.answer_folder import OPTION, answer_folder, kept_answers
 from hf_compress.distill.answers import Batch, Rows, answer_columns, own, token_column
 from hf_compress.distill.fingerprints import content, digest
 from hf_compress.models.heads import Head
-
-logger = logging.get_logger(__name__)
 
 LARGEST = 16 * 2**30
 # Change it whenever the stored content changes: the digest in the file name covers it.
@@ -83,20 +80,9 @@ class TeacherCache:
         known |= {"table": len(dataset.data), "teacher": self.teacher, "sample": seen}
         key = digest(known.items())
         folder = answer_folder(self.folder)
-        path = folder / f"teacher-{key}.arrow"
-        with locked(path.with_suffix(".lock")):
-            wrong = damage(path, key)
-            if wrong is not None:
-                logger.warning(f"{OPTION}: {path} is damaged: {wrong}. The teacher is asked again.")
-            if wrong is not None or not path.exists():
-                batches = self._batches(dataset, places, self._plan(dataset, sample, folder))
-                try:
-                    answer_file.write(path, key, batches)
-                except OSError as error:
-                    raise ValueError(
-                        f"{OPTION} cannot write {path}: {error}. Free some space, give another folder, or leave the "
-                        "option out."
-                    ) from error
+        with kept_answers(
+            folder, key, lambda: self._batches(dataset, places, self._plan(dataset, sample, folder))
+        ) as path:
             return self._joined(dataset, path, key)
 
     def dtype(self, dataset: Any) -> torch.dtype:

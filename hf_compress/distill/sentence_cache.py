@@ -12,18 +12,15 @@ import pyarrow
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from hf_compress.distill import answer_file
-from hf_compress.distill.answer_folder import OPTION, answer_folder, damage, locked
+from hf_compress.distill.answer_folder import OPTION, answer_folder, kept_answers
 from hf_compress.distill.fingerprints import digest, identity
 from hf_compress.models.targets import transformer
 
 Question = tuple[str | None, Any]  # A prompt, and a text or a pair of texts.
 FORMAT = "1"  # Change it whenever the stored content changes.
 CHUNK = 4096  # Texts that the teacher is asked about at once.
-
-logger = logging.get_logger(__name__)
 
 
 class SentenceCache:
@@ -62,22 +59,13 @@ class SentenceCache:
         keys = np.array(sorted(known), np.uint64)
         facts = {"format": FORMAT, "library": version("sentence-transformers"), "teacher": teacher}
         name = digest([*facts.items(), ("keys", torch.from_numpy(keys.view(np.int64)))])
-        place = answer_folder(folder)
-        path = place / f"teacher-{name}.arrow"
-        with locked(path.with_suffix(".lock")):
-            wrong = damage(path, name)
-            if wrong is not None:
-                logger.warning(f"{OPTION}: {path} is damaged: {wrong}. The teacher is asked again.")
-            if wrong is not None or not path.exists():
-                ordered = [known[int(key)] for key in keys]
-                _check_space(place, ordered, ask)
-                try:
-                    answer_file.write(path, name, _asked(ordered, ask))
-                except OSError as error:
-                    raise ValueError(
-                        f"{OPTION} cannot write {path}: {error}. Free some space, give another folder, or leave the "
-                        "option out."
-                    ) from error
+        place, ordered = answer_folder(folder), [known[int(key)] for key in keys]
+
+        def asked() -> Iterator[pyarrow.RecordBatch]:
+            _check_space(place, ordered, ask)
+            return _asked(ordered, ask)
+
+        with kept_answers(place, name, asked) as path:
             return cls(keys, _read(path))
 
     def of(self, prompt: str | None, texts: Sequence[Any]) -> Tensor:
