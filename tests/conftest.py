@@ -27,23 +27,9 @@ os.environ.update(
 for inherited in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT"):
     os.environ.pop(inherited, None)
 
-from jaxtyping import install_import_hook
+from tests.shapes import check_shapes
 
-# Shape annotations of pure functions are checked at run time. Other modules take models and trainers, which some
-# tests replace by doubles, so they are not checked.
-PURE = (
-    "models.heads",
-    "models.sharding",
-    "models.targets",
-    "layers.grids",
-    "distill.losses",
-    "distill.layer_losses",
-    "prune.criteria",
-)
-PURE += ("prune.selection", "prune.schedules", "packing.coding", "packing.packed")
-PURE += tuple(f"study.analysis.{name}" for name in ("panel", "reductions", "effects", "ranking", "published"))
-CHECKED = [f"hf_compress.{name}" for name in PURE]
-install_import_hook(CHECKED, "beartype.beartype")
+check_shapes()
 
 import numpy
 import pytest
@@ -103,13 +89,12 @@ def no_logged_deprecations() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def cheap_collections() -> Iterator[None]:
+def cheap_collections() -> None:
     """Exclude imported modules from garbage collection, which otherwise takes longer than a tiny training."""
-    # Once per file, not per session: Transformers imports lazily, so later files have more to exclude.
+    # Once per file, not per session: Transformers imports lazily, so later files have more to exclude. It stays
+    # excluded, so that this collection visits only what the last file left.
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
