@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_compress.models.heads import Head
-from hf_compress.oneshot.source import is_encoder
-from hf_compress.rate import Pooling, embedding
+from hf_compress.oneshot.source import Embed, is_encoder
 from hf_compress.report.intervals import DRAWS, LEVEL, Interval, bootstrap, ends
 from hf_compress.report.metrics import METRICS
 from hf_compress.report.outputs import Kind, Outputs, UnreadableError, joined, read_outputs
@@ -41,7 +40,7 @@ class Comparison:
     """How alike two models answer.
 
     Args:
-        values: by the name of the score, one number for each row, whose mean is the score.
+        values: by the name of the score, one number for each row, whose mean is the score; for RMSE, its square.
         scores: by name. Some are not means over rows.
         outputs: labels and predictions of the dense and of the compressed model; empty without labels.
         largest: the largest absolute difference of a logit or hidden state.
@@ -55,11 +54,11 @@ class Comparison:
     embeddings: tuple[Tensor, Tensor] | None = None
 
     def intervals(self) -> dict[str, Interval]:
-        """The intervals of the scores that are means over rows."""
+        """The intervals of the scores that are means over rows, or roots of them."""
         rows = len(next(iter(self.values.values())))
         if rows < 2:
             return {}
-        means = {name: _mean_of(values) for name, values in self.values.items()}
+        means = {name: _mean_of(values, rooted=name == RMSE) for name, values in self.values.items()}
         found = {}
         for name, drawn in bootstrap(means, rows).items():
             low, high = ends(drawn)
@@ -68,12 +67,13 @@ class Comparison:
         return found
 
 
-def _mean_of(values: NDArray[np.float64]) -> Any:
-    return lambda weights: weights @ values / len(values)
+def _mean_of(values: NDArray[np.float64], *, rooted: bool) -> Any:
+    power = 0.5 if rooted else 1.0
+    return lambda weights: (weights @ values / len(values)) ** power
 
 
 @torch.no_grad()
-def compare(dense: nn.Module, other: nn.Module, batches: Batches, pooling: Pooling) -> Comparison:
+def compare(dense: nn.Module, other: nn.Module, batches: Batches, embed: Embed) -> Comparison:
     """Return how alike `dense` and `other` answer on the rows of `batches`.
 
     Models with a head: the mean Kullback-Leibler divergence of the answers from those of the dense model, in nats, and
@@ -84,7 +84,7 @@ def compare(dense: nn.Module, other: nn.Module, batches: Batches, pooling: Pooli
         dense: the model before compression.
         other: the model after it, or the same model in another runtime.
         batches: rows, with or without labels.
-        pooling: of an encoder.
+        embed: turns the hidden states of an encoder into embeddings.
     """
     head = batches.head
     parts: list[dict[str, Tensor]] = []
@@ -96,7 +96,7 @@ def compare(dense: nn.Module, other: nn.Module, batches: Batches, pooling: Pooli
         ours, theirs = (head.logits(model(**_known(model, inputs))) for model in (dense, other))
         largest = max(largest, *(float((one - two).abs().max()) for one, two in zip(ours, theirs, strict=True)))
         if is_encoder(head):
-            pooled = [embedding(one[0].float(), inputs.get(MASK), pooling) for one in (ours, theirs)]
+            pooled = [embed(one[0].float(), inputs.get(MASK)) for one in (ours, theirs)]
             embeddings.append((pooled[0], pooled[1]))
             continue
         parts.append(_alike(head, inputs, ours, theirs))
@@ -113,7 +113,7 @@ def compare(dense: nn.Module, other: nn.Module, batches: Batches, pooling: Pooli
     values = {name: torch.cat([part[name] for part in parts]).double().numpy() for name in parts[0]}
     scores = {name: float(found.mean()) for name, found in values.items()}
     if RMSE in values:
-        scores[RMSE] = float(np.sqrt(values.pop(RMSE).mean()))
+        scores[RMSE] **= 0.5
     return Comparison(values, scores, read, largest)
 
 

@@ -23,7 +23,7 @@ from hf_compress.report.describing import described
 from hf_compress.report.facts import Baseline
 from hf_compress.report.predictions import COMPRESSED, DENSE, save_predictions
 from hf_compress.report.report import FormatFacts, Report
-from hf_compress.report.scores import RANKING, RMSE
+from hf_compress.report.scores import RANKING
 from hf_compress.verify.rows import Loaded
 from hf_compress.verify.scoring import BATCH, Batches
 
@@ -71,7 +71,7 @@ class Measuring:
 
     def compared(self, other: nn.Module) -> Comparison:
         """Return how alike the dense model and `other` answer, with outputs if there are labels."""
-        found, similar = compare(self.dense, other, self.batches, self.source.pooling), self.texts.similar
+        found, similar = compare(self.dense, other, self.batches, self.source.embed), self.texts.similar
         return found if similar is None else with_similarities(found, self.batches.loaded.rows, similar)
 
     def report(self, folder: Path, recipe: Recipe, *, command: str | None, seconds: float) -> Report:
@@ -132,7 +132,7 @@ class Measuring:
 
     def _parity(self, reloaded: PreTrainedModel) -> tuple[float, int]:
         few = replace(self.batches, loaded=replace(self.batches.loaded, rows=self.batches.loaded.rows[: 8 * BATCH]))
-        return compare(self.compressed, reloaded, few, self.source.pooling).largest, len(few.loaded.rows)
+        return compare(self.compressed, reloaded, few, self.source.embed).largest, len(few.loaded.rows)
 
     def scores(self, found: Comparison) -> dict[str, float]:
         """Return all scores of the second model of a comparison, the main one first."""
@@ -160,8 +160,7 @@ class Measuring:
             report = with_intervals(replace(report, predictions=kept), outputs[1], outputs[0], report.labels or {})
         own = found.intervals()
         reasons = {name: why for name, why in report.without_interval.items() if name not in own}
-        for name, why in ((RANKING, PAIRS), (RMSE, "It is not a mean over rows.")):
-            reasons |= {name: why} if name in found.scores else {}
+        reasons |= {RANKING: PAIRS} if RANKING in found.scores else {}
         return replace(report, intervals={**report.intervals, **own}, without_interval=reasons)
 
     def _first(self) -> int:
@@ -186,5 +185,5 @@ class Meter:
         """Return its bytes, its scores, and how far it is from the packed file."""
         measuring = self.measuring
         found = measuring.compared(other)
-        packed = compare(self.reloaded, other, measuring.batches, measuring.source.pooling)
+        packed = compare(self.reloaded, other, measuring.batches, measuring.source.embed)
         return FormatFacts(kind.stored_bytes(root), packed.largest, measuring.scores(found), native_deviation)

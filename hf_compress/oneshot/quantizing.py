@@ -21,7 +21,7 @@ from hf_compress.layers.attention import round_attention
 from hf_compress.layers.turning import compressed_layers, quantize_layers
 from hf_compress.models.heads import Head
 from hf_compress.oneshot.measuring import Measuring
-from hf_compress.oneshot.source import Source
+from hf_compress.oneshot.source import COSINE, Source
 from hf_compress.oneshot.texts import Data, Texts, read_texts
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.ranges import observe
@@ -102,6 +102,8 @@ def quantize_once(
     head = source.head(compressed)
     _check_budget(compressed, recipe)
     texts = read_texts(data, head, compressed.config, max_length or source.length(compressed, tokenizer))
+    if texts.similar is not None and source.similarity != COSINE:
+        texts = texts.unrepeatable(f"The model compares embeddings by `{source.similarity}`, the report by cosine.")
     tell(
         f"Model: {source.given}, {head.name}, {sum(one.numel() for one in compressed.parameters()) / 1e6:.1f} million "
         f"weights. Texts: {len(texts.sample):,} rows to learn from, {len(texts.held):,} others to measure on."

@@ -2,27 +2,35 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_compress.documents import read_document
+from hf_compress.extras import extra
 from hf_compress.folders import MODEL_FILES, local_folder
 from hf_compress.models.examples import longest_text
 from hf_compress.models.heads import Head, find_outputs
 from hf_compress.models.kinds import EMBEDDING
+from hf_compress.models.sentences import MODULES, OPTIONS, kind_of_folder
 from hf_compress.models.targets import model_class
-from hf_compress.rate import Pooling
+from hf_compress.rate import Pooling, embedding
 from hf_compress.report import provenance
 
 # How sentence-transformers names the parts of a model, and the files that it reads beside them.
-MODULES, POOLING = "modules.json", "Pooling"
-SENTENCE_FILES = ("config_sentence_transformers.json", "sentence_bert_config.json")
+EMBEDDER, POOLING, NORMALIZE = "SentenceTransformer", "Pooling", "Normalize"
+SENTENCE_FILES = (OPTIONS, "sentence_bert_config.json")
+COSINE = "cosine"
+# Ways to pool that `hf_compress.rate` computes itself, as files say them.
+KNOWN_POOLINGS = ({"mean"}, {"cls"}, {"pooling_mode_mean_tokens"}, {"pooling_mode_cls_token"})
+
+Embed = Callable[[Tensor, Tensor | None], Tensor]
 # Texts are cut here unless the model allows less.
 LENGTH = 128
 
@@ -73,17 +81,59 @@ class Source:
         return self.folder / self.modules[0]["path"] if self.modules else self.folder
 
     @property
+    def _embeds(self) -> bool:
+        """Whether it is an embedder of sentence-transformers, whose encoder is saved without a head."""
+        return bool(self.modules) and kind_of_folder(self.folder) == EMBEDDER
+
+    @property
     def pooling(self) -> Pooling:
         """How the hidden states become an embedding."""
-        for part in self.modules:
-            path = self.folder / part["path"] / "config.json"
-            if part["type"].rpartition(".")[2] == POOLING and path.is_file():
-                options = read_document(path)
-                chosen = isinstance(options, dict) and (
-                    options.get("pooling_mode_cls_token") or options.get("pooling_mode") == "cls"
-                )
-                return "first" if chosen else "mean"
-        return "mean"
+        return "first" if self._poolings & {"cls", "pooling_mode_cls_token"} else "mean"
+
+    @cached_property
+    def _poolings(self) -> set[str]:
+        """The ways of pooling that the files name; none for a bare encoder."""
+        folders = [self.folder / part["path"] for part in self.modules if _kind(part) == POOLING]
+        found: set[str] = set()
+        for path in [folder / "config.json" for folder in folders]:
+            options = read_document(path) if path.is_file() else {}
+            if isinstance(options, dict):
+                named = options.get("pooling_mode") or ()
+                found |= {
+                    name for name, value in options.items() if name.startswith("pooling_mode_") and value is True
+                }
+                found |= {named} if isinstance(named, str) else {*named}
+        return found
+
+    @property
+    def similarity(self) -> str:
+        """How users of the model compare embeddings, by the name that sentence-transformers has for it."""
+        path = self.folder / OPTIONS
+        options = read_document(path) if self.modules and path.is_file() else {}
+        return str((isinstance(options, dict) and options.get("similarity_fn_name")) or COSINE)
+
+    @cached_property
+    def embed(self) -> Embed:
+        """The function from last hidden states and attention mask to normalized embeddings, as the whole model makes.
+
+        Raises:
+            MissingExtraError: modules behind the encoder need sentence-transformers, which is not installed.
+        """
+        kinds = [_kind(part) for part in self.modules[1:]]
+        if not self._embeds or ({*kinds} <= {POOLING, NORMALIZE} and self._poolings in KNOWN_POOLINGS):
+            return partial(embedding, pooling=self.pooling)
+        with extra("sentences", f"An embedding by {', '.join(kinds)}"):
+            from sentence_transformers import SentenceTransformer
+        parts = [*SentenceTransformer(str(self.folder), device="cpu", local_files_only=True)][1:]
+
+        def embed(hidden: Tensor, mask: Tensor | None) -> Tensor:
+            mask = torch.ones(hidden.shape[:2], dtype=torch.long) if mask is None else mask
+            features: dict[str, Any] = {"token_embeddings": hidden, "attention_mask": mask}
+            for part in parts:
+                features = part(features)
+            return torch.nn.functional.normalize(features["sentence_embedding"], dim=-1)
+
+        return embed
 
     @property
     def commit(self) -> str | None:
@@ -103,7 +153,7 @@ class Source:
         Raises:
             ValueError: it cannot be loaded, or it reads something else than text.
         """
-        kind = AutoModel if self.modules else model_class(self.weights)
+        kind = AutoModel if self._embeds else model_class(self.weights)
         try:
             model = kind.from_pretrained(self.weights, dtype=torch.float32, local_files_only=True)
         except (OSError, RuntimeError) as error:
@@ -154,6 +204,10 @@ class Source:
         for part in self.modules[1:]:
             if (self.folder / part["path"]).is_dir():
                 shutil.copytree(self.folder / part["path"], target / part["path"], ignore=_hidden)
+
+
+def _kind(part: dict[str, Any]) -> str:
+    return str(part["type"]).rpartition(".")[2]
 
 
 def _hidden(folder: str, names: Sequence[str]) -> set[str]:

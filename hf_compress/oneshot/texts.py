@@ -13,6 +13,7 @@ from hf_compress.oneshot.source import is_encoder
 from hf_compress.redaction import redact
 from hf_compress.report.preprocessing import Preprocessing
 from hf_compress.report.report import DatasetFacts
+from hf_compress.report.sentence_trial import PAIRS as COMPARED
 from hf_compress.report.source import find_source
 from hf_compress.texts import PAIRS, SINGLE, filled, is_text, load_splits, text_columns, word_columns
 
@@ -73,6 +74,10 @@ class Texts:
     facts: DatasetFacts
     similar: list[float] | None = None
 
+    def unrepeatable(self, why: str) -> "Texts":
+        """Return these texts with the reason, a sentence, why the scores cannot be measured again from the report."""
+        return replace(self, facts=replace(self.facts, preprocessing=None, without_preprocessing=why))
+
 
 def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) -> Texts:
     """Return the rows of `data` for a model with `head`.
@@ -111,8 +116,11 @@ def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) ->
         raise ValueError(f"{data.name} has no rows with text in `{own}`. Choose another `--eval_split`.")
     whole = len(held) if first == 0 else len(rows)
     held = held.select(range(min(len(held), data.eval_rows)))
-    similar = _similar(data, columns, held) if is_encoder(head) else None
     preprocessing = _preprocessing(data, head, config, columns, held, length)
+    similar, recorded = None, preprocessing
+    if is_encoder(head) and (label := _label(data, columns, held)) is not None:
+        similar = [float(value) for value in held[label]]
+        recorded = replace(preprocessing, kind=COMPARED, label_column=label)
     source = find_source(rows)
     facts = DatasetFacts(
         name=source.name or redact(Path(data.name).name),
@@ -125,7 +133,7 @@ def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) ->
         eval_split_rows=whole,
         eval_part=None if len(held) == whole else f"{own}[{first or ''}:{first + len(held)}]",
         revision=source.revision,
-        preprocessing=preprocessing,
+        preprocessing=recorded,
     )
     if is_encoder(head) and len(columns) > 1:
         sample, held = _flat(sample, columns), _flat(held, columns)
@@ -167,8 +175,8 @@ def _flat(rows: Any, columns: Sequence[str]) -> Any:
     return Dataset.from_dict({TEXT: texts})
 
 
-def _similar(data: Data, columns: Sequence[str], rows: Any) -> list[float] | None:
-    """Return how similar the texts of each pair are, if a column holds numbers for it."""
+def _label(data: Data, columns: Sequence[str], rows: Any) -> str | None:
+    """Return the column that says how similar the texts of each pair are, if there is one."""
     names = [name for name in LABELS if name in rows.column_names and "float" in str(rows.features[name])]
     name = data.label_column or next(iter(names), None)
     if name is None or len(columns) < 2:
@@ -178,7 +186,7 @@ def _similar(data: Data, columns: Sequence[str], rows: Any) -> list[float] | Non
     values: list[Any] = list(rows[name]) if name in rows.column_names else [None]
     if not all(isinstance(value, int | float) for value in values):
         raise ValueError(f"`--label_column {name}` must be a column of numbers: how similar the texts of a pair are.")
-    return [float(value) for value in values]
+    return name
 
 
 def _preprocessing(

@@ -25,7 +25,7 @@ class Preprocessing:
             or "pairs", two texts that an evaluator of sentence-transformers compares.
         columns: the columns that it reads, in this order: one or two of text, or one of another kind.
         label_column: the column of the label; None if rows have no label.
-        max_length: tokens that a row is cut to; None if it is never cut.
+        max_length: tokens that a row is cut to, with "pairs" each text; None if it is never cut, or as the model says.
         truncation: the strategy of the tokenizer that cuts: "longest_first", "only_first" or "only_second".
         classes: the model's class for each value of the label column, written as text; None if the values are the
             classes, or numbers to predict.

@@ -79,7 +79,7 @@ def known_metrics(report: Report, stored: Mapping[str, Outputs]) -> dict[str, tu
         if (scores := reported_scores(report, name))
     }
     found = {}
-    for name in report.compressed:
+    for name in [name for name in report.compressed if name not in AGAINST_DENSE]:
         both = [tally for tally in tallies.values() if name in tally.scores]
         metric = (find_metric(name, both) if both else None) or _find(name, tallies.get(COMPRESSED))
         if metric is not None:
@@ -159,7 +159,8 @@ def _differences(
     for model, outputs in stored.items():
         scores = reported_scores(report, model)
         for name, reported in scores.items():
-            near = _nearest(name, Tally(outputs, report.labels or {}, scores))
+            tally = Tally(outputs, report.labels or {}, scores)
+            near = None if name in AGAINST_DENSE else _nearest(name, tally)
             tolerance = LOSS_TOLERANCE if name.endswith("loss") else TOLERANCE
             if near is not None and abs(near - reported) <= tolerance * max(1.0, abs(reported)):
                 continue

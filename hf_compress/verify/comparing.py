@@ -123,9 +123,13 @@ def same_labels(one: Outputs, other: Outputs) -> bool:
 
 
 def agreement(one: Outputs, other: Outputs) -> float:
-    """The share of predictions that are the same. Numbers are the same within a hundredth of their spread."""
+    """The share of predictions that are the same. Numbers are the same within a hundredth of their spread.
+
+    Cosines are compared with labels of any scale, so the spread is that of the predictions, if it is the smaller one.
+    """
     if one.kind == "numbers":
-        near: Any = np.abs(one.predicted - other.predicted) <= 0.01 * (one.labels.std() or 1.0)
+        spread = min(one.labels.std(), one.predicted.std()) or 1.0
+        near: Any = np.abs(one.predicted - other.predicted) <= 0.01 * spread
         return float(near.mean())
     equal = one.predicted == other.predicted
     return float((equal if equal.ndim == 1 else equal.all(1)).mean())

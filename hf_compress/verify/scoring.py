@@ -20,6 +20,7 @@ from hf_compress.report.outputs import Outputs, joined, read_outputs
 from hf_compress.report.preprocessing import Preprocessing, resampled
 from hf_compress.report.report import Report
 from hf_compress.report.rescoring import known_metrics, scores_of, stored_outputs
+from hf_compress.report.sentence_trial import PAIRS
 from hf_compress.verify.rows import Data, Loaded, NoRowsError, known_preprocessing, load_rows
 from hf_compress.verify.sentence_scoring import SentenceRows
 
@@ -182,6 +183,7 @@ def rows_to_score(
         NoRowsError: the preprocessing is not known, or these rows have other columns.
         MissingExtraError: sentence-transformers is needed and not installed.
     """
-    if report.sentence_class is not None:
+    found = report.dataset.preprocessing
+    if report.sentence_class is not None if found is None else found.kind == PAIRS:
         return SentenceRows.of(folder, report, loaded)
     return Batches.of(folder, report, loaded, head, size)

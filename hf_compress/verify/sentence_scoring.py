@@ -14,6 +14,8 @@ from hf_compress.report.report import Report
 from hf_compress.report.sentence_rows import BATCH, READERS, inputs_of
 from hf_compress.verify.rows import Loaded, NoRowsError, known_preprocessing
 
+BARE = "SentenceTransformer"  # It gives a bare encoder a mean over its tokens, as our measuring does.
+
 
 @dataclass(frozen=True)
 class SentenceRows:
@@ -45,13 +47,15 @@ class SentenceRows:
         rows = loaded.split.select(loaded.rows)
         one, two = ([str(text) for text in rows[name]] for name in found.columns)
         labels = [value * found.label_scale for value in rows[found.label_column]]
-        kind = SENTENCE_KINDS[str(report.sentence_class)]
+        kind = SENTENCE_KINDS[report.sentence_class or BARE]
         model = getattr(library, kind.name)(
             str(folder),
             device="cpu",
             local_files_only=True,
             model_kwargs={"attn_implementation": "eager", "dtype": torch.float32},
         )
+        if found.max_length is not None:
+            model.max_seq_length = found.max_length
         return cls(model.eval(), evaluator_of(model, one, two, labels), loaded)
 
     def inputs(self, most: int) -> list[dict[str, Tensor]]:
