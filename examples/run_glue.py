@@ -260,6 +260,7 @@ def main():
             control=options.compress_control,
             extra_eval_dataset=extra,
             extra_eval_rows=extra_indices,
+            formats=options.compress_formats,
         )
     if resume == "last":
         resume = hf_compress.last_complete_checkpoint(training_args.output_dir)

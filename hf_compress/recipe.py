@@ -15,9 +15,9 @@ from hf_compress.distill import DistillationArguments
 from hf_compress.documents import read_document
 from hf_compress.goals import BudgetArguments, SpeedArguments
 from hf_compress.layers.turning import compressed_layers
-from hf_compress.models.heads import bare
 from hf_compress.models.naming import save_hub_names, save_own_names
-from hf_compress.models.targets import undeclared_ties, whole
+from hf_compress.models.saving import refuse_unsavable
+from hf_compress.models.targets import whole
 from hf_compress.options import warn_idle
 from hf_compress.prune.allotment import SpeedGoal
 from hf_compress.prune.arguments import AUTO, DROPPING, PruningArguments
@@ -262,7 +262,7 @@ class RecipeCallback(TrainerCallback):
     ) -> None:
         """Compare the recipe with that of the checkpoint, and have it written into later checkpoints."""
         save_own_names(whole(kwargs["model"]))
-        self._refuse_undeclared_ties(kwargs["model"])
+        refuse_unsavable(kwargs["model"])
         self._refuse_rounding_model(kwargs["model"])
         planned = self.recipe.to_dict()
         if state.global_step > 0:
@@ -281,16 +281,6 @@ class RecipeCallback(TrainerCallback):
                     "with another `--output_dir`."
                 )
         state.stateful_callbacks[self.RECORD] = planned
-
-    def _refuse_undeclared_ties(self, model: Any) -> None:
-        """Refuse a model that cannot be saved, because it shares weights that it does not declare as tied."""
-        inner = bare(whole(model))
-        if self.recipe.name != "dense" and (groups := undeclared_ties(inner)):
-            raise ValueError(
-                f"{type(inner).__name__} shares one weight between {' and '.join(groups[0])}, but does not declare "
-                "that in `_tied_weights_keys`, so it cannot be saved. Declare it there, or give each module its own "
-                "weight."
-            )
 
     def _refuse_rounding_model(self, model: Any) -> None:
         """Refuse a model that rounds, because it was loaded from a quantized file, for a recipe that does not."""

@@ -1,5 +1,6 @@
 """Unlabelled texts that a teacher labels, as rows of the training set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,25 @@ class ExtraSource:
     def shown(self) -> str:
         """The source as others may read it."""
         return redact(Path(self.given).name if Path(self.given).expanduser().exists() else self.given)
+
+
+def check_sources(given: Sequence[str]) -> None:
+    """Check at the start of a run that unlabelled texts can be loaded. `datasets` keeps what it has loaded.
+
+    Args:
+        given: values of `--distill_extra`.
+
+    Raises:
+        ValueError: one cannot be loaded, or has no such split.
+
+    Example:
+        >>> from hf_compress.distill.extra import check_sources
+        >>> check_sources(["no/such/file.txt"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: `--distill_extra no/such/file.txt` could not be loaded: there is no such file. ...
+    """
+    for source in map(ExtraSource.of, given):
+        source.rows()
 
 
 def extra_rows(

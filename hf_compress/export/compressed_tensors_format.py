@@ -1,5 +1,6 @@
 """A checkpoint in the format of compressed-tensors, which stock Transformers and vLLM load."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,17 @@ from hf_compress.layers.affine import affine_parameters
 from hf_compress.layers.grids import Grid, Grids, symmetric_scale
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.layer_kinds import CONVOLUTIONS, kind
+from hf_compress.models.targets import quantizable
 from hf_compress.recipe import Recipe
 
 # The format's signed integers are ours less this.
 OFFSET = 128
 OPTION = "--compress_formats compressed-tensors"
 NO_LAYERS = f"`{OPTION}` holds quantized linear layers, and this model has none that fit: train with `--quant_scheme`."
+OF_ANOTHER_CLASS = (
+    " The width of a 4-bit layer must be a multiple of its group. GPT-2's layers are of a class that the format does "
+    "not know."
+)
 RANGES = (
     f"`{OPTION}` cannot hold the ranges inside attention of `--quant_scheme int8-attention`. Leave the format out, or "
     "train with `int8`."
@@ -66,16 +72,54 @@ def _refusal(recipe: Recipe) -> str:
 
 
 def _unfit(model: PreTrainedModel) -> str:
-    """Return why the format cannot hold `model`: it holds no rounding of the inputs of convolutions."""
-    layers = compressed_layers(model)
+    """Return why the format cannot hold `model`, whose layers round if any will; "" if it can.
+
+    It holds no rounding of the inputs of convolutions, and packed weights only where Transformers loads them again.
+    """
+    layers = {name: layer for name, layer in compressed_layers(model).items() if layer.weight_grid}
     rounding = [name for name, layer in layers.items() if kind(layer) in CONVOLUTIONS and layer.input_grid]
-    if not rounding:
-        return ""
-    return (
-        f"`{OPTION}` holds quantized linear layers only, and the inputs of {len(rounding)} convolutions, such as "
-        f"{rounding[0]}, are rounded too. Choose `onnx` or `openvino`, train with `--quant_scheme int8-weight`, or "
-        f"leave them in floating point (`--quant_exclude {rounding[0].rpartition('.')[2]}`)."
-    )
+    body = [target.name for target in quantizable(model) if target.name in layers] if layers else []
+    linear = [name for name in body if kind(layers[name]) == "linear" and _is_whole(layers[name])]
+    if rounding:
+        return (
+            f"`{OPTION}` holds quantized linear layers only, and the inputs of {len(rounding)} convolutions, such as "
+            f"{rounding[0]}, are rounded too. Choose `onnx` or `openvino`, train with `--quant_scheme int8-weight`, "
+            f"or leave them in floating point (`--quant_exclude {rounding[0].rpartition('.')[2]}`)."
+        )
+    if layers and not linear:
+        return NO_LAYERS + OF_ANOTHER_CLASS
+    if linear and not any(layers[name].input_grid for name in linear) and not _loads_packed(model, linear):
+        return (
+            f"`{OPTION}` packs the weights of this scheme, and Transformers cannot load a {type(model).__name__} with "
+            "packed weights. Choose `dense`, `onnx` or `openvino`, or train with `--quant_scheme int8`."
+        )
+    return ""
+
+
+def _is_whole(layer: Any) -> bool:
+    """Return whether the rows of a linear layer that rounds its weights are whole groups."""
+    group = layer.weight_grid.group_size
+    return group is None or layer.in_features % group == 0
+
+
+def _loads_packed(model: PreTrainedModel, names: list[str]) -> bool:
+    """Return whether Transformers can load `model` with layers that have packed weights, and no `weight`, from a file.
+
+    It then initializes what the file lacks, and some classes reach for the weights of all layers.
+    """
+    config = copy.deepcopy(model.config)
+    vars(config).pop("quantization_config", None)
+    with torch.device("meta"):
+        built = type(model)(config)
+    for name in names:
+        built.get_submodule(name)._parameters.pop("weight")
+    for module in built.modules():
+        vars(module).pop("_is_hf_initialized", None)
+    try:
+        built.initialize_weights()
+    except AttributeError:
+        return False
+    return True
 
 
 def _require() -> None:
@@ -118,10 +162,7 @@ def _carried(model: PreTrainedModel) -> tuple[CompressionConfig, list[str], Grid
             if isinstance(layer, nn.Linear) and (group is None or layer.in_features % group == 0):
                 layers.append(name)
     if scheme is None or not layers:
-        raise ValueError(
-            f"{NO_LAYERS} The width of a 4-bit layer must be a multiple of its group. GPT-2's layers are of a class "
-            "that the format does not know."
-        )
+        raise ValueError(NO_LAYERS + OF_ANOTHER_CLASS)
     if scheme.attention is not None:
         raise ValueError(RANGES)
     assert isinstance(config, CompressionConfig)

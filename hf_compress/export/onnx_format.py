@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from hf_compress.checkpoint.config import CompressionConfig
@@ -157,7 +158,21 @@ class _Logits(nn.Module):
         self.model, self.head, self.names = model, head, names
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self.head.logits(self.model(**dict(zip(self.names, inputs, strict=True)), return_dict=True))
+        with _AddedNumbers():
+            return self.head.logits(self.model(**dict(zip(self.names, inputs, strict=True)), return_dict=True))
+
+
+class _AddedNumbers(TorchFunctionMode):
+    """Computes `number - tensor` as `number + (-tensor)`, which is the same to the bit.
+
+    The exporter of torch 2.13 fails on the former if the tensor holds integers and the number is none, as in XLNet's
+    `1.0 - attention_mask`.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.__rsub__, torch.rsub) and not kwargs:
+            return args[1] + args[0].neg()
+        return func(*args, **(kwargs or {}))
 
 
 def _traced(model: PreTrainedModel, head: Head) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from transformers import HfArgumentParser
 
+from hf_compress.distill.extra import check_sources
 from hf_compress.documents import YAML
 from hf_compress.export.formats import check_recipe
 from hf_compress.launch.arguments import ALL_ARGUMENTS, CompressionArguments, option_names, read_recipe
@@ -107,7 +108,8 @@ def take_flags(argv: list[str]) -> Flags:
     In a script that `hf-compress run` started, which has taken the flags before, they are returned all the same.
 
     Raises:
-        ValueError: a value is out of range, a recipe is unknown, or a file cannot be read.
+        ValueError: a value is out of range, a recipe is unknown, or a file or the texts of `--distill_extra` cannot be
+            read.
 
     Example:
         >>> from hf_compress import take_flags
@@ -137,6 +139,7 @@ def take_flags(argv: list[str]) -> Flags:
     provenance.keep_command(argv, whole)
     recipe = Recipe(*methods)
     check_recipe(options.compress_formats, recipe)
+    check_sources(recipe.distillation.distill_extra)
     return Flags(recipe, options, bool(given))
 
 

@@ -18,7 +18,6 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from hf_compress.checkpoint.resume import last_complete_checkpoint
-from hf_compress.export.formats import check_model
 from hf_compress.launch.arguments import descriptions
 from hf_compress.launch.completion import status_of
 from hf_compress.launch.flags import Flags, Offer, help_text, offered, take_flags
@@ -27,8 +26,6 @@ from hf_compress.launch.result import RESUME, Result
 from hf_compress.launch.run import compress, finish
 from hf_compress.launch.script import Script
 from hf_compress.launch.uploads import UPLOADS, disarm
-from hf_compress.models.heads import bare
-from hf_compress.models.targets import transformer
 from hf_compress.redaction import printable, redact_text
 from hf_compress.report import provenance
 from hf_compress.report.gate import exit_status
@@ -64,8 +61,8 @@ class Launched:
             hub_id=options.compress_hub_id,
             max_drop=options.compress_max_drop,
             control=options.compress_control,
+            formats=options.compress_formats,
         )
-        check_model(options.compress_formats, bare(transformer(trainer.model)))
         if not self._said and trainer.is_world_process_zero():
             Console(stderr=True).print(recipe_table(recipe_of(trainer) or self.flags.recipe))
         self._said = True

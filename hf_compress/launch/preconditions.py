@@ -1,15 +1,17 @@
 """What must hold before a Trainer can compress: checked before training starts."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.utils import logging
 
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill.teacher import SELF
+from hf_compress.export.formats import check_formats, check_recipe
 from hf_compress.models.heads import bare
+from hf_compress.models.saving import refuse_unsavable
 from hf_compress.models.sentences import place_of_transformer, sentence_kind
 from hf_compress.models.targets import transformer
 from hf_compress.prune.coverage import pruned_layers
@@ -34,13 +36,14 @@ def recipe_of(trainer: Trainer) -> Recipe | None:
     return None
 
 
-def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
-    """Check that `trainer` can compress by `recipe`.
+def check_compressible(trainer: Trainer, recipe: Recipe, formats: Sequence[str] = ()) -> None:
+    """Check that `trainer` can compress by `recipe`, and that `formats` can hold the result.
 
     Raises:
-        ValueError: it compresses already, its model is not a Transformers model, the vocabulary is to be cut although
-            the rows are tokenized or no text, the rows have no labels beside which a teacher could be asked, or one of
-            its arguments is text in place of a number.
+        ValueError: it compresses already, its model is not a Transformers model or cannot be saved, the vocabulary is
+            to be cut although the rows are tokenized or no text, the rows have no labels beside which a teacher could
+            be asked, a format cannot hold a model of the recipe, or one of its arguments is text in place of a number.
+        MissingExtraError: a library of a format is missing.
     """
     _check_numbers(trainer.args)
     present = recipe_of(trainer)
@@ -50,13 +53,9 @@ def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
             "`compress` do: remove one of the two."
         )
     _check_labelled(trainer, recipe)
+    refuse_unsavable(trainer.model)
     inner = bare(trainer.model)
     if sentence_kind(inner) is not None:
-        if any(isinstance(module, BaseTunerLayer) for module in inner.modules()):
-            raise ValueError(
-                f"A {type(inner).__name__} with an adapter (`add_adapter`) cannot be compressed. Train all its "
-                "weights, or merge the adapter first."
-            )
         place_of_transformer(inner)
         inner = bare(transformer(inner))
     if not isinstance(inner, PreTrainedModel):
@@ -77,6 +76,8 @@ def check_compressible(trainer: Trainer, recipe: Recipe) -> None:
             "hf_compress.cut_vocabulary(model, tokenizer, texts)` first, as examples/run_glue.py does, or drop the "
             "flag."
         )
+    check_formats(formats)
+    check_recipe(formats, recipe)
 
 
 def _check_labelled(trainer: Trainer, recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from hf_compress.callbacks import progress
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.distill import DistillationMixin
 from hf_compress.distill.sentence_trainer import SentenceDistillationMixin
-from hf_compress.export.formats import exported
+from hf_compress.export.formats import check_model, exported
 from hf_compress.hub.preflight import check_access
 from hf_compress.launch.claim import claim
 from hf_compress.launch.comparisons import Comparisons, warn_of_taught
@@ -31,7 +31,9 @@ from hf_compress.launch.result import Plan, Result
 from hf_compress.launch.sentence_reporting import SentenceReporting, reporting_of
 from hf_compress.launch.speed_goal import add_speed, speed_goal
 from hf_compress.launch.uploads import Destination, disarm
+from hf_compress.models.heads import bare
 from hf_compress.models.sentences import sentence_kind
+from hf_compress.models.targets import transformer
 from hf_compress.prune import SpeedGoal
 from hf_compress.prune.callback import KEPT
 from hf_compress.quantize.callback import CONSTANT
@@ -56,6 +58,7 @@ def compress(
     control: str | Path | None = None,
     extra_eval_dataset: Any = None,
     extra_eval_rows: Sequence[int] | None = None,
+    formats: Sequence[str] = (),
 ) -> Trainer:
     """Make `trainer` compress what it trains, in place, and return it.
 
@@ -75,12 +78,13 @@ def compress(
         control: the folder of a control for `finish`. Whether it is one is checked now.
         extra_eval_dataset: further labelled rows for `finish`. That no training row is among them is checked now.
         extra_eval_rows: the index of each of them in its split.
+        formats: names from `hf_compress.export.FORMATS` for `finish`. That they can hold the model is checked now.
 
     Raises:
         ValueError: the recipe cannot be applied to this model, the model is not of Transformers or
             sentence-transformers, the output folder already holds a result or is in use by another run, the trainer
             already compresses, the Hub would refuse the push, there is nothing that `max_drop` could compare with, or
-            `control` or the extra rows cannot be used.
+            `control`, the extra rows or a format cannot be used.
 
     Example:
         >>> import tempfile, transformers
@@ -96,7 +100,7 @@ def compress(
     """
     keep_secret(trainer.args.hub_token)
     Result(trainer.args.output_dir).check_free()
-    check_compressible(trainer, recipe)
+    check_compressible(trainer, recipe, formats)
     check_budget(trainer, recipe)
     speed = speed_goal(trainer, recipe)
     on_first(trainer, lambda: _prepare(trainer, Destination.of(trainer, hub_id)))
@@ -109,6 +113,7 @@ def compress(
     distilling.begin_distillation(recipe.distillation)
     warn_of_taught(distilling, comparisons.extra)
     _install(distilling, recipe, speed)
+    check_model(formats, bare(transformer(trainer.model)))  # Now its layers round, or not.
     distilling.origin, distilling.pushes_to, distilling.max_drop = origin, hub_id, max_drop
     distilling.comparisons = comparisons
     return distilling

@@ -195,27 +195,6 @@ def tied(model: PreTrainedModel | PeftModel, targets: Sequence[Target]) -> list[
     ]
 
 
-def undeclared_ties(model: nn.Module) -> list[list[str]]:
-    """Return the names of parameters that are one object under several names which the model does not declare as tied.
-
-    Transformers refuses to save such a model, because a reloaded one would not share the weight.
-    """
-    declared = [
-        f"{name}.{pattern}" if name else pattern
-        for name, module in named_modules(model)
-        for pattern in (getattr(module, "_tied_weights_keys", None) or {})
-    ]
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name.replace(_CHECKPOINT_PREFIX, ""))
-    undeclared = [
-        [name for name in group if not any(re.search(pattern, name) for pattern in declared)]
-        for group in names.values()
-        if len(group) > 1
-    ]
-    return [group for group in undeclared if len(group) > 1]
-
-
 def part(model: PreTrainedModel, name: str) -> Literal["embeddings", "encoder", "head"]:
     """Return the part of the model that the parameter or buffer `name` belongs to."""
     owner = name.rpartition(".")[0]

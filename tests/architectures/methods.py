@@ -31,7 +31,7 @@ from hf_compress.models.heads import Head, find_head
 from hf_compress.quantize.spending import least_bytes
 from tests.architectures.families import VOCABULARY, Family
 
-YES, NOT_TEXT, NO_GRAPH = "yes", "-", "fails"
+YES, NOT_TEXT = "yes", "-"
 STEPS, HALF = 6, 3
 SELF, INT8 = DistillationArguments(distill_teacher="self"), QuantizationArguments("int8", quant_begin=0.3)
 PRUNED = PruningArguments(prune_sparsity=0.6, prune_every=1)

@@ -13,6 +13,7 @@ from hf_compress.distill import DistillationArguments
 from hf_compress.distill.extra import ExtraSource
 from hf_compress.distill.sharing import SharingSampler
 from hf_compress.distill.teacher_only import COLUMN
+from hf_compress.launch import take_flags
 from tests.invariants.harness import same
 
 SENTENCES = ["the story was lovely", "a very dull song", "the film is honest and fresh today again", "stale"]
@@ -124,6 +125,9 @@ def test_texts_that_cannot_be_read_are_refused(
     (texts / "header.csv").write_text("text\n")
     with pytest.raises(ValueError, match=said):
         enlarging(options={"distill_extra": [given.format(texts)]})
+    if said != "has no row with text":  # Which only the columns that the training rows need tell.
+        with pytest.raises(ValueError, match=said):
+            take_flags(["train.py", "--distill_teacher", "self", "--distill_extra", given.format(texts)])
 
 
 def test_a_text_in_place_of_column_names_is_told(texts: Path, enlarging: Callable[..., Any]) -> None:

@@ -24,6 +24,11 @@ from hf_compress.export.parity import load, random_batches
 from hf_compress.launch.arguments import CompressionArguments
 from hf_compress.launch.flags import take_flags
 from hf_compress.launch.run import compress, finish
+from hf_compress.layers.grids import SCHEMES
+from hf_compress.layers.turning import quantize_layers
+from hf_compress.quantize import QuantizationArguments
+from hf_compress.recipe import Recipe
+from tests.architectures.families import FAMILIES
 from tests.invariants.test_heads import vit
 from tests.made_up_formats import register
 from tests.quantized import quantized
@@ -261,3 +266,29 @@ def test_formats_that_cannot_hold_a_model_are_refused_by_name(tiny_bert: PreTrai
         with pytest.raises(ValueError, match=f"`--compress_formats {name}` needs to know the outputs"):
             check_model(["packed", name], unknown)
     check_model(["packed", "dense"], unknown)
+
+
+PACKED = [("modernbert", "Transformers cannot load a ModernBert.*with packed weights"), ("gpt2", "none that fit")]
+
+
+@pytest.mark.parametrize(("name", "said"), PACKED, ids=[name for name, _ in PACKED])
+def test_layers_that_stock_files_cannot_hold_are_refused(name: str, said: str) -> None:
+    (family,) = (family for family in FAMILIES if family.name == name)
+    model = family.auto_class.from_config(family.config())
+    check_model(["compressed-tensors"], model)
+    quantize_layers(model, SCHEMES["int8-weight"])
+    with pytest.raises(ValueError, match=f"`--compress_formats compressed-tensors.*{said}"):
+        check_model(["compressed-tensors"], model)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("onnx", "needs to know the outputs"), ("dense", "cannot hold"), ("no", "of")]
+)
+def test_formats_that_finish_cannot_write_are_refused_early(
+    name: str, said: str, tiny_bert: PreTrainedModel, tmp_path: Path
+) -> None:
+    model = BertForNextSentencePrediction(tiny_bert.config)
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), report_to="none", use_cpu=True))
+    recipe = Recipe(quantization=QuantizationArguments("int8"))
+    with pytest.raises(ValueError, match=f"`--compress_formats.*{said}"):
+        compress(trainer, recipe, formats=["packed", name])

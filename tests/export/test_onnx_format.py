@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     ASTConfig,
     AutoModelForAudioClassification,
@@ -38,7 +39,7 @@ from transformers import (
 
 from hf_compress.export import onnx_nodes
 from hf_compress.export.formats import write_formats
-from hf_compress.export.onnx_format import PATH, export_onnx
+from hf_compress.export.onnx_format import PATH, _AddedNumbers, export_onnx
 from hf_compress.export.onnx_layers import _rounded_up
 from hf_compress.export.parity import check_parity, load, random_batches
 from hf_compress.export.runtimes import in_onnx_runtime, in_openvino
@@ -164,6 +165,18 @@ ALL = [pytest.param(*case, id=case[0]) for case in CASES]
 ALL += [pytest.param(*case, id=case[0], marks=pytest.mark.slow) for case in SLOW_CASES]
 
 
+class Recorded(TorchDispatchMode):
+    """Notes the names of the operators that run."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 def initializers(folder: Path) -> dict[str, Any]:
     graph = onnx.load(folder / PATH).graph
     return {tensor.name: tensor for tensor in graph.initializer}
@@ -187,6 +200,18 @@ def test_rounded_attention_computes_the_same_in_onnx_runtime(
 ) -> None:
     folder = quantized(build(auto_class, config), tmp_path / "compressed", "int8-attention")
     assert export_onnx(folder).agreement > 0.9
+
+
+def test_a_number_less_integers_is_traced_as_a_sum() -> None:
+    mask = torch.tensor([[0, 1], [1, 1]])
+    seen: list[str] = []
+    with _AddedNumbers(), Recorded(seen):
+        found = 1.0 - mask, 3 - mask, torch.rsub(mask, 2)
+    assert [value.tolist() for value in found] == [(1.0 - mask).tolist(), (3 - mask).tolist(), (2 - mask).tolist()]
+    assert not any("sub" in name for name in seen) and [value.dtype for value in found][:2] == [
+        torch.float32,
+        mask.dtype,
+    ]
 
 
 def test_names_are_those_that_optimum_expects(exported: Callable[..., Path]) -> None:

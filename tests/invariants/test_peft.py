@@ -18,6 +18,7 @@ from hf_compress import (
     PruningArguments,
     QuantizationArguments,
     Recipe,
+    compress,
     save_compressed,
 )
 from hf_compress.distill.teacher import load_teacher, own_teacher
@@ -353,3 +354,16 @@ def test_other_methods_of_peft_and_several_adapters_are_refused(
     model.base_model.set_adapter(["default", "second"])
     with pytest.raises(ValueError, match="default, second active at once.*`set_adapter`"):
         make(model, tiny_dataset, tmp_path, RECIPES["pruned"])
+
+
+@pytest.mark.parametrize("name", ["pruned", "quantized"])
+def test_an_adapter_without_a_peft_model_is_refused(
+    name: str, make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    model = make_bert()
+    model.add_adapter(LoraConfig(r=2, target_modules=["query"]))
+    run = make(model, tiny_dataset, tmp_path, RECIPES[name])
+    for begin in (run.train, lambda: compress(make(model, tiny_dataset, tmp_path, Recipe()), RECIPES[name])):
+        with pytest.raises(ValueError, match=r"adapter of its own \(`add_adapter`\).*`peft\.get_peft_model"):
+            begin()
+    assert run.state.global_step == 0
