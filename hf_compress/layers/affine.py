@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hf_compress.layers.grids import SMALLEST_SCALE, Grid
+from hf_compress.layers.grids import SMALLEST_SCALE, Grid, divided
 
 
 class Bounds(NamedTuple):
@@ -39,13 +39,13 @@ def affine_parameters(
     The zero point is an integer in [0, 2**bits - 1] as float32 (Jacob et al., 2018, sec. 3).
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    scale = ((high - low) / grid.levels).clamp(min=SMALLEST_SCALE)
+    scale = divided(high - low, grid.levels).clamp(min=SMALLEST_SCALE)
     return scale, (-low / scale).round().clamp(0, grid.levels)
 
 
 def bounds_of(scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], grid: Grid) -> Bounds:
     """Return the bounds of the affine grid with this scale and zero point, as tensors."""
-    low, high, half = -zero_point * scale, (grid.levels - zero_point) * scale, scale / 2
+    low, high, half = -zero_point * scale, (grid.levels - zero_point) * scale, scale * 0.5
     return Bounds(scale, low, high, low - half, high + half)
 
 

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from hf_compress.layers.affine import fake_quantize_affine
-from hf_compress.layers.grids import SMALLEST_SCALE, Grid, Grids
+from hf_compress.layers.grids import SMALLEST_SCALE, Grid, Grids, divided
 from hf_compress.layers.probe import attention_modules, remember_attention
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.layers.turning import switched_off
@@ -47,7 +47,7 @@ class Operand(CompressedLayer):
 
     def affine(self, device: torch.device) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Scale and zero point."""
-        scale = (self.input_range.abs().amax() / self.grid.largest).clamp(min=SMALLEST_SCALE).float()
+        scale = divided(self.input_range.abs().amax(), self.grid.largest).clamp(min=SMALLEST_SCALE).float()
         return scale, torch.full_like(scale, self.grid.largest + 1)
 
     def forward(self, values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -188,7 +188,7 @@ def symmetric_scale(values: Float[Tensor, "*rows width"], grid: Grid) -> Float[T
     largest = torch.maximum(rows.amax(-1), rows.amin(-1).neg())
     if grid.per != "group":
         largest = largest.unsqueeze(-1)
-    scale = largest.div_(grid.largest).clamp_(min=SMALLEST_SCALE)
+    scale = divided(largest, grid.largest).clamp_(min=SMALLEST_SCALE)
     return _round_up(scale) if grid.per == "token" else _round_to_bfloat16(scale)
 
 
@@ -225,6 +225,21 @@ def fake_quantize_symmetric(
         tensor([[ 0.0000, -1.2734]])
     """
     return _RoundSymmetric.apply(values, grid, known)
+
+
+def divided(values: Float[Tensor, "*shape"], number: int) -> Float[Tensor, "*shape"]:
+    """Return `values` over `number`, rounded once on every device.
+
+    A GPU computes `values / number` as a product with the inverse of the number, which rounds twice. Its scales would
+    then differ from those that a CPU computes from the same weights.
+
+    Example:
+        >>> import torch
+        >>> from hf_compress.layers.grids import divided
+        >>> divided(torch.tensor([254.0]), 127)
+        tensor([2.])
+    """
+    return values / values.new_full((), number)
 
 
 def _round_up(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

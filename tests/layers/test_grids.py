@@ -1,8 +1,13 @@
 """Rounding: laws of the grids, an oracle in torch's own operators, and the gradient."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_compress.layers.attention import Operand
 from hf_compress.layers.grids import (
     SCHEMES,
     Grid,
@@ -11,6 +16,7 @@ from hf_compress.layers.grids import (
     symmetric_scale,
     to_integers,
 )
+from hf_compress.layers.turning import turn
 
 SYMMETRIC = sorted({grid for scheme in SCHEMES.values() for grid in (scheme.weight, scheme.embedding)}, key=str)
 
@@ -76,3 +82,32 @@ def test_scales_are_float32_and_values_keep_their_16_bit_dtype(dtype: torch.dtyp
     assert fake_quantize_symmetric(values, grid).dtype == dtype
     expected = fake_quantize_symmetric(values.float(), grid).to(dtype)
     assert torch.equal(fake_quantize_symmetric(values, grid), expected)
+
+
+class Divisions(TorchDispatchMode):
+    """Remembers what tensors are divided by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.divisors: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name.startswith("aten::div"):
+            self.divisors.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int4-weight"])
+def test_no_scale_is_divided_by_a_number(scheme: str) -> None:
+    """A GPU multiplies by the inverse of a number, which rounds twice; a CPU, which reads the file, divides."""
+    grids = SCHEMES[scheme]
+    with torch.device("meta"):
+        layer: Any = turn(nn.Linear(128, 4), "linear", grids.weight, grids.activation)
+        operand = Operand(SCHEMES["int8-attention"].attention, torch.device("meta"))  # type: ignore[arg-type]
+        values = torch.randn(3, 128)
+    operand.quantizing = layer.quantizing = True
+    with Divisions() as seen:
+        layer(values)
+        operand(values)
+    assert len(seen.divisors) >= 4
+    assert all(isinstance(divisor, Tensor) and divisor.is_meta for divisor in seen.divisors)
