@@ -35,9 +35,11 @@ from transformers import (
 )
 
 from hf_compress import CompressionConfig, save_compressed
+from hf_compress.layers import eagerly
 from hf_compress.report import measure_latency, paired_ratio
 
 VARIANTS = ["plain", "control", "pruning", "int8", "teacher", "cached teacher", "all three"]
+EAGER = "int8 without kernels"  # Every operation is a launch of its own, and the bits are the same.
 QUICK = ["plain", "control", "cached teacher", "all three"]
 ROUNDS, BATCH, LENGTH = 40, 32, 128
 BLOCK, BLOCKS = 8, 3  # Steps of one training, and trainings of each variant, where variants cannot take turns.
@@ -117,7 +119,12 @@ def steps(part: Part, cell: Mapping[str, Any], until: float) -> dict[str, Any]:
             "train_dataset": part.data(part.rounds + 1, dense.config.vocab_size),
             "data_collator": stacked,
         }
-        trainers = {name: build_trainer(name, dense, folder, **given) for name in part.names}
+        names = part.names if cell["compiled"] else [*part.names, EAGER]
+        trainers = {
+            name: build_trainer(name.removesuffix(" without kernels"), dense, folder, **given) for name in names
+        }
+        if EAGER in trainers:
+            trainers[EAGER].training_step = eagerly()(trainers[EAGER].training_step)  # type: ignore[method-assign]
 
         def table(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
             return {
@@ -130,7 +137,7 @@ def steps(part: Part, cell: Mapping[str, Any], until: float) -> dict[str, Any]:
             if len(seconds["plain"]) > WARM_UP:
                 part.say({**cell, "state": "cut", "why": "no time left", "result": table(seconds)})
 
-        return table(train_in_turns(trainers, Board(part.names, part.rounds, until, keep)))
+        return table(train_in_turns(trainers, Board(names, part.rounds, until, keep)))
 
 
 class Steps(TrainerCallback):

@@ -23,6 +23,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FOR_WORK = {"benchmarks", "dev", "docs", "minilm", "optimizers", "release"}
 # Declared and not imported by us: torch.onnx imports it.
 INDIRECT = {"onnx"}
+# Brought by PyTorch's builds for CUDA, and imported by a module that is loaded on a GPU only.
+BROUGHT = {"triton"}
 # `compression` is in the standard library from Python 3.14 on; hf_compress_loading.py imports it there only.
 STANDARD = {*sys.stdlib_module_names, "compression"}
 # Packages that no other package of a plain installation brings.
@@ -91,7 +93,7 @@ def test_what_is_imported_is_declared() -> None:
     wrong = []
     for path, package, within, late in all_imports():
         allowed = CORE | declared(EXTRAS[within]) if within else anywhere if late else CORE
-        if distribution(package) not in allowed:
+        if distribution(package) not in allowed | BROUGHT:
             wrong.append(f"{path.relative_to(ROOT)}: {package} (extra: {within})")
     assert not wrong
 

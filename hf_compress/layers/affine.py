@@ -1,5 +1,6 @@
 """Affine grids: rounding to the levels that cover a range, with a straight-through gradient inside it."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hf_compress.layers.fused import fused, numbers
 from hf_compress.layers.grids import SMALLEST_SCALE, Grid, divided
 
 
@@ -49,6 +51,18 @@ def bounds_of(scale: Float[Tensor, ""], zero_point: Float[Tensor, ""], grid: Gri
     return Bounds(scale, low, high, low - half, high + half)
 
 
+def _ranges(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    ends = [(-0.7, 1.1), (0.0, 2.0), (-3.0, -1.0), (0.0, 0.0), (-1e-32, 1e-33), (-5e4, 1e30), (torch.inf, -torch.inf)]
+    for low, high in [*ends, (torch.nan, 1.0), (-torch.inf, torch.inf), (-0.0, 1 / 3), (-1 / 3, 1 / 7)]:
+        yield torch.tensor([low, high], dtype=dtype), Grid(bits=8, per="tensor")
+
+
+@fused(_ranges)
+def bounds_of_ends(ends: Float[Tensor, "2"], grid: Grid) -> Bounds:
+    """Return the bounds of the affine grid over the range `ends`, as tensors."""
+    return bounds_of(*affine_parameters(ends[0], ends[1], grid), grid)
+
+
 @lru_cache(maxsize=4096)
 def bounds_of_range(low: float, high: float, grid: Grid) -> Bounds:
     """Return the bounds of the affine grid over the range [`low`, `high`], as numbers.
@@ -64,7 +78,7 @@ def bounds_of_range(low: float, high: float, grid: Grid) -> Bounds:
         (1.0, 255.0, 255.5)
     """
     ends = torch.tensor([low, high], dtype=torch.float32, device="cpu")
-    return as_numbers(bounds_of(*affine_parameters(ends[0], ends[1], grid), grid))
+    return as_numbers(bounds_of_ends(ends, grid))
 
 
 def as_numbers(bounds: Bounds) -> Bounds:
@@ -144,24 +158,24 @@ class _RoundAffine(torch.autograd.Function):
         ctx.bounds, ctx.outside, ctx.alone = bounds, outside, alone
         if outside is None:
             ctx.save_for_backward(values)
-            return known.detach() if known is not None else _rounded(values, bounds)
+            return known.detach() if known is not None else round_in_bounds(values, bounds)
         # Not by `save_for_backward`: a checkpointed forward has to save as many tensors each time.
         ctx.clipped = values.detach().view(-1, values.shape[-1])[outside] if len(outside) else None
         if known is not None:
             return known.detach()
-        rounded = _rounded(values, bounds, clip=False)
+        rounded = _integers(values, bounds, clip=False).mul_(bounds.step).to(values.dtype)
         if ctx.clipped is not None:
-            rounded.view(-1, values.shape[-1])[outside] = _rounded(ctx.clipped, bounds)
+            rounded.view(-1, values.shape[-1])[outside] = round_in_bounds(ctx.clipped, bounds)
         return rounded
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient, outside = gradients[0], ctx.outside
         if outside is None:
-            return _masked(gradient, ctx.saved_tensors[0], ctx.bounds), *_NO_GRADIENTS
+            return mask_by_bounds(gradient, ctx.saved_tensors[0], ctx.bounds), *_NO_GRADIENTS
         if len(outside):
             rows = gradient.reshape(-1, gradient.shape[-1])
-            masked = _masked(rows[outside], ctx.clipped, ctx.bounds)
+            masked = mask_by_bounds(rows[outside], ctx.clipped, ctx.bounds)
             if ctx.alone and gradient.is_contiguous() and type(gradient) is Tensor and not torch.is_grad_enabled():
                 rows.index_copy_(0, outside, masked)
             else:
@@ -169,11 +183,26 @@ class _RoundAffine(torch.autograd.Function):
         return gradient, *_NO_GRADIENTS
 
 
-def _rounded(values: Tensor, bounds: Bounds, *, clip: bool = True) -> Tensor:
-    return _integers(values, bounds, clip=clip).mul_(bounds.step).to(values.dtype)
+def _values(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for ends, grid in _ranges(torch.float32):
+        bounds = bounds_of(*affine_parameters(ends[0], ends[1], grid), grid)
+        limits = [limit * (1 + near) for limit in bounds for near in (-1e-6, 0.0, 1e-6)]
+        yield torch.cat([numbers(dtype, float(bounds.step)), torch.stack(limits).to(dtype)]), bounds
 
 
-def _masked(gradient: Tensor, values: Tensor, bounds: Bounds) -> Tensor:
+def _gradients(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for values, bounds in _values(dtype):
+        yield numbers(dtype).repeat(2)[: len(values)], values, bounds
+
+
+@fused(_values)
+def round_in_bounds(values: Tensor, bounds: Bounds) -> Tensor:
+    """Return the values, clipped to the bounds and rounded to steps."""
+    return _integers(values, bounds).mul_(bounds.step).to(values.dtype)
+
+
+@fused(_gradients)
+def mask_by_bounds(gradient: Tensor, values: Tensor, bounds: Bounds) -> Tensor:
     """Return the gradient, and zero where the values are clipped."""
     if isinstance(bounds.least, float):
         return torch.ops.aten.hardtanh_backward(gradient, values, bounds.least, bounds.most)

@@ -3,6 +3,7 @@
 A scheme is an entry of `SCHEMES`; flags, help, report and card read it from there.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from hf_compress.layers.fused import fused, numbers
 from hf_compress.models.layer_kinds import CONVOLUTIONS, LayerKind
 
 # The smallest scale. A row with a smaller one is practically zero, and division by this one is finite.
@@ -265,13 +267,31 @@ def _spread(scale: Float[Tensor, "*rows scales"], width: int, grid: Grid) -> Flo
     return scale.repeat_interleave(_group_size(grid), dim=-1)[..., :width]
 
 
+def _rows(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    usual = numbers(dtype).nan_to_num(0.0, 1.0, -1.0).view(5, 200)
+    zeros = torch.tensor([[0.0], [-0.0]], dtype=dtype).expand(2, 200)
+    rows = torch.cat([usual, zeros, usual[:3] * 1e-36, usual[:3] * 1e3, numbers(dtype).view(5, 200)])
+    # Beside 127 or 7 steps, all others are ties between integers.
+    ties = torch.arange(-126.5, 127).repeat(2, 1).to(dtype)
+    ties[:, 0] = 127
+    for grid in (Grid(8, "row"), Grid(3, "row"), Grid(8, "token"), Grid(4, "group", 50)):
+        yield rows, grid
+    for grid in (Grid(8, "row"), Grid(8, "token"), Grid(4, "group", 127)):
+        yield ties, grid
+    yield numbers(dtype).nan_to_num(0.0, 1.0, -1.0).repeat(10).view(2, 5000), Grid(8, "row")
+
+
+@fused(_rows)
+def round_rows(values: Tensor, grid: Grid) -> Tensor:
+    """Return the values rounded to their symmetric grid, whose scales are computed from them."""
+    scale = symmetric_scale(values, grid)
+    return to_integers(values, scale, grid).mul_(_spread(scale, values.shape[-1], grid)).to(values.dtype)
+
+
 class _RoundSymmetric(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, grid: Grid, known: Tensor | None) -> Tensor:
-        if known is not None:
-            return known.detach()
-        scale = symmetric_scale(values, grid)
-        return to_integers(values, scale, grid).mul_(_spread(scale, values.shape[-1], grid)).to(values.dtype)
+        return known.detach() if known is not None else round_rows(values, grid)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from hf_compress.layers.affine import (
     Bounds,
-    affine_parameters,
-    bounds_of,
+    bounds_of_ends,
     bounds_of_range,
     reads_numbers,
     round_affine,
 )
 from hf_compress.layers.grids import Grid, fake_quantize_symmetric, symmetric_scale, to_integers
-from hf_compress.layers.shared_inputs import Siblings
+from hf_compress.layers.shared_inputs import Siblings, wider
 from hf_compress.layers.steps import fake_quantize_steps, to_steps
 from hf_compress.models.layer_kinds import LAYER_KINDS, LayerKind, as_rows, from_rows
 
@@ -199,10 +198,9 @@ class CompressedLayer(nn.Module):
         """
         seen = self.input_range
         if not _remembers(seen):
-            return bounds_of(*affine_parameters(seen[0], seen[1], grid), grid)
+            return bounds_of_ends(seen, grid)
         if self.known_bounds is None or self.known_bounds[0] is not seen or self.known_bounds[1] != seen._version:
-            bounds = bounds_of(*affine_parameters(seen[0], seen[1], grid), grid)
-            self.known_bounds = seen, seen._version, bounds
+            self.known_bounds = seen, seen._version, bounds_of_ends(seen, grid)
         return self.known_bounds[2]
 
     @torch.no_grad()
@@ -225,9 +223,7 @@ class CompressedLayer(nn.Module):
     def _observe(self, values: Tensor) -> None:
         seen = self.siblings.extremes(values).whole
         if self.step_range is not None:
-            seen = torch.stack(
-                [torch.minimum(self.step_range[0], seen[0]), torch.maximum(self.step_range[1], seen[1])]
-            )
+            seen = wider(self.step_range, seen)
         self.step_range = seen
 
 

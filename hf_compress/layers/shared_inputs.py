@@ -1,7 +1,8 @@
 """Cache shared by layers that receive the same tensor, as query, key and value do."""
 
+import itertools
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hf_compress.layers.affine import reads_numbers
+from hf_compress.layers.fused import fused
 
 # The share of rows with values outside a range up to which they are picked out. Beyond it, all rows are clipped.
 FEW = 0.25
@@ -52,6 +54,25 @@ class Extremes(NamedTuple):
         inside = (self.least.float() >= low) & (self.most.float() <= high)
         rows = inside.logical_not_().nonzero().view(-1)
         return rows if len(rows) <= FEW * len(inside) else None
+
+
+def _pairs(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    ends = [
+        (-1.0, 2.0),
+        (torch.inf, -torch.inf),
+        (0.5, 0.5),
+        (-3.0, -1e-40),
+        (torch.nan, 1.0),
+        (-torch.inf, torch.nan),
+    ]
+    ranges = torch.tensor(ends, dtype=dtype)
+    yield from itertools.product(ranges, ranges)
+
+
+@fused(_pairs)
+def wider(one: Float[Tensor, "2"], other: Float[Tensor, "2"]) -> Float[Tensor, "2"]:
+    """Return the range from the lower of the least values to the higher of the greatest; NaN wins."""
+    return torch.stack([torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1])])
 
 
 class Siblings:

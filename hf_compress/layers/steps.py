@@ -1,11 +1,13 @@
 """Rounding to fixed steps: the distance of two values is given, not computed from the largest weight of the row."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
+from hf_compress.layers.fused import fused, numbers
 from hf_compress.layers.grids import Grid, Grids
 
 # Integers of fixed steps fill a signed byte, without its smallest value, as those of 8-bit grids do.
@@ -58,16 +60,41 @@ def _nearest(values: Tensor, step: Tensor) -> Tensor:
     return torch.div(values.detach().float(), step).round_().clamp_(-LARGEST, LARGEST)
 
 
+def _rows(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    steps = torch.tensor([[0.01], [0.5], [3.0], [2.0**-20], [1e-30]])
+    yield numbers(dtype).view(5, 200), steps
+    yield numbers(dtype, 1.0).repeat(5).view(1, 5000), steps[1:2]
+    yield numbers(dtype, 1.0).view(2, 5, 100), steps.repeat(2, 1).view(2, 5, 1)
+
+
+def _gradients(dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for values, step in _rows(dtype):
+        yield values.flatten().flip(0).view(values.shape), values, step
+    # Exactly on the limit.
+    limits = torch.tensor([[127.5, -127.5, 127.25, -127.25, 128.0, 1.0]])
+    yield limits.to(dtype), limits.to(dtype), torch.ones(1, 1)
+
+
+@fused(_rows)
+def round_to_steps(values: Tensor, step: Tensor) -> Tensor:
+    """Return the values rounded to multiples of the step of their row, at most 127 of them."""
+    return _nearest(values, step).mul_(step).to(values.dtype)
+
+
+@fused(_gradients)
+def mask_by_steps(gradient: Tensor, values: Tensor, step: Tensor) -> Tensor:
+    """Return the gradient, and zero where the values are clipped."""
+    return torch.where(values.abs() < (LARGEST + 0.5) * step, gradient, 0.0)
+
+
 class _RoundToSteps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, step: Tensor, known: Tensor | None) -> Tensor:
         ctx.save_for_backward(values, step)
         if known is not None:
             return known.detach()
-        return _nearest(values, step).mul_(step).to(values.dtype)
+        return round_to_steps(values, step)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        values, step = ctx.saved_tensors
-        inside = values.abs() < (LARGEST + 0.5) * step
-        return torch.where(inside, gradients[0], 0.0), None, None
+        return mask_by_steps(gradients[0], *ctx.saved_tensors), None, None
