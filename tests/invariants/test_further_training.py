@@ -1,5 +1,7 @@
 """A model loaded from a compressed file keeps its zeros, grids and ranges, whatever is done to it next."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,16 @@ def plan(sparsity: float = 0.0, scheme: str | None = None) -> Recipe:
     return Recipe(pruning=pruning, quantization=QuantizationArguments(quant_scheme=scheme))
 
 
-def compressed(folder: Path, wanted: Recipe) -> Path:
-    run = train(bert(), folder / "run", wanted)
-    return save_compressed(run.model, folder / "compressed", wanted)
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that gives the compressed folder of a run with a sparsity and a scheme, trained once for each."""
+
+    @cache
+    def folder(*wanted: Any) -> Path:
+        base = tmp_path_factory.mktemp("further")
+        return save_compressed(train(bert(), base / "run", plan(*wanted)).model, base / "compressed", plan(*wanted))
+
+    return folder
 
 
 def load(folder: Path, **settings: Any) -> PreTrainedModel:
@@ -48,8 +57,10 @@ def zeros(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("scheme", [None, *SCHEMES])
-def test_fine_tuning_keeps_zeros_and_grids(scheme: str | None, tmp_path: Path) -> None:
-    folder = compressed(tmp_path, plan(0.6, scheme))
+def test_fine_tuning_keeps_zeros_and_grids(
+    scheme: str | None, compressed: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = compressed(0.6, scheme)
     model = load(folder)
     before, start = zeros(model), logits(model)
     run = train(model, tmp_path / "again")
@@ -62,8 +73,8 @@ def test_fine_tuning_keeps_zeros_and_grids(scheme: str | None, tmp_path: Path) -
     assert sizes[1] <= 1.05 * sizes[0]
 
 
-def test_quantizing_a_pruned_file_keeps_its_zeros(tmp_path: Path) -> None:
-    model = load(compressed(tmp_path, plan(0.6)))
+def test_quantizing_a_pruned_file_keeps_its_zeros(compressed: Callable[..., Path], tmp_path: Path) -> None:
+    model = load(compressed(0.6, None))
     before = zeros(model)
     train(model, tmp_path / "again", plan(scheme="int8"))
     assert all((found >= before[name]).all() for name, found in zeros(model).items())
@@ -72,8 +83,10 @@ def test_quantizing_a_pruned_file_keeps_its_zeros(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_more_sparsity_starts_from_the_zeros_there(scope: str, tmp_path: Path) -> None:
-    model = load(compressed(tmp_path, plan(0.6)))
+def test_more_sparsity_starts_from_the_zeros_there(
+    scope: str, compressed: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = load(compressed(0.6, None))
     before, wanted = zeros(model), plan(0.8)
     wanted.pruning.prune_scope = scope
     run = train(model, tmp_path / "again", wanted)
@@ -84,14 +97,14 @@ def test_more_sparsity_starts_from_the_zeros_there(scope: str, tmp_path: Path) -
     assert sum(int(one.sum()) for one in after.values()) >= round(0.8 * sum(one.numel() for one in after.values())) - 9
 
 
-def test_a_recipe_that_would_drop_the_grids_is_refused(tmp_path: Path) -> None:
-    model = load(compressed(tmp_path, plan(scheme="int8-weight")))
+def test_a_recipe_that_would_drop_the_grids_is_refused(compressed: Callable[..., Path], tmp_path: Path) -> None:
+    model = load(compressed(0.6, "int8-weight"))
     with pytest.raises(ValueError, match="`mp50` does not quantize, but the model was loaded from a quantized file"):
         train(model, tmp_path / "again", plan(0.5))
 
 
-def test_another_scheme_replaces_grids_and_ranges(tmp_path: Path) -> None:
-    model = load(compressed(tmp_path, plan(scheme="int8")))
+def test_another_scheme_replaces_grids_and_ranges(compressed: Callable[..., Path], tmp_path: Path) -> None:
+    model = load(compressed(0.6, "int8"))
     wanted = Recipe(quantization=QuantizationArguments(quant_scheme="int8-weight", quant_exclude=["pooler"]))
     train(model, tmp_path / "again", wanted)
     assert not any("input_range" in name for name in model.state_dict())
@@ -101,8 +114,10 @@ def test_another_scheme_replaces_grids_and_ranges(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_cast_computes_what_loading_in_that_dtype_does(scheme: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    folder = compressed(tmp_path, plan(0.5, scheme))
+def test_a_cast_computes_what_loading_in_that_dtype_does(
+    scheme: str, dtype: torch.dtype, compressed: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = compressed(0.6, scheme)
     model, expected = load(folder).to(dtype), load(folder, dtype=dtype)
     ranges = [layer.input_range for layer in compressed_layers(model).values() if layer.has_range]
     assert all(one.dtype == torch.float32 for one in ranges)
