@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from hf_compress.extras import MissingExtraError, extra
+from tests.test_architecture import SOURCES, tree
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [path for folder in ("hf_compress", "hf_compress_cli") for path in sorted((ROOT / folder).rglob("*.py"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 # Extras for work on the project. The package imports nothing of them.
 FOR_WORK = {"benchmarks", "dev", "docs", "minilm", "optimizers", "release"}
@@ -72,7 +72,7 @@ def imports(node: ast.AST, within: str | None = None, late: bool = False) -> Ite
 def all_imports() -> list[tuple[Path, str, str | None, bool]]:
     found = []
     for path in SOURCES:
-        for package, within, late in imports(ast.parse(path.read_text("utf-8"))):
+        for package, within, late in imports(tree(path)):
             if package not in STANDARD and package not in ("hf_compress", "hf_compress_cli"):
                 found.append((path, package, within, late))
     return found

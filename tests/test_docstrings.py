@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_architecture import SOURCES, tree
+
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 IMPORT_NAMES = {"scikit-learn": "sklearn"}
@@ -32,10 +34,10 @@ def optional_packages() -> set[str]:
 OPTIONAL = optional_packages()
 
 
-def imported(tree: ast.AST) -> set[str]:
-    """Top-level names of the packages that `tree` imports anywhere."""
+def imported(code: ast.AST) -> set[str]:
+    """Top-level names of the packages that `code` imports anywhere."""
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(code):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -53,10 +55,9 @@ def documented(node: ast.AST, name: str) -> Iterator[tuple[str, ast.AST]]:
 
 def modules() -> Iterator[tuple[Path, str, ast.Module]]:
     """All modules of the package and the command line: the file, the dotted name and the syntax tree."""
-    for folder in ("hf_compress", "hf_compress_cli"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            yield path, dotted, ast.parse(path.read_text("utf-8"), str(path))
+    for path in SOURCES:
+        dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        yield path, dotted, tree(path)
 
 
 def examples() -> list[object]:
@@ -65,8 +66,9 @@ def examples() -> list[object]:
     Docstrings are read from the source, so that collecting them imports nothing.
     """
     cases = []
-    for path, dotted, tree in modules():
-        for name, node in documented(tree, dotted):
+    for path, dotted, module in modules():
+        packages = imported(module)
+        for name, node in documented(module, dotted):
             if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             text = ast.get_docstring(node, clean=False)
@@ -75,7 +77,7 @@ def examples() -> list[object]:
             line = node.body[0].lineno - 1
             found = doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, name, str(path), line)
             code = ast.parse("".join(example.source for example in found.examples))
-            needs = sorted((imported(tree) | imported(code)) & OPTIONAL)
+            needs = sorted((packages | imported(code)) & OPTIONAL)
             cases.append(pytest.param(found, needs, id=name.partition(".")[2]))
     return cases
 
@@ -97,8 +99,8 @@ def test_every_public_name_has_an_example() -> None:
     """A public name is a function or class that an `__init__` exports. A constant has no docstring."""
     exported: set[str] = set()
     docstrings: dict[str, str] = {}
-    for path, dotted, tree in modules():
-        for node in tree.body:
+    for path, dotted, module in modules():
+        for node in module.body:
             if isinstance(node, ast.ImportFrom) and path.name == "__init__.py":
                 exported |= {f"{node.module}.{alias.name}" for alias in node.names}
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

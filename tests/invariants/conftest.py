@@ -1,4 +1,4 @@
-"""The round trip that every model and head must pass: train with all methods, save, load, compare."""
+"""Two processes that train together, and the round trip that every model must pass: train, save, load, compare."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from hf_compress.models.heads import find_head
 from hf_compress.prune.arguments import PruningArguments
 from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.recipe import Recipe
+from tests.invariants.harness import in_two_processes
 
 SPARSITY = 0.6
 
@@ -46,6 +47,14 @@ class RoundTrip:
         assert all(facts.sparsity < 0.25 for facts in dense)
         stored = self.quantized & set(weights)  # A tied weight is stored under one of its names.
         assert stored and all(weights[name].codec != "raw" for name in stored)
+
+
+@pytest.fixture(scope="module")
+def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that two processes wrote to, which ran the function `work` of the test's file together."""
+    folder = tmp_path_factory.mktemp("two")
+    assert in_two_processes(request.module.work, folder) == [0, 0]
+    return folder
 
 
 @pytest.fixture

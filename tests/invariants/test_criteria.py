@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from hf_compress import PruningArguments, QuantizationArguments, Recipe, save_compressed
 from hf_compress.models.targets import prunable
 from hf_compress.prune import CRITERIA
-from tests.invariants.harness import KD, fsdp, in_two_processes, make, persuade, pruned, same
+from tests.invariants.harness import KD, fsdp, make, persuade, pruned, same
 from tests.tiny import bert
 
 # Corrections of so small a model take no time.
@@ -70,14 +70,6 @@ def work(folder: Path) -> None:
                 torch.save(found, folder / f"{way}-{criterion}-{resumes}-{dist.get_rank()}.pt")
         AcceleratorState._reset_state()
     dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that two processes wrote to."""
-    folder = tmp_path_factory.mktemp("two")
-    assert in_two_processes(work, folder) == [0, 0]
-    return folder
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from tests.invariants.harness import (
     adapted,
     fsdp,
     in_a_process,
-    in_two_processes,
     logged,
     make,
     persuade,
@@ -88,14 +87,6 @@ def work(folder: Path) -> None:
             torch.save(found, folder / f"{way}-{resumes is not None}-{dist.get_rank()}.pt")
         AcceleratorState._reset_state()
     dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that two processes wrote to."""
-    folder = tmp_path_factory.mktemp("two")
-    assert in_two_processes(work, folder) == [0, 0]
-    return folder
 
 
 @pytest.mark.slow

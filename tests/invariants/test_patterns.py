@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_compress import PruningArguments, QuantizationArguments, Recipe, save_compressed
 from hf_compress.layers.lora import current_weight
 from hf_compress.prune import CRITERIA, PATTERNS, Coverage
-from tests.invariants.harness import KD, adapted, fsdp, in_two_processes, make, persuade, pruned, same, trained
+from tests.invariants.harness import KD, adapted, fsdp, make, persuade, pruned, same, trained
 from tests.tiny import bert
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*corrects the weights")
@@ -159,14 +159,6 @@ def work(folder: Path) -> None:
                 torch.save(found, folder / f"{way}-{name}-{resumes}-{dist.get_rank()}.pt")
         AcceleratorState._reset_state()
     dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that two processes wrote to."""
-    folder = tmp_path_factory.mktemp("two")
-    assert in_two_processes(work, folder) == [0, 0]
-    return folder
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from hf_compress.report.evaluation import logit_difference
 from tests.invariants.harness import KD, METHODS, PRUNE, QUANT, logged, recipe, same, trained
 from tests.tiny import NO_DROPOUT, bert
 
-LEARNABLE = {"max_steps": 60, "learning_rate": 5e-3}
+LEARNABLE = {"max_steps": 40, "learning_rate": 5e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -84,12 +84,13 @@ def test_checkpointed_gradients_are_those_of_a_plain_run(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_compiled_teacher_teaches_the_same(in_place: bool, tmp_path: Path) -> None:
-    teacher: Any = bert(seed=1)
+    teacher: Any = bert(seed=1, num_hidden_layers=1)
+    plain = trained(tmp_path, (KD,), teacher=teacher)
     if in_place:
         teacher.compile(backend="eager")
     else:
         teacher = torch.compile(teacher, backend="eager")
-    plain, compiled = trained(tmp_path, (KD,)), trained(tmp_path, (KD,), teacher=teacher)
+    compiled = trained(tmp_path, (KD,), teacher=teacher)
     assert logged(plain, "distill_loss") == logged(compiled, "distill_loss")
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
@@ -104,11 +105,14 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("methods", [(PRUNE,), (PRUNE, QUANT)], ids="+".join)
-@pytest.mark.parametrize("optim", OPTIMIZERS)
+# Rounding moves no weight: beside it, the usual optimizer and the one with the largest steps.
+@pytest.mark.parametrize(
+    ("optim", "methods"),
+    [*((optim, (PRUNE,)) for optim in OPTIMIZERS), ("adamw_torch", (PRUNE, QUANT)), ("adafactor", (PRUNE, QUANT))],
+)
 def test_zeros_stay_zero_under_any_optimizer(optim: str, methods: Any, tmp_path: Path) -> None:
     """Adafactor moves a weight in one step by more than the smallest kept weight."""
-    run = trained(tmp_path, methods, callbacks=[Zeros()], max_steps=20, optim=optim, **OPTIMIZERS[optim])
+    run = trained(tmp_path, methods, callbacks=[Zeros()], optim=optim, **OPTIMIZERS[optim])
     for target in prunable(run.model):
         assert int((target.weight == 0).sum()) == round(0.6 * target.weight.numel())
 

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerState
 from hf_compress.layers.lora import current_weight
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.targets import prunable
-from tests.invariants.harness import KD, METHODS, PRUNE, QUANT, adapted, in_two_processes, logged, make, rows, same
+from tests.invariants.harness import KD, METHODS, PRUNE, QUANT, adapted, logged, make, rows, same
 from tests.tiny import NO_DROPOUT, bert
 
 pytestmark = pytest.mark.slow
@@ -147,14 +147,6 @@ def work(folder: Path) -> None:
         said = str(error)
     (folder / f"astray-{torch.distributed.get_rank()}").write_text(said)
     torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that two processes wrote to."""
-    folder = tmp_path_factory.mktemp("two")
-    assert in_two_processes(work, folder) == [0, 0]
-    return folder
 
 
 @pytest.mark.parametrize("case", CASES)

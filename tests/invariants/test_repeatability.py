@@ -1,7 +1,8 @@
 """The same seed gives the same bits, in any order of callbacks, when training twice, and with `model_init`."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,17 @@ def outcome(run: Trainer) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], dict[str, Any]]:
+    """A function that gives the outcome of a run with some methods, trained once for each."""
+    return cache(lambda methods: outcome(trained(tmp_path_factory.mktemp("given"), methods)))
+
+
 @pytest.mark.parametrize("methods", SUBSETS, ids=NAMED)
-def test_the_same_seed_gives_the_same_bits(methods: Sequence[str], tmp_path: Path) -> None:
-    runs = [trained(tmp_path, methods) for _ in range(2)]
-    assert same(outcome(runs[0]), outcome(runs[1]))
+def test_the_same_seed_gives_the_same_bits(
+    methods: Sequence[str], given: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    assert same(outcome(trained(tmp_path, methods)), given(methods))
 
 
 def test_another_seed_gives_other_bits(tmp_path: Path) -> None:
@@ -61,14 +69,15 @@ def test_training_twice_continues_and_keeps_the_promise(methods: Sequence[str], 
 
 
 @pytest.mark.parametrize("methods", SUBSETS, ids=NAMED)
-def test_a_model_from_model_init_is_compressed_like_a_given_one(methods: Sequence[str], tmp_path: Path) -> None:
-    given = trained(tmp_path, methods)
+def test_a_model_from_model_init_is_compressed_like_a_given_one(
+    methods: Sequence[str], given: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     built = trained(tmp_path, methods, build={"model_init": lambda: bert()})
-    assert same(outcome(given), outcome(built))
+    assert same(given(methods), outcome(built))
     thrown_away = built.model
     built.train()
     assert built.model is not thrown_away
-    assert same(outcome(given), outcome(built))
+    assert same(given(methods), outcome(built))
 
 
 def test_a_callback_added_after_the_trainer_quantizes_too(tmp_path: Path) -> None:

@@ -353,14 +353,6 @@ def work(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that two processes wrote to."""
-    folder = tmp_path_factory.mktemp("two")
-    assert in_two_processes(work, folder) == [0, 0]
-    return folder
-
-
 def loaded(folder: Path, name: str) -> list[Any]:
     return [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)]
 
