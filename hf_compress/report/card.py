@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,9 @@ def render(report: Report, existing: str = "") -> str:
     Raises:
         ValueError: the metadata of `existing` are not YAML, or it has one of our marks and lacks the other.
     """
-    environment = _environment()
     parts = []
     for section in _in_order():
-        body = environment.from_string(section.template).render(report=report, **section.values(report)).strip()
+        body = _compiled(section.template).render(report=report, **section.values(report)).strip()
         if body:
             parts.append(body if section.title is None else f"## {section.title}\n\n{body}")
     return merged(existing, metadata(report), "\n\n".join(parts), inherited=inherited(report), own_tags=OWN_TAGS)
@@ -177,7 +177,9 @@ def _in_order() -> list[Section]:
     return sorted(SECTIONS.values(), key=lambda section: section.order)
 
 
-def _environment() -> jinja2.Environment:
+@cache
+def _compiled(template: str) -> jinja2.Template:
+    """The template of a section, which takes longer to compile than to fill in."""
     environment = jinja2.Environment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -193,7 +195,7 @@ def _environment() -> jinja2.Environment:
         "listed": listed,
         "code": code,
     }
-    return environment
+    return environment.from_string(template)
 
 
 def _escaped(value: Any) -> Any:
