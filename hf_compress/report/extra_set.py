@@ -32,6 +32,7 @@ def on_extra(report: Report) -> Report | None:
         teacher=None,
         compressed=extra.compressed,
         predictions=extra.predictions,
+        queries=None,
         intervals=extra.intervals,
         comparison=extra.comparison,
         without_interval=extra.without_interval,

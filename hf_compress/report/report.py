@@ -110,8 +110,7 @@ class Report:
         size: all sizes.
         sparsity: the share of zeros of each prunable tensor of the reloaded model, rounded or removed ones included.
         achieved_sparsity: the share of zeros over all prunable tensors.
-        promised_sparsity: the share of zeros that the recipe promises if it prunes groups, whose numbers are rounded
-            down in each layer; None where it is that of the recipe.
+        promised_sparsity: the promised share if groups are pruned, rounded down in each layer; None: the recipe's.
         speed: the speed-up that neurons and heads were chosen for, and the one that was measured; None without
             `--compress_speedup`.
         parity: the largest absolute difference of a logit between the trained and the reloaded model.
@@ -137,6 +136,7 @@ class Report:
         card_template: the version of the card's template that `save_card` used last; None before that.
         card_picture: the file name of the picture that `save_card` drew last; None if there is none.
         predictions: the file name of the predictions for each row, beside the report; None if there are none.
+        queries: that of the scores for each query of a search.
         intervals: the interval of each score of the compressed model, by metric.
         comparison: the paired difference of each score, compressed - dense, with its interval, by metric.
         without_interval: why a metric has no interval, in one sentence, by metric.
@@ -214,6 +214,7 @@ class Report:
     card_template: str | None = None
     card_picture: str | None = None
     predictions: str | None = None
+    queries: str | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
     comparison: dict[str, Interval] = field(default_factory=dict)
     without_interval: dict[str, str] = field(default_factory=dict)

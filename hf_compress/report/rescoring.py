@@ -1,6 +1,7 @@
 """Scores computed again from the predictions of rows that a folder keeps, and from new ones of the same rows."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -16,6 +17,7 @@ from hf_compress.report.gate import judged
 from hf_compress.report.metrics import METRICS, Metric, find_metric
 from hf_compress.report.outputs import Kind, Outputs
 from hf_compress.report.predictions import COMPRESSED, CONTROL, DENSE, KIND, PREDICTIONS_NAME, read_predictions
+from hf_compress.report.queries import Queries, stored_queries, with_query_intervals
 from hf_compress.report.report import Report
 from hf_compress.report.scores import AGAINST_DENSE
 from hf_compress.report.tally import Tally
@@ -133,12 +135,12 @@ def check_scores(folder: str | Path, report: Report) -> Check:
 
 def _check(folder: str | Path, report: Report) -> Check:
     """Return the check of the first evaluation set of `report`."""
-    if report.predictions is None:
+    if report.predictions is None and report.queries is None:
         reason = report.without_interval.get(report.main_metric, "")
         return Check("scores", UNCHECKED, [f"The report keeps no predictions of rows. {reason}".strip()])
     try:
-        rows, stored = stored_outputs(folder, report)
-        said, unknown = _differences(rows, stored, report)
+        rows, stored = (NONE, {}) if report.predictions is None else stored_outputs(folder, report)
+        said, unknown = _differences(rows, stored, stored_queries(folder, report), report)
     except ValueError as error:
         return Check("scores", DIFFERS, [" ".join(str(error).split())])
     if said:
@@ -148,11 +150,12 @@ def _check(folder: str | Path, report: Report) -> Check:
 
 
 def _differences(
-    rows: NDArray[Any], stored: Mapping[str, Outputs], report: Report
+    rows: NDArray[Any], stored: Mapping[str, Outputs], queries: Mapping[str, Queries], report: Report
 ) -> tuple[list[str], dict[str, str]]:
     """Return what differs, and which metrics cannot be computed from predictions, in sentences."""
-    said, unknown = [], dict[str, str]()
-    if len(rows) != report.dataset.eval_rows:
+    said, unknown = [], {name: f"`{name}` cannot be computed from scores of queries." for name in report.compressed}
+    unknown = {} if stored else unknown
+    if stored and len(rows) != report.dataset.eval_rows:
         said.append(f"{PREDICTIONS_NAME} has {len(rows):,} rows, the report says {report.dataset.eval_rows:,}.")
     if len(set(rows.tolist())) < len(rows):
         said.append(f"{PREDICTIONS_NAME} has the same row twice.")
@@ -160,7 +163,8 @@ def _differences(
         scores = reported_scores(report, model)
         for name, reported in scores.items():
             tally = Tally(outputs, report.labels or {}, scores)
-            near = None if name in AGAINST_DENSE else _nearest(name, tally)
+            apart = name in AGAINST_DENSE or name in queries.get(COMPRESSED, {})
+            near = None if apart else _nearest(name, tally)
             tolerance = LOSS_TOLERANCE if name.endswith("loss") else TOLERANCE
             if near is not None and abs(near - reported) <= tolerance * max(1.0, abs(reported)):
                 continue
@@ -170,7 +174,15 @@ def _differences(
                 )
             elif model == COMPRESSED:
                 unknown[name] = f"`{name}` cannot be computed from predictions of rows."
-    return said or _intervals(stored, report), unknown
+    for model, values in queries.items():
+        for name, each in values.items():
+            unknown.pop(name, None)
+            reported = reported_scores(report, model).get(name)
+            if reported is not None and abs(each.mean() - reported) > TOLERANCE * max(1.0, abs(reported)):
+                said.append(
+                    f"The queries of the {model} model give `{name}` {each.mean():.6g}, the report {reported:.6g}."
+                )
+    return said or _intervals(stored, queries, report), unknown
 
 
 def _known_intervals(report: Report, model: str) -> set[str]:
@@ -179,10 +191,13 @@ def _known_intervals(report: Report, model: str) -> set[str]:
     return {*report.intervals} | {*{DENSE: report.comparison, CONTROL: control}.get(model, {})}
 
 
-def _intervals(stored: Mapping[str, Outputs], report: Report) -> list[str]:
-    """Return which intervals differ from those of the predictions, in sentences."""
+def _intervals(stored: Mapping[str, Outputs], queries: Mapping[str, Queries], report: Report) -> list[str]:
+    """Return which intervals differ from those of the predictions and of the queries, in sentences."""
     names, control = report.labels or {}, report.control
-    again = with_intervals(report, stored[COMPRESSED], stored.get(DENSE), names, control=stored.get(CONTROL))
+    again = replace(report, intervals={}, comparison={})
+    if stored:
+        again = with_intervals(report, stored[COMPRESSED], stored.get(DENSE), names, control=stored.get(CONTROL))
+    again = with_query_intervals(again, queries) if queries else again
     ours, found_again = ({} if one is None else one.comparison for one in (control, again.control))
     said = []
     for what, reported, found in (

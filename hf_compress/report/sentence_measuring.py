@@ -1,7 +1,7 @@
 """Measuring a compressed folder of sentence-transformers: its own evaluators score it as its user loads it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from hf_compress.report.evaluation import Origin, evaluate, evaluating
 from hf_compress.report.format_facts import failing_late
 from hf_compress.report.outputs import Outputs
 from hf_compress.report.predictions import COMPRESSED, CONTROL, DENSE, save_predictions
+from hf_compress.report.queries import Queries, keep_queries, noting_queries
 from hf_compress.report.report import FormatFacts, Report
 from hf_compress.report.scores import clean_scores
 from hf_compress.report.sentence_rows import answers, outputs_of
@@ -39,10 +40,11 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Scored:
-    """A model's scores, and its answers to the rows of the evaluator if they can be told apart."""
+    """A model's scores, its answers to the rows of the evaluator if they can be told apart, and scores of queries."""
 
     scores: dict[str, float]
     outputs: Outputs | None
+    queries: Queries = field(default_factory=dict)
 
 
 def scored(trainer: Trainer, model: nn.Module, arguments: Mapping[str, Any], name: str) -> Scored:
@@ -53,9 +55,9 @@ def scored(trainer: Trainer, model: nn.Module, arguments: Mapping[str, Any], nam
         arguments: for `trainer.evaluate`.
         name: of the model, for the names of scores.
     """
-    with evaluating(trainer, model):
+    with evaluating(trainer, model), noting_queries(cast(Any, trainer).evaluator) as queries:
         scores = scores_of_evaluators(trainer, arguments, name)
-    return Scored(scores, outputs_of(trainer, model) if trainer.is_world_process_zero() else None)
+    return Scored(scores, outputs_of(trainer, model) if trainer.is_world_process_zero() else None, queries)
 
 
 def scores_of_evaluators(trainer: Trainer, arguments: Mapping[str, Any], name: str) -> dict[str, float]:
@@ -157,7 +159,10 @@ def reported(
     )
     if not trainer.is_world_process_zero():
         return report
-    return _with_rows(report, folder, dense, compressed, control, rows)
+    report = _with_rows(report, folder, dense, compressed, control, rows)
+    return keep_queries(
+        report, folder, {COMPRESSED: compressed.queries, DENSE: {} if dense is None else dense.queries}
+    )
 
 
 def _with_rows(
