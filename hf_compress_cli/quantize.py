@@ -54,6 +54,10 @@ def quantize(
     formats: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Other formats to write too, for example onnx,openvino.")
     ] = None,
+    card_metadata: Annotated[
+        Path | None,
+        typer.Option("--card_metadata", metavar="FILE", help="YAML or JSON for the card: license, base_model, title."),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's repository.")] = None,
     token: Annotated[str | None, typer.Option(help="Hub token; by default that of `hf auth login`.")] = None,
 ) -> None:
@@ -79,6 +83,7 @@ def quantize(
             max_length=max_length,
             revision=revision,
             token=token,
+            card_metadata=card_metadata,
             tell=lambda said: typer.echo(said, err=True),
         )
         typer.echo(summary(report, target))

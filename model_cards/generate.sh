@@ -61,8 +61,9 @@ embedder_of() { # MB: the embedder within so many MB
     local folder=runs/stsb-embedder-$1mb
     if [ ! -e "$folder/report.json" ]; then
         rm -rf "$folder"
-        hf-compress quantize runs/stsb-embedder-dense/final --budget_mb "$1" --data "$glue" --config stsb \
-            --eval_rows 1500 --quant_scheme int8 --formats onnx --out "$folder" >"$folder.log" 2>&1
+        hf-compress quantize runs/stsb-embedder-dense/compressed --budget_mb "$1" --data "$glue" --config stsb \
+            --eval_rows 1500 --quant_scheme int8 --formats onnx --card_metadata model_cards/embedder.yaml \
+            --out "$folder" >"$folder.log" 2>&1
     fi
     mkdir -p "model_cards/stsb-embedder-$1mb"
     cp -r "$folder"/{README.md,report.json,size.png} "model_cards/stsb-embedder-$1mb/"

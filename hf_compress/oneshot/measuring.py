@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,9 @@ class Measuring:
         found, similar = compare(self.dense, other, self.batches, self.source.embed), self.texts.similar
         return found if similar is None else with_similarities(found, self.batches.loaded.rows, similar)
 
-    def report(self, folder: Path, recipe: Recipe, *, command: str | None, seconds: float) -> Report:
+    def report(
+        self, folder: Path, recipe: Recipe, *, command: str | None, seconds: float, author: dict[str, Any]
+    ) -> Report:
         """Return the report of the compressed model in `folder`, and write the predictions of labelled rows there.
 
         Args:
@@ -82,6 +85,7 @@ class Measuring:
             recipe: with the constant of the steps.
             command: the command line; by default that of this process.
             seconds: what the compression took.
+            author: what the author adds to the card, as `read_author` returns it.
         """
         reloaded = self._reloaded(folder)
         found = self.compared(reloaded)
@@ -118,6 +122,7 @@ class Measuring:
             languages=languages,
             baseline=Baseline(start=True, name=self.source.folder.name) if own else None,
             starts_trained=True,
+            author=author,
         )
         return self._with_intervals(report, found, folder)
 

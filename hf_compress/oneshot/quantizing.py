@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from hf_compress.quantize.arguments import QuantizationArguments
 from hf_compress.quantize.ranges import observe
 from hf_compress.quantize.spending import LEAST_BITS, Spent, least_bytes, spend
 from hf_compress.recipe import DEFAULT_SCHEME, Recipe
+from hf_compress.report.author import read_author
 from hf_compress.report.card import save_card
 from hf_compress.report.report import Report
 from hf_compress.verify.rows import Loaded
@@ -52,6 +53,7 @@ def quantize_once(
     revision: str | None = None,
     token: str | None = None,
     command: str | None = None,
+    card_metadata: str | Path | Mapping[str, Any] | None = None,
     tell: Tell = str,
 ) -> Report:
     """Compress a model without training into the folder `out`, with report and card, and return the report.
@@ -74,11 +76,12 @@ def quantize_once(
         revision: of a model of the Hub.
         token: a Hub token.
         command: the command line for the card. By default that of this process.
+        card_metadata: what the author adds to the card, as `--compress_card_metadata` says.
         tell: is told what is done, a sentence at a time.
 
     Raises:
         ValueError: there is no such model, or none for texts; the data are empty or have no text; the budget is too
-            small; or `out` is not free.
+            small; the metadata are not allowed; or `out` is not free.
         OSError: the files cannot be written.
 
     Example:
@@ -87,7 +90,7 @@ def quantize_once(
         >>> report.compressed["kl_divergence"]  # doctest: +SKIP
         0.0067
     """
-    target = check_free(out)
+    target, author = check_free(out), read_author(card_metadata, "--card_metadata")
     options = QuantizationArguments(quant_scheme=scheme, quant_exclude=list(exclude))
     recipe = Recipe(quantization=options, budget=BudgetArguments(compress_budget_mb=budget_mb))
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -116,7 +119,8 @@ def quantize_once(
     with written_aside(target.parent, target.name, replace=False) as aside:
         save_compressed(compressed, aside, recipe, processing_class=tokenizer)
         source.copy_small_files(aside)
-        report = measuring.report(aside, recipe, command=command, seconds=time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        report = measuring.report(aside, recipe, command=command, seconds=seconds, author=author)
         report.save(aside)
         save_card(aside)
         steps = FormatSteps(

@@ -20,13 +20,14 @@ LONGEST_EXAMPLE = 1000
 KEY = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
-def read_author(source: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+def read_author(source: str | Path | Mapping[str, Any] | None, flag: str = FLAG) -> dict[str, Any]:
     """Return what the author adds to the card, checked.
 
     Args:
         source: a YAML or JSON file, or what such a file holds. Besides metadata of the Hub (`license`, `language`,
             `tags`, ...) it may hold `title`, the title of the card; `text`, Markdown for the card; and `example`, one
             text or a pair of texts that the card shows with the model's answer, or `false` for a card without example.
+        flag: that names the source, for errors.
 
     Raises:
         ValueError: the file cannot be read, a value has the wrong type, or a key is one that the report measures.
@@ -39,7 +40,7 @@ def read_author(source: str | Path | Mapping[str, Any] | None) -> dict[str, Any]
     if source is None:
         return {}
     values = dict(source) if isinstance(source, Mapping) else read_document(source)
-    where = f"`{FLAG}`" if isinstance(source, Mapping) else f"`{FLAG} {source}`"
+    where = f"`{flag}`" if isinstance(source, Mapping) else f"`{flag} {source}`"
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"{where} must hold names and values, for example `license: mit`; got {values!r}.")
     if odd := [name for name in values if not KEY.fullmatch(name)]:

@@ -177,10 +177,10 @@ def _differences(
     for model, values in queries.items():
         for name, each in values.items():
             unknown.pop(name, None)
-            reported = reported_scores(report, model).get(name)
-            if reported is not None and abs(each.mean() - reported) > TOLERANCE * max(1.0, abs(reported)):
+            given = reported_scores(report, model).get(name)
+            if given is not None and abs(each.mean() - given) > TOLERANCE * max(1.0, abs(given)):
                 said.append(
-                    f"The queries of the {model} model give `{name}` {each.mean():.6g}, the report {reported:.6g}."
+                    f"The queries of the {model} model give `{name}` {each.mean():.6g}, the report {given:.6g}."
                 )
     return said or _intervals(stored, queries, report), unknown
 

@@ -65,4 +65,6 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, tiny_sentences: Dataset) 
 def compressed(tmp_path_factory: pytest.TempPathFactory, dense: Path, labelled: Path) -> tuple[Path, Report]:
     """The classifier compressed on the labelled rows, with its report."""
     folder = tmp_path_factory.mktemp("compressed") / "small"
-    return folder, quantize_once(dense, Data(str(labelled)), folder, budget_mb=BUDGET, command="hf-compress quantize")
+    card = {"license": "mit", "base_model": "someone/bert"}
+    data, command = Data(str(labelled)), "hf-compress quantize"
+    return folder, quantize_once(dense, data, folder, budget_mb=BUDGET, command=command, card_metadata=card)

@@ -90,12 +90,22 @@ def test_nothing_differs_from_the_report(compressed: tuple[Path, Report]) -> Non
     assert next(check for check in verification.checks if check.name == "scores").verdict == "true"
 
 
+def test_the_card_says_what_its_author_adds(compressed: tuple[Path, Report]) -> None:
+    head = (compressed[0] / "README.md").read_text("utf-8").split("---")[1].splitlines()
+    assert {"license: mit", "base_model: someone/bert"} <= {*head}
+
+
 def test_the_card_claims_no_training(compressed: tuple[Path, Report]) -> None:
     folder, report = compressed
     card = (folder / "README.md").read_text()
     assert not report.is_trained and is_current(folder)
     assert "**Training.**" not in card and "During training" not in card and "was not trained" in card
     assert "chosen on other rows" in card and "hf-compress quantize" in card
+
+
+def test_what_the_author_adds_is_checked_before_the_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`--card_metadata` must leave out `metrics`"):
+        quantize_once("no model", "no texts", tmp_path / "small", budget_mb=1, card_metadata={"metrics": ["f1"]})
 
 
 def test_texts_without_labels_give_agreement(dense: Path, texts: Path, tmp_path: Path) -> None:
