@@ -24,7 +24,9 @@ WORDS = 3  # A name of a column with more words may be a text.
 EMPTY = "corresponds to no data"  # What `datasets` says of a file without rows.
 
 
-def load_splits(name: str, config: str | None = None, *, option: str, token: str | None = None) -> dict[str, Any]:
+def load_splits(
+    name: str, config: str | None = None, *, option: str, configured: str, token: str | None = None
+) -> dict[str, Any]:
     """Return the splits of a file, a folder or a dataset of the Hub, by name.
 
     Args:
@@ -32,6 +34,7 @@ def load_splits(name: str, config: str | None = None, *, option: str, token: str
             of the Hub.
         config: the configuration of the dataset.
         option: the flag that it was given to, for the errors.
+        configured: how users name a configuration, for the errors.
         token: a Hub token.
 
     Raises:
@@ -59,9 +62,7 @@ def load_splits(name: str, config: str | None = None, *, option: str, token: str
         if EMPTY in str(error):
             raise ValueError(f"`--{option} {name}` has no rows.") from error
         said = _said(error) if path.exists() or path.suffix.lower() not in FILES else "there is no such file"
-        raise ValueError(
-            f"`--{option} {name}` could not be loaded: {said}. Give a file in UTF-8, a folder or a Hub id."
-        ) from error
+        raise ValueError(f"`--{option} {name}` could not be loaded: {said}. {_step(said, configured)}") from error
     return dict(found)
 
 
@@ -82,7 +83,18 @@ def _said(error: Exception) -> str:
     from datasets.exceptions import DatasetGenerationError
 
     vague = type(error) is DatasetGenerationError and isinstance(error.__cause__, Exception)
-    return " ".join(str(error.__cause__ if vague else error).split())[:300].rstrip(".!")
+    return (
+        " ".join(str(error.__cause__ if vague else error).split()).partition(" Example of usage")[0][:300].rstrip(".!")
+    )
+
+
+def _step(said: str, configured: str) -> str:
+    """Return what to do after the error `said`."""
+    if "BuilderConfig" in said or said.startswith("Config name is missing"):
+        return f"Name one of its configurations: {configured}."
+    if "save_to_disk" in said:
+        return "Write it with `Dataset.to_parquet`, and give that file."
+    return "Give a file in UTF-8, a folder or a Hub id."
 
 
 def is_text(feature: Any) -> bool:

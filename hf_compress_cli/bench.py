@@ -68,7 +68,7 @@ def bench(
 
 
 def _numbers(option: str, words: str) -> list[int]:
-    numbers = [int(word) if word.isdecimal() and len(word) <= 7 else 0 for word in words.split(",")]
+    numbers = [int(word) if word.isdecimal() and len(word) <= 7 else 0 for word in map(str.strip, words.split(","))]
     if not all(1 <= number <= LARGEST for number in numbers):
         raise typer.BadParameter(
             f"must be whole numbers from 1 to {LARGEST:,}, separated by commas; got {words[:60]!r}.",
@@ -78,7 +78,7 @@ def _numbers(option: str, words: str) -> list[int]:
 
 
 def _variants(words: str | None, known: Sequence[str]) -> tuple[str, ...]:
-    chosen = tuple(known if words is None else words.split(","))
+    chosen = tuple(known if words is None else (word.strip() for word in words.split(",")))
     if not set(chosen) <= set(known):
         raise typer.BadParameter(f"must be some of {', '.join(known)}; got {words!r}.", param_hint="--variants")
     return chosen

@@ -90,7 +90,7 @@ def quantize(
 
 
 def _words(given: str | None) -> list[str]:
-    return [] if given is None else [word for word in given.split(",") if word]
+    return [] if given is None else [word.strip() for word in given.split(",") if word.strip()]
 
 
 def summary(report: "Report", folder: Path) -> str:

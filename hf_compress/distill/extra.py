@@ -66,7 +66,7 @@ class ExtraSource:
         Raises:
             ValueError: they cannot be loaded, or there is no such split.
         """
-        splits = load_splits(self.name, self.config, option=OPTION)
+        splits = load_splits(self.name, self.config, option=OPTION, configured="`DATASET:CONFIG:SPLIT`")
         if self.split is not None and self.split not in splits:
             raise ValueError(
                 f"`--{OPTION} {self.given}`: {self.split} is not a split of the data, which has {', '.join(splits)}."

@@ -93,7 +93,7 @@ def load_teacher(name: str, head: Head, processing_class: Any = None, rows: int 
     with torch.random.fork_rng(devices=[]):
         try:
             teacher, info = head.auto_class.from_pretrained(source, dtype="auto", output_loading_info=True, **options)
-        except OSError as error:
+        except (OSError, *exceptions_of("safetensors")) as error:
             what = "it" if config is None else f"the base model {source} of that adapter"
             raise ValueError(f"{wanted}; loading {what} failed: {error}") from error
         missing = set(info["missing_keys"])

@@ -90,7 +90,7 @@ class Scheme(Grids):
 
     Args:
         help: a clause about the scheme for the help text of `--quant_scheme`.
-        card: a phrase for the card's sentence "scheme `NAME`: CARD."
+        card: a phrase for the card's sentence "scheme `NAME`: CARD."; `{ranges}` says where the ranges came from.
         citation: BibTeX entries, or "".
 
     Example:
@@ -131,7 +131,7 @@ SCHEMES: dict[str, Scheme] = {
             embedding=ROW_INT8,
             activation=TENSOR_INT8,
             help="8-bit weights, embeddings and inputs of linear layers, with input ranges learned in training",
-            card=f"{_ROW_WEIGHTS}, and 8-bit inputs of linear layers with ranges learned in training",
+            card=f"{_ROW_WEIGHTS}, and 8-bit inputs of linear layers with ranges {{ranges}}",
             citation=_JACOB,
         ),
         Scheme(
@@ -163,7 +163,7 @@ SCHEMES: dict[str, Scheme] = {
             activation=TENSOR_INT8,
             attention=TENSOR_INT8,
             help="`int8`, and the operands of the products inside attention too",
-            card=f"{_ROW_WEIGHTS}, and 8-bit inputs of linear layers and attention with ranges learned in training",
+            card=f"{_ROW_WEIGHTS}, and 8-bit inputs of linear layers and attention with ranges {{ranges}}",
             citation=_JACOB,
         ),
     )

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,12 +105,13 @@ def quantize_once(
     compressed, tokenizer = source.load(), source.tokenizer()
     head = source.head(compressed)
     _check_budget(compressed, recipe)
-    texts = read_texts(data, head, compressed.config, max_length or source.length(compressed, tokenizer))
+    texts = read_texts(data, head, compressed.config, source.length(compressed, tokenizer, max_length))
     if texts.similar is not None and source.similarity != COSINE:
         texts = texts.unrepeatable(f"The model compares embeddings by `{source.similarity}`, the report by cosine.")
     tell(
         f"Model: {source.given}, {head.name}, {sum(one.numel() for one in compressed.parameters()) / 1e6:.1f} million "
-        f"weights. Texts: {len(texts.sample):,} rows to learn from, {len(texts.held):,} others to measure on."
+        f"weights. Texts: {len(texts.sample):,} rows to learn from, {len(texts.held):,} others to measure on, "
+        f"{texts.answers}."
     )
     run = _Run(source, compressed, tokenizer, head, texts)
     spent = run.quantize(options, recipe.budget.bytes, tell)
@@ -177,11 +179,22 @@ class _Run:
         for begin in range(0, len(places), 1000):
             some = places[begin : begin + 1000]
             rows = self.texts.sample.select(some)[:]
-            for place, row in zip(some, self.texts.preprocessing.inputs(self.tokenizer, rows), strict=True):
-                ids = torch.as_tensor(row["input_ids"])
+            for place, ids in zip(some, self._ids(rows, size), strict=True):
                 found += torch.bincount(ids, minlength=size)
                 lengths[place] = len(ids)
+        deque(self._ids(self.texts.held[:], size), maxlen=0)
         return found, lengths
+
+    def _ids(self, rows: Any, size: int) -> Iterator[Int[Tensor, " tokens"]]:
+        """Yield the tokens of each row, of which the model knows `size`."""
+        for row in self.texts.preprocessing.inputs(self.tokenizer, rows):
+            ids = torch.as_tensor(row["input_ids"])
+            if len(ids) and int(ids.max()) >= size:
+                raise ValueError(
+                    f"The tokenizer of {self.source.given} gives token {int(ids.max())}, but the model has embeddings "
+                    f"for {size} tokens only. Give the tokenizer that it was trained with."
+                )
+            yield ids
 
     def _batches(self, rows: Sequence[int]) -> Iterator[dict[str, Tensor]]:
         """Yield the inputs of some rows; rows of similar length share a batch."""

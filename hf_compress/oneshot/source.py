@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from hf_compress.documents import read_document
 from hf_compress.extras import extra
+from hf_compress.failures import failures, reason
 from hf_compress.folders import MODEL_FILES, local_folder
 from hf_compress.models.examples import longest_text
 from hf_compress.models.heads import Head, find_outputs
@@ -57,6 +58,8 @@ class Source:
         folder = local_folder(model, revision=revision, token=token, only=[*MODEL_FILES, "*/config.json", "README.md"])
         source = cls(str(model), folder)
         path = source.weights / "config.json"
+        if not path.is_file() and (folder / "adapter_config.json").is_file():
+            raise ValueError(f"{model} is an adapter. Merge it into its model (`merge_and_unload`) and save that.")
         if not path.is_file():
             raise ValueError(f"{model} holds no model: there is no `config.json`. Give a folder or a Hub id of one.")
         if isinstance(config := read_document(path), dict) and config.get("quantization_config"):
@@ -156,8 +159,8 @@ class Source:
         kind = AutoModel if self._embeds else model_class(self.weights)
         try:
             model = kind.from_pretrained(self.weights, dtype=torch.float32, local_files_only=True)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{self.given} cannot be loaded: {' '.join(str(error).split())}") from error
+        except failures() as error:
+            raise ValueError(f"{self.given} cannot be loaded: {reason(error)}") from error
         return cast(PreTrainedModel, model.eval())
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -170,6 +173,9 @@ class Source:
             found = AutoTokenizer.from_pretrained(self.weights, local_files_only=True)
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(f"{self.given} has no tokenizer that can be loaded. Save it into the folder.") from error
+        if set(found.get_vocab()) <= {*found.all_special_tokens}:
+            # Without files of a tokenizer, Transformers makes an empty one by the kind of the model.
+            raise ValueError(f"{self.given} has no tokenizer. Save it into the folder (`tokenizer.save_pretrained`).")
         return cast(PreTrainedTokenizerBase, found)
 
     def head(self, model: PreTrainedModel) -> Head:
@@ -186,10 +192,16 @@ class Source:
             )
         return head
 
-    def length(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-        """Return the number of tokens that texts are cut to by default."""
-        allowed = longest_text(model) or LENGTH
-        return min(LENGTH, allowed, tokenizer.model_max_length)
+    def length(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: int | None = None) -> int:
+        """Return the number of tokens that texts are cut to: `wanted`, or by default up to `LENGTH`.
+
+        Raises:
+            ValueError: the model takes fewer than `wanted`.
+        """
+        most = longest_text(model)
+        if wanted is not None and wanted > (most or wanted):
+            raise ValueError(f"`--max_length` must be at most {most}, the positions of {self.given}; got {wanted}.")
+        return wanted or min(LENGTH, most or LENGTH, tokenizer.model_max_length)
 
     def copy_small_files(self, target: Path) -> None:
         """Copy what sentence-transformers needs beside the model, so that it loads `target` as it loads the source."""

@@ -74,6 +74,14 @@ class Texts:
     facts: DatasetFacts
     similar: list[float] | None = None
 
+    @property
+    def answers(self) -> str:
+        """Whether the rows to measure on have labels of this model, for the log."""
+        if self.preprocessing.label_column is not None or self.similar is not None:
+            return "with labels"
+        unused = next((name for name in (*LABELS, *TAGS) if name in self.held.column_names), None)
+        return "without labels" + ("" if unused is None else f" (`{unused}` does not hold labels of this model)")
+
     def unrepeatable(self, why: str) -> "Texts":
         """Return these texts with the reason, a sentence, why the scores cannot be measured again from the report."""
         return replace(self, facts=replace(self.facts, preprocessing=None, without_preprocessing=why))
@@ -91,7 +99,7 @@ def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) ->
     Raises:
         ValueError: the data cannot be loaded, are empty, or have no column of text, or none that can be told.
     """
-    splits = load_splits(data.name, data.config, option="data", token=data.token)
+    splits = load_splits(data.name, data.config, option="data", configured="`--config NAME`", token=data.token)
     name = _split(data.split, splits, TRAIN, "split")
     rows = splits[name]
     columns = list(data.columns) or _columns(rows, head)
@@ -101,9 +109,18 @@ def read_texts(data: Data, head: Head, config: PreTrainedConfig, length: int) ->
         )
     if len(columns) > 2:
         raise ValueError(f"`--columns` takes one column or two (a pair of texts); got {len(columns)}.")
+    if wrong := [name for name in columns if not is_text(rows.features[name]) and name not in word_columns(rows)]:
+        raise ValueError(
+            f"`--columns` must name columns of text; {wrong[0]} of {data.name} holds {rows.features[wrong[0]]}."
+        )
     rows = filled(rows, columns)
     if len(rows) < 2:
-        raise ValueError(f"{data.name} has {len(rows)} rows with text in `{name}`; at least 2 are needed.")
+        raise ValueError(f"At least 2 rows with text are needed; got {len(rows)} in `{name}` of {data.name}.")
+    if data.eval_split == name:
+        raise ValueError(
+            f"`--eval_split` must differ from the split that the steps are chosen on; got `{name}` for both. Leave it "
+            "out to measure on rows that are held out."
+        )
     own = data.eval_split or next((one for one in EVALUATION if one in splits and one != name), None)
     if own is not None:
         _split(own, splits, (), "eval_split")

@@ -22,7 +22,7 @@ from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.layers.turning import compressed_layers
 from hf_compress.models.heads import bare
 from hf_compress.models.layer_kinds import as_rows
-from hf_compress.models.sharding import gathered
+from hf_compress.models.sharding import gathered, local
 from hf_compress.models.targets import PROJECTIONS, Target, quantizable, token_embedding
 from hf_compress.packing.packed import pack
 from hf_compress.rate import Pooling, Rounded, Rounding, Statistics, fit, gather, token_factors
@@ -101,7 +101,7 @@ def spend(
     targets = quantizable(model, exclude)
     with _in_floating_point(model):
         statistics = _from_first(gather(base, targets, batches, pooling=pooling))
-    _refuse_broken(statistics)
+    _refuse_broken(model, statistics)
     used = _used(targets, statistics)
     rounding = _rounding(base, used, statistics, counts, feedback=not isinstance(model, PeftModel))
     others = other_bytes(model, used, zeros)
@@ -275,16 +275,23 @@ def _in_floating_point(model: nn.Module) -> Iterator[None]:
             layer.quantizing = before
 
 
-def _refuse_broken(statistics: Statistics) -> None:
-    """Refuse sensitivities that are not finite, as half precision may give."""
+def _refuse_broken(model: nn.Module, statistics: Statistics) -> None:
+    """Refuse sensitivities that are not finite: the weights are not, or half precision made them infinite."""
     broken = [name for name, value in statistics.sensitivity.items() if not math.isfinite(value)]
     broken += [name for name, value in statistics.moments.items() if not bool(value.isfinite().all())]
-    if broken:
+    if not broken:
+        return
+    weights = [name for name, one in model.named_parameters() if not bool(local(one.detach()).isfinite().all())]
+    if weights:
         raise ValueError(
-            f"The sample of the training set gives inputs or gradients that are not finite in {len(broken)} layers, "
-            f"for example {broken[0]}, so no steps can be chosen. Load the model in float32 or bfloat16, or look for "
-            "broken rows."
+            f"The weights of the model are not finite, for example `{weights[0]}` ({len(weights)} tensors in all), so "
+            "no steps can be chosen. Use another checkpoint of it."
         )
+    raise ValueError(
+        f"The sample of the training set gives inputs or gradients that are not finite in {len(broken)} layers, "
+        f"for example {broken[0]}, so no steps can be chosen. Load the model in float32 or bfloat16, or look for "
+        "broken rows."
+    )
 
 
 def _several() -> bool:

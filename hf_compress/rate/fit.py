@@ -139,7 +139,8 @@ def fit(rounding: Rounding, limit: float) -> Fit:
     """Return the weights rounded such that they take at most `limit` bytes when packed, and nearly as many.
 
     Every step is the constant over the root of the tensor's sensitivity. The constant is found by bisection on the
-    entropy of samples, and corrected until the packed bytes fit. It has four significant digits.
+    entropy of samples, and corrected until the packed bytes fit. It has four significant digits. If there are more
+    bytes than the finest steps need, the constant is that of the finest steps.
 
     Args:
         rounding: the weights.
@@ -157,15 +158,16 @@ def fit(rounding: Rounding, limit: float) -> Fit:
         True
     """
     count = sum(rows.numel() for rows in rounding.weights.values())
-    constant, best = _bisected(rounding.estimate, limit, rounding.finest), None
+    finest = rounding.finest
+    constant, best = _bisected(rounding.estimate, limit, finest), None
     above, below = 0.0, math.inf  # Constants whose bytes exceed the limit, and whose bytes fit.
     for tried in range(ROUNDS):
-        constant = float(f"{constant:.{DIGITS}g}")
+        constant = float(f"{max(constant, finest):.{DIGITS}g}")
         weights = rounding.at(constant)
         size = sum(one.bytes for one in weights.values())
         if size <= limit and (best is None or size > best.bytes):
             best = Fit(constant, weights, size)
-        if CLOSE * limit < size <= limit:
+        if CLOSE * limit < size <= limit or (size <= limit and constant <= float(f"{finest:.{DIGITS}g}")):
             break
         above, below = (max(above, constant), below) if size > limit else (above, min(below, constant))
         # At a high rate, one bit less per weight doubles the step; at a low one, more than doubles it.

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,8 @@ from hf_compress.report.card import is_current
 from hf_compress.report.predictions import read_predictions
 from hf_compress.verify import verify_folder
 from hf_compress_cli import app
-from tests.oneshot.conftest import BUDGET
+from tests.oneshot.conftest import BUDGET, SIZES
+from tests.tiny import VOCABULARY, bert
 
 runner = CliRunner(env={"COLUMNS": "160"})
 
@@ -177,6 +180,15 @@ def test_the_command_says_what_was_reached(dense: Path, texts: Path, tmp_path: P
         ({"model": "texts"}, "there is no `config.json`"),
         ({"model": "vit"}, "cannot feed with texts|has no known head"),
         ({"model": "compressed"}, "quantized already"),
+        ({"model": "adapter"}, "is an adapter. Merge it"),
+        ({"model": "wordless"}, "has no tokenizer"),
+        ({"model": "cut off"}, "cannot be loaded"),
+        ({"model": "few tokens"}, r"gives token \d\d, but the model has embeddings for 8 tokens only"),
+        (
+            {"model": "broken"},
+            r"weights of the model are not finite, for example `bert.pooler.dense.bias` \(1 tensors",
+        ),
+        ({"max_length": 33}, "`--max_length` must be at most 32"),
         ({"budget_mb": 0.001}, r"too small for this model.*Give at least 0\.0\d"),
         ({"budget_mb": -1}, "above 0"),
         ({"scheme": "int4-weight"}, "needs a `--quant_scheme` of 8 bits"),
@@ -184,12 +196,16 @@ def test_the_command_says_what_was_reached(dense: Path, texts: Path, tmp_path: P
         ({"formats": ["onxx"]}, "onxx"),
         ({"data": Data("nowhere.txt")}, "could not be loaded"),
         ({"data": Data("empty.txt")}, "is an empty file"),
-        ({"data": Data("blank.txt")}, "at least 2 are needed"),
+        ({"data": Data("blank.txt")}, "At least 2 rows with text are needed; got 0"),
         ({"data": Data("picture.png")}, "must end in"),
+        ({"data": Data("rows.jsonl", eval_split="train")}, "`--eval_split` must differ from the split"),
+        ({"data": Data("scored.csv", columns=("score",))}, "must name columns of text; score of scored.csv holds"),
         ({"data": Data("rows.jsonl", columns=("text",))}, "`--columns` names text, but .* has sentence, label"),
         ({"data": Data("rows.jsonl", split="test")}, "`--split test` is not a split"),
         ({"data": Data("rows.jsonl", label_column="sentence")}, "does not hold the labels"),
         ({"data": Data("numbers.csv")}, "no column of text"),
+        ({"data": Data("glue")}, "Name one of its configurations: `--config NAME`"),
+        ({"data": Data("saved")}, "Write it with `Dataset.to_parquet`"),
         ({"data": Data("two.csv")}, "has the text columns a, b. Name one"),
     ],
 )
@@ -210,15 +226,35 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
         ("picture.png", "x"),
         ("numbers.csv", "a,b\n1,2\n3,4\n"),
         ("two.csv", "a,b\nwarm,cold\nold,new\n"),
+        ("scored.csv", "text,score\nwarm,1\nold,2\n"),
         ("rows.jsonl", labelled.read_text()),
     ):
         (tmp_path / name).write_text(text)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    Dataset.from_dict({"text": ["warm", "old"]}).save_to_disk("saved")
+    (tmp_path / "glue").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "glue" / f"{name}.csv").write_text("text\nwarm\n")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in ("one", "two"))
+    (tmp_path / "glue" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     if changes.get("model") == "vit":
-        ViTModel(ViTConfig(image_size=8, patch_size=4, **sizes)).save_pretrained("vit")
+        ViTModel(ViTConfig(image_size=8, patch_size=4, **small)).save_pretrained("vit")
         AutoTokenizer.from_pretrained(dense).save_pretrained("vit")
     if changes.get("model") == "compressed":
         changes = {"model": compressed[0]}
+    if changes.get("model") == "adapter":
+        (tmp_path / "adapter").mkdir()
+        (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    if (name := changes.get("model")) in ("wordless", "few tokens", "broken"):
+        made = bert(**SIZES | {"vocab_size": 8 if name == "few tokens" else VOCABULARY})
+        if name == "broken":
+            made.bert.pooler.dense.bias.data[0] = math.nan
+        made.save_pretrained(str(name))
+        if name != "wordless":
+            AutoTokenizer.from_pretrained(dense).save_pretrained(str(name))
+    if changes.get("model") == "cut off":
+        shutil.copytree(dense, "cut off")
+        os.truncate("cut off/model.safetensors", 5000)
     given = {"model": dense, "data": Data("rows.jsonl"), "out": "out", "budget_mb": BUDGET} | changes
     with pytest.raises(ValueError, match=said) as caught:
         quantize_once(**given)  # type: ignore[arg-type]
@@ -236,6 +272,33 @@ def test_a_full_disk_leaves_nothing_behind(
     with pytest.raises(OSError, match="No space left"):
         quantize_once(dense, str(texts), tmp_path / "small", budget_mb=BUDGET)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["negative", "positive"], "with labels"),
+        ([None, "positive"], "without labels (`label` does not hold labels of this model)"),
+        (None, "without labels"),
+    ],
+)
+def test_the_log_says_whether_there_are_labels(
+    labels: list[str | None] | None, said: str, dense: Path, tmp_path: Path
+) -> None:
+    rows: list[dict[str, object]] = [{"sentence": text} for text in ("warm", "cold", "old", "new") * 3]
+    for number, row in enumerate(rows):
+        row |= {} if labels is None else {"label": labels[number % 2]}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    heard: list[str] = []
+
+    def tell(sentence: str) -> None:
+        heard.append(sentence)
+        if "measure on" in sentence:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize_once(dense, str(tmp_path / "rows.jsonl"), tmp_path / "small", budget_mb=BUDGET, tell=tell)
+    assert heard[-1].endswith(f"2 others to measure on, {said}.")
 
 
 @pytest.mark.slow

@@ -101,6 +101,13 @@ def test_transposed_layers_are_rounded_by_outputs() -> None:
         assert len(rounded.step) == target.weight.shape[target.row_dim]
 
 
+def test_more_bytes_than_any_step_needs_give_the_finest(model: BertForSequenceClassification) -> None:
+    rounding = _rounding(model)[1]
+    found = fit(rounding, limit=10**9)
+    assert found.constant == pytest.approx(rounding.finest, rel=1e-3)
+    assert found.bytes == sum(one.bytes for one in rounding.at(found.constant).values())
+
+
 def test_bytes_that_no_step_can_meet_are_refused(model: BertForSequenceClassification) -> None:
     _, rounding = _rounding(model)
     with pytest.raises(ValueError, match="cannot be rounded into"):

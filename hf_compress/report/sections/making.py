@@ -157,7 +157,7 @@ def values(report: Report) -> dict[str, Any]:
         "speed": _speed_words(report),
         "grouped": pruning.enabled and bool(pattern(report).kinds),
         "schedule": Markdown(schedule(report).card) if pruning.enabled else "",
-        "scheme": Markdown(scheme(report).card) if quantization.enabled else "",
+        "scheme": Markdown(scheme(report).card.format(ranges=_ranges(report))) if quantization.enabled else "",
         "pruning_excluded": listed([code(pattern) for pattern in pruning.prune_exclude]),
         "quantization_excluded": listed([code(pattern) for pattern in quantization.quant_exclude]),
         "bits": _bits_words(report),
@@ -189,6 +189,11 @@ def _folded(command: str) -> str:
             lines.append([])
         lines[-1].append(word)
     return " \\\n    ".join(shlex.join(line) for line in lines)
+
+
+def _ranges(report: Report) -> str:
+    """Where the ranges of activations came from."""
+    return "learned in training" if report.is_trained else "observed on texts"
 
 
 def _temperature(report: Report) -> dict[str, float]:
