@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from hf_compress.distill.finite import refuse_broken
 from hf_compress.distill.teacher import SELF, check_separate
 from hf_compress.folders import MODEL_FILES, local_folder
 from hf_compress.models.classes import class_order
+from hf_compress.models.finite import refuse_broken
 from hf_compress.models.heads import bare
 from hf_compress.models.sentences import MODULES, SentenceKind, kind_of_folder, sentence_kind
 from hf_compress.models.targets import transformer
@@ -42,7 +42,7 @@ def load_sentence_teacher(name: str, student: nn.Module) -> nn.Module:
                 teacher = cast(Any, type(student))(str(folder), device=str(cast(Any, student).device))
             except (OSError, ValueError, KeyError) as error:
                 raise ValueError(f"{given} must be a {kind.name}; loading it failed: {error}") from error
-    refuse_broken(teacher)
+    refuse_broken(teacher, "The teacher's")
     check_separate(student, teacher)
     return teacher.eval().requires_grad_(False)
 

@@ -18,10 +18,11 @@ from transformers.utils import cached_file, logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_compress.cut.vocabulary import keep_tokens
-from hf_compress.distill.finite import refuse_broken
+from hf_compress.failures import failures, reason
 from hf_compress.folders import is_repository, local_folder
 from hf_compress.models.classes import class_names, class_order, has_default_labels
 from hf_compress.models.examples import fits, pools_by_padding
+from hf_compress.models.finite import refuse_broken
 from hf_compress.models.heads import Head, bare, find_head, has_own_forward
 from hf_compress.options import as_flag, changed
 
@@ -93,9 +94,9 @@ def load_teacher(name: str, head: Head, processing_class: Any = None, rows: int 
     with torch.random.fork_rng(devices=[]):
         try:
             teacher, info = head.auto_class.from_pretrained(source, dtype="auto", output_loading_info=True, **options)
-        except (OSError, *exceptions_of("safetensors")) as error:
+        except failures() as error:
             what = "it" if config is None else f"the base model {source} of that adapter"
-            raise ValueError(f"{wanted}; loading {what} failed: {error}") from error
+            raise ValueError(f"{wanted}; loading {what} failed: {reason(error)}") from error
         missing = set(info["missing_keys"])
         if config is not None:
             missing -= _adapter_names(name)
@@ -258,7 +259,7 @@ def match_teacher(student: nn.Module, teacher: nn.Module) -> list[int] | None:
         ValueError: the teacher's weights are not finite, or head, number of classes, class names or inputs of the
             two differ.
     """
-    refuse_broken(teacher)
+    refuse_broken(teacher, "The teacher's")
     ours, theirs = find_head(student), find_head(teacher)
     student_config, teacher_config = bare(student).config, bare(teacher).config
     if ours.kind != theirs.kind:

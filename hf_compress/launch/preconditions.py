@@ -10,6 +10,7 @@ from transformers.utils import logging
 from hf_compress.cut.vocabulary import VocabularyFacts
 from hf_compress.distill.teacher import SELF
 from hf_compress.export.formats import check_formats, check_recipe
+from hf_compress.models.finite import refuse_broken
 from hf_compress.models.heads import bare
 from hf_compress.models.saving import refuse_unsavable
 from hf_compress.models.sentences import place_of_transformer, sentence_kind
@@ -40,9 +41,10 @@ def check_compressible(trainer: Trainer, recipe: Recipe, formats: Sequence[str] 
     """Check that `trainer` can compress by `recipe`, and that `formats` can hold the result.
 
     Raises:
-        ValueError: it compresses already, its model is not a Transformers model or cannot be saved, the vocabulary is
-            to be cut although the rows are tokenized or no text, the rows have no labels beside which a teacher could
-            be asked, a format cannot hold a model of the recipe, or one of its arguments is text in place of a number.
+        ValueError: it compresses already, its model is not a Transformers model, cannot be saved or has weights that
+            are not finite, the vocabulary is to be cut although the rows are tokenized or no text, the rows have no
+            labels beside which a teacher could be asked, a format cannot hold a model of the recipe, or one of its
+            arguments is text in place of a number.
         MissingExtraError: a library of a format is missing.
     """
     _check_numbers(trainer.args)
@@ -54,6 +56,7 @@ def check_compressible(trainer: Trainer, recipe: Recipe, formats: Sequence[str] 
         )
     _check_labelled(trainer, recipe)
     refuse_unsavable(trainer.model)
+    refuse_broken(trainer.model, "The model's")
     inner = bare(trainer.model)
     if sentence_kind(inner) is not None:
         place_of_transformer(inner)

@@ -1,4 +1,4 @@
-"""Whether the weights of a teacher are numbers."""
+"""Whether the weights of a model are numbers."""
 
 import torch
 from torch import nn
@@ -14,15 +14,19 @@ def _is_finite(weight: nn.Parameter) -> bool:
     return bool(part.isfinite().all())
 
 
-def refuse_broken(teacher: nn.Module) -> None:
-    """Refuse a teacher whose weights are not finite.
+def refuse_broken(model: nn.Module, whose: str) -> None:
+    """Refuse a model whose weights are not finite before it trains or teaches.
+
+    Args:
+        model: the model.
+        whose: "The teacher's", for the error.
 
     Raises:
         ValueError: they are not.
     """
-    broken = [name for name, weight in teacher.named_parameters() if not _is_finite(weight)]
+    broken = [name for name, weight in model.named_parameters() if not _is_finite(weight)]
     if broken:
         raise ValueError(
-            f"The teacher's weights are not finite, for example `{broken[0]}` ({len(broken)} tensors in all). Use "
-            "another checkpoint of it, or load it in a wider dtype."
+            f"{whose} weights are not finite, for example `{broken[0]}` ({len(broken)} tensors in all). Use another "
+            "checkpoint of it, or load it in a wider dtype."
         )
