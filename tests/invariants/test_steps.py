@@ -108,6 +108,14 @@ def test_the_best_model_is_one_with_steps(tmp_path: Path) -> None:
     agree(run.model, tmp_path / "compressed", PLAN)
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a run with steps."""
+    folder = tmp_path_factory.mktemp("first")
+    agree(trained(folder / "run", plan=PLAN).model, folder / "file", PLAN)
+    return folder / "file"
+
+
 @pytest.mark.parametrize(
     "plan",
     [
@@ -117,11 +125,10 @@ def test_the_best_model_is_one_with_steps(tmp_path: Path) -> None:
     ],
     ids=["without a recipe", "int8", "another budget"],
 )
-def test_further_training_keeps_steps_or_chooses_new_ones(plan: Recipe, tmp_path: Path) -> None:
-    run = trained(tmp_path / "first", plan=PLAN)
-    model = agree(run.model, tmp_path / "file", PLAN)
+def test_further_training_keeps_steps_or_chooses_new_ones(plan: Recipe, first: Path, tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(first).eval()
     before = {name: step.clone() for name, step in steps(model).items()}
-    again = trained(tmp_path / "second", plan=plan, model=model, trainer_class=type(run))
+    again = trained(tmp_path / "second", plan=plan, model=model)
     after = {name: steps(again.model)[name] for name in before}
     assert same(after, before) != plan.budget.enabled
     if plan.quantization.enabled:
