@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+SPEED_RUNTIMES = ("onnx", "openvino")  # The formats whose runtimes `--compress_speedup` can be measured in.
+
 
 @dataclass
 class BudgetArguments:
@@ -69,7 +71,18 @@ class SpeedArguments:
         default=1, metadata={"help": "Rows of a batch, at least 1, for which `--compress_speedup` counts."}
     )
     compress_speedup_length: int = field(
-        default=128, metadata={"help": "Tokens of a row, at least 1, for which `--compress_speedup` counts."}
+        default=128,
+        metadata={
+            "help": "Tokens of a row, or frames of a sound, at least 1, for which `--compress_speedup` counts. Images "
+            "and spectrograms have the size that the model reads."
+        },
+    )
+    compress_speedup_runtime: str = field(
+        default="onnx",
+        metadata={
+            "help": "The format whose runtime `--compress_speedup` is measured in: ONNX Runtime or OpenVINO.",
+            "choices": list(SPEED_RUNTIMES),
+        },
     )
 
     @property
@@ -81,6 +94,11 @@ class SpeedArguments:
             raise ValueError(
                 f"`--compress_speedup` must be a number above 1; got {self.compress_speedup}. Give 2 for a graph that "
                 "takes half the time."
+            )
+        if self.compress_speedup_runtime not in SPEED_RUNTIMES:
+            raise ValueError(
+                f"`--compress_speedup_runtime` must be of {', '.join(SPEED_RUNTIMES)}; got "
+                f"{self.compress_speedup_runtime!r}. Choose from these."
             )
         for option in ("compress_speedup_batch", "compress_speedup_length"):
             if getattr(self, option) < 1:

@@ -34,7 +34,7 @@ def speed_goal(trainer: Trainer, recipe: Recipe) -> SpeedGoal | None:
     The latency of the model is measured now, or was before on this machine. Collective.
 
     Raises:
-        MissingExtraError: the extra `onnx` is not installed.
+        MissingExtraError: the extra of the runtime is not installed.
         ValueError: the model reads no text of that length, has lost neurons or heads before, or its latency cannot be
             measured. The message says what is possible.
     """
@@ -62,6 +62,7 @@ def speed_goal(trainer: Trainer, recipe: Recipe) -> SpeedGoal | None:
             exclude=pruning.prune_exclude,
             batch=speed.compress_speedup_batch,
             length=speed.compress_speedup_length,
+            runtime=speed.compress_speedup_runtime,
         ),
     )
     known = {(course.kind, course.count) for course in table.courses}
@@ -80,7 +81,7 @@ def _smaller(reason: str) -> ValueError:
 def add_speed(folder: Path) -> bool:
     """Measure the speed-up of the finished `folder`, if its recipe asks for one, and put it into report and card.
 
-    Its ONNX graph and that of the whole model in the same number format take turns. If they do not run here, the log
+    Its graph and that of the whole model in the same number format take turns. If they do not run here, the log
     says why. Return whether it was measured now.
     """
     report = Report.load(folder)
@@ -108,14 +109,20 @@ def measured_speed(folder: Path, recipe: Recipe) -> Speed:
     assert options.compress_speedup is not None
     assert kept is not None
     whole, cls = whole_config(config), model_class(folder)
-    batch, length = options.compress_speedup_batch, options.compress_speedup_length
-    table = cached_table(cls, whole, given, kinds, exclude=pruning.prune_exclude, batch=batch, length=length)
+    batch, length, runtime = (
+        options.compress_speedup_batch,
+        options.compress_speedup_length,
+        options.compress_speedup_runtime,
+    )
+    table = cached_table(
+        cls, whole, given, kinds, exclude=pruning.prune_exclude, batch=batch, length=length, runtime=runtime
+    )
     with tempfile.TemporaryDirectory() as scratch:
         graphs = Graphs(cls, whole, given, Path(scratch), kinds, pruning.prune_exclude)
-        smaller = folder / FORMATS["onnx"].path
+        smaller = folder / FORMATS[runtime].path
         if not smaller.is_file():
             smaller = Path(scratch, "smaller.onnx")
             write_graph(folder, smaller)
-        measured = compare_graphs(graphs.whole, smaller, graphs.config, graphs.batch(batch, length))
+        measured = compare_graphs(graphs.whole, smaller, graphs.config, graphs.batch(batch, length), runtime=runtime)
     predicted = table.speedup(graphs.blocks, kept)
-    return Speed(options.compress_speedup, predicted, measured, batch, length, table.runtime, table.machine)
+    return Speed(options.compress_speedup, predicted, measured, table.shape, table.runtime, table.machine)

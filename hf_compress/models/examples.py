@@ -96,6 +96,30 @@ SHAPES: dict[str, Shape] = {
 }
 
 
+# What the last numbers of a main input count.
+_UNITS = {"input_ids": "tokens", "pixel_values": "pixels", "input_values": "samples", "input_features": "values"}
+
+
+def shape_in_words(config: PreTrainedConfig, main_input: str, rows: int, length: int) -> str:
+    """Return the shape of a batch in words.
+
+    Args:
+        config: of the model.
+        main_input: the model's `main_input_name`.
+        rows: rows of the batch.
+        length: tokens or frames of a row; images and spectrograms of a fixed size ignore it.
+
+    Example:
+        >>> from transformers import ViTConfig
+        >>> from hf_compress.models.examples import shape_in_words
+        >>> shape_in_words(ViTConfig(), "pixel_values", 1, 128)
+        '1 x 224 x 224 pixels'
+    """
+    row = (length,) if main_input == "input_ids" else SHAPES[main_input](config, length)
+    numbers = (rows, *(row[1:] if main_input == "pixel_values" else row))
+    return f"{' x '.join(map(str, numbers))} {_UNITS[main_input]}"
+
+
 def random_batch(
     model: PreTrainedModel, main_input: str, names: list[str], shape: tuple[int, ...], seed: int
 ) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class SpeedGoal:
     Example:
         >>> from hf_compress.prune import Course, LatencyTable, SpeedGoal
         >>> neurons = Course("neurons", count=8, blocks=2, kept=[2, 8], shares=[0.4, 1.0])
-        >>> table = LatencyTable(1, 128, 0.01, 0.4, (neurons,), "int8", "ONNX Runtime", "a CPU")
+        >>> table = LatencyTable("1 x 128 tokens", 0.01, 0.4, (neurons,), "int8", "ONNX Runtime", "a CPU")
         >>> SpeedGoal(2.0, table).possible, SpeedGoal(3.0, table).possible
         (True, False)
     """

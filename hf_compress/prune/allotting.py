@@ -59,7 +59,7 @@ def refuse_allotment(speed: SpeedGoal, coverage: Coverage, loader: Any) -> None:
         remedy = "" if len(kinds) > 1 else ", let neurons and heads go (`--prune_pattern neurons+heads`)"
         raise ValueError(
             f"`--compress_speedup {speed.speedup:g}` is more than this model can reach on this machine: "
-            f"{table.most:.2f} at {table.batch} x {table.length} tokens ({table.runtime}), with the fewest "
+            f"{table.most:.2f} at {table.shape} ({table.runtime}), with the fewest "
             f"{' and '.join(kinds)}. Lower it{remedy}, remove layers first "
             "(`--distill_student_layers`), or start from a smaller model."
         )

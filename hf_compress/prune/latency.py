@@ -55,8 +55,7 @@ class LatencyTable:
     What blocks save is added up. What all save together was measured too, and the sum is scaled to meet it.
 
     Args:
-        batch: rows of a batch.
-        length: tokens of a row.
+        shape: that of the batch, in words.
         seconds: the time of the whole model.
         least: the time if every block keeps the fewest groups of its `Course`, as a share of `seconds`.
         courses: one for each kind and size of blocks.
@@ -70,15 +69,14 @@ class LatencyTable:
     Example:
         >>> from hf_compress.prune.latency import Course, LatencyTable
         >>> neurons = Course("neurons", count=8, blocks=2, kept=[2, 8], shares=[0.4, 1.0])
-        >>> table = LatencyTable(1, 128, 0.01, 0.4, (neurons,), "int8", "ONNX Runtime", "a CPU")
+        >>> table = LatencyTable("1 x 128 tokens", 0.01, 0.4, (neurons,), "int8", "ONNX Runtime", "a CPU")
         >>> round(table.most, 2)
         2.5
         >>> LatencyTable.from_dict(table.to_dict()) == table
         True
     """
 
-    batch: int
-    length: int
+    shape: str
     seconds: float
     least: float
     courses: tuple[Course, ...]

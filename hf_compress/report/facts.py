@@ -64,8 +64,7 @@ class Speed:
         target: how many times faster the graph was to be.
         predicted: what was expected of the chosen numbers of groups, from times measured before training.
         measured: of the finished graph.
-        batch: rows of a batch.
-        length: tokens of a row.
+        shape: that of the batch, in words.
         runtime: what ran the graphs, with its version and threads.
         machine: the processor.
 
@@ -73,15 +72,14 @@ class Speed:
         >>> from hf_compress.report.facts import Speed
         >>> from hf_compress.report.latency import Ratio
         >>> measured = Ratio(1.9, interval=[1.8, 1.95], quartiles=[1.8, 2.0])
-        >>> Speed(2.0, 2.02, measured, 1, 128, "ONNX Runtime 1.23, 1 thread", "a CPU, 2 cores").missed
+        >>> Speed(2.0, 2.02, measured, "1 x 128 tokens", "ONNX Runtime 1.23, 1 thread", "a CPU, 2 cores").missed
         True
     """
 
     target: float
     predicted: float
     measured: Ratio
-    batch: int
-    length: int
+    shape: str
     runtime: str
     machine: str
 

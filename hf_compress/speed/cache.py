@@ -16,11 +16,11 @@ from hf_compress.models.groups import GroupKind
 from hf_compress.prune.latency import LatencyTable
 from hf_compress.quantize import QuantizationArguments
 from hf_compress.report import provenance
-from hf_compress.speed.measuring import machine, measure_table, runtime
+from hf_compress.speed.measuring import machine, measure_table, runtime_words
 
 logger = logging.get_logger(__name__)
 
-VERSION = 3  # Of how tables are measured.
+VERSION = 4  # Of how tables are measured.
 # What says nothing about the shapes of a graph: a saved config has more of it than the one that training began with.
 NAMES = (
     "_name_or_path",
@@ -47,12 +47,13 @@ def cached_table(
     exclude: Sequence[str] = (),
     batch: int = 1,
     length: int = 128,
+    runtime: str = "onnx",
 ) -> LatencyTable:
     """Return the table that `measure_table` returns, measured now or earlier on this machine.
 
     Tables are in the folder `hf_compress/latency` beside the Hub's cache (`HF_HOME`), one file for each architecture,
-    number format, shape of a batch, processor, number of threads and versions of the libraries. Delete a file to have
-    it measured again. Where no file can be written, every call measures, and the log says so.
+    number format, shape of a batch, processor, runtime, number of threads and versions of the libraries. Delete a file
+    to have it measured again. Where no file can be written, every call measures, and the log says so.
 
     Raises:
         MissingExtraError, ValueError: as `measure_table`.
@@ -71,7 +72,7 @@ def cached_table(
         "quantization": {name: asdict(quantization)[name] for name in ("quant_scheme", "quant_bits", "quant_exclude")},
         "groups": [sorted(kinds), list(exclude)],
         "batch": [batch, length],
-        "machine": [machine(), runtime()],
+        "machine": [machine(), runtime_words(runtime)],
         "versions": provenance.versions((*provenance.PACKAGES, *provenance.RUNTIMES)),
     }
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
@@ -81,7 +82,9 @@ def cached_table(
     except (OSError, ValueError, TypeError, LookupError):
         pass  # There is none yet, or another version has written it.
     logger.warning("Measuring the latency of this model with fewer neurons and heads, once for this machine.")
-    table = measure_table(model_class, config, quantization, kinds, exclude=exclude, batch=batch, length=length)
+    table = measure_table(
+        model_class, config, quantization, kinds, exclude=exclude, batch=batch, length=length, runtime=runtime
+    )
     try:
         _keep(table, path)
     except OSError as error:

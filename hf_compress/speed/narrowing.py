@@ -1,6 +1,6 @@
 """An ONNX graph with fewer neurons and heads, made from the whole graph: as fast as a pruned one, but not trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,28 +67,82 @@ def _slice(graph: Any, name: str, axis: int, along: np.ndarray) -> None:
 
 
 def _count_heads(graph: Any, blocks: Sequence[Groups], kept: Mapping[str, int]) -> None:
-    """Let shapes that count heads, or the values of all heads, follow."""
-    sizes: dict[int, int] = {}
+    """Let shapes that count heads, or the values of all heads, follow, between queries, keys, values and their reader.
+
+    Elsewhere the same numbers mean something else: images and the residual stream are as wide as all heads together.
+    """
     for block in blocks:
         number = kept.get(block.name, block.count)
-        if block.kind == "heads" and number < block.count:
-            for part in block.parts:
-                sizes[block.count] = number
-                sizes[block.count * part.size] = number * part.size
-    for node in graph.graph if sizes else ():
-        if node.op_type != "Reshape":
+        if block.kind != "heads" or number == block.count:
             continue
-        producer = node.inputs[1].producer()
-        for value in [node.inputs[1]] if producer is None else list(producer.inputs):
-            _change(value, sizes)
+        values = {block.count * part.size: number * part.size for part in block.parts}
+        for node in _inside(graph, block):
+            if node.op_type == "Reshape":
+                _reshape(graph, node, values | {block.count: number}, values)
 
 
-def _change(value: Any, sizes: Mapping[int, int]) -> None:
+def _inside(graph: Any, block: Groups) -> list[Any]:
+    """Return the nodes on the ways from the layers that compute the groups of a block to the one that reads them."""
+    computing = [_weight(graph, part) for part in block.parts if part.side == "outputs"]
+    behind = _reached(computing, lambda node: [use.node for value in node.outputs for use in value.uses()])
+    before = _reached(
+        [_weight(graph, block.consumer)],
+        lambda node: [producer for value in node.inputs if value and (producer := value.producer()) is not None],
+    )
+    return [node for node in graph.graph if node in behind and node in before]
+
+
+def _weight(graph: Any, part: Part) -> Any:
+    """Return the node in which a layer takes part: where its weight is multiplied."""
+    value = graph.graph.initializers[f"{ROOT}{part.target.name}.weight"]
+    while True:
+        (node,) = {use.node for use in value.uses()}
+        if node.op_type not in ("DequantizeLinear", "Cast", "Transpose", "Mul"):
+            return node
+        (value,) = node.outputs
+
+
+def _reached(nodes: Sequence[Any], following: Callable[[Any], Sequence[Any]]) -> set[Any]:
+    found, waiting = set(nodes), list(nodes)
+    while waiting:
+        more = [node for node in following(waiting.pop()) if node not in found]
+        found.update(more)
+        waiting += more
+    return found
+
+
+def _reshape(graph: Any, node: Any, sizes: Mapping[int, int], last: Mapping[int, int]) -> None:
+    """Give a `Reshape` a shape of its own with other numbers.
+
+    Args:
+        sizes: the new numbers, by the old ones.
+        last: those that the last number may be: one head may be as wide as there are heads.
+    """
     import onnx_ir as ir
 
-    if value is None or value.const_value is None or value.dtype != ir.DataType.INT64:
+    shape = node.inputs[1]
+    joined = shape.producer()
+    pieces = [shape] if joined is None else list(joined.inputs)
+    changed = list(pieces)
+    for place, value in enumerate(pieces):
+        if value is None or value.const_value is None or value.dtype != ir.DataType.INT64:
+            continue
+        numbers = value.const_value.numpy()
+        flat = [sizes.get(int(number), int(number)) for number in numbers.reshape(-1)]
+        if place == len(pieces) - 1 and flat:
+            flat[-1] = last.get(int(numbers.reshape(-1)[-1]), int(numbers.reshape(-1)[-1]))
+        if flat != numbers.reshape(-1).tolist():
+            name = f"{node.name}.shape.{place}"
+            tensor = ir.tensor(np.array(flat).reshape(numbers.shape), name=name)
+            changed[place] = ir.Value(name=name, const_value=tensor)
+            changed[place].dtype, changed[place].shape = ir.DataType.INT64, ir.Shape(numbers.shape)
+            graph.graph.register_initializer(changed[place])
+    if changed == pieces:
         return
-    numbers = value.const_value.numpy()
-    changed = np.array([sizes.get(int(number), int(number)) for number in numbers.reshape(-1)], np.int64)
-    if not np.array_equal(changed, numbers.reshape(-1)):
-        value.const_value = ir.tensor(changed.reshape(numbers.shape), name=value.name)
+    if joined is None:
+        node.replace_input_with(1, changed[0])
+        return
+    own = ir.Node(joined.domain, joined.op_type, changed, list(joined.attributes.values()), name=f"{node.name}.shape")
+    own.outputs[0].name = f"{node.name}.shape.joined"
+    graph.graph.insert_before(node, own)
+    node.replace_input_with(1, own.outputs[0])

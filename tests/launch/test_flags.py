@@ -60,6 +60,7 @@ FROZEN = """
 --compress_speedup        None
 --compress_speedup_batch  1
 --compress_speedup_length 128
+--compress_speedup_runtime 'onnx'    onnx openvino
 
 --compress_recipe         None       all-60 all-80 gmp-60 gmp-oneshot int8-only kd-int8 paper-all-60 paper-all-80 small
 --compress_config         None

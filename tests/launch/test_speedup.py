@@ -9,14 +9,25 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
-from hf_compress import PruningArguments, QuantizationArguments, Recipe, compress, finish, remove_groups
+from hf_compress import (
+    PruningArguments,
+    QuantizationArguments,
+    Recipe,
+    compress,
+    finish,
+    remove_groups,
+)
 from hf_compress.callbacks import progress
 from hf_compress.goals import SpeedArguments
 from hf_compress.launch import speed_goal
 from hf_compress.launch.flags import take_flags
+from hf_compress.models.blocks import find_groups
 from hf_compress.prune import Course, LatencyTable
 from hf_compress.prune.callback import KEPT
 from hf_compress.report.report import Report
+from hf_compress.speed import measuring
+from tests.architectures.families import FAMILIES
+from tests.architectures.methods import Bench
 from tests.invariants.harness import same
 from tests.tiny import NO_DROPOUT, bert
 
@@ -24,7 +35,7 @@ COURSES = (
     Course("neurons", count=64, blocks=2, kept=[2, 32, 64], shares=[0.6, 0.8, 1.0]),
     Course("heads", count=2, blocks=2, kept=[1, 2], shares=[0.9, 1.0]),
 )
-TABLE = LatencyTable(1, 32, 0.01, 0.5, COURSES, "int8", "ONNX Runtime 1.23, 1 thread", "a CPU, 2 cores")
+TABLE = LatencyTable("1 x 32 tokens", 0.01, 0.5, COURSES, "int8", "ONNX Runtime 1.23, 1 thread", "a CPU, 2 cores")
 
 
 @pytest.fixture
@@ -117,6 +128,25 @@ def test_speed_ups_out_of_range_are_refused(speedup: float) -> None:
         SpeedArguments(speedup)
 
 
+def test_an_unknown_runtime_is_refused() -> None:
+    with pytest.raises(ValueError, match="`--compress_speedup_runtime` must be of onnx, openvino; got 'torch'"):
+        SpeedArguments(2.0, compress_speedup_runtime="torch")
+
+
+@pytest.mark.parametrize("name", ["vit", "whisper"])
+def test_images_and_sounds_get_as_fast_as_asked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (family,) = (one for one in FAMILIES if one.name == name)
+    bench = Bench(family, tmp_path)
+    blocks = find_groups(bench.model(), ["neurons", "heads"])
+    sizes = {(block.kind, block.count): [one.kind for one in blocks].count(block.kind) for block in blocks}
+    courses = tuple(Course(*size, many, [1, size[1]], [0.4, 1.0]) for size, many in sizes.items())
+    table = replace(TABLE, courses=courses, least=0.2)
+    monkeypatch.setattr(speed_goal, "cached_table", lambda *_, **__: table)
+    run = compress(bench.trainer(bench.model(), "run"), Recipe(speed=SpeedArguments(1.5)))
+    run.train()
+    assert table.speedup(blocks, progress(run.state)[KEPT]) >= 1.5
+
+
 @pytest.mark.parametrize("option", ["compress_speedup_batch", "compress_speedup_length"])
 def test_empty_batches_are_refused(option: str) -> None:
     with pytest.raises(ValueError, match=f"`--{option}` must be at least 1; got 0"):
@@ -160,18 +190,33 @@ def test_a_new_speed_up_chooses_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("formats", [[], ["onnx"]], ids=["packed", "onnx"])
+@pytest.mark.parametrize(
+    ("formats", "runtime"),
+    [([], "onnx"), (["onnx"], "onnx"), (["openvino"], "openvino")],
+    ids=["packed", "onnx", "openvino"],
+)
 def test_report_and_card_say_what_was_reached(
-    asked: list, formats: list[str], tiny_dataset: Dataset, tmp_path: Path
+    asked: list, formats: list[str], runtime: str, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    run = compress(trainer(tmp_path, tiny_dataset), faster(1.5))
+    ran: list[str] = []
+    load, package = measuring.RUNTIMES[runtime]
+
+    def watched(path: Path, config: Any) -> Any:
+        ran.append(path.suffix)
+        return load(path, config)
+
+    monkeypatch.setattr(measuring, "RUNTIMES", {runtime: (watched, package)})
+    speed = SpeedArguments(1.5, compress_speedup_length=32, compress_speedup_runtime=runtime)
+    run = compress(trainer(tmp_path, tiny_dataset), Recipe(speed=speed))
     run.train()
     report = finish(run, main_metric="loss", formats=formats)
     assert report is not None
+    assert ran == [".onnx", ".xml" if formats == ["openvino"] else ".onnx"]
+    assert {call["runtime"] for call in asked} == {runtime}
     folder = tmp_path / "compressed"
     speed = Report.load(folder).speed
     assert speed is not None
-    assert (speed.target, speed.batch, speed.length) == (1.5, 1, 32)
+    assert (speed.target, speed.shape) == (1.5, "1 x 32 tokens")
     assert speed.predicted >= 1.5
     assert speed.measured.interval[0] <= speed.measured.ratio <= speed.measured.interval[1]
     kept = report.recipe.pruning.keeps

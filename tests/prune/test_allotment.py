@@ -13,7 +13,7 @@ from tests.tiny import bert
 
 NEURONS = Course("neurons", count=4, blocks=2, kept=[1, 2, 4], shares=[0.6, 0.65, 1.0])
 HEADS = Course("heads", count=2, blocks=2, kept=[1, 2], shares=[0.8, 1.0])
-TABLE = LatencyTable(1, 128, 0.01, 0.4, (NEURONS, HEADS), "int8", "ONNX Runtime, 1 thread", "a CPU")
+TABLE = LatencyTable("1 x 128 tokens", 0.01, 0.4, (NEURONS, HEADS), "int8", "ONNX Runtime, 1 thread", "a CPU")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ COURSES = (
     Course("neurons", count=64, blocks=2, kept=[2, 8, 16, 32, 48, 64], shares=[0.6, 0.62, 0.7, 0.8, 0.9, 1.0]),
     Course("heads", count=2, blocks=2, kept=[1, 2], shares=[0.8, 1.0]),
 )
-GOAL = SpeedGoal(1.6, LatencyTable(1, 128, 0.01, 0.4, COURSES, "int8", "ONNX Runtime", "a CPU"))
+GOAL = SpeedGoal(1.6, LatencyTable("1 x 128 tokens", 0.01, 0.4, COURSES, "int8", "ONNX Runtime", "a CPU"))
 KEEP = ["bert.encoder.layer.0=5", "bert.encoder.layer.1.attention=1"]
 PATTERN = "neurons+heads"
 
@@ -75,7 +75,7 @@ def test_a_resumed_run_repeats_the_choice(checkpoint: int, criterion: str, tmp_p
     whole.train()
     # On another machine, whose table would give other numbers.
     courses = (COURSES[1],)
-    other = SpeedGoal(1.1, LatencyTable(1, 128, 0.01, 0.5, courses, "int8", "ONNX Runtime", "another CPU"))
+    other = SpeedGoal(1.1, LatencyTable("1 x 128 tokens", 0.01, 0.5, courses, "int8", "ONNX Runtime", "another CPU"))
     resumed = run_of(tmp_path, 1, GOAL if checkpoint == 3 else other, prune_begin=0.3, prune_criterion=criterion)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{checkpoint}"))
     assert progress(resumed.state)[KEPT] == progress(whole.state)[KEPT] == found(whole)

@@ -14,7 +14,7 @@ HEADS = Course("heads", count=2, blocks=2, kept=[1, 2], shares=[0.8, 1.0])
 
 
 def table(least: float = 0.4) -> LatencyTable:
-    return LatencyTable(1, 128, 0.01, least, (NEURONS, HEADS), "int8", "ONNX Runtime, 1 thread", "a CPU")
+    return LatencyTable("1 x 128 tokens", 0.01, least, (NEURONS, HEADS), "int8", "ONNX Runtime, 1 thread", "a CPU")
 
 
 def test_what_blocks_save_adds_up() -> None:

@@ -25,7 +25,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[LatencyTab
 
     def measure(*given: Any, batch: int, length: int, **options: Any) -> LatencyTable:
         courses = (Course("heads", 2, 2, [1, 2], [0.5 + len(tables) / 10, 1.0]),)
-        tables.append(LatencyTable(batch, length, 0.01, 0.5, courses, "int8", "a runtime", "a machine"))
+        tables.append(LatencyTable(f"{batch} x {length} tokens", 0.01, 0.5, courses, "int8", "a runtime", "a machine"))
         return tables[-1]
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
@@ -57,6 +57,7 @@ def test_a_finished_folder_needs_no_other_table(measured: list[LatencyTable], tm
     [
         {"batch": 2},
         {"length": 64},
+        {"runtime": "openvino"},
         {"intermediate_size": 48},
         {"exclude": ["layer.0"]},
         {"quantization": QuantizationArguments(quant_scheme="int8-dynamic")},

@@ -53,13 +53,12 @@ def _goal_words(report: Report) -> Markdown | None:
     if speed is None:
         return None
     least, most = speed.measured.interval
-    shape = f"{speed.batch} x {speed.length} tokens"
     missed = " The target is missed." if speed.missed else ""
     return Markdown(
-        f"The target was {speed.target:g} times the speed of the whole model in the same number format, at {shape}. "
-        f"Measured: **{speed.measured.ratio:.2f}** times (95 % interval {least:.2f} to {most:.2f}); expected before "
-        f"training: {speed.predicted:.2f}. Both graphs took turns in {text(speed.runtime)} on {text(speed.machine)}."
-        f"{missed}"
+        f"The target was {speed.target:g} times the speed of the whole model in the same number format, at "
+        f"{speed.shape}. Measured: **{speed.measured.ratio:.2f}** times (95 % interval {least:.2f} to {most:.2f}); "
+        f"expected before training: {speed.predicted:.2f}. Both graphs took turns in {text(speed.runtime)} on "
+        f"{text(speed.machine)}.{missed}"
     )
 
 
