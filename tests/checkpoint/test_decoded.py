@@ -18,6 +18,8 @@ from hf_compress_cli import app
 from tests.quantized import quantized
 from tests.tiny import bert
 
+# Transformers says so of each option of loading, which is given this way.
+pytestmark = pytest.mark.filterwarnings("ignore:You passed .quantization_config. or equivalent")
 ROOT = Path(__file__).parents[2]
 
 

@@ -17,7 +17,7 @@ from tests.hub import seeds
 
 RECIPE = Recipe(
     DistillationArguments(distill_teacher="self"),
-    PruningArguments(prune_sparsity=0.6),
+    PruningArguments(prune_sparsity=0.6, prune_every=1),
     QuantizationArguments(quant_scheme="int8"),
 )
 

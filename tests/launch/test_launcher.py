@@ -34,7 +34,7 @@ from hf_compress.report.report import Report
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests" / "launched"
-ALL = ["--distill_teacher", "self", "--prune_sparsity", "0.5", "--quant_scheme", "int8"]
+ALL = ["--distill_teacher", "self", "--prune_sparsity", "0.5", "--prune_every", "1", "--quant_scheme", "int8"]
 SMALL = "--max_steps 8 --per_device_train_batch_size 8 --learning_rate 1e-3 --use_cpu --save_strategy no"
 SMALL += " --disable_tqdm true --report_to none --logging_steps 2"
 
@@ -162,7 +162,7 @@ def test_a_budget_becomes_a_recipe_that_is_shown(
     text_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(SCRIPTS / "train_text.py"), *text_options, "--do_train", "--do_eval"]
-    assert launch.main([*arguments, "--compress_budget_mb", "0.033", "--prune_every", "1"]) == 0
+    assert launch.main([*arguments, "--compress_budget_mb", "0.033"]) == 0
     chosen = Report.load(tmp_path / "out" / "compressed").recipe
     assert chosen.quantization.enabled and chosen.budget.compress_budget_mb == 0.033
     assert f"Recipe: {chosen.name}" in capsys.readouterr().err
