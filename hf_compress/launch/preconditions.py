@@ -12,7 +12,7 @@ from hf_compress.distill.teacher import SELF
 from hf_compress.export.formats import check_formats, check_recipe
 from hf_compress.models.finite import refuse_broken
 from hf_compress.models.heads import bare
-from hf_compress.models.saving import refuse_unsavable
+from hf_compress.models.saving import refuse_changed, refuse_unsavable
 from hf_compress.models.sentences import place_of_transformer, sentence_kind
 from hf_compress.models.targets import transformer
 from hf_compress.prune.coverage import pruned_layers
@@ -67,6 +67,7 @@ def check_compressible(trainer: Trainer, recipe: Recipe, formats: Sequence[str] 
             f"{type(trainer).__name__} trains a {type(inner).__name__}. In code, pass `callbacks=recipe.callbacks()` "
             "to the Trainer, and call `save_compressed` with the Transformers model inside."
         )
+    refuse_changed(inner)
     if recipe.vocabulary.enabled and inner.main_input_name != "input_ids":
         raise ValueError(
             f"`--compress_vocabulary` removes tokens, and this {type(inner).__name__} reads "
