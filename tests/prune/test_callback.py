@@ -291,22 +291,22 @@ def test_masks_take_one_byte_per_prunable_weight(tiny_bert, tiny_dataset: Datase
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("step", [1, 3, 4, 6, 8])
 def test_a_resumed_run_equals_the_uninterrupted_one(
-    step: int, scope: str, make_bert: Callable, tiny_dataset: Dataset, tmp_path: Path
+    scope: str, make_bert: Callable, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     settings = {"save_strategy": "steps", "save_steps": 1}
     pruning = {"prune_every": 3, "prune_begin": 0.2, "prune_scope": scope}
     whole = trainer(make_bert(), tiny_dataset, tmp_path, pruning, **settings)
     whole.train()
-    resumed = trainer(make_bert(seed=1), tiny_dataset, tmp_path, pruning, **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
-    for (name, parameter), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(parameter, other), name
-        states = whole.optimizer.state[parameter], resumed.optimizer.state[other]
-        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), name
-    history = [[entry.get("sparsity") for entry in run.state.log_history] for run in (whole, resumed)]
-    assert history[0] == history[1]
+    for step in (8, 6, 4, 3, 1):  # Each run writes the checkpoints behind its own anew.
+        resumed = trainer(make_bert(seed=1), tiny_dataset, tmp_path, pruning, **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        for (name, parameter), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+            assert torch.equal(parameter, other), (step, name)
+            states = whole.optimizer.state[parameter], resumed.optimizer.state[other]
+            assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), (step, name)
+        history = [[entry.get("sparsity") for entry in run.state.log_history] for run in (whole, resumed)]
+        assert history[0] == history[1], step
 
 
 def test_a_kept_weight_that_becomes_zero_does_not_break_resume(
