@@ -181,9 +181,10 @@ def warn_of_one_leap(arguments: PruningArguments, timetable: Timetable, max_step
     """Warn if all weights are pruned at once because the phase of pruning is short."""
     steps = timetable.end - timetable.begin
     if steps <= arguments.prune_every and not CRITERIA[arguments.prune_criterion].corrects:
+        remedy = "Lower it, or train longer." if arguments.prune_every > 1 else "Train longer."
         warnings.warn(
             f"`--prune_every {arguments.prune_every}` prunes in one leap: only {steps} of {max_steps} steps are "
-            "between `--prune_begin` and `--prune_end`. Lower it, or train longer.",
+            f"between `--prune_begin` and `--prune_end`. {remedy}",
             stacklevel=3,
         )
 

@@ -517,9 +517,21 @@ def test_a_run_too_short_for_its_schedule_is_refused(tiny_bert, tiny_dataset: Da
     assert not watcher.sparsity
 
 
-def test_pruning_in_one_leap_warns(tiny_bert, tiny_dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"`--prune_every 10` prunes in one leap: only 5 of 10 steps"):
-        trainer(tiny_bert, tiny_dataset, tmp_path, {"prune_every": 10}).train()
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prune_every": 10}, "only 5 of 10 steps .* Lower it, or train longer"),
+        (
+            {"prune_every": 1, "prune_end": 0.2},
+            r"only 1 of 10 steps are between `--prune_begin` and `--prune_end`\. Train",
+        ),
+    ],
+)
+def test_pruning_in_one_leap_warns(
+    options: dict[str, Any], said: str, tiny_bert, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match=f"`--prune_every {options['prune_every']}` prunes in one leap: {said}"):
+        trainer(tiny_bert, tiny_dataset, tmp_path, options).train()
     assert zeros(tiny_bert) == {name: round(0.6 * size) for name, size in sizes(tiny_bert).items()}
 
 
