@@ -146,7 +146,9 @@ def _compared(name: str, like: Tensor) -> Callable[..., Any]:
     """Return the kernel, or raise an error unless it gives the bits of its function."""
     kernel = cast(Callable[..., Any], getattr(importlib.import_module(KERNELS), name))
     function, samples = FUNCTIONS[name]
-    for sample in samples(like.dtype):
+    with torch.device("cpu"):  # Another one may be the default.
+        given = list(samples(like.dtype))
+    for sample in given:
         moved = tree_map(lambda item: item.to(like.device) if isinstance(item, Tensor) else item, sample)
         found = kernel(*moved)
         if found is None or not same_bits(function(*moved), found):

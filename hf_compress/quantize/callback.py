@@ -22,7 +22,7 @@ from hf_compress.models.sentences import pooling_of
 from hf_compress.models.sharding import is_sharded, refuse_shards, reshard
 from hf_compress.models.targets import quantizable, token_embedding, transformer, whole
 from hf_compress.quantize.arguments import QuantizationArguments
-from hf_compress.quantize.ranges import RANGE_WARMUP, moved, refuse_plain_loading, unseen
+from hf_compress.quantize.ranges import RANGE_WARMUP, moved, negated_low, refuse_plain_loading, unseen
 from hf_compress.quantize.requirements import log_quantized, refuse_unsupported
 from hf_compress.quantize.spending import Masks, spend
 from hf_compress.quantize.trimming import trim
@@ -172,18 +172,18 @@ class QuantizationCallback(TrainerCallback):
         # One process may have seen what another has not; all must send messages of the same length, or none.
         steps = torch.stack([unseen(layer) if layer.step_range is None else layer.step_range for layer in layers])
         # Extremes of all processes in one message: the negated minimum makes both a maximum.
-        sign = steps.new_tensor([-1.0, 1.0])
-        extremes = torch.where(steps.isnan(), math.inf, steps * sign)
+        extremes = torch.where(steps.isnan(), math.inf, negated_low(steps))
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
         broken = extremes.isposinf().any(dim=1, keepdim=True)
-        seen, past = extremes * sign, torch.stack([layer.input_range for layer in layers])
+        seen, past = negated_low(extremes), torch.stack([layer.input_range for layer in layers])
         average = moved(seen, past, warming_up=state.global_step < RANGE_WARMUP)
         average = torch.where(broken, past, average)
         self._skipped = self._skipped + broken.sum()
-        for layer, bounds in zip(layers, average, strict=True):
-            layer.input_range.copy_(bounds)
-            layer.step_range = unseen(layer)
+        torch._foreach_copy_([layer.input_range for layer in layers], list(average.unbind()))
+        nothing = unseen(layers[0])
+        for layer in layers:
+            layer.step_range = nothing.clone()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -60,7 +60,15 @@ def unseen(layer: CompressedLayer) -> Tensor:
     A compiled forward always finds a tensor here, a different one in each layer. None in the first micro-batch of a
     step, or one tensor for all layers, would double the graphs of the compiler.
     """
-    return layer.input_range.new_tensor([math.inf, -math.inf])
+    # Not from a list: copying it to a GPU would wait until the GPU has computed all that is queued.
+    nothing = torch.full_like(layer.input_range, math.inf)
+    nothing[1].neg_()
+    return nothing
+
+
+def negated_low(ranges: Tensor) -> Tensor:
+    """Return ranges (layers, 2) with the lower ends negated, so that the wider range has the greater numbers."""
+    return torch.stack([-ranges[:, 0], ranges[:, 1]], dim=1)
 
 
 @torch.no_grad()

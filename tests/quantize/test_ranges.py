@@ -9,10 +9,12 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_compress import PruningArguments, QuantizationArguments, Recipe
-from hf_compress.layers.turning import compressed_layers
+from hf_compress import PruningArguments, QuantizationArguments, QuantizationCallback, Recipe
+from hf_compress.layers.grids import SCHEMES
+from hf_compress.layers.turning import compressed_layers, turn
 from hf_compress.quantize.ranges import RANGE_MOMENTUM, RANGE_REACH
 
 MakeBert = Callable[..., PreTrainedModel]
@@ -130,3 +132,39 @@ def test_a_model_that_is_not_finite_is_refused(
     said = r"training diverged: \d+ of \d+ .* at step 10, for example bert\..*; the logged `\w+` is not finite since"
     with pytest.raises(RuntimeError, match=said):
         run.train()
+
+
+class Tensors(TorchDispatchMode):
+    """Counts operations, and remembers the devices of what they return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.devices = 0, set[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.count += not func.is_view
+        self.devices |= {result.device.type} if isinstance(result, torch.Tensor) else set()
+        return result
+
+
+def operations(count: int) -> Tensors:
+    """What moving the ranges of that many layers computes after a step, as if they were on a GPU."""
+    callback = QuantizationCallback(QuantizationArguments(quant_scheme="int8"))
+    grids = SCHEMES["int8"]
+    with torch.device("meta"):
+        layers: Any = [turn(nn.Linear(2, 2), "linear", grids.weight, grids.activation) for _ in range(count)]
+        for layer in layers:
+            layer.observing, layer.step_range = True, torch.ones(2)
+    callback._layers = layers
+    with Tensors() as seen:
+        callback.on_pre_optimizer_step(None, TrainerState(global_step=30), TrainerControl())  # type: ignore[arg-type]
+    assert len({id(layer.step_range) for layer in layers}) == count
+    return seen
+
+
+def test_moving_ranges_never_waits_for_a_gpu() -> None:
+    """A copy of a list from the CPU would wait until the GPU has computed all that is queued."""
+    few, more = operations(2), operations(5)
+    assert few.devices == {"meta"}
+    assert more.count - few.count == 3  # One for each layer.
