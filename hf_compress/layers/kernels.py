@@ -232,7 +232,7 @@ def _mask_by_steps(gradient, values, found, step, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at, mask = row * width + column, column < width
-    inside = tl.abs(_read(values + at, mask)) < _LIMIT * tl.load(step + row)
+    inside = tl.abs(_read(values + at, mask)) < tl.load(step + row) * _LIMIT
     slope = tl.load(gradient + at, mask=mask & inside, other=0.0)
     tl.store(found + at, slope, mask=mask)
 
