@@ -55,8 +55,9 @@ class Depth:
     @classmethod
     def of(cls, config: PreTrainedConfig) -> "Depth | None":
         """Return what the configuration of a model says; None if no layer was dropped."""
-        dropped = getattr(config, DROPPED, None)
-        return cls(config.num_hidden_layers + len(dropped), list(dropped)) if dropped else None
+        tower = _tower(config)
+        dropped = getattr(tower, DROPPED, None)
+        return cls(tower.num_hidden_layers + len(dropped), list(dropped)) if dropped else None
 
 
 def remove_layers(model: PreTrainedModel) -> Depth | None:
@@ -93,11 +94,18 @@ def remove_layers(model: PreTrainedModel) -> Depth | None:
 def whole_depth(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the configuration of the model before layers were dropped."""
     whole = copy.deepcopy(config)
-    for name, value in (getattr(config, UNCUT, None) or {}).items():
-        setattr(whole, name, value)
+    tower = _tower(whole)
+    for name, value in (getattr(tower, UNCUT, None) or {}).items():
+        setattr(tower, name, value)
     for entry in (DROPPED, UNCUT):
-        vars(whole).pop(entry, None)
+        vars(tower).pop(entry, None)
     return whole
+
+
+def _tower(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the part of a configuration that says which layers were dropped: for the image tower of CLIP, its own."""
+    tower = getattr(config, "vision_config", None)
+    return tower if tower is not None and hasattr(tower, DROPPED) else config
 
 
 @dataclass(frozen=True)
@@ -129,8 +137,6 @@ def rehearse(model: PreTrainedModel | PeftModel) -> Rehearsal:
     """
     plain = _plain(unadapted(model))
     name, (_, layers) = type(plain).__name__, stack_of(plain)
-    if layers_config(plain) is not plain.config:
-        raise NoLayers(f"the depth of {name} is said by a part of its configuration, `vision_config`")
     if getattr(plain.config, "scale_attn_by_inverse_layer_idx", False):
         raise NoLayers(f"the layers of {name} compute with their own number")
     if patched := [type(layer).__name__ for layer in layers if "forward" in vars(layer)]:
@@ -181,13 +187,14 @@ def _take_out(model: PreTrainedModel, gone: Collection[int]) -> None:
     """Take layers out of `model` in place, and let its configuration and its declared widths follow."""
     name, layers = stack_of(model)
     kept = [number for number in range(len(layers)) if number not in gone]
-    before, known = dict(vars(model.config)), Depth.of(model.config) or Depth(len(layers))
-    shorten(model.config, kept)
+    config = layers_config(model)
+    before, known = dict(vars(config)), Depth.of(model.config) or Depth(len(layers))
+    shorten(config, kept)
     uncut = dict(before.get(UNCUT) or {})
-    for option, value in vars(model.config).items():
+    for option, value in vars(config).items():
         if option in before and before[option] != value:
             uncut.setdefault(option, before[option])
-    model.config.update({UNCUT: uncut, DROPPED: sorted([*known.dropped, *(known.kept[number] for number in gone)])})
+    config.update({UNCUT: uncut, DROPPED: sorted([*known.dropped, *(known.kept[number] for number in gone)])})
     owner, _, own = name.rpartition(".")
     setattr(model.get_submodule(owner), own, nn.ModuleList([layers[number] for number in kept]))
     for new, old in enumerate(kept):

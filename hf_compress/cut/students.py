@@ -57,7 +57,7 @@ def student_from(model: PreTrainedModel, layers: int | Sequence[int]) -> PreTrai
     decodes = any("decoder" in name.split(".") for name in kept)
     shorten(described, layers, ["num_hidden_layers", *([deep] if deep and decodes else [])])
     for entry in (DROPPED, UNCUT):  # The student is another model, in which nothing was dropped.
-        vars(config).pop(entry, None)
+        vars(layers_config(model, config)).pop(entry, None)
     with torch.random.fork_rng(
         devices=[]
     ):  # Keep the random state, so that training draws the same batches as without.

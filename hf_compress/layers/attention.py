@@ -16,7 +16,7 @@ from transformers.masking_utils import eager_mask
 
 from hf_compress.layers.affine import fake_quantize_affine
 from hf_compress.layers.grids import SMALLEST_SCALE, Grid, Grids, divided
-from hf_compress.layers.probe import attention_modules, remember_attention
+from hf_compress.layers.probe import attention_modules, given_terms, remember_attention
 from hf_compress.layers.rounded import CompressedLayer
 from hf_compress.layers.turning import switched_off
 from hf_compress.models.targets import named_modules
@@ -26,6 +26,7 @@ IMPLEMENTATION, OPERANDS = "hf_compress", "operands"
 RANGED, PROBABILITIES = ("query", "key", "value"), "probabilities"
 # The arguments that the attention of a model may have to be computed here.
 _KNOWN = {"module", "query", "key", "value", "attention_mask", "scaling", "dropout", "position_bias", "kwargs"}
+_IN_MASK = "sliding_window"  # What the mask already says.
 
 
 class Operand(CompressedLayer):
@@ -226,7 +227,9 @@ def _own_attention(module: nn.Module) -> Callable[..., Any] | None:
 def _check(name: str, module: nn.Module) -> None:
     """Refuse a module whose "eager" attention is another function than ours."""
     own = _own_attention(module)
-    unknown = ["its own"] if own is None else sorted(set(inspect.signature(own).parameters) - _KNOWN)
+    unknown = ["its own"] if own is None else sorted({*inspect.signature(own).parameters} - {*_KNOWN, _IN_MASK})
+    if own is not None and (given := given_terms(module)) is not None:
+        unknown = [term for term in unknown if term in given]  # Gemma 3 gives no softcap, though one could be given.
     if own is not None and not unknown and not _agrees(module, own):
         unknown = ["additional terms"]
     if unknown:
@@ -244,8 +247,9 @@ def _agrees(module: nn.Module, own: Callable[..., Any]) -> bool:
     heads = (getattr(module, "num_key_value_groups", 1), 1, 1)
     query, key, value = (torch.randn(1, number, 3, 4, generator=draw).to(like) for number in heads)
     mask = torch.full((1, 1, 3, 3), torch.finfo(like.dtype).min).triu(1).to(like)
+    windows = {_IN_MASK: 1} if _IN_MASK in inspect.signature(own).parameters else {}
     try:
-        theirs = own(module, query, key, value, mask, scaling=0.7, dropout=0.0)[0]
+        theirs = own(module, query, key, value, mask, scaling=0.7, dropout=0.0, **windows)[0]
     except (AttributeError, RuntimeError, TypeError):  # It needs more than these numbers.
         return False
     ours = _attend(lambda _, values: values, query, key, value, mask, scaling=0.7)[0]

@@ -13,8 +13,9 @@ from transformers.masking_utils import eager_mask
 from hf_compress.models.heads import find_head
 from hf_compress.models.targets import named_modules
 
-# The attention function that finds its callers, and the attribute of a model that keeps their names.
-_PROBE, _FOUND = "hf_compress_probe", "_hf_compress_attention"
+# The attention function that finds its callers, the attribute of a model that keeps their names, and that of a module
+# which keeps the names of the terms that it gives.
+_PROBE, _FOUND, _GIVEN = "hf_compress_probe", "_hf_compress_attention", "_hf_compress_given"
 _callers: list[nn.Module] = []
 
 
@@ -42,6 +43,15 @@ def attention_modules(model: PreTrainedModel, exclude: Sequence[str] = ()) -> di
 def remember_attention(model: PreTrainedModel, names: Iterable[str]) -> None:
     """Keep the names with the model, for when it cannot be run: one process alone cannot run sharded weights."""
     setattr(model, _FOUND, list(names))
+
+
+def given_terms(module: nn.Module) -> frozenset[str] | None:
+    """Return the terms that a module of attention gives beside queries, keys, values and mask, without those of None.
+
+    None if it has not been asked.
+    """
+    found: frozenset[str] | None = vars(module).get(_GIVEN)
+    return found
 
 
 @torch.no_grad()
@@ -90,8 +100,9 @@ def _note_caller(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Note the module that asks for attention. Only the shape of the result is right."""
+    """Note the module that asks for attention, and the terms it gives. Only the shape of the result is right."""
     _callers.append(module)
+    vars(module)[_GIVEN] = frozenset(name for name, term in kwargs.items() if term is not None)
     return F.scaled_dot_product_attention(query, key, value, enable_gqa=True).transpose(1, 2).contiguous(), None
 
 

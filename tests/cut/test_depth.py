@@ -16,9 +16,11 @@ from transformers import (
 
 from hf_compress import Recipe, remove_layers, save_compressed, student_from
 from hf_compress.cut.depth import Depth, rehearse, whole_depth
+from hf_compress.models.heads import find_head
 from hf_compress.models.skipping import skip, skipped_layers
 from hf_compress.models.stacks import NoLayers, stack_of
 from tests.cut.test_students import SEQ2SEQ, SEQUENCE, STACKS, deep
+from tests.invariants.test_images_and_sounds import CONFIGS
 from tests.tiny import bert
 
 ONE_STACK = [name for name in STACKS if name not in ("t5", "bart")]
@@ -99,6 +101,26 @@ def test_a_backbone_says_its_last_stage_after_a_cut(tmp_path: Path) -> None:
         loaded = type(model).from_pretrained(save_compressed(cut, tmp_path / name, Recipe()))
         assert loaded.config.stage_names == ["stem", "stage1", "stage2"] and loaded.config.out_features == ["stage2"]
     assert whole_depth(Dinov2Config.from_pretrained(tmp_path / "dropped")).stage_names == model.config.stage_names
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_an_image_tower_says_its_own_depth(name: str, tmp_path: Path) -> None:
+    config = CONFIGS[name]()
+    config.vision_config.num_hidden_layers = 4
+    model = AutoModelForImageClassification.from_config(config).eval()
+    assert rehearse(model).droppable == [0, 1, 2, 3]
+    pixels = find_head(model).example_batch(model)
+    for number in (2, 1):
+        skip(stack_of(model)[1][number], rehearse(model).beside)
+    with torch.no_grad():
+        before = model(**pixels).logits
+        loaded = type(model).from_pretrained(save_compressed(model, tmp_path / "saved", Recipe())).eval()
+        assert torch.equal(loaded(**pixels).logits, before)
+    assert Depth.of(loaded.config) == Depth(4, [1, 2]) == remove_layers(model)
+    assert whole_depth(loaded.config).vision_config.num_hidden_layers == 4
+    skip(stack_of(model)[1][0], rehearse(model).beside)
+    assert remove_layers(model) == Depth(4, [0, 1, 2])
+    assert Depth.of(student_from(loaded, [0]).config) is None, "a student is another model"
 
 
 def test_a_model_as_wide_as_it_is_deep_keeps_its_layers() -> None:

@@ -1,5 +1,6 @@
 """The products inside attention: what is rounded, by which ranges, and which models are refused."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,37 @@ def test_attention_that_is_more_than_products_is_refused(kind: str, changes: dic
     with pytest.raises(ValueError, match=rf"`--quant_scheme int8-attention`.* {said}.* `int8`\."):
         round_attention(model, SCHEME)
     assert not operands(model)
+
+
+CAPPED = [("gemma2", {"attn_logit_softcapping": None}), ("gemma3_text", {})]
+
+
+@pytest.mark.parametrize(("kind", "changes"), CAPPED, ids=[kind for kind, _ in CAPPED])
+def test_a_term_that_a_model_does_not_give_is_no_obstacle(kind: str, changes: dict[str, Any]) -> None:
+    model = build(kind, num_key_value_heads=1, head_dim=16, **changes)
+    round_attention(model, SCHEME)
+    assert operands(model)
+
+
+def test_a_window_that_attention_looks_at_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("mistral", num_key_value_heads=1)
+    home = sys.modules[type(model).__module__]
+    own = home.eager_attention_forward
+
+    def looking(
+        module: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        attention_mask: Any,
+        sliding_window: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        return own(module, query, key, value, None if sliding_window else attention_mask, **kwargs)
+
+    monkeypatch.setattr(home, "eager_attention_forward", looking)
+    with pytest.raises(ValueError, match="has additional terms"):
+        round_attention(model, SCHEME)
 
 
 def test_an_adapter_and_nothing_to_round_are_refused(tiny_bert: Any) -> None:
