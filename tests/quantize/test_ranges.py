@@ -16,6 +16,7 @@ from hf_compress import PruningArguments, QuantizationArguments, QuantizationCal
 from hf_compress.layers.grids import SCHEMES
 from hf_compress.layers.turning import compressed_layers, turn
 from hf_compress.quantize.ranges import RANGE_MOMENTUM, RANGE_REACH
+from tests.tiny import NO_DROPOUT, bert
 
 MakeBert = Callable[..., PreTrainedModel]
 
@@ -72,6 +73,12 @@ def trained(
     return run
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A run on the values as they are."""
+    return trained(bert(**NO_DROPOUT), tiny_dataset, tmp_path_factory.mktemp("undisturbed"), {})
+
+
 def width(model: PreTrainedModel) -> float:
     low, high = compressed_layers(model)["bert.encoder.layer.0.output.dense"].input_range.tolist()
     return high - low
@@ -79,9 +86,8 @@ def width(model: PreTrainedModel) -> float:
 
 @pytest.mark.parametrize(("step", "value"), [(0, math.nan), (9, math.inf), (9, -math.inf)])
 def test_extremes_that_are_not_finite_are_skipped(
-    step: int, value: float, make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
+    step: int, value: float, undisturbed: Trainer, make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
-    undisturbed = trained(make_bert(), tiny_dataset, tmp_path, {})
     run = trained(make_bert(), tiny_dataset, tmp_path, {step: value})
     ranges = [one.input_range for one in compressed_layers(run.model).values() if one.has_range]
     assert all(one.isfinite().all() for one in ranges)
@@ -93,9 +99,8 @@ def test_extremes_that_are_not_finite_are_skipped(
 
 @pytest.mark.parametrize(("step", "value"), [(0, 1e6), (1, 1e30), (12, -1e30), (26, 1e6)])
 def test_one_outlier_cannot_widen_a_range_beyond_use(
-    step: int, value: float, make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
+    step: int, value: float, undisturbed: Trainer, make_bert: MakeBert, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
-    undisturbed = trained(make_bert(), tiny_dataset, tmp_path, {})
     run = trained(make_bert(), tiny_dataset, tmp_path, {step: value})
     growth = RANGE_MOMENTUM + (1 - RANGE_MOMENTUM) * RANGE_REACH
     assert width(run.model) <= (RANGE_REACH if step == 0 else 2 * growth) * width(undisturbed.model)
