@@ -116,7 +116,7 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
             named["resume_from_checkpoint"] = _checkpoint(self, named.get("resume_from_checkpoint"))
         try:
             result = train(**named)
-        except ValueError as error:
+        except (RuntimeError, ValueError) as error:
             if _is_refusal(error):
                 raise SystemExit(f"Error: {printable(str(error))}") from error
             raise
@@ -132,9 +132,14 @@ def trainers_compress(launched: Launched) -> Iterator[None]:
             setattr(Trainer, name, function)
 
 
-def _is_refusal(error: ValueError) -> bool:
-    """Return whether one of our callbacks raised `error` before the first step, because of an option or the model."""
+def _is_refusal(error: RuntimeError | ValueError) -> bool:
+    """Return whether one of our callbacks raised `error` because of an option, the model or how training ended.
+
+    That is any `ValueError` before the first step, and a `RuntimeError` of ours: training diverged or stopped early.
+    """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if type(error) is RuntimeError:
+        return str(frames[-1].f_globals.get("__name__")).startswith("hf_compress.")
     begun = [frame.f_globals.get("__name__", "") for frame in frames if frame.f_code.co_name == "on_train_begin"]
     return any(name.partition(".")[0] == "hf_compress" for name in begun)
 

@@ -673,6 +673,16 @@ def test_two_processes_write_one_report_and_repeatable_weights(
     assert weights[0] == weights[1]
 
 
+def test_a_training_that_diverged_ends_in_one_sentence(
+    text_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*text_options, "--do_train", "--learning_rate", "1e38", "--quant_scheme", "int8"]
+    assert launch.main([str(SCRIPTS / "train_text.py"), *options]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("Error: training diverged: ") and "Lower `--learning_rate`" in said
+    assert not (tmp_path / "out" / "compressed").exists()
+
+
 def test_text_in_place_of_a_number_is_refused_at_once(
     text_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
