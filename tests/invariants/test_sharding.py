@@ -156,7 +156,13 @@ def odd_bert() -> BertForSequenceClassification:
     return bert(**sizes, **NO_DROPOUT)
 
 
-def train(model: PreTrainedModel, plan: Recipe, shard: Callable[[nn.Module], None], folder: Path) -> dict[str, Any]:
+def train(
+    model: PreTrainedModel,
+    plan: Recipe,
+    shard: Callable[[nn.Module], None],
+    folder: Path,
+    batch: dict[str, Tensor] | None = None,
+) -> dict[str, Any]:
     """Train with AdamW, evaluate after each step; `shard` is called where a Trainer wraps the model."""
     pruning, quantization = PruningCallback, QuantizationCallback
     callbacks = [callback for callback in plan.callbacks() if isinstance(callback, pruning | quantization)]
@@ -170,8 +176,9 @@ def train(model: PreTrainedModel, plan: Recipe, shard: Callable[[nn.Module], Non
     call("on_init_end")
     shard(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2, weight_decay=0.1)
-    batch = {name: torch.stack([row[name] for row in rows(16)]) for name in rows(1)[0]}
-    batch["labels"] = batch["labels"].float()
+    if batch is None:
+        batch = {name: torch.stack([row[name] for row in rows(16)]) for name in rows(1)[0]}
+        batch["labels"] = batch["labels"].float()
     call("on_train_begin")
     losses, zeros = [], []
     for step in range(6):
