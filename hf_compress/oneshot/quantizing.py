@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_compress.checkpoint.aside import check_free, written_aside
+from hf_compress.checkpoint.aside import check_free, sweep, written_aside
 from hf_compress.checkpoint.save import save_compressed
 from hf_compress.export.formats import FORMATS, check_recipe, exported
 from hf_compress.goals import BudgetArguments
@@ -92,6 +92,7 @@ def quantize_once(
         0.0067
     """
     target, author = check_free(out), read_author(card_metadata, "--card_metadata")
+    sweep(target.parent)
     options = QuantizationArguments(quant_scheme=scheme, quant_exclude=list(exclude))
     recipe = Recipe(quantization=options, budget=BudgetArguments(compress_budget_mb=budget_mb))
     if unknown := [name for name in formats if name not in FORMATS]:

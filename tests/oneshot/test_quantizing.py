@@ -155,6 +155,7 @@ def test_the_first_token_may_follow_padding() -> None:
 
 
 def test_the_command_says_what_was_reached(dense: Path, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / ".small-killed.partial" / "new").mkdir(parents=True)  # Of a process that was killed.
     words = [
         "quantize",
         str(dense),
@@ -171,6 +172,7 @@ def test_the_command_says_what_was_reached(dense: Path, texts: Path, tmp_path: P
     assert "hf-compress inspect" in result.stdout
     again = runner.invoke(app, words)
     assert again.exit_code == 1 and "is not empty" in again.stderr and "Traceback" not in again.output
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
 @pytest.mark.parametrize(
