@@ -69,7 +69,10 @@ cards: $(READY)
 
 # The cells go into the package too: `hf-compress study suggest` reads them.
 study-report: $(READY)
-	$(BIN)/hf-compress study report examples/study/results/*.jsonl.zst --out docs/study --document docs/study.md
+	$(BIN)/hf-compress study report examples/study/results/offline-small.jsonl.zst --out docs/study \
+		--document docs/study.md
+	$(BIN)/hf-compress study report examples/study/results/offline-taught.jsonl.zst --out docs/study/taught \
+		--document docs/study-taught.md
 	cp docs/study/cells.csv hf_compress/study/analysis/shipped.csv
 
 # As PyPI will get it. `--strict`: a description that PyPI cannot render fails.
