@@ -195,10 +195,14 @@ document.querySelectorAll("th button").forEach((button) => button.addEventListen
   body.append(...[...body.rows].sort(compare));
 }));
 
-// Watch the width only: drawing and unfolding change the height.
+// Watch the width only: drawing and unfolding change the height. The first call is ours, because an observer hears of a
+// size only with a frame, which a page that nobody looks at may never have.
+const main = document.querySelector("main");
 let width = 0;
-new ResizeObserver(([main]) => {
-  if (main.contentRect.width === width) return;
-  width = main.contentRect.width;
+function fit() {
+  if (main.clientWidth === width) return;
+  width = main.clientWidth;
   drawAll();
-}).observe(document.querySelector("main"));
+}
+fit();
+new ResizeObserver(fit).observe(main);
