@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from hf_compress.study.grid.sources import EXTRA, Sources
 from hf_compress.study.report.certainty import noise
 from hf_compress.study.report.certainty import paired as paired_table
 from hf_compress.study.report.claims import claims
+from hf_compress.study.report.plots import draw_all
 from tests.study.conftest import synthetic_results
 
 DEV, FURTHER = 200, 4000
@@ -86,6 +88,17 @@ def test_tables_and_claims_say_which_rows_they_use(findings: Findings) -> None:
     rows = {row["task"]: row for row in noise(findings).rows}
     assert (rows["sst2"]["on"], rows["cola"]["on"]) == ("further rows", "dev split")
     assert rows["sst2"]["extra_error"] < 0.3 * rows["sst2"]["dev_error"] and rows["cola"]["extra_error"] is None
+
+
+def test_a_long_title_does_not_reach_the_other_plot(
+    findings: Findings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{task} on 10,000 further rows" for task in ("cola", "mnli", "qqp", "sst2", "stsb")]
+    monkeypatch.setattr(Findings, "named_tasks", names)
+    draw_all(findings, tmp_path)
+    lines = [line.text or "" for line in ElementTree.parse(tmp_path / "figure1.svg").iterfind(".//{*}text")]
+    assert all(name in " ".join(lines) for name in names)
+    assert max(map(len, lines)) <= 62
 
 
 def test_cells_are_paired_with_their_controls_by_rows(findings: Findings) -> None:

@@ -1,5 +1,6 @@
 """The plots of a study's report, as SVG and PNG."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 # Colour shows distillation and pruning; fill shows quantization, so plots can be read without colours.
 COLOURS = {"": "#59636e", "kd": "#0072b2", "mp": "#d55e00", "kd+mp": "#00875a"}
+TITLE = 62  # Characters that fit above one of two plots.
 PLOTS = ("figure1", "front", "interactions", "multiplicativity")
 
 
@@ -91,7 +93,8 @@ def _plain(text: str) -> str:
 def _figure1(findings: Findings) -> "Figure":
     figure, (left, right) = _figure(10.5, 4.6, 2)
     _curves(left, lines(findings, ANALYTIC), "analytic MB")
-    left.set_title(f"ours: mean of {_plain(', '.join(findings.named_tasks))}", fontsize=9, loc="left")
+    title = f"ours: mean of {', '.join(findings.named_tasks)}"
+    left.set_title("\n".join(map(_plain, textwrap.wrap(title, TITLE))), fontsize=9, loc="left")
     left.set_ylabel("mean score")
     _curves(right, paper_lines(), "analytic MB")
     right.set_title("paper: mean of eight GLUE tasks", fontsize=9, loc="left")
