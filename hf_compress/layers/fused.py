@@ -104,9 +104,8 @@ def same_bits(one: Any, other: Any) -> bool:
     integers = {2: torch.int16, 4: torch.int32}[one.dtype.itemsize]
     same = (one.view(integers) == other.view(integers)) | (one.isnan() & other.isnan())
     if one.ndim == 0:
-        same = same | (
-            one == other
-        )  # Versions of PyTorch differ in the sign of a bound that is zero. It has no effect.
+        # Versions of PyTorch differ in the sign of a bound that is zero. It has no effect.
+        same = same | (one == other)
     return bool(same.all())
 
 
